@@ -1,0 +1,1 @@
+"""Data sets on disk -> batches: readers, augmentation, loading."""

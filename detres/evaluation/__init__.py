@@ -1,0 +1,1 @@
+"""Evaluation protocols: COCO, PASCAL VOC."""
