@@ -1,0 +1,30 @@
+"""Shared fixtures: where the real photographs are, and small models that build in milliseconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED_DATA = Path(os.environ.get("DETRES_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Return a function: name of a folder of real photographs -> its path; skips the test when it is not there."""
+
+    def find(name: str) -> Path:
+        path = SHARED_DATA / name
+        if not path.exists():
+            pytest.skip(f"real data not found at {path} (set DETRES_TEST_DATA to the folder that holds {name.split('/')[0]})")
+        return path
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
