@@ -89,6 +89,9 @@ class ClassMap:
         return ", ".join(f"{i}={n}" for i, n in zip(self.source_ids, self.names, strict=True))
 
 
+_ROWS = ("image_files", "image_sizes", "boxes", "labels", "areas", "crowd", "difficult")
+
+
 @dataclass(frozen=True)
 class Annotations:
     """A whole annotated data set in flat arrays: the objects of image n are rows offsets[n]:offsets[n + 1].
@@ -135,6 +138,41 @@ class Annotations:
     @property
     def num_objects(self) -> int:
         return len(self.boxes)
+
+    @classmethod
+    def concatenate(cls, parts: list[Annotations]) -> Annotations:
+        """Return several data sets with the same classes as one; one part is returned as it is.
+
+        Raises ClassMismatchError when their classes differ, ValueError when an image id is in two of them. Annotation ids
+        that collide are numbered anew.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        for part in parts[1:]:
+            parts[0].class_map.require_same(part.class_map, parts[0].source, part.source)
+        image_ids = np.concatenate([part.image_ids for part in parts])
+        unique, counts = np.unique(image_ids, return_counts=True)
+        if len(unique) < len(image_ids):
+            raise ValueError(f"image {unique[counts > 1][0]} is in more than one of {', '.join(part.source for part in parts)}")
+        starts = np.cumsum([0] + [part.num_objects for part in parts])
+        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
+        ids = np.concatenate([part.ids for part in parts])
+        if len(np.unique(ids)) < len(ids):
+            ids = np.arange(1, len(ids) + 1)
+        dropped: dict[str, int] = {}
+        for part in parts:
+            for reason, count in part.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+        rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ROWS}
+        return cls(
+            source=" + ".join(part.source for part in parts),
+            class_map=parts[0].class_map,
+            image_ids=image_ids,
+            offsets=np.concatenate([np.zeros(1, np.int64), *offsets]),
+            ids=ids,
+            dropped=dropped,
+            **rows,
+        )
 
     def target(self, index: int) -> Target:
         """Return the Target of image `index`, boxes in the pixels of the image as read; (0, 4) boxes when it has none."""

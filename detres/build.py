@@ -1,0 +1,205 @@
+"""The one bridge from configuration to objects: data sets, detector, optimizer settings, evaluation, weights files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from backbones import create_backbone
+from detres.config import Config, DataConfig, ModelConfig, check
+from detres.data.coco import read_coco
+from detres.data.loader import DetectionDataset, eval_loader
+from detres.data.shapes import ensure_shapes
+from detres.data.transforms import EvalTransform, TrainTransform
+from detres.data.voc import read_voc
+from detres.engine.checkpoint import load_model_state, load_weights, require_metadata, save_weights
+from detres.evaluation.coco_ap import CocoResult, evaluate_coco
+from detres.evaluation.detect import detect
+from detres.evaluation.voc_ap import VocResult, evaluate_voc
+from detres.models.anchors import AnchorGenerator
+from detres.models.box_coder import BoxCoder
+from detres.models.faster_rcnn import FasterRCNN, PixelNormalizer
+from detres.models.matcher import Matcher
+from detres.models.roi_head import BoxPredictor, RoIHead
+from detres.models.roi_pool import RoIPooler
+from detres.models.rpn import RPN, ProposalCounts, RPNHead
+from detres.models.sampler import Sampler
+from detres.structures import Annotations, ClassMap, Predictions
+
+WEIGHTS_METADATA = ("format", "model", "classes", "data", "eval", "step")
+
+
+def build_detector(config: ModelConfig, num_classes: int, *, pretrained: bool = True) -> FasterRCNN:
+    """Return the detector for K = `num_classes` classes, channels last, on the CPU.
+
+    pretrained: load `config.backbone.weights`; False where a checkpoint is about to fill every weight anyway. Raises what
+    backbones.create_backbone raises for an unknown name or unusable weights.
+    """
+    backbone = create_backbone(
+        config.backbone.name,
+        stride_placement=config.backbone.stride_placement,
+        norm=config.backbone.norm,
+        num_classes=0,
+        freeze_at=config.backbone.freeze_at,
+        weights=config.backbone.weights if pretrained else None,
+    )
+    head_channels = backbone.channels["conv5"]
+    conv5 = backbone.pop_stage("conv5")
+    channels, stride = backbone.channels["conv4"], backbone.strides["conv4"]
+    anchors = AnchorGenerator(
+        sizes=config.anchors.sizes, aspect_ratios=config.anchors.aspect_ratios, stride=stride, style=config.anchors.style
+    )
+    rpn = RPN(
+        head=RPNHead(
+            in_channels=channels, width=config.rpn.width, num_anchors=anchors.num_anchors, objectness=config.rpn.objectness
+        ),
+        anchors=anchors,
+        box_coder=BoxCoder(),
+        matcher=Matcher(
+            fg_iou_thresh=config.rpn.fg_iou_thresh, bg_iou_thresh=config.rpn.bg_iou_thresh, allow_low_quality=True
+        ),
+        sampler=Sampler(batch_size=config.rpn.batch_size, positive_fraction=config.rpn.positive_fraction),
+        train_counts=ProposalCounts(config.rpn.train_pre_nms_top_n, config.rpn.train_post_nms_top_n),
+        test_counts=ProposalCounts(config.rpn.test_pre_nms_top_n, config.rpn.test_post_nms_top_n),
+        nms_thresh=config.rpn.nms_thresh,
+        min_size=config.rpn.min_size,
+        train_anchors=config.rpn.train_anchors,
+        smooth_l1_beta=config.rpn.smooth_l1_beta,
+    )
+    roi_head = RoIHead(
+        pooler=RoIPooler(
+            kind=config.roi.pool, output_size=config.roi.pool_size, sampling_ratio=config.roi.sampling_ratio, stride=stride
+        ),
+        conv5=conv5,
+        predictor=BoxPredictor(in_channels=head_channels, num_classes=num_classes),
+        box_coder=BoxCoder(config.roi.box_weights),
+        matcher=Matcher(
+            fg_iou_thresh=config.roi.fg_iou_thresh, bg_iou_thresh=config.roi.bg_iou_thresh, bg_iou_floor=config.roi.bg_iou_floor
+        ),
+        sampler=Sampler(batch_size=config.roi.batch_size, positive_fraction=config.roi.positive_fraction),
+        score_thresh=config.roi.score_thresh,
+        nms_thresh=config.roi.nms_thresh,
+        detections_per_image=config.roi.detections_per_image,
+        smooth_l1_beta=config.roi.smooth_l1_beta,
+    )
+    normalizer = PixelNormalizer(mean=config.input.mean, std=config.input.std, channel_order=config.input.channel_order)
+    detector = FasterRCNN(
+        normalizer=normalizer,
+        backbone=backbone,
+        rpn=rpn,
+        roi_head=roi_head,
+        shorter=config.input.shorter,
+        longer=config.input.longer,
+    )
+    return detector.to(memory_format=torch.channels_last)
+
+
+def with_data_root(data: DataConfig, root: str | Path | None) -> DataConfig:
+    """Return `data` with its root settled: `root` (--data), else the config's, else the environment variable DETRES_DATA.
+
+    Raises ValueError when none of the three is given, FileNotFoundError when the folder is not there. The shapes data
+    need none.
+    """
+    chosen = root or data.root or os.environ.get("DETRES_DATA")
+    if data.format == "shapes":
+        return data.model_copy(update={"root": str(root or data.root) if root or data.root else None})
+    if not chosen:
+        raise ValueError("where are the data? Give --data FOLDER, or data.root in the config, or the environment variable DETRES_DATA")
+    if not Path(chosen).is_dir():
+        raise FileNotFoundError(f"data folder {chosen} does not exist or is not a folder")
+    return data.model_copy(update={"root": str(chosen)})
+
+
+def read_split(data: DataConfig, split: str, *, boxes: str | None = None) -> Annotations:
+    """Read the `split` ("train" or "val") of a data configuration whose root is settled.
+
+    boxes: the box policy, by default the configuration's for train; ground truth for scoring is kept as it stands
+    ("keep"), so that the numbers are those of the official tools.
+    """
+    policy = boxes or (data.boxes if split == "train" else "keep")
+    if data.format == "shapes":
+        root = ensure_shapes(
+            Path(data.root) if data.root else None, num_train=data.shapes_train, num_val=data.shapes_val
+        )
+        return read_coco(root / "annotations" / f"{split}.json", root / split, classes=data.classes, boxes=policy)
+    root = Path(data.root)
+    if data.format == "voc":
+        return read_voc(root, list(getattr(data, split)), classes=data.classes, boxes=policy)
+    files, folders = getattr(data, split), getattr(data, f"{split}_images")
+    parts = [
+        read_coco(root / file, root / folder, classes=data.classes, boxes=policy)
+        for file, folder in zip(files, folders, strict=True)
+    ]
+    return Annotations.concatenate(parts)
+
+
+def build_train_set(config: Config) -> DetectionDataset:
+    """Return the training images with their augmentation; raises when no object is left to learn from."""
+    annotations = read_split(config.data, "train")
+    transform = TrainTransform(
+        shorter=config.model.input.train_shorter or (config.model.input.shorter,),
+        longer=config.model.input.longer,
+        flip=config.data.flip,
+        color=config.data.color,
+    )
+    return DetectionDataset(annotations, transform)
+
+
+def build_val_set(model: ModelConfig, annotations: Annotations) -> DetectionDataset:
+    """Return the held-out images at test size."""
+    return DetectionDataset(annotations, EvalTransform(shorter=model.input.shorter, longer=model.input.longer))
+
+
+def score(protocol: str, truth: Annotations, predictions: Predictions) -> CocoResult | VocResult:
+    """Score predictions with "coco", "voc07" or "voc12"."""
+    if protocol == "coco":
+        return evaluate_coco(truth, predictions)
+    return evaluate_voc(truth, predictions, metric=protocol)
+
+
+def build_evaluation(
+    config: Config, model: nn.Module, truth: Annotations, device: torch.device
+) -> Callable[[], tuple[CocoResult | VocResult, Predictions]]:
+    """Return a function that runs `model` over the held-out images and scores what it finds."""
+    loader = eval_loader(
+        build_val_set(config.model, truth), batch_size=config.eval.batch_size, num_workers=config.data.workers
+    )
+
+    def evaluate() -> tuple[CocoResult | VocResult, Predictions]:
+        predictions = detect(model, loader, truth.class_map, device)
+        return score(config.eval.protocol, truth, predictions), predictions
+
+    return evaluate
+
+
+def save_detector(path: Path, detector: nn.Module, config: Config, class_map: ClassMap, step: int) -> None:
+    """Write a weights file that is enough by itself: weights, model and data configuration, classes, protocol."""
+    metadata = {
+        "format": "detres-detector-1",
+        "model": config.model.model_dump_json(),
+        "classes": json.dumps(class_map.to_dict()),
+        "data": config.data.model_dump_json(),
+        "eval": config.eval.model_dump_json(),
+        "step": str(step),
+    }
+    save_weights(path, detector.state_dict(), metadata=metadata)
+
+
+def load_detector(path: Path) -> tuple[FasterRCNN, Config, ClassMap]:
+    """Rebuild a detector from a file of `save_detector`: the model in eval mode, its configuration, its classes.
+
+    Raises ValueError naming the file when it is no detres weights file or its weights do not fit its configuration.
+    """
+    tensors, metadata = load_weights(path)
+    require_metadata(metadata, WEIGHTS_METADATA, path)
+    tree = {key: json.loads(metadata[key]) for key in ("model", "data", "eval")}
+    config = check(Config, {"name": Path(path).stem, "train": {"steps": 1}, **tree}, str(path))
+    class_map = ClassMap.from_dict(json.loads(metadata["classes"]))
+    detector = build_detector(config.model, len(class_map), pretrained=False)
+    load_model_state(detector, tensors, path)
+    return detector.eval(), config, class_map
