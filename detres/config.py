@@ -36,7 +36,7 @@ class BackboneConfig(Section):
     name: str = "resnet101"
     stride_placement: Literal["original", "torchvision"] = "original"  # stride 2 in the 1x1 (paper) or the 3x3 of a bottleneck
     norm: Literal["frozen", "batch", "group"] = "frozen"  # paper, appendix A: batch norm is fixed in detection
-    freeze_at: Annotated[int, Field(ge=0, le=5)] = 2  # conv1 and conv2_x stay as pretrained (py-faster-rcnn, Detectron)
+    freeze_at: Annotated[int, Field(ge=0, le=4)] = 2  # conv1 and conv2_x stay as pretrained (py-faster-rcnn, Detectron)
     weights: str | None = None  # a file, or a published name such as torchvision/resnet101.v1
 
     @model_validator(mode="after")
