@@ -1,241 +1,288 @@
-"""The embedded data set: shapes drawn on textured backgrounds, written once as JPEG files and COCO JSON.
+"""shapes: the embedded default data set, drawn by OpenCV into ordinary JPEG files and COCO JSON.
 
-Afterwards it is an ordinary COCO data set and is read as one.
+Six outlines on textured backgrounds. Colours, sizes, rotations and aspect ratios are shared by all classes, so only the
+outline tells them apart. Objects hide and leave the image in part, some images have none, and a few hold a crowd region.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-import tempfile
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-VERSION = 1
-"""Part of the folder's name: raised whenever the drawing changes, so that old and new never mix."""
+SHAPES_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
+"""The classes in label order; category ids are 1..6."""
 
-MIN_VISIBLE = 0.35
-"""Share of a shape that must be seen; one hidden further by those on top of it is not annotated."""
+_VERSION = 1  # of the drawing: part of the folder's name, raised whenever a pixel or a box would change
+_SPLITS = ("train", "val")
 
-_SUBPIXEL_BITS = 4
+_SIDES = (192, 256)  # px, of the image
+_SIZES = (16.0, 110.0)  # px, longest side of an object, log-uniform but for fewer small ones
+_CROWD_SIZES = (9.0, 16.0)
+_EMPTY_SHARE, _CROWD_SHARE = 0.06, 0.04  # of the images
+_MAX_OBJECTS = 7
+_MIN_INSIDE = 0.5  # share of an object inside the image
+_MIN_VISIBLE = 0.35  # share of an object neither outside the image nor hidden
+_MIN_CONTRAST = 90.0  # RGB distance between a fill and what it covers
 
 
 def ensure_shapes(cache: Path | None = None, *, num_train: int = 1000, num_val: int = 200, seed: int = 0) -> Path:
-    """Return the folder of the shapes data, drawing them first if they are not there.
+    """Return the folder of the shapes data, drawing it on the first call (about 10 s for 1,200 images).
 
-    cache: where such folders are kept; None: $DETRES_CACHE, else ~/.cache/detres. Layout: train/*.jpg, val/*.jpg,
-    annotations/train.json, annotations/val.json. Image i of a split depends on (seed, split, i) alone. The folder is drawn
-    under a temporary name and renamed, so a crash leaves nothing half done and two processes may draw at once.
+    The folder holds train/*.jpg, val/*.jpg, annotations/train.json and annotations/val.json. It is a sub-folder of `cache`
+    (default: the environment variable DETRES_CACHE, else ~/.cache/detres) named after version and arguments; it appears
+    whole or not at all, also when several processes ask at once. Image i of a split depends on (seed, split, i) alone.
+
+    Boxes are amodal and clipped: they hold the whole outline, hidden parts too, as far as it is inside the image, tight to
+    the pixel. `area` counts the same pixels. Every object has at least 35 % of its area in sight. A crowd is 15 to 30 small
+    overlapping shapes of one class under one box with iscrowd 1.
+
+    Raises ValueError for fewer than one image a split or a negative seed, NotADirectoryError when `cache` is a file.
     """
-    base = Path(cache) if cache else Path(os.environ.get("DETRES_CACHE") or Path.home() / ".cache" / "detres")
-    folder = base / f"shapes-v{VERSION}-{num_train}-{num_val}-{seed}"
+    if num_train < 1 or num_val < 1 or seed < 0:
+        raise ValueError(f"shapes: num_train {num_train}, num_val {num_val} and seed {seed} must be at least 1, 1 and 0")
+    cache = cache or Path(os.environ.get("DETRES_CACHE") or Path.home() / ".cache" / "detres")
+    if cache.exists() and not cache.is_dir():
+        raise NotADirectoryError(f"the cache folder {cache} is a file; give another folder in DETRES_CACHE")
+    folder = cache / f"shapes-v{_VERSION}-{num_train}-{num_val}-{seed}"
     if folder.is_dir():
         return folder
-    base.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=base))
+
+    unfinished = cache / f".{folder.name}-{uuid.uuid4().hex}"
     try:
-        (temporary / "annotations").mkdir()
-        for number, (split, count) in enumerate((("train", num_train), ("val", num_val))):
-            _write_split(temporary, split, count, (seed, number))
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same images
-                raise
+        for split, num_images in zip(_SPLITS, (num_train, num_val), strict=True):
+            _write_split(unfinished, split, num_images, seed)
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first, with the same content
+            raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def _write_split(root: Path, split: str, count: int, seed: tuple[int, int]) -> None:
-    (root / split).mkdir()
+@dataclass(frozen=True)
+class ShapesObject:
+    """One annotated object: label 1..6, mask (H, W) bool of its whole outline inside the image, crowd."""
+
+    label: int
+    mask: np.ndarray
+    crowd: bool
+
+
+def draw_shapes_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[ShapesObject]]:
+    """Return image `index` of a split, (H, W, 3) uint8 RGB with sides of 192 to 256 px, and its objects, later ones on top.
+
+    A pure function of its arguments; about 6 % of the images have no object. Raises ValueError for an unknown split.
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"shapes has the splits {_SPLITS}, not '{split}'")
+    rng = np.random.default_rng((seed, _SPLITS.index(split), index))
+    height, width = rng.integers(_SIDES[0], _SIDES[1] + 1, size=2)
+    canvas = _background(rng, height, width)
+    _clutter(rng, canvas)
+    objects: list[ShapesObject] = []
+    if rng.random() < _EMPTY_SHARE:
+        return canvas, objects
+    in_sight: list[np.ndarray] = []
+    least_visible: list[float] = []
+    if rng.random() < _CROWD_SHARE:
+        crowd = _paint_crowd(rng, canvas)
+        objects.append(crowd)
+        in_sight.append(crowd.mask)
+        least_visible.append(_MIN_VISIBLE * crowd.mask.sum())
+    for _ in range(rng.integers(1, _MAX_OBJECTS + 1)):
+        label = int(rng.integers(1, len(SHAPES_CLASSES) + 1))
+        size = _SIZES[0] * (_SIZES[1] / _SIZES[0]) ** (rng.random() ** 0.65)
+        for _ in range(10):
+            alpha, whole_area = _rasterise(rng, label, size, _centre(rng, height, width, size), (height, width))
+            mask = alpha >= 128
+            remaining = [seen & ~mask for seen in in_sight]
+            hides = any(seen.sum() < least for seen, least in zip(remaining, least_visible, strict=True))
+            if not hides and mask.sum() >= _MIN_INSIDE * whole_area:
+                _paint(rng, canvas, alpha)
+                objects.append(ShapesObject(label, mask, crowd=False))
+                in_sight = [*remaining, mask]
+                least_visible.append(_MIN_VISIBLE * whole_area)
+                break
+    return canvas, objects
+
+
+def _write_split(root: Path, split: str, num_images: int, seed: int) -> None:
+    (root / split).mkdir(parents=True)
+    (root / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
-    for index in range(count):
-        pixels, objects = draw_image(np.random.default_rng((*seed, index)))
-        name = f"{index:05d}.jpg"
-        cv2.imwrite(str(root / split / name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
-        images.append({"id": index + 1, "file_name": name, "height": pixels.shape[0], "width": pixels.shape[1]})
-        for record in objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **record})
+    for index in range(num_images):
+        pixels, objects = draw_shapes_image(seed, split, index)
+        image_id, name = index + 1, f"{index + 1:06d}.jpg"
+        _, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
+        _write(root / split / name, data.tobytes())
+        images.append({"id": image_id, "file_name": name, "height": pixels.shape[0], "width": pixels.shape[1]})
+        for item in objects:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": item.label,
+                    "bbox": [float(value) for value in cv2.boundingRect(item.mask.astype(np.uint8))],
+                    "area": float(item.mask.sum()),
+                    "iscrowd": int(item.crowd),
+                }
+            )
     content = {
-        "info": {"description": f"detres shapes v{VERSION}, {split}"},
+        "info": {"description": f"detres shapes v{_VERSION}, {split}, seed {seed}"},
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": k, "name": name} for k, name in enumerate(SHAPES, start=1)],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(SHAPES_CLASSES, start=1)],
     }
-    (root / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
+    _write(root / "annotations" / f"{split}.json", json.dumps(content).encode())
 
 
-def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
-    """Return one image (H, W, 3) uint8 BGR and its COCO annotations (category_id, bbox, area, iscrowd).
-
-    0 to 7 shapes of 16 to 110 px, turned, stretched, partly covered by later ones or cut by the border; sometimes a crowd: a
-    heap of tiny shapes of one class, annotated as one iscrowd box. A box encloses the whole outline inside the image,
-    hidden parts included; area is the same outline's.
-    """
-    height, width = (int(side) for side in rng.integers(192, 257, 2))
-    image = _background(rng, height, width)
-    for _ in range(rng.integers(0, 7)):
-        _draw_clutter(rng, image)
-    objects: list[tuple[int, np.ndarray, np.ndarray]] = []  # class, whole mask, mask still visible
-    crowd = _draw_crowd(rng, image) if rng.random() < 0.06 else None
-    num_shapes = 0 if rng.random() < 0.06 else int(rng.integers(1, 8))
-    for _ in range(num_shapes):
-        size = float(np.exp(rng.uniform(np.log(18), np.log(110))))
-        kind = int(rng.integers(len(SHAPES)))
-        mask = _shape_mask(rng, kind, size, height, width, margin=0.25 * size)
-        if crowd is not None and (mask & crowd[1]).any():
-            continue
-        covered = [(visible & ~mask).sum() < MIN_VISIBLE * whole.sum() for _, whole, visible in objects]
-        if mask.sum() < 80 or any(covered):
-            continue
-        _paint(rng, image, mask)
-        objects = [(k, whole, visible & ~mask) for k, whole, visible in objects] + [(kind, mask, mask)]
-    records = [_record(kind, whole, is_crowd=False) for kind, whole, _ in objects]
-    if crowd is not None:
-        records.append(_record(*crowd, is_crowd=True))
-    grain = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(1, 6)
-    image = np.clip(image + grain, 0, 255).astype(np.uint8)
-    if rng.random() < 0.25:
-        image = cv2.GaussianBlur(image, (3, 3), 0)
-    return image, records
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _record(kind: int, mask: np.ndarray, *, is_crowd: bool) -> dict:
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    x, y = int(columns[0]), int(rows[0])
-    return {
-        "category_id": kind + 1,
-        "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-        "area": int(mask.sum()),
-        "iscrowd": int(is_crowd),
-    }
+def _outline(label: int) -> list[np.ndarray]:
+    """Contours (P, 2) of a class about the origin; a second contour is a hole."""
+
+    def around(num: int, radii: tuple[float, ...] = (1.0,)) -> np.ndarray:
+        angles = np.arange(num) * (2 * math.pi / num)
+        return np.stack((np.cos(angles), np.sin(angles)), axis=1) * np.resize(radii, num)[:, None]
+
+    match SHAPES_CLASSES[label - 1]:
+        case "circle":
+            return [around(48)]
+        case "square":
+            return [around(4)]
+        case "triangle":
+            return [around(3)]
+        case "star":
+            return [around(10, (1.0, 0.42))]
+        case "cross":
+            arm = 0.3
+            quarter = np.array([(1.0, -arm), (1.0, arm), (arm, arm)])
+            turn = np.array([(0.0, 1.0), (-1.0, 0.0)])
+            return [np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)])]
+        case _:
+            return [around(48), around(48, (0.55,))]
+
+
+def _centre(rng: np.random.Generator, height: int, width: int, size: float) -> tuple[float, float]:
+    """Centre (x, y) px: mostly with the object inside the image, sometimes anywhere, so that the border cuts it."""
+    margin = 0.0 if rng.random() < 0.15 else size / 2
+    return rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
+
+
+def _rasterise(
+    rng: np.random.Generator, label: int, size: float, centre: tuple[float, float], canvas_size: tuple[int, int]
+) -> tuple[np.ndarray, float]:
+    """Coverage (H, W) uint8 of a shape turned and stretched at random, and its area in px^2 with what is outside."""
+    stretch, angle = math.exp(rng.uniform(-0.22, 0.22)), rng.uniform(0, 2 * math.pi)
+    turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
+    contours = [points @ np.diag((stretch, 1 / stretch)) @ turn for points in _outline(label)]
+    low, high = contours[0].min(axis=0), contours[0].max(axis=0)
+    scale = size / (high - low).max()
+    contours = [(points - (low + high) / 2) * scale + centre for points in contours]
+    areas = [cv2.contourArea(points.astype(np.float32)) for points in contours]
+    alpha = np.zeros(canvas_size, np.uint8)
+    cv2.fillPoly(alpha, [np.round(points * 16).astype(np.int32) for points in contours], 255, cv2.LINE_AA, shift=4)
+    return alpha, areas[0] - sum(areas[1:])
+
+
+def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: np.ndarray) -> None:
+    """Blend one shape into the canvas: fill, and by chance texture, outline, shadow, soft edge."""
+    x, y, w, h = cv2.boundingRect(alpha)
+    patch = np.s_[max(0, y - 8) : y + h + 8, max(0, x - 8) : x + w + 8]
+    cover, below = alpha[patch].astype(np.float32) / 255, canvas[patch].astype(np.float32)
+    size = max(w, h)
+    if rng.random() < 0.3:
+        dx, dy = rng.uniform(-0.08, 0.08, size=2) * size
+        moved = cv2.warpAffine(cover, np.array([(1, 0, dx), (0, 1, dy)], np.float32), cover.shape[::-1])
+        below *= 1 - rng.uniform(0.25, 0.55) * cv2.GaussianBlur(moved, (0, 0), rng.uniform(1.0, 3.0))[..., None]
+    covered = below[cover > 0].mean(axis=0)
+    colour = rng.uniform(0, 255, size=3)
+    while np.linalg.norm(colour - covered) < _MIN_CONTRAST:
+        colour = rng.uniform(0, 255, size=3)
+    fill = np.broadcast_to(colour.astype(np.float32), below.shape)
+    if rng.random() < 0.3:
+        fill = fill + _pattern(rng, *cover.shape)[..., None] * rng.normal(0, 45, size=3).astype(np.float32)
+    if rng.random() < 0.35:
+        thickness = 1 + 2 * int(rng.integers(0, 1 + max(1, size // 30)))
+        inner = cv2.erode(cover, np.ones((thickness + 2, thickness + 2)), borderType=cv2.BORDER_REPLICATE)[..., None]
+        fill = inner * fill + (1 - inner) * (colour * rng.uniform(0.2, 0.6)).astype(np.float32)
+    if rng.random() < 0.2:
+        cover = cv2.GaussianBlur(cover, (0, 0), rng.uniform(0.5, 1.1))
+    canvas[patch] = np.clip(below + cover[..., None] * (fill - below), 0, 255).astype(np.uint8)
+
+
+def _paint_crowd(rng: np.random.Generator, canvas: np.ndarray) -> ShapesObject:
+    label = int(rng.integers(1, len(SHAPES_CLASSES) + 1))
+    height, width = canvas.shape[:2]
+    spread = rng.uniform(10, 18, size=2)
+    middle = np.array([rng.uniform(60, width - 60), rng.uniform(60, height - 60)])
+    mask = np.zeros((height, width), bool)
+    for _ in range(rng.integers(15, 31)):
+        centre = middle + spread * rng.standard_normal(2).clip(-2, 2)
+        alpha, _ = _rasterise(rng, label, rng.uniform(*_CROWD_SIZES), tuple(centre), (height, width))
+        _paint(rng, canvas, alpha)
+        mask |= alpha >= 128
+    return ShapesObject(label, mask, crowd=True)
+
+
+def _pattern(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A field (H, W) float32 in about -1..1: a ramp, stripes or noise of several octaves."""
+    kind = rng.integers(3)
+    if kind == 0:
+        return _noise(rng, height, width, 1)[..., 0]
+    angle = rng.uniform(0, 2 * math.pi)
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    along = x * math.cos(angle) + y * math.sin(angle)
+    return along if kind == 1 else np.sin(along * rng.uniform(4, 40) + rng.uniform(0, 2 * math.pi))
+
+
+def _noise(rng: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:
+    """Smooth noise (H, W, channels) float32, the sum of random grids of growing fineness and falling weight."""
+    total = np.zeros((height, width, channels), np.float32)
+    for octave in range(5):
+        cells = 2 ** (octave + 1)
+        grid = rng.uniform(-1, 1, size=(cells, cells, channels)).astype(np.float32)
+        layer = cv2.resize(grid, (int(width), int(height)), interpolation=cv2.INTER_CUBIC)
+        total += layer.reshape(total.shape) * rng.uniform(0.3, 1.0) * 0.7**octave
+    return total
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Noise of several octaves between two colours, with a gradient and sometimes stripes."""
-    field = np.zeros((height, width), np.float32)
-    for octave in range(1, 6):
-        cells = rng.random((2**octave + 1, 2**octave + 1), dtype=np.float32)
-        field += cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC) * rng.uniform(0.3, 1.0) / octave
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    angle = rng.uniform(0, 2 * np.pi)
-    along = x * np.cos(angle) + y * np.sin(angle)
-    field += along / 250 * rng.uniform(0, 1)
-    if rng.random() < 0.35:
-        field += np.sin(along * 2 * np.pi / rng.uniform(8, 40)) * rng.uniform(0.1, 0.5)
-    field = (field - field.min()) / max(float(np.ptp(field)), 1e-6)
-    low, high = _color(rng), _color(rng)
-    return (low + (high - low) * field[..., None]).astype(np.uint8)
+    colour, drift = rng.uniform(20, 235, size=3).astype(np.float32), rng.normal(0, 30, size=3).astype(np.float32)
+    canvas = colour + _pattern(rng, height, width)[..., None] * drift
+    canvas += _noise(rng, height, width, 3) * rng.uniform(4, 16)
+    canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * rng.uniform(1, 7)
+    return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
-def _color(rng: np.random.Generator) -> np.ndarray:
-    return rng.uniform(15, 240, 3).astype(np.float32)
-
-
-def _draw_clutter(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Lines, specks and open arcs: things to be told from shapes."""
-    height, width = image.shape[:2]
-    color = tuple(float(value) for value in _color(rng))
-    start = (int(rng.integers(width)), int(rng.integers(height)))
-    kind = rng.integers(3)
-    if kind == 0:
-        end = (int(rng.integers(width)), int(rng.integers(height)))
-        cv2.line(image, start, end, color, int(rng.integers(1, 4)), cv2.LINE_AA)
-    elif kind == 1:
-        for _ in range(rng.integers(3, 12)):
-            offset = rng.normal(0, 15, 2)
-            center = (int(start[0] + offset[0]), int(start[1] + offset[1]))
-            cv2.circle(image, center, int(rng.integers(1, 4)), color, -1, cv2.LINE_AA)
-    else:
-        axes = (int(rng.integers(10, 50)), int(rng.integers(10, 50)))
-        cv2.ellipse(image, start, axes, float(rng.uniform(0, 180)), 0, float(rng.uniform(60, 200)), color, 2, cv2.LINE_AA)
-
-
-def _draw_crowd(rng: np.random.Generator, image: np.ndarray) -> tuple[int, np.ndarray]:
-    """Draw a heap of small shapes of one class; return the class and the mask of them all."""
-    height, width = image.shape[:2]
-    kind = int(rng.integers(len(SHAPES)))
-    center = rng.uniform((40, 40), (width - 40, height - 40))
-    heap = np.zeros((height, width), bool)
-    for _ in range(rng.integers(15, 31)):
-        mask = _shape_mask(rng, kind, float(rng.uniform(9, 15)), height, width, at=center + rng.uniform(-30, 30, 2))
-        _paint(rng, image, mask)
-        heap |= mask
-    return kind, heap
-
-
-def _shape_mask(
-    rng: np.random.Generator,
-    kind: int,
-    size: float,
-    height: int,
-    width: int,
-    *,
-    margin: float = 0.0,
-    at: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return the mask (H, W) bool of a randomly turned and stretched shape whose centre is at most `margin` px from the border."""
-    center = rng.uniform((margin, margin), (width - margin, height - margin)) if at is None else at
-    angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.0)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    outlines = [(outline * (1.0, stretch)) @ turn.T * size / 2 + center for outline in _OUTLINES[SHAPES[kind]]]
-    canvas = np.zeros((height, width), np.uint8)
-    points = [np.round(outline * (1 << _SUBPIXEL_BITS)).astype(np.int32) for outline in outlines]
-    cv2.fillPoly(canvas, points, 1, shift=_SUBPIXEL_BITS)  # even-odd: the inner outline of a ring is a hole
-    return canvas.astype(bool)
-
-
-def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None:
-    """Fill the mask with a colour that stands out from what lies under it, sometimes shaded, striped or outlined."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    if len(rows) == 0:
-        return
-    window = np.s_[max(rows[0] - 2, 0) : rows[-1] + 3, max(columns[0] - 2, 0) : columns[-1] + 3]
-    patch, mask = image[window], mask[window]
-    under = patch[mask].mean(axis=0)
-    color = max((_color(rng) for _ in range(4)), key=lambda c: min(float(np.abs(c - under).sum()), 150.0) + rng.uniform(0, 1))
-    fill = np.broadcast_to(color, patch.shape).astype(np.float32).copy()
-    style = rng.random()
-    if style < 0.4:
-        fill += np.linspace(-1, 1, patch.shape[1], dtype=np.float32)[None, :, None] * rng.uniform(-25, 25)
-    elif style < 0.55:
-        stripes = np.arange(patch.shape[0], dtype=np.float32)[:, None, None]
-        fill += np.sign(np.sin(stripes * 2 * np.pi / rng.uniform(6, 14))) * rng.uniform(8, 25)
-    alpha = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0.6)[..., None]
-    painted = np.clip(patch * (1 - alpha) + fill * alpha, 0, 255).astype(np.uint8)
-    if rng.random() < 0.35:
-        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(painted, contours, -1, tuple(float(v) for v in color * rng.uniform(0.3, 0.7)), 1, cv2.LINE_AA)
-    image[window] = painted
-
-
-def _outlines() -> dict[str, list[np.ndarray]]:
-    """Return the outlines of every shape around (0, 0) within the unit circle."""
-    around = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    circle = np.stack((np.cos(around), np.sin(around)), axis=1)
-    corners = np.pi / 4 + np.pi / 2 * np.arange(4)
-    thirds = 2 * np.pi / 3 * np.arange(3)
-    tips = np.pi / 5 * np.arange(10)
-    radius = np.where(np.arange(10) % 2 == 0, 1.0, 0.42)
-    arm = 0.3
-    cross = np.array([
-        (arm, 1), (arm, arm), (1, arm), (1, -arm), (arm, -arm), (arm, -1),
-        (-arm, -1), (-arm, -arm), (-1, -arm), (-1, arm), (-arm, arm), (-arm, 1),
-    ])  # fmt: skip
-    return {
-        "circle": [circle],
-        "square": [np.stack((np.cos(corners), np.sin(corners)), axis=1)],
-        "triangle": [np.stack((np.cos(thirds), np.sin(thirds)), axis=1)],
-        "star": [np.stack((np.cos(tips) * radius, np.sin(tips) * radius), axis=1)],
-        "cross": [cross * 0.95],
-        "ring": [circle, circle * 0.55],
-    }
-
-
-_OUTLINES = _outlines()
+def _clutter(rng: np.random.Generator, canvas: np.ndarray) -> None:
+    """Marks that are no class: lines, fragments of ellipses, small irregular specks."""
+    height, width = canvas.shape[:2]
+    for _ in range(rng.integers(0, 9)):
+        colour = rng.uniform(0, 255, size=3).tolist()
+        x, y = int(rng.integers(width)), int(rng.integers(height))
+        kind = rng.integers(3)
+        if kind == 0:
+            end = (int(rng.integers(width)), int(rng.integers(height)))
+            cv2.line(canvas, (x, y), end, colour, int(rng.integers(1, 4)), cv2.LINE_AA)
+        elif kind == 1:
+            axes, start = rng.integers(8, 50, size=2).tolist(), rng.uniform(0, 360)
+            turn, sweep = rng.uniform(0, 180), rng.uniform(40, 150)
+            cv2.ellipse(canvas, (x, y), axes, turn, start, start + sweep, colour, int(rng.integers(1, 4)), cv2.LINE_AA)
+        else:
+            points = rng.normal((x, y), 4, size=(6, 2))
+            cv2.fillPoly(canvas, [np.round(points).astype(np.int32)], colour, cv2.LINE_AA)
