@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import albumentations as A
+import os
+
 import numpy as np
 import torch
 
 from detres.boxes import scale_boxes
 from detres.image_io import resize_image, resized_size
 from detres.structures import Target
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for news
+import albumentations as A  # noqa: E402
 
 
 class EvalTransform:

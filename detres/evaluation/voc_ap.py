@@ -1,0 +1,148 @@
+"""The PASCAL VOC protocol: average precision at one IoU threshold, 11-point (2007) or area (2010 onwards)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from detres.structures import Annotations, Predictions
+
+VocMetric = Literal["voc07", "voc12"]
+
+
+@dataclass(frozen=True)
+class VocResult:
+    """mAP and AP per class as fractions; None for a class without ground truth, which mAP leaves out.
+
+    curves: class name -> (recall (D,), precision (D,)) over its counted detections in falling score.
+    """
+
+    metrics: dict[str, float | None]
+    per_class: dict[str, float | None]
+    protocol: str
+    curves: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    def table(self) -> str:
+        """Return the protocol, AP per class and mAP, one a line."""
+        width = max(len(name) for name in [*self.per_class, "mAP"])
+        rows = [*self.per_class.items(), ("mAP", self.metrics["mAP"])]
+        return "\n".join(
+            [self.protocol] + [f" {name:<{width}}  {'n/a (no ground truth)' if ap is None else f'{ap:.4f}'}" for name, ap in rows]
+        )
+
+    def to_dict(self) -> dict:
+        """Return mAP, per_class and protocol as plain values for JSON."""
+        return {**self.metrics, "per_class": self.per_class, "protocol": self.protocol}
+
+
+def evaluate_voc(
+    truth: Annotations,
+    predictions: Predictions,
+    *,
+    metric: VocMetric,
+    iou_thresh: float = 0.5,
+    legacy_plus_one: bool = True,
+) -> VocResult:
+    """Return VOC's numbers of `predictions` for the images and classes of `truth`, by the rules of the official devkit.
+
+    Per class, detections in falling score (ties in the order given): each looks at the one ground-truth box of its image it
+    overlaps most. Below `iou_thresh` (the devkit: >=): wrong. A difficult (or crowd) box: not counted. A box found before:
+    wrong, there is no second choice. Recall counts boxes that are not difficult.
+
+    legacy_plus_one: sides are max - min + 1 on the devkit's inclusive 1-based coordinates. Boxes read from VOC files are
+    continuous here (xmin - 1 .. xmax), on which a plain x2 - x1 is the devkit's xmax - xmin + 1 exactly, so the default needs
+    nothing added. False takes the inclusive coordinates as if they were continuous, as tools without the +1 do, which makes
+    each box a pixel smaller.
+
+    Raises ValueError for an unknown metric, ClassMismatchError when the class lists differ. No predictions: AP 0.
+    """
+    if metric not in ("voc07", "voc12"):
+        raise ValueError(f"unknown VOC metric '{metric}', expected voc07 (11-point) or voc12 (area)")
+    truth.class_map.require_same(predictions.class_map, truth.source, "predictions")
+    row_of = {image_id: row for row, image_id in enumerate(truth.image_ids.tolist())}
+    owners = np.array([row_of.get(image_id, -1) for image_id in predictions.image_ids.tolist()], np.int64)
+    if (owners < 0).any():
+        raise ValueError(f"predictions for image {predictions.image_ids[owners < 0][0]}, which {truth.source} does not have")
+    gt_owners = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
+    shrink = np.array((0, 0, 0, 0) if legacy_plus_one else (0, 0, 1, 1))
+    gt_boxes, boxes = truth.boxes.astype(np.float64) - shrink, predictions.boxes.astype(np.float64) - shrink
+    ignored = truth.crowd | truth.difficult
+
+    per_class, curves = {}, {}
+    for label, name in enumerate(truth.class_map.names, start=1):
+        gt_rows, rows = np.flatnonzero(truth.labels == label), np.flatnonzero(predictions.labels == label)
+        rows = rows[np.argsort(-predictions.scores[rows], kind="stable")]
+        found, counted = match_voc(
+            gt_boxes[gt_rows], gt_owners[gt_rows], ignored[gt_rows], boxes[rows], owners[rows], iou_thresh
+        )
+        num_positive = int((~ignored[gt_rows]).sum())
+        hits = np.cumsum(found[counted])
+        recall = hits / max(num_positive, 1)
+        precision = hits / np.arange(1, len(hits) + 1)
+        curves[name] = (recall, precision)
+        per_class[name] = average_precision(recall, precision, metric) if num_positive else None
+    measured = [ap for ap in per_class.values() if ap is not None]
+    return VocResult(
+        metrics={"mAP": float(np.mean(measured)) if measured else None},
+        per_class=per_class,
+        protocol=(
+            f"PASCAL VOC {'2007, 11-point' if metric == 'voc07' else '2010-2012, area'} AP, IoU >= {iou_thresh:g}, difficult ignored, "
+            f"{'inclusive pixels (+1)' if legacy_plus_one else 'no +1'}"
+        ),
+        curves=curves,
+    )
+
+
+def match_voc(
+    gt_boxes: np.ndarray,
+    gt_owners: np.ndarray,
+    ignored: np.ndarray,
+    boxes: np.ndarray,
+    owners: np.ndarray,
+    iou_thresh: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return found (D,) and counted (D,) bool for the detections of one class, given in falling score.
+
+    gt_boxes (M, 4), gt_owners (M,) image of each, ignored (M,) bool; boxes (D, 4), owners (D,). A detection that is counted
+    and not found is wrong.
+    """
+    found, counted = np.zeros(len(boxes), bool), np.ones(len(boxes), bool)
+    order = np.argsort(gt_owners, kind="stable")
+    starts = np.searchsorted(gt_owners[order], owners, side="left")
+    ends = np.searchsorted(gt_owners[order], owners, side="right")
+    claimed = np.zeros(len(gt_boxes), bool)
+    for d in np.flatnonzero(ends > starts):
+        candidates = order[starts[d] : ends[d]]
+        iou = _iou(boxes[d], gt_boxes[candidates])
+        best = candidates[iou.argmax()]
+        if iou.max() < iou_thresh:
+            continue
+        if ignored[best]:
+            counted[d] = False
+        elif not claimed[best]:
+            claimed[best] = found[d] = True
+    return found, counted
+
+
+def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    inter = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0.0)
+    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - inter
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
+
+
+def average_precision(recall: np.ndarray, precision: np.ndarray, metric: VocMetric) -> float:
+    """Return AP of a curve (D,), (D,) in falling score: "voc07" mean of 11 points, "voc12" area under the envelope.
+
+    An empty curve gives 0.
+    """
+    if len(recall) == 0:
+        return 0.0
+    if metric == "voc07":
+        # k / 10, not 0.1 * k: a recall of exactly 0.3 must reach the fourth point.
+        return float(np.mean([precision[recall >= k / 10].max(initial=0.0) for k in range(11)]))
+    recall = np.concatenate(([0.0], recall, [1.0]))
+    envelope = np.maximum.accumulate(np.concatenate(([0.0], precision, [0.0]))[::-1])[::-1]
+    return float(((recall[1:] - recall[:-1]) * envelope[1:]).sum())
