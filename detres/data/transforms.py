@@ -1,71 +1,80 @@
-"""(image, target, seed) -> (image, target): resizing, and augmentation through albumentations."""
+"""Resizing and augmentation of an image together with its target."""
 
 from __future__ import annotations
 
 import os
+import random
 
 import numpy as np
 import torch
 
-from detres.boxes import scale_boxes
 from detres.image_io import resize_image, resized_size
 from detres.structures import Target
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for news
-import albumentations as A  # noqa: E402
-
-
-class EvalTransform:
-    """Resizes the shorter side to `shorter` px, the longer one to at most `longer`."""
-
-    def __init__(self, *, shorter: int, longer: int) -> None:
-        self.shorter = shorter
-        self.longer = longer
-
-    def __call__(self, image: np.ndarray, target: Target, seed: int) -> tuple[np.ndarray, Target]:  # noqa: ARG002 - one signature
-        """Return the image (h, w, 3) uint8 and its boxes at the new size."""
-        return _resize(image, target, self.shorter, self.longer)
+# Importing albumentations otherwise asks the package index for a newer version: seconds without a network.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations
 
 
 class TrainTransform:
-    """Resizes to one of `shorter` px at random, flips horizontally and changes colours.
+    """Resize to a random shorter side, flip at random, optionally jitter the colours.
 
-    flip: probability (py-faster-rcnn adds every image's mirror image: 0.5). color: strength 0..1 of a jitter of brightness,
-    contrast, saturation and hue; the paper's detector has none. The result is a pure function of the arguments and `seed`.
+    shorter: px, the sides to choose from, evenly; longer: px, the cap of the longer side (see resized_size). flip: the
+    probability of mirroring left-right, where x becomes W - x (continuous coordinates). color: strength s in [0, 1];
+    brightness, contrast and saturation are multiplied by factors from 1 - s to 1 + s and the hue moves by up to s / 10 of
+    the circle; 0 leaves colours alone, as the paper's detector does.
+
+    Raises ValueError for an empty `shorter`, sides below 1, a cap below a side, a flip or color outside [0, 1].
     """
 
-    def __init__(self, *, shorter: tuple[int, ...], longer: int, flip: float, color: float) -> None:
-        self.shorter = shorter
-        self.longer = longer
-        steps = [A.HorizontalFlip(p=flip)]
+    def __init__(self, *, shorter: tuple[int, ...], longer: int, flip: float = 0.5, color: float = 0.0) -> None:
+        if not shorter or min(shorter) < 1 or longer < max(shorter):
+            raise ValueError(f"shorter {shorter} must hold sides from 1 px to longer ({longer} px)")
+        if not (0 <= flip <= 1 and 0 <= color <= 1):
+            raise ValueError(f"flip {flip} and color {color} must be within 0 and 1")
+        self.shorter, self.longer = tuple(shorter), longer
+        steps: list[albumentations.BasicTransform] = [albumentations.HorizontalFlip(p=flip)]
         if color > 0:
-            jitter = A.ColorJitter(
-                brightness=(1 - 0.4 * color, 1 + 0.4 * color),
-                contrast=(1 - 0.4 * color, 1 + 0.4 * color),
-                saturation=(1 - 0.4 * color, 1 + 0.4 * color),
-                hue=(-0.1 * color, 0.1 * color),
-                p=0.8,
+            factors = (1 - color, 1 + color)
+            steps.append(
+                albumentations.ColorJitter(brightness=factors, contrast=factors, saturation=factors, hue=(-color / 10, color / 10), p=1.0)
             )
-            steps.append(jitter)
-        # Boxes that clipping leaves without area are filtered; `rows` says which are left, so that flags and labels follow.
-        bbox_params = A.BboxParams(format="pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True)
-        self.augment = A.Compose(steps, bbox_params=bbox_params)
+        boxes = albumentations.BboxParams(format="pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True)
+        self._augment = albumentations.Compose(steps, bbox_params=boxes)
 
     def __call__(self, image: np.ndarray, target: Target, seed: int) -> tuple[np.ndarray, Target]:
-        """Return the augmented image (h, w, 3) uint8 and its target; boxes are exact to about 1e-4 px."""
-        shorter = self.shorter[np.random.default_rng(seed).integers(len(self.shorter))]
-        image, target = _resize(image, target, shorter, self.longer)
-        self.augment.set_random_seed(seed)
-        result = self.augment(image=image, bboxes=target.boxes.numpy(), rows=np.arange(len(target)))
-        rows = torch.from_numpy(np.asarray(result["rows"]).astype(np.int64))  # albumentations returns floats
-        boxes = torch.from_numpy(np.asarray(result["bboxes"], np.float32).reshape(-1, 4))
-        return np.ascontiguousarray(result["image"]), Target(
-            target.image_id, boxes, target.labels[rows], target.crowd[rows], target.difficult[rows]
-        )
+        """Return the changed image (h, w, 3) uint8 and target; a pure function of its arguments.
+
+        image: (H, W, 3) uint8. Boxes (M, 4) are cut to the image and those without area dropped together with their label
+        and flags; M may be 0. They pass through albumentations' normalised float32, which rounds by about 1e-4 px.
+        """
+        rng = np.random.default_rng(seed)
+        image, target = _resize(image, target, shorter=self.shorter[rng.integers(len(self.shorter))], longer=self.longer)
+        # One stream for all steps; set_random_seed would give every step the same one, and flips would go with colours.
+        self._augment.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+        changed = self._augment(image=image, bboxes=target.boxes.numpy(), rows=np.arange(len(target)))
+        rows = torch.as_tensor(np.asarray(changed["rows"], dtype=np.int64))
+        boxes = torch.as_tensor(np.asarray(changed["bboxes"], dtype=np.float32).reshape(-1, 4))
+        return changed["image"], Target(target.image_id, boxes, target.labels[rows], target.crowd[rows], target.difficult[rows])
 
 
-def _resize(image: np.ndarray, target: Target, shorter: int, longer: int) -> tuple[np.ndarray, Target]:
-    old = image.shape[:2]
-    new = resized_size(*old, shorter=shorter, longer=longer)
-    boxes = scale_boxes(target.boxes, from_size=old, to_size=new)
-    return resize_image(image, new), Target(target.image_id, boxes, target.labels, target.crowd, target.difficult)
+class EvalTransform:
+    """Resize to one shorter side with a cap on the longer (px, see resized_size); raises ValueError as TrainTransform does."""
+
+    def __init__(self, *, shorter: int, longer: int) -> None:
+        if shorter < 1 or longer < shorter:
+            raise ValueError(f"shorter must be from 1 px to longer ({longer} px), got {shorter}")
+        self.shorter, self.longer = shorter, longer
+
+    def __call__(self, image: np.ndarray, target: Target, seed: int = 0) -> tuple[np.ndarray, Target]:  # noqa: ARG002
+        """Return the resized image (h, w, 3) uint8 and its target, boxes only scaled; nothing is random, `seed` is unused."""
+        return _resize(image, target, shorter=self.shorter, longer=self.longer)
+
+
+def _resize(image: np.ndarray, target: Target, *, shorter: int, longer: int) -> tuple[np.ndarray, Target]:
+    """Resize the image and scale the boxes by the exact ratio of each axis, not by the nominal scale."""
+    height, width = image.shape[:2]
+    new_height, new_width = resized_size(height, width, shorter=shorter, longer=longer)
+    ratios = torch.tensor([new_width / width, new_height / height] * 2)
+    scaled = Target(target.image_id, target.boxes * ratios, target.labels, target.crowd, target.difficult)
+    return resize_image(image, (new_height, new_width)), scaled
