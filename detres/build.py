@@ -141,6 +141,12 @@ def read_split(data: DataConfig, split: str, *, boxes: str | None = None) -> Ann
 def build_train_set(config: Config) -> DetectionDataset:
     """Return the training images with their augmentation; raises when no object is left to learn from."""
     annotations = read_split(config.data, "train")
+    if not (~(annotations.crowd | annotations.difficult)).any():
+        left_out = "; ".join(f"{count} {reason}" for reason, count in annotations.dropped.items()) or "none"
+        raise ValueError(
+            f"{annotations.source}: {len(annotations)} images but no object to learn from. Left out: {left_out}. "
+            "Check data.classes, data.boxes and the crowd or difficult flags"
+        )
     transform = TrainTransform(
         shorter=config.model.input.train_shorter or (config.model.input.shorter,),
         longer=config.model.input.longer,

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import struct
+import io
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from detres.structures import ImageBatch, ImageId
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
+# What Pillow raises on damaged files, depending on the format.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
 _EXIF_ORIENTATION = 0x0112
-_TRANSPOSING = (5, 6, 7, 8)
+# EXIF orientation -> (swap rows and columns, then flip rows, then flip columns) to show the picture upright.
+_UPRIGHT = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+# What Pillow's decoders are known to raise on damaged bytes.
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class ImageReadError(OSError):
@@ -23,61 +41,62 @@ class ImageReadError(OSError):
 
 
 def read_image(path: str | Path, stated_size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return an image file as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+    """Return an image file as (H, W, 3) uint8 RGB, C-contiguous and writable, turned as its EXIF orientation says.
 
-    Grey, palette and CMYK images become RGB; an alpha channel is dropped; 16-bit values are divided by 257, not clipped.
+    Grey, palette, 1-bit and CMYK images become RGB; an alpha channel is dropped and the colours under it kept, as detection
+    toolkits have it; 16-bit values are scaled by 1/257 (colour: their high byte), not clipped.
     stated_size: (h, w) px that the annotations give, 0 where they do not. When it fits only the pixels as stored, the labels
-    were made on those, so they are returned unturned. Raises ImageReadError for a file that is missing, truncated or no
-    image, ValueError naming file and sizes when the stated size fits neither way.
+    were made on those, so they are returned unturned (TIFF excepted: always turned). Raises ImageReadError for a file that is
+    missing, truncated, no image, or of 32-bit pixels; ValueError naming file and sizes when the stated size fits neither way.
     """
     path = Path(path)
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1)
-            height, width = image.height, image.width
-            shown = (width, height) if turned in _TRANSPOSING else (height, width)
-            stored = (height, width)
-            apply_turn = turned != 1
-            if stated_size is not None and min(stated_size) > 0 and stated_size != shown:
-                if stated_size != stored:
-                    raise ValueError(
-                        f"{path}: the annotations say {stated_size[1]}x{stated_size[0]} px, the file is {shown[1]}x{shown[0]}; "
-                        "boxes would be misplaced. Correct the size in the annotations, or the file"
-                    )
-                apply_turn = False
-            if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                return _decode_jpeg(path, apply_turn)
-            pixels = ImageOps.exif_transpose(image) if apply_turn else image
-            return _to_rgb(pixels)
-    except ImageReadError:
-        raise
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = _decode_jpeg(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
+            if pixels is None:
+                pixels = _to_rgb(image)
+            # Asked for after decoding: Pillow turns TIFF files by itself and then clears the tag.
+            swap, flip_rows, flip_columns = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1), _UPRIGHT[1])
     except FileNotFoundError:
         raise ImageReadError(f"image file {path} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except _DAMAGED as error:
         raise ImageReadError(f"image file {path} cannot be read: {error}") from None
 
+    stored = pixels.shape[:2]
+    upright = stored[::-1] if swap else stored
+    stated = upright if stated_size is None or min(stated_size) <= 0 else tuple(stated_size)
+    if stated == upright:
+        pixels = pixels.swapaxes(0, 1) if swap else pixels
+        pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+    elif stated != stored:
+        raise ValueError(
+            f"{path}: the annotations say {stated[1]}x{stated[0]} px (width x height), the file is {upright[1]}x{upright[0]}; "
+            "boxes would be misplaced. Correct the size in the annotations, or the file"
+        )
+    return np.ascontiguousarray(pixels)
 
-def _decode_jpeg(path: Path, apply_turn: bool) -> np.ndarray:
-    """OpenCV's decoder: the same pixels as Pillow's, faster; it pads a truncated file silently, so the end is checked."""
-    data = np.fromfile(path, dtype=np.uint8)
-    flags = cv2.IMREAD_COLOR_RGB | (0 if apply_turn else cv2.IMREAD_IGNORE_ORIENTATION)
-    pixels = cv2.imdecode(data, flags)
-    # A whole JPEG ends with the marker FF D9, bar some trailing bytes that cameras and editors append.
-    if pixels is None or b"\xff\xd9" not in data[-4096:].tobytes():
-        with Image.open(path) as image:
-            try:
-                image.load()
-            except OSError as error:
-                raise ImageReadError(f"image file {path} cannot be read: {error}") from None
-            return _to_rgb(ImageOps.exif_transpose(image) if apply_turn else image)
-    return pixels
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """OpenCV's decoder gives Pillow's pixels in less time, but fills up a truncated file: None unless the last scan has its end."""
+    last_scan = data.rfind(b"\xff\xda")
+    if last_scan < 0 or data.find(b"\xff\xd9", last_scan) < 0:
+        return None
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Pillow's decoder; it clips 16-bit grey when asked for RGB, so that is scaled here."""
+    image.load()
     if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).astype(np.uint32)
-        return np.repeat((grey.clip(0, 65535) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
-    return np.ascontiguousarray(np.asarray(image.convert("RGB")))
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("its grey values do not fit 16 bits, and more have no agreed range; save it with 8 or 16")
+        return np.repeat(((grey + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating point, which has no agreed range; save it with 8 or 16 bits")
+    # Through RGBA a palette's transparent entry keeps its colour and Pillow does not warn.
+    return np.array(image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB"))
 
 
 def resized_size(height: int, width: int, *, shorter: int, longer: int) -> tuple[int, int]:
@@ -107,17 +126,20 @@ def pad_images(
 ) -> ImageBatch:
     """Return N images (H, W, 3) uint8 as one batch, padded with zeros at the right and bottom.
 
-    The common size is the smallest multiple of `multiple` that holds them all. Raises ValueError without images.
+    original_sizes: N (h, w) px of the files as read. ids: N image ids. The common size is the smallest multiple of
+    `multiple` that holds them all. Raises ValueError without images, or when the three are not of one length.
     """
     if not images:
         raise ValueError("a batch needs at least one image")
+    if not len(images) == len(original_sizes) == len(ids):
+        raise ValueError(f"a batch of {len(images)} images has {len(original_sizes)} original sizes and {len(ids)} ids")
     height, width = (-(-max(image.shape[axis] for image in images) // multiple) * multiple for axis in (0, 1))
     pixels = torch.zeros((len(images), height, width, 3), dtype=torch.uint8)
-    for row, image in zip(pixels, images, strict=True):
-        row[: image.shape[0], : image.shape[1]] = torch.from_numpy(image)
+    for row, image in zip(pixels.numpy(), images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
     return ImageBatch(
         pixels=pixels.permute(0, 3, 1, 2),  # channels last in memory, as the model wants it
         sizes=tuple(image.shape[:2] for image in images),
-        original_sizes=tuple(original_sizes),
+        original_sizes=tuple(size for size, _ in zip(original_sizes, images, strict=True)),
         ids=tuple(ids),
     )

@@ -139,6 +139,20 @@ class Annotations:
     def num_objects(self) -> int:
         return len(self.boxes)
 
+    def describe(self) -> str:
+        """Return one paragraph: where from, how many images, objects and classes, and what the box policy left out."""
+        counts = np.bincount(self.labels, minlength=len(self.class_map) + 1)[1:]
+        shown = [f"{name} {count}" for name, count in zip(self.class_map.names, counts.tolist(), strict=True)]
+        empty = int((np.diff(self.offsets) == 0).sum())
+        parts = [
+            f"{self.source}: {len(self)} images ({empty} without objects), {self.num_objects} objects of {len(self.class_map)} classes: "
+            + ", ".join(shown[:20] + (["..."] if len(shown) > 20 else []))
+        ]
+        flags = {"crowd": int(self.crowd.sum()), "difficult": int(self.difficult.sum())}
+        parts += [f"{count} {flag}" for flag, count in flags.items() if count]
+        parts += [f"{count} {reason}" for reason, count in self.dropped.items()]
+        return "; ".join(parts)
+
     @classmethod
     def concatenate(cls, parts: list[Annotations]) -> Annotations:
         """Return several data sets with the same classes as one; one part is returned as it is.

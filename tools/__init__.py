@@ -1,1 +1,26 @@
-"""The commands: parse, build, call."""
+"""The commands, each a file: parse, build, call. Installed, they are the subcommands of `detres`."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+COMMANDS = {
+    "train-det": "train a Faster R-CNN",
+    "eval": "score weights or a detections file",
+    "predict": "detect in images and draw what was found",
+    "benchmark": "time the detector against one made of torchvision's parts",
+}
+
+
+def main() -> int:
+    """Run `detres COMMAND ...` as tools/COMMAND.py would be."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        width = max(map(len, COMMANDS))
+        sys.stdout.write("usage: detres COMMAND [ARGUMENTS]\n\n")
+        sys.stdout.write("".join(f"  {name:<{width}}  {what}\n" for name, what in COMMANDS.items()))
+        return 0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2
+    name = sys.argv.pop(1)
+    sys.argv[0] = f"detres {name}"
+    runpy.run_module(f"detres.tools.{name.replace('-', '_')}", run_name="__main__")
+    return 0

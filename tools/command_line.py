@@ -1,0 +1,57 @@
+"""What the commands share: their common flags, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from detres.build import with_data_root
+from detres.config import Config, load_config
+from detres.engine.train import Interrupted, NonFiniteLossError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT_CONFIG = CONFIGS / "shapes_r18.yaml"
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --cfg, --set, --data, --seed and --device."""
+    parser.add_argument("--cfg", metavar="FILE", help=f"YAML configuration (default: {DEFAULT_CONFIG.name})")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", default=[], help="override configuration keys, e.g. train.lr=0.01")
+    parser.add_argument("--data", metavar="DIR", help="data folder (default: data.root of the configuration, then $DETRES_DATA)")
+    parser.add_argument("--seed", type=int, help="overrides seed of the configuration")
+    add_device_flag(parser)
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+
+
+def config_from(arguments: argparse.Namespace) -> Config:
+    """Return the checked configuration of the flags, data root settled."""
+    overrides = [*arguments.set, *([f"seed={arguments.seed}"] if arguments.seed is not None else [])]
+    path = Path(arguments.cfg) if arguments.cfg else DEFAULT_CONFIG
+    if not path.exists() and (CONFIGS / path.name).exists() and path.parent.name in ("", "configs"):
+        path = CONFIGS / path.name
+    config = load_config(path, overrides)
+    return config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
+
+
+def run(command: Callable[[], None]) -> int:
+    """Call `command` and return the exit status: 0, 2 after bad input (one line on stderr), 1 after a non-finite loss, 130 after Ctrl-C."""
+    try:
+        command()
+    except Interrupted as stopped:
+        sys.stderr.write(f"\n{stopped}\n")
+        return 130
+    except NonFiniteLossError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
