@@ -20,7 +20,7 @@ import numpy as np
 SHAPES_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 """The classes in label order; category ids are 1..6."""
 
-_VERSION = 1  # of the drawing: part of the folder's name, raised whenever a pixel or a box would change
+_VERSION = 2  # of the drawing: part of the folder's name, raised whenever a pixel or a box would change
 _SPLITS = ("train", "val")
 
 _SIDES = (192, 256)  # px, of the image
@@ -104,6 +104,7 @@ def draw_shapes_image(seed: int, split: str, index: int) -> tuple[np.ndarray, li
         for _ in range(10):
             alpha, whole_area = _rasterise(rng, label, size, _centre(rng, height, width, size), (height, width))
             mask = alpha >= 128
+            whole_area = max(whole_area, mask.sum())  # the smooth edge makes small shapes a little larger than their outline
             remaining = [seen & ~mask for seen in in_sight]
             hides = any(seen.sum() < least for seen, least in zip(remaining, least_visible, strict=True))
             if not hides and mask.sum() >= _MIN_INSIDE * whole_area:

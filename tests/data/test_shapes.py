@@ -126,7 +126,8 @@ def test_arguments_name_the_folder(tmp_path: Path) -> None:
 
 def test_two_processes_at_once_both_get_the_whole_folder(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:
+    both_ready = context.Barrier(2)
+    with context.Pool(2, initializer=both_ready.wait) as pool:
         results = [pool.apply_async(ensure_shapes, (tmp_path,), {"num_train": 60, "num_val": 2}) for _ in range(2)]
         first, second = (result.get(timeout=120) for result in results)
     assert first == second
