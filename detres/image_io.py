@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import io
 import struct
 from collections.abc import Sequence
@@ -17,9 +16,6 @@ from detres.structures import ImageBatch, ImageId
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
-# What Pillow raises on damaged files, depending on the format.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-
 _EXIF_ORIENTATION = 0x0112
 # EXIF orientation -> (swap rows and columns, then flip rows, then flip columns) to show the picture upright.
 _UPRIGHT = {
@@ -32,8 +28,8 @@ _UPRIGHT = {
     7: (True, True, True),
     8: (True, True, False),
 }
-# What Pillow's decoders are known to raise on damaged bytes.
-_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, Image.DecompressionBombError)
+# What Pillow raises on damaged bytes, depending on the format.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class ImageReadError(OSError):
@@ -60,7 +56,7 @@ def read_image(path: str | Path, stated_size: tuple[int, int] | None = None) -> 
             swap, flip_rows, flip_columns = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1), _UPRIGHT[1])
     except FileNotFoundError:
         raise ImageReadError(f"image file {path} does not exist") from None
-    except _DAMAGED as error:
+    except _DECODER_ERRORS as error:
         raise ImageReadError(f"image file {path} cannot be read: {error}") from None
 
     stored = pixels.shape[:2]
@@ -71,7 +67,7 @@ def read_image(path: str | Path, stated_size: tuple[int, int] | None = None) -> 
         pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
     elif stated != stored:
         raise ValueError(
-            f"{path}: the annotations say {stated[1]}x{stated[0]} px (width x height), the file is {upright[1]}x{upright[0]}; "
+            f"{path}: the annotations say {stated[1]}x{stated[0]} px, the file is {upright[1]}x{upright[0]}; "
             "boxes would be misplaced. Correct the size in the annotations, or the file"
         )
     return np.ascontiguousarray(pixels)
@@ -91,10 +87,10 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("its grey values do not fit 16 bits, and more have no agreed range; save it with 8 or 16")
+            raise ValueError("its pixels have 32 bits, which have no agreed range; save it with 8 or 16")
         return np.repeat(((grey + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode == "F":
-        raise ValueError("its pixels are floating point, which has no agreed range; save it with 8 or 16 bits")
+        raise ValueError("its pixels are floats of 32 bits, which have no agreed range; save it with 8 or 16")
     # Through RGBA a palette's transparent entry keeps its colour and Pillow does not warn.
     return np.array(image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB"))
 
@@ -127,12 +123,16 @@ def pad_images(
     """Return N images (H, W, 3) uint8 as one batch, padded with zeros at the right and bottom.
 
     original_sizes: N (h, w) px of the files as read. ids: N image ids. The common size is the smallest multiple of
-    `multiple` that holds them all. Raises ValueError without images, or when the three are not of one length.
+    `multiple` that holds them all. Raises ValueError without images, when the three are not of one length, and
+    for an image of another shape or dtype, naming its id.
     """
     if not images:
         raise ValueError("a batch needs at least one image")
     if not len(images) == len(original_sizes) == len(ids):
         raise ValueError(f"a batch of {len(images)} images has {len(original_sizes)} original sizes and {len(ids)} ids")
+    for image, image_id in zip(images, ids, strict=True):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"image {image_id} is {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
     height, width = (-(-max(image.shape[axis] for image in images) // multiple) * multiple for axis in (0, 1))
     pixels = torch.zeros((len(images), height, width, 3), dtype=torch.uint8)
     for row, image in zip(pixels.numpy(), images, strict=True):
@@ -140,6 +140,6 @@ def pad_images(
     return ImageBatch(
         pixels=pixels.permute(0, 3, 1, 2),  # channels last in memory, as the model wants it
         sizes=tuple(image.shape[:2] for image in images),
-        original_sizes=tuple(size for size, _ in zip(original_sizes, images, strict=True)),
+        original_sizes=tuple(original_sizes),
         ids=tuple(ids),
     )

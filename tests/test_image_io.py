@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def test_half_turn_is_applied_where_stated_size_fits_both(tmp_path: Path, photo:
 
 def test_stated_size_that_fits_neither_names_file_and_both_sizes(tmp_path: Path, photo: np.ndarray) -> None:
     path = save(photo, tmp_path / "a.jpg", 6)
-    with pytest.raises(ValueError, match=r"a\.jpg: the annotations say 30x20 px, the file is 24x40"):
+    with pytest.raises(ValueError, match=r"a\.jpg: the annotations say 30x20 px \(width x height\), the file is 24x40"):
         read_image(path, stated_size=(20, 30))
 
 
@@ -134,11 +135,11 @@ def test_16_bit_colour_is_scaled_not_clipped(tmp_path: Path) -> None:
     assert np.abs(image.astype(int) - values / 257).max() <= 1
 
 
-def test_32_bit_pixels_are_refused(tmp_path: Path) -> None:
+def test_pixels_without_an_agreed_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "float.tif")
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "int.tif")
     for name in ("float.tif", "int.tif"):
-        with pytest.raises(ImageReadError, match=rf"{name}.*32 bits"):
+        with pytest.raises(ImageReadError, match=rf"{name} cannot be read.*no agreed range"):
             read_image(tmp_path / name)
 
 
@@ -171,6 +172,7 @@ def test_bytes_appended_to_a_whole_jpeg_do_not_matter(tmp_path: Path, photo: np.
     np.testing.assert_array_equal(read_image(path), before)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_bytes_raise_an_image_error_or_nothing(tmp_path: Path, photo: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     refused = 0
@@ -182,10 +184,11 @@ def test_damaged_bytes_raise_an_image_error_or_nothing(tmp_path: Path, photo: np
             damaged[rng.integers(0, len(damaged), 8)] = rng.integers(0, 256, 8)
             path.write_bytes(damaged.tobytes())
             try:
-                assert read_image(path).shape[2] == 3
-            except ImageReadError as error:
-                assert path.name in str(error)
+                image = read_image(path)
+            except ImageReadError:
                 refused += 1
+            else:
+                assert image.shape[2] == 3
     assert refused > 100
 
 
@@ -275,3 +278,14 @@ def test_pad_images_refuses_nothing_and_unequal_lengths() -> None:
     image = np.ones((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="2 images has 1 original sizes and 2 ids"):
         pad_images([image, image], original_sizes=[(8, 8)], ids=[1, 2])
+
+
+@pytest.mark.parametrize("image", [np.ones((8, 8), np.uint8), np.ones((8, 8, 4), np.uint8), np.ones((8, 8, 3), np.float32)])
+def test_pad_images_names_an_image_of_another_kind(image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"image b is .*, expected uint8 \(H, W, 3\)"):
+        pad_images([np.ones((8, 8, 3), np.uint8), image], original_sizes=[(8, 8)] * 2, ids=["a", "b"])
+
+
+def test_pad_images_takes_views_with_negative_strides(photo: np.ndarray) -> None:
+    batch = pad_images([photo[:, ::-1, ::-1]], original_sizes=[(24, 40)], ids=[1])
+    np.testing.assert_array_equal(batch.pixels[0, :, :24, :40].permute(1, 2, 0).numpy(), photo[:, ::-1, ::-1])
