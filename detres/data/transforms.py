@@ -8,6 +8,7 @@ import random
 import numpy as np
 import torch
 
+from detres.boxes import scale_boxes
 from detres.image_io import resize_image, resized_size
 from detres.structures import Target
 
@@ -73,8 +74,7 @@ class EvalTransform:
 
 def _resize(image: np.ndarray, target: Target, *, shorter: int, longer: int) -> tuple[np.ndarray, Target]:
     """Resize the image and scale the boxes by the exact ratio of each axis, not by the nominal scale."""
-    height, width = image.shape[:2]
-    new_height, new_width = resized_size(height, width, shorter=shorter, longer=longer)
-    ratios = torch.tensor([new_width / width, new_height / height] * 2)
-    scaled = Target(target.image_id, target.boxes * ratios, target.labels, target.crowd, target.difficult)
-    return resize_image(image, (new_height, new_width)), scaled
+    old = image.shape[:2]
+    new = resized_size(*old, shorter=shorter, longer=longer)
+    boxes = scale_boxes(target.boxes, from_size=old, to_size=new)
+    return resize_image(image, new), Target(target.image_id, boxes, target.labels, target.crowd, target.difficult)
