@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
@@ -34,134 +35,154 @@ def read_voc(
 ) -> Annotations:
     """Read one or more splits of data in the VOC layout; image ids are file stems, source ids are 1..K.
 
-    root: a VOCdevkit, with splits "VOC2007/trainval", or one year's folder (Annotations, ImageSets/Main, JPEGImages), with
-    splits "trainval". Several splits are put together.
-    classes: train on these only, in this order. Otherwise they come from the XML files of all images in the splits' folders,
-    not only of the split, so that train and test agree: VOC's twenty in VOC's order when there is no other name, else all
-    names found, sorted.
+    root: a VOCdevkit, with splits "VOC2007/trainval" or "2007/trainval", or one year's folder (Annotations, ImageSets/Main,
+    JPEGImages), with splits "trainval". Several splits are put together. Of a class's own list ("STEM -1" where the class is
+    absent) the images without it are left out.
+    classes: train on these only, in this order; other objects are left out and counted. Otherwise the classes come from
+    every XML file in the splits' Annotations folders, not only those of the split, so that train and test agree: VOC's
+    twenty in VOC's order when there is no other name, else all names found, sorted.
     Coordinates in the files are 1-based and inclusive: x1 and y1 lose 1, x2 and y2 stay, which makes them continuous.
-    difficult is kept as a flag. boxes: see apply_box_policy; a box with xmax <= xmin or ymax <= ymin has no area.
-    check_images: look for the image files (any usual suffix) in JPEGImages.
+    difficult is kept as a flag. The image of a stem has any of IMAGE_SUFFIXES; what the XML says of file names is ignored.
+    boxes: see apply_box_policy; a box with xmax <= xmin or ymax <= ymin has no area.
+    check_images: False looks for no image file (to score results, none is needed); image_files then hold the stems.
 
     Raises FileNotFoundError for a missing folder, split (naming those that exist), XML or image; AnnotationError for XML that
-    is malformed or has entities, an object without name or box, an image id in two splits, an unknown class name.
+    is malformed, no VOC annotation or declares entities, an object without name or box, an image in two splits, an unknown
+    class name, and when no file has an object.
     """
     root = Path(root)
-    folders = [_folder_and_split(root, split) for split in splits]
-    stems = [(folder, stem) for folder, split in folders for stem in _read_split(folder, split)]
-    repeated = [stem for stem, count in Counter(stem for _, stem in stems).items() if count > 1]
+    source = f"{root}: {' + '.join(splits)}"
+    images = [image for split in splits for image in _read_split(root, split)]
+    if not images:
+        raise AnnotationError(f"{root}: no split is given")
+    stems = [stem for _, stem in images]
+    repeated = [stem for stem, count in Counter(stems).items() if count > 1]
     if repeated:
-        raise AnnotationError(f"{root}: image {repeated[0]} is listed twice in {' + '.join(splits)} ({len(repeated)} such)")
+        raise AnnotationError(f"{source}: image {repeated[0]} is listed twice ({len(repeated)} such)")
 
-    missing_xml = [folder / "Annotations" / f"{stem}.xml" for folder, stem in stems if not (folder / "Annotations" / f"{stem}.xml").is_file()]
-    if missing_xml:
-        raise FileNotFoundError(f"{len(missing_xml)} annotation files of {' + '.join(splits)} are missing, the first is {missing_xml[0]}")
-    files = {folder: _image_files(folder) if check_images else {} for folder, _ in folders}
-    missing = [folder / "JPEGImages" / stem for folder, stem in stems if check_images and stem not in files[folder]]
-    if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(stems)} images are missing, the first is {missing[0]}.*")
+    folders = list(dict.fromkeys(folder for folder, _ in images))
+    if check_images:
+        found = {folder: _image_files(folder / "JPEGImages") for folder in folders}
+        _require([folder / "JPEGImages" / f"{stem}.*" for folder, stem in images if stem not in found[folder]], "image", source)
+    xml_files = {folder: {path.stem: path for path in sorted((folder / "Annotations").glob("*.xml"))} for folder in folders}
+    missing = [folder / "Annotations" / f"{stem}.xml" for folder, stem in images if stem not in xml_files[folder]]
+    _require(missing, "annotation", source)
+    records = {folder: {stem: _read_xml(path) for stem, path in xml_files[folder].items()} for folder in folders}
+    all_names = {item.name for folder in folders for record in records[folder].values() for item in record.objects}
+    class_map = _class_map(all_names, classes, str(root))
 
-    records = {folder: {} for folder, _ in folders}
-    for folder in records:
-        for path in sorted((folder / "Annotations").glob("*.xml")):
-            records[folder][path.stem] = _read_xml(path)
-    names_found = sorted({name for folder in records for _, objects in records[folder].values() for name, _, _ in objects})
-    class_map = _class_map(names_found, classes, str(root))
-
-    dropped: Counter[str] = Counter()
     label_of = {name: k for k, name in enumerate(class_map.names, start=1)}
-    sizes, counts, raw, labels, difficult, where = [], [], [], [], [], []
-    for folder, stem in stems:
-        size, objects = records[folder][stem]
-        kept = [item for item in objects if item[0] in label_of]
-        if len(kept) < len(objects):
-            dropped["object of another class"] += len(objects) - len(kept)
-        sizes.append(size)
-        counts.append(len(kept))
-        for number, (name, box, is_difficult) in enumerate(kept):
-            raw.append(box)
-            labels.append(label_of[name])
-            difficult.append(is_difficult)
-            where.append((folder / "Annotations" / f"{stem}.xml", number, name))
-    image_rows = np.repeat(np.arange(len(stems)), counts)
-    sizes = np.array(sizes, np.int32).reshape(-1, 2)
-    inclusive = np.array(raw, np.float64).reshape(-1, 4)
+    wanted = [[item for item in records[folder][stem].objects if item.name in label_of] for folder, stem in images]
+    dropped: Counter[str] = Counter()
+    others = sum(len(records[folder][stem].objects) for folder, stem in images) - sum(map(len, wanted))
+    if others:
+        dropped["object of another class"] = others
+    image_rows = np.repeat(np.arange(len(images)), list(map(len, wanted)))
+    objects = [item for items in wanted for item in items]
+    sizes = np.array([records[folder][stem].size for folder, stem in images], np.int32)
+    inclusive = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
     xyxy = inclusive - np.array((1, 1, 0, 0))
     if boxes != "keep":
         # A side of one number (xmin = xmax) is no area by the file's own reckoning, though 1 px wide once continuous.
         flat = (inclusive[:, 2:] <= inclusive[:, :2]).any(axis=1)
         xyxy[flat, 2:] = xyxy[flat, :2]
-    xyxy, keep, reasons = apply_box_policy(
-        xyxy, sizes[image_rows], boxes, lambda row: f"{where[row][0]}: object {where[row][1] + 1} ({where[row][2]}), bndbox {raw[row]}"
-    )
+
+    def describe(row: int) -> str:
+        folder, stem = images[image_rows[row]]
+        return f"{xml_files[folder][stem]}: object {objects[row].number} ({objects[row].name}), bndbox {list(objects[row].box)}"
+
+    xyxy, keep, reasons = apply_box_policy(xyxy, sizes[image_rows], boxes, describe)
     dropped.update(reasons)
-    areas = (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
-    num_kept = int(keep.sum())
+    xyxy = xyxy[keep]
     return Annotations(
-        source=f"{root}: {' + '.join(splits)}",
+        source=source,
         class_map=class_map,
-        image_ids=np.array([stem for _, stem in stems], dtype=str),
-        image_files=np.array([str(files[folder].get(stem, stem)) for folder, stem in stems], dtype=str),
+        image_ids=np.array(stems, dtype=str),
+        image_files=np.array([found[folder][stem] for folder, stem in images] if check_images else stems, dtype=str),
         image_sizes=sizes,
-        offsets=np.concatenate(([0], np.cumsum(np.bincount(image_rows[keep], minlength=len(stems))))).astype(np.int64),
-        boxes=xyxy[keep],
-        labels=np.array(labels, np.int64)[keep],
-        areas=areas[keep],
-        crowd=np.zeros(num_kept, bool),
-        difficult=np.array(difficult, bool)[keep],
-        ids=np.arange(1, num_kept + 1),
+        offsets=np.concatenate(([0], np.cumsum(np.bincount(image_rows[keep], minlength=len(images))))).astype(np.int64),
+        boxes=xyxy,
+        labels=np.array([label_of[item.name] for item in objects], np.int64)[keep],
+        areas=(xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]),
+        crowd=np.zeros(len(xyxy), bool),
+        difficult=np.array([item.difficult for item in objects], bool)[keep],
+        ids=np.arange(1, len(xyxy) + 1),
         dropped=dict(dropped),
     )
 
 
-def _folder_and_split(root: Path, split: str) -> tuple[Path, str]:
+class _Object(NamedTuple):
+    """One object as written: `number` counts from 1 in its file, box is (xmin, ymin, xmax, ymax)."""
+
+    number: int
+    name: str
+    box: tuple[float, ...]
+    difficult: bool
+
+
+class _Record(NamedTuple):
+    """One XML file: size (h, w) px, 0 where it is not given, and its objects."""
+
+    size: tuple[int, int]
+    objects: list[_Object]
+
+
+def _read_split(root: Path, split: str) -> list[tuple[Path, str]]:
+    """The (year's folder, stem) of every image of a split."""
     year, _, name = split.rpartition("/")
-    candidates = [root / year, root / f"VOC{year}"] if year else [root]
-    for folder in candidates:
-        if (folder / "ImageSets" / "Main").is_dir():
-            return folder, name
-    years = sorted(str(path.parent.parent.name) for path in root.glob("*/ImageSets/Main"))
-    hint = f"; {root} has {', '.join(years)}: write {years[0]}/{name}" if years else ""
-    raise FileNotFoundError(f"split {split}: no folder {candidates[0] / 'ImageSets' / 'Main'}{hint}")
-
-
-def _read_split(folder: Path, split: str) -> list[str]:
-    """The stems of ImageSets/Main/SPLIT.txt; of a class list ("STEM 1", "STEM -1") those that are not -1."""
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    folders = [root / year, root / f"VOC{year}"] if year else [root]
+    folder = next((folder for folder in folders if (folder / "ImageSets" / "Main").is_dir()), None)
+    if folder is None:
+        years = sorted(path.parent.parent.name for path in root.glob("*/ImageSets/Main"))
+        hint = f"; {root} has {', '.join(years)}: write {years[0]}/{name}" if years else ""
+        raise FileNotFoundError(f"split {split}: no folder {folders[0] / 'ImageSets' / 'Main'}{hint}")
+    path = folder / "ImageSets" / "Main" / f"{name}.txt"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt")))
-        raise FileNotFoundError(f"no split file {path}; there are: {known or 'none'}")
-    fields = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    stems = [field[0] for field in fields if len(field) == 1 or field[1] != "-1"]
-    if not stems:
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt")))
+        raise FileNotFoundError(f"split {split}: no file {path}; there are: {known or 'none'}")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not lines:
         raise AnnotationError(f"{path} lists no image")
-    return stems
+    fields = [line.rsplit(maxsplit=1) for line in lines]
+    if all(len(field) == 2 and field[1] in ("1", "0", "-1") for field in fields):  # else a stem may hold spaces
+        return [(folder, stem) for stem, flag in fields if flag != "-1"]
+    return [(folder, line) for line in lines]
 
 
 def _image_files(folder: Path) -> dict[str, str]:
-    images = folder / "JPEGImages"
-    if not images.is_dir():
-        raise FileNotFoundError(f"no image folder {images}")
-    return {
-        os.path.splitext(entry.name)[0]: entry.path
-        for entry in os.scandir(images)
-        if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-    }
+    """Stem -> path; of several images with one stem, the suffix that stands first in IMAGE_SUFFIXES."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no image folder {folder}")
+    files = [(os.path.splitext(entry.name), entry.path) for entry in os.scandir(folder)]
+    images = [(IMAGE_SUFFIXES.index(suffix.lower()), stem, path) for (stem, suffix), path in files if suffix.lower() in IMAGE_SUFFIXES]
+    return {stem: path for _, stem, path in sorted(images, reverse=True)}
 
 
-def _read_xml(path: Path) -> tuple[tuple[int, int], list[tuple[str, tuple[float, ...], bool]]]:
-    """Return ((h, w), 0 where not given) and (name, (xmin, ymin, xmax, ymax) as written, difficult) for every object."""
+def _require(missing: list[Path], what: str, source: str) -> None:
+    if missing:
+        first = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(f"{source}: {len(missing)} {what} file{'s' if len(missing) > 1 else ''} missing: {first}")
+
+
+def _read_xml(path: Path) -> _Record:
     try:
         tree = parse(path, forbid_dtd=True).getroot()
     except DefusedXmlException as error:
-        raise AnnotationError(f"{path}: refused, it declares a document type or entities ({type(error).__name__}); VOC files have none") from None
-    except ParseError as error:
+        raise AnnotationError(
+            f"{path}: refused, it declares a document type or entities ({type(error).__name__}); VOC files have none"
+        ) from None
+    except (ParseError, ValueError, LookupError) as error:
         raise AnnotationError(f"{path} is not well-formed XML: {error}") from None
-    size = tuple(int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
-    return size, [_read_object(node, number, path) for number, node in enumerate(tree.iter("object"), start=1)]
+    if tree.tag.lower() != "annotation":
+        raise AnnotationError(f"{path} is no VOC annotation: its root is <{tree.tag}>, expected <annotation>")
+    try:
+        height, width = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+    except (ValueError, OverflowError):
+        raise AnnotationError(f"{path}: size must have the numbers width and height, or be left out") from None
+    return _Record((height, width), [_read_object(node, number, path) for number, node in enumerate(tree.iter("object"), start=1)])
 
 
-def _read_object(node: Element, number: int, path: Path) -> tuple[str, tuple[float, ...], bool]:
+def _read_object(node: Element, number: int, path: Path) -> _Object:
     name = (node.findtext("name") or "").strip()
     if not name:
         raise AnnotationError(f"{path}: object {number} has no name")
@@ -169,16 +190,13 @@ def _read_object(node: Element, number: int, path: Path) -> tuple[str, tuple[flo
         box = tuple(float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
     except (TypeError, ValueError):
         raise AnnotationError(f"{path}: object {number} ({name}) has no bndbox with the numbers xmin, ymin, xmax, ymax") from None
-    return name, box, (node.findtext("difficult") or "0").strip() not in ("", "0")
+    return _Object(number, name, box, (node.findtext("difficult") or "").strip() == "1")
 
 
-def _class_map(found: list[str], classes: Sequence[str] | None, source: str) -> ClassMap:
-    if classes is not None:
-        names = tuple(known_classes(classes, found, source))
-    elif set(found) <= set(VOC_CLASSES):
-        names = VOC_CLASSES
-    else:
-        names = tuple(found)
-    if not names:
+def _class_map(found: set[str], classes: Sequence[str] | None, source: str) -> ClassMap:
+    if not found:
         raise AnnotationError(f"{source}: no object in any annotation file, so there are no classes")
+    names = VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
+    if classes is not None:
+        names = tuple(known_classes(classes, names, source))
     return ClassMap(names=names, source_ids=tuple(range(1, len(names) + 1)))
