@@ -1,16 +1,24 @@
-"""What becomes of boxes that cannot be objects: decided once, at load time, never in the middle of training."""
+"""What becomes of records that cannot be trained on: decided once, at load time, never in the middle of training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+
+from detres.structures import Annotations
 
 BoxPolicy = Literal["drop", "error", "keep"]
 
 CLIP_TOLERANCE = 1.0
 """Px. Boxes reaching further than this beyond their image are counted as clipped; less is rounding."""
+
+OTHER_CLASS = "other class"
+RENUMBERED = "renumbered annotation id"
+CLIPPED = "clipped to the image"
+_NOT_LEFT_OUT = (RENUMBERED, CLIPPED)
 
 
 class AnnotationError(ValueError):
@@ -18,24 +26,23 @@ class AnnotationError(ValueError):
 
 
 def apply_box_policy(
-    boxes: np.ndarray, sizes: np.ndarray, policy: BoxPolicy, describe: Callable[[int], str]
+    boxes: np.ndarray, sizes: np.ndarray, policy: BoxPolicy, describe_row: Callable[[int], str]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Return (boxes (M, 4) float32, keep (M,) bool, reason -> count) for xyxy boxes (M, 4) in images of `sizes` (M, 2) (h, w).
+    """Return (boxes (M, 4) float32, keep (M,) bool, reason -> count) for xyxy boxes (M, 4) px in images of `sizes` (M, 2) (h, w) px.
 
-    "drop" cuts boxes to their image (a size of 0 means unknown: not cut) and leaves out those that are not finite, have no
-    area (x2 <= x1 or y2 <= y1) or lie wholly outside. "error" raises AnnotationError at the first of these, with
-    `describe(row)` saying which it is. "keep" touches nothing: ground truth for scoring is taken as it stands.
+    "drop" clips boxes to their image (a size of 0 means unknown: not clipped) and leaves out those that are not finite, have
+    no area (x2 <= x1 or y2 <= y1) or lie wholly outside. "error" raises AnnotationError at the first of these, with
+    `describe_row(row)` saying which it is. "keep" touches nothing: ground truth for scoring is taken as it stands. Clipping
+    is counted where it moved a side by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
     """
     if policy == "keep" or len(boxes) == 0:
         return boxes.astype(np.float32), np.ones(len(boxes), bool), {}
     finite = np.isfinite(boxes).all(axis=1)
     boxes = np.where(finite[:, None], boxes, 0)
-    no_area = finite & ((boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1]))
+    no_area = finite & (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
     limit = np.where(sizes > 0, sizes, np.inf)[:, [1, 0, 1, 0]]
-    cut = np.clip(boxes, 0, limit)
-    outside = finite & ~no_area & ((cut[:, 2] <= cut[:, 0]) | (cut[:, 3] <= cut[:, 1]))
-    keep = finite & ~no_area & ~outside
-    clipped = keep & (np.abs(cut - boxes).max(axis=1) > CLIP_TOLERANCE)
+    clipped = np.clip(boxes, 0, limit)
+    outside = finite & ~no_area & (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
     reasons = {
         "box with a number that is not finite": ~finite,
         "box without area": no_area,
@@ -45,9 +52,55 @@ def apply_box_policy(
         if policy == "error" and rows.any():
             first = int(np.flatnonzero(rows)[0])
             raise AnnotationError(
-                f"{describe(first)}: {reason} ({rows.sum()} of these in all). Correct it, or set data.boxes=drop to leave such boxes out"
+                f"{describe_row(first)}: {reason} ({rows.sum()} such). Correct it, or set data.boxes=drop to leave such boxes out"
             )
-    counts = {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
-    if clipped.any():
-        counts["box cut to its image"] = int(clipped.sum())
-    return cut.astype(np.float32), keep, counts
+    keep = finite & ~no_area & ~outside
+    reasons[CLIPPED] = keep & (np.abs(clipped - boxes).max(axis=1) > CLIP_TOLERANCE)
+    return clipped.astype(np.float32), keep, {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
+
+
+def known_classes(classes: Sequence[str], names: Sequence[str], source: str) -> tuple[str, ...]:
+    """Return `classes`; raises AnnotationError when there is none, one is given twice, or one is not in `names` (with the nearest)."""
+    if not classes:
+        raise AnnotationError(f"data.classes is an empty list; leave it out to use all classes of {source}")
+    for index, name in enumerate(classes):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(names)}"
+            raise AnnotationError(f"data.classes: {source} has no class '{name}'; {hint}")
+        if name in classes[:index]:
+            raise AnnotationError(f"data.classes: '{name}' is given twice")
+    return tuple(classes)
+
+
+def require_objects(annotations: Annotations) -> Annotations:
+    """Return `annotations`; raises AnnotationError, saying what was left out and why, when nothing in it can be trained on.
+
+    Crowd and difficult objects are never trained on, so a data set of these alone is refused too.
+    """
+    if len(annotations) == 0:
+        raise AnnotationError(f"{annotations.source}: there are no images")
+    flagged = int((annotations.crowd | annotations.difficult).sum())
+    if annotations.num_objects > flagged:
+        return annotations
+    reasons = [f"{count} {reason}" for reason, count in annotations.dropped.items() if reason not in _NOT_LEFT_OUT]
+    reasons += [f"{flagged} crowd or difficult"] if flagged else []
+    raise AnnotationError(
+        f"{annotations.source}: none of the {len(annotations)} images has an object to train on; "
+        f"{'left out: ' + ', '.join(reasons) if reasons else 'the files list no object'} "
+        f"(classes: {', '.join(annotations.class_map.names)})"
+    )
+
+
+def describe(annotations: Annotations) -> str:
+    """Return one paragraph for people: images, objects, objects of each class, empty images, flags, and what was left out."""
+    per_class = np.bincount(annotations.labels, minlength=len(annotations.class_map) + 1)[1:]
+    listing = ", ".join(f"{name} {count}" for name, count in zip(annotations.class_map.names, per_class, strict=True))
+    empty = int((np.diff(annotations.offsets) == 0).sum())
+    text = (
+        f"{annotations.source}: {len(annotations)} images ({empty} without objects), {annotations.num_objects} objects "
+        f"of {len(annotations.class_map)} classes ({listing}), {int(annotations.crowd.sum())} crowd, "
+        f"{int(annotations.difficult.sum())} difficult."
+    )
+    notices = ", ".join(f"{reason} {count}" for reason, count in annotations.dropped.items())
+    return f"{text} Left out or changed on reading: {notices}." if notices else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections import Counter
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detres.data.box_policy import AnnotationError, BoxPolicy, apply_box_policy
+from detres.data.box_policy import OTHER_CLASS, RENUMBERED, AnnotationError, BoxPolicy, apply_box_policy, known_classes
 from detres.structures import Annotations, ClassMap
 
 
@@ -24,61 +23,59 @@ def read_coco(
 ) -> Annotations:
     """Read a COCO detection file; labels 1..K follow the rising category ids, source ids stay as they are.
 
-    image_folder: where the files are; None leaves them unchecked (to score results, no image is needed).
-    classes: train on these only, in this order; other objects are left out and counted. boxes: see apply_box_policy.
-    Optional in the file: info, licenses, iscrowd (0), area (then the box's), width and height, segmentation. Images
-    without annotations stay. Repeated annotation ids are numbered anew and counted.
+    image_folder: where the files are, file_name may hold sub-folders; None leaves them unchecked and image_files are the bare
+    file names (to score results, no image is needed). classes: these only, in this order; objects of other classes are left
+    out and counted as "other class". boxes: see apply_box_policy.
+    Optional in the file, or null: info, licenses, iscrowd (0), area (then the box's), width and height (unknown), segmentation.
+    Images without annotations stay. An annotation id that is missing, or taken by an earlier annotation, is replaced by a new
+    one and counted as "renumbered annotation id". No annotations at all: boxes are (0, 4); `require_objects` is the check.
 
-    Raises FileNotFoundError for the file or for missing images (count and first names), AnnotationError for: not JSON, not
-    COCO, an image id or file name listed twice, an annotation of an unknown image or category, a bbox that is not four
-    numbers, an unknown class name.
+    Raises FileNotFoundError for the file, the folder or missing images (count and first names), AnnotationError for: not
+    JSON, not COCO, an image id or file name listed twice, an annotation of an unknown image or category, a bbox that is not
+    four numbers, an unknown class name.
     """
     path = Path(annotation_file)
     content = _load(path)
-    class_map = _class_map(content["categories"], classes, path)
     images, annotations = content["images"], content["annotations"]
+    class_map = _class_map(content["categories"], classes, path)
+    category_ids = _integers(content["categories"], "id", path, "categories")
 
-    image_ids = np.array(_column(images, "id", int, path, "images"), np.int64)
-    file_names = _column(images, "file_name", str, path, "images")
-    for what, values in (("image id", image_ids.tolist()), ("file_name", file_names)):
-        repeated = [value for value, count in Counter(values).items() if count > 1]
-        if repeated:
-            raise AnnotationError(f"{path}: {what} {repeated[0]} is listed twice in 'images' ({len(repeated)} such)")
+    image_ids = _integers(images, "id", path, "images")
+    file_names = _strings(images, "file_name", path, "images")
+    _require_once(image_ids.tolist(), "id", file_names, "file_name", path)
+    _require_once(file_names, "file_name", image_ids.tolist(), "id", path)
     if image_folder is not None:
         _require_files(Path(image_folder), file_names, path)
-    sizes = np.array([(image.get("height") or 0, image.get("width") or 0) for image in images], np.int32).reshape(-1, 2)
+    sizes = [_integers(images, side, path, "images", default=0) for side in ("height", "width")]
+    sizes = np.stack(sizes, axis=1).astype(np.int32)
 
-    owners = np.array(_column(annotations, "image_id", int, path, "annotations"), np.int64)
-    categories = np.array(_column(annotations, "category_id", int, path, "annotations"), np.int64)
-    ids = np.array([annotation.get("id", 0) for annotation in annotations], np.int64)
+    ids, num_renumbered = _unique_ids(_integers(annotations, "id", path, "annotations", default=-1))
+    owners = _integers(annotations, "image_id", path, "annotations")
+    categories = _integers(annotations, "category_id", path, "annotations")
     _require_known(owners, image_ids, ids, "image_id", path)
-    known = [category["id"] for category in content["categories"]]
-    _require_known(categories, np.array(known, np.int64), ids, "category_id", path)
+    _require_known(categories, category_ids, ids, "category_id", path)
     xywh = _boxes(annotations, ids, path)
-    areas = np.array([annotation.get("area", np.nan) for annotation in annotations], np.float64)
-    areas = np.where(np.isnan(areas), xywh[:, 2] * xywh[:, 3], areas)
-    crowd = np.array([bool(annotation.get("iscrowd", 0)) for annotation in annotations], bool)
-    del content, annotations
+    areas = _numbers(annotations, "area", path, "annotations", default=np.nan)
+    crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations], bool)
+    del content, images, annotations
 
-    dropped: Counter[str] = Counter()
-    order_of_images = np.argsort(image_ids, kind="stable")
-    image_rows = order_of_images[np.searchsorted(image_ids, owners, sorter=order_of_images)]
-    label_of = dict.fromkeys(known, 0) | {source_id: k for k, source_id in enumerate(class_map.source_ids, start=1)}
-    labels = np.array([label_of[category] for category in categories.tolist()], np.int64)
-    xyxy = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
-    wanted = labels > 0
-    if not wanted.all():
-        dropped["object of another class"] = int((~wanted).sum())
-    xyxy, usable, reasons = apply_box_policy(
-        xyxy, sizes[image_rows], boxes, lambda row: f"{path}: annotation {ids[row]} (image {owners[row]}), bbox {xywh[row].tolist()}"
-    )
-    dropped.update(reasons)
-    if len(np.unique(ids)) < len(ids):
-        dropped["annotation id given twice, numbered anew"] = len(ids) - len(np.unique(ids))
-        ids = np.arange(1, len(ids) + 1)
+    order = np.argsort(image_ids, kind="stable")
+    image_rows = order[np.searchsorted(image_ids, owners, sorter=order)]
+    labels = np.zeros(len(categories), np.int64)
+    for label, source_id in enumerate(class_map.source_ids, start=1):
+        labels[categories == source_id] = label
 
-    rows = np.flatnonzero(wanted & usable)
+    rows = np.flatnonzero(labels > 0)
     rows = rows[np.argsort(image_rows[rows], kind="stable")]
+    dropped = {OTHER_CLASS: len(labels) - len(rows), RENUMBERED: num_renumbered}
+    xyxy, usable, reasons = apply_box_policy(
+        np.concatenate((xywh[rows, :2], xywh[rows, :2] + xywh[rows, 2:]), axis=1),
+        sizes[image_rows[rows]],
+        boxes,
+        lambda row: f"{path}: annotation {ids[rows[row]]} (image {owners[rows[row]]}), bbox {xywh[rows[row]].tolist()}",
+    )
+    rows, xyxy = rows[usable], xyxy[usable]
+    areas = np.where(np.isnan(areas[rows]), (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]), areas[rows])
     folder = str(image_folder) if image_folder is not None else ""
     return Annotations(
         source=str(path),
@@ -87,13 +84,13 @@ def read_coco(
         image_files=np.array([os.path.join(folder, name) for name in file_names], dtype=str),
         image_sizes=sizes,
         offsets=np.concatenate(([0], np.cumsum(np.bincount(image_rows[rows], minlength=len(image_ids))))).astype(np.int64),
-        boxes=xyxy[rows],
+        boxes=xyxy,
         labels=labels[rows],
-        areas=areas[rows].astype(np.float32),
+        areas=areas.astype(np.float32),
         crowd=crowd[rows],
         difficult=np.zeros(len(rows), bool),
         ids=ids[rows],
-        dropped=dict(dropped),
+        dropped={reason: count for reason, count in (dropped | reasons).items() if count},
     )
 
 
@@ -108,46 +105,91 @@ def _load(path: Path) -> dict:
         what = "a list: perhaps a results file" if isinstance(content, list) else f"a {type(content).__name__}"
         raise AnnotationError(f"{path} is not COCO annotations: expected an object with images, annotations and categories, found {what}")
     for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list) or not all(isinstance(record, dict) for record in content[key]):
-            raise AnnotationError(f"{path} is not COCO annotations: '{key}' must be a list of objects; found the keys {sorted(content)}")
+        if key not in content:
+            raise AnnotationError(f"{path} is not COCO annotations: it has no '{key}'; found the keys {sorted(content)}")
+        if not isinstance(content[key], list) or not all(isinstance(record, dict) for record in content[key]):
+            raise AnnotationError(f"{path} is not COCO annotations: '{key}' must be a list of objects")
     return content
 
 
-def _column(records: list[dict], key: str, kind: type, path: Path, table: str) -> list:
-    try:
-        values = [record[key] for record in records]
-    except KeyError:
-        index = next(i for i, record in enumerate(records) if key not in record)
-        raise AnnotationError(f"{path}: {table}[{index}] has no '{key}'") from None
-    for index, value in enumerate(values):
-        if not isinstance(value, kind):
-            raise AnnotationError(f"{path}: {table}[{index}] has {key} {value!r}, expected {kind.__name__}")
+def _column(records: list[dict], key: str, path: Path, table: str, default: float | None) -> list:
+    """The values of `key`; `default` stands in where it is missing or null, None means that it must be there."""
+    values = [record.get(key, default) for record in records]
+    if None in values:
+        if default is None:
+            index = values.index(None)
+            raise AnnotationError(f"{path}: {table}[{index}] has no '{key}'")
+        values = [default if value is None else value for value in values]
     return values
 
 
+def _integers(records: list[dict], key: str, path: Path, table: str, default: int | None = None) -> np.ndarray:
+    values = _column(records, key, path, table, default)
+    for index, value in enumerate(values):
+        if type(value) is not int or not -(2**63) <= value < 2**63:
+            if type(value) is float and value.is_integer():  # some exporters write every number as 12.0
+                continue
+            raise AnnotationError(f"{path}: {table}[{index}] has {key} {value!r}, expected an integer of 64 bits")
+    return np.array(values, np.int64)
+
+
+def _numbers(records: list[dict], key: str, path: Path, table: str, default: float) -> np.ndarray:
+    values = _column(records, key, path, table, default)
+    for index, value in enumerate(values):
+        if type(value) not in (int, float):
+            raise AnnotationError(f"{path}: {table}[{index}] has {key} {value!r}, expected a number")
+    return np.array(values, np.float64)
+
+
+def _strings(records: list[dict], key: str, path: Path, table: str) -> list[str]:
+    values = _column(records, key, path, table, None)
+    for index, value in enumerate(values):
+        if not isinstance(value, str) or not value:
+            raise AnnotationError(f"{path}: {table}[{index}] has {key} {value!r}, expected text")
+    return values
+
+
+def _boxes(annotations: list[dict], ids: np.ndarray, path: Path) -> np.ndarray:
+    """(M, 4) float64 as written; whether the numbers make a box is for the box policy."""
+    boxes = [annotation.get("bbox") for annotation in annotations]
+    for index, box in enumerate(boxes):
+        if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
+            raise AnnotationError(f"{path}: annotation {ids[index]} has bbox {box!r}, expected [x, y, width, height]")
+    return np.array(boxes, np.float64).reshape(-1, 4)
+
+
 def _class_map(categories: list[dict], classes: Sequence[str] | None, path: Path) -> ClassMap:
-    source_ids = _column(categories, "id", int, path, "categories")
-    names = _column(categories, "name", str, path, "categories")
+    source_ids = _integers(categories, "id", path, "categories").tolist()
+    names = _strings(categories, "name", path, "categories")
     for what, values in (("id", source_ids), ("name", names)):
         repeated = [value for value, count in Counter(values).items() if count > 1]
         if repeated:
             raise AnnotationError(f"{path}: category {what} {repeated[0]!r} is listed twice")
-    pairs = sorted(zip(source_ids, names, strict=True))
-    if classes is not None:
-        pairs = [(source_ids[names.index(name)], name) for name in known_classes(classes, names, str(path))]
-    if not pairs:
+    if not names:
         raise AnnotationError(f"{path} has no categories")
-    return ClassMap(names=tuple(name for _, name in pairs), source_ids=tuple(source_id for source_id, _ in pairs))
+    id_of = {name: source_id for source_id, name in sorted(zip(source_ids, names, strict=True))}
+    names = tuple(id_of) if classes is None else known_classes(classes, list(id_of), str(path))
+    return ClassMap(names=names, source_ids=tuple(id_of[name] for name in names))
 
 
-def known_classes(classes: Sequence[str], names: Sequence[str], source: str) -> Sequence[str]:
-    """Return `classes`; raises AnnotationError, with the nearest name, when one of them is not among `names`."""
-    for name in classes:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(names)}"
-            raise AnnotationError(f"data.classes: {source} has no class '{name}'; {hint}")
-    return classes
+def _unique_ids(ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return ids where every repeated or missing (-1) one but the first of its kind is new, and how many are."""
+    _, first = np.unique(ids, return_index=True)
+    anew = np.ones(len(ids), bool)
+    anew[first] = False
+    anew |= ids == -1
+    ids = ids.copy()
+    ids[anew] = max(ids.max(initial=0), 0) + 1 + np.arange(anew.sum())
+    return ids, int(anew.sum())
+
+
+def _require_once(values: list, key: str, others: list, other_key: str, path: Path) -> None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        first, second = [other for value, other in zip(values, others, strict=True) if value == repeated[0]][:2]
+        raise AnnotationError(
+            f"{path}: the image with {key} {repeated[0]} is listed twice, with {other_key} {first} and {second} ({len(repeated)} such)"
+        )
 
 
 def _require_known(values: np.ndarray, known: np.ndarray, ids: np.ndarray, key: str, path: Path) -> None:
@@ -158,31 +200,13 @@ def _require_known(values: np.ndarray, known: np.ndarray, ids: np.ndarray, key: 
         )
 
 
-def _boxes(annotations: list[dict], ids: np.ndarray, path: Path) -> np.ndarray:
-    if not annotations:
-        return np.zeros((0, 4))
-    try:
-        xywh = np.array([annotation["bbox"] for annotation in annotations], np.float64)
-        if xywh.shape == (len(annotations), 4):
-            return xywh
-    except (KeyError, ValueError, TypeError):
-        pass
-    for index, annotation in enumerate(annotations):
-        box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
-            raise AnnotationError(f"{path}: annotation {ids[index]} has bbox {box!r}, expected [x, y, width, height]")
-    raise AnnotationError(f"{path}: the bboxes cannot be read as numbers")
-
-
 def _require_files(folder: Path, names: list[str], path: Path) -> None:
+    """One directory scan for each sub-folder instead of one stat for each file."""
     if not folder.is_dir():
         raise FileNotFoundError(f"image folder {folder} of {path} does not exist or is not a folder")
-    present = {
-        os.path.relpath(entry, folder)
-        for sub in {folder / os.path.dirname(name) for name in names}
-        if sub.is_dir()
-        for entry in os.scandir(sub)
-    }
-    missing = [name for name in names if os.path.normpath(name) not in present]
+    places = [os.path.split(name) for name in names]
+    present = {sub: set(os.listdir(folder / sub)) if (folder / sub).is_dir() else set() for sub in {sub for sub, _ in places}}
+    missing = [name for name, (sub, base) in zip(names, places, strict=True) if base not in present[sub]]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(names)} images of {path} are not in {folder}: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}")
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(f"{len(missing)} of {len(names)} images of {path} are not in {folder}: {shown}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,7 @@ import numpy as np
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
-from detres.data.box_policy import AnnotationError, BoxPolicy, apply_box_policy
-from detres.data.coco import known_classes
+from detres.data.box_policy import OTHER_CLASS, AnnotationError, BoxPolicy, apply_box_policy, known_classes
 from detres.image_io import IMAGE_SUFFIXES
 from detres.structures import Annotations, ClassMap
 
@@ -22,7 +22,8 @@ VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-"""The twenty classes of PASCAL VOC in its own order, used when a data set has no other."""
+"""The twenty classes of PASCAL VOC in its own order, which its own folders keep whichever of them occur."""
+_VOC_YEAR = re.compile(r"VOC\d{4}")
 
 
 def read_voc(
@@ -40,7 +41,7 @@ def read_voc(
     absent) the images without it are left out.
     classes: train on these only, in this order; other objects are left out and counted. Otherwise the classes come from
     every XML file in the splits' Annotations folders, not only those of the split, so that train and test agree: VOC's
-    twenty in VOC's order when there is no other name, else all names found, sorted.
+    twenty in VOC's order when the folders are named VOCyyyy and there is no other name, else all names found, sorted.
     Coordinates in the files are 1-based and inclusive: x1 and y1 lose 1, x2 and y2 stay, which makes them continuous.
     difficult is kept as a flag. The image of a stem has any of IMAGE_SUFFIXES; what the XML says of file names is ignored.
     boxes: see apply_box_policy; a box with xmax <= xmin or ymax <= ymin has no area.
@@ -69,14 +70,15 @@ def read_voc(
     _require(missing, "annotation", source)
     records = {folder: {stem: _read_xml(path) for stem, path in xml_files[folder].items()} for folder in folders}
     all_names = {item.name for folder in folders for record in records[folder].values() for item in record.objects}
-    class_map = _class_map(all_names, classes, str(root))
+    official = bool(all_names) and all(_VOC_YEAR.fullmatch(folder.resolve().name) for folder in folders) and all_names <= set(VOC_CLASSES)
+    class_map = _class_map(VOC_CLASSES if official else tuple(sorted(all_names)), classes, str(root))
 
     label_of = {name: k for k, name in enumerate(class_map.names, start=1)}
     wanted = [[item for item in records[folder][stem].objects if item.name in label_of] for folder, stem in images]
     dropped: Counter[str] = Counter()
     others = sum(len(records[folder][stem].objects) for folder, stem in images) - sum(map(len, wanted))
     if others:
-        dropped["object of another class"] = others
+        dropped[OTHER_CLASS] = others
     image_rows = np.repeat(np.arange(len(images)), list(map(len, wanted)))
     objects = [item for items in wanted for item in items]
     sizes = np.array([records[folder][stem].size for folder, stem in images], np.int32)
@@ -87,11 +89,11 @@ def read_voc(
         flat = (inclusive[:, 2:] <= inclusive[:, :2]).any(axis=1)
         xyxy[flat, 2:] = xyxy[flat, :2]
 
-    def describe(row: int) -> str:
+    def describe_row(row: int) -> str:
         folder, stem = images[image_rows[row]]
         return f"{xml_files[folder][stem]}: object {objects[row].number} ({objects[row].name}), bndbox {list(objects[row].box)}"
 
-    xyxy, keep, reasons = apply_box_policy(xyxy, sizes[image_rows], boxes, describe)
+    xyxy, keep, reasons = apply_box_policy(xyxy, sizes[image_rows], boxes, describe_row)
     dropped.update(reasons)
     xyxy = xyxy[keep]
     return Annotations(
@@ -193,10 +195,9 @@ def _read_object(node: Element, number: int, path: Path) -> _Object:
     return _Object(number, name, box, (node.findtext("difficult") or "").strip() == "1")
 
 
-def _class_map(found: set[str], classes: Sequence[str] | None, source: str) -> ClassMap:
-    if not found:
+def _class_map(names: tuple[str, ...], classes: Sequence[str] | None, source: str) -> ClassMap:
+    if not names:
         raise AnnotationError(f"{source}: no object in any annotation file, so there are no classes")
-    names = VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
     if classes is not None:
-        names = tuple(known_classes(classes, names, source))
+        names = known_classes(classes, names, source)
     return ClassMap(names=names, source_ids=tuple(range(1, len(names) + 1)))
