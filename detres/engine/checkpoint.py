@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import tempfile
+import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,27 +24,18 @@ class CheckpointError(ValueError):
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; when the block succeeds, flush it to disk and rename it over `path`.
 
-    A crash or an error inside the block leaves the old file as it was.
+    A crash or an error inside the block leaves the old file as it was. The folder is made when it is not there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,28 +52,50 @@ def save_state(path: Path, state: dict) -> None:
 
 
 def load_state(path: Path, keys: tuple[str, ...]) -> dict:
-    """Read a training state written by `save_state`; `keys` are those it must have.
+    """Read a training state written by `save_state` onto the CPU; `keys` are those it must have.
 
     Raises CheckpointError when the file is missing, cut short, holds code (which is never run) or is something else.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no training state at {path}")
+        raise CheckpointError(f"no training state at {path}; a run can be resumed once it has saved a last.pt")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is not a training state: {_what_it_is(path)}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path} holds objects other than tensors and plain containers; it was not loaded: {_first_line(error)}") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} holds objects other than tensors and plain containers, which may be code; it was not loaded. "
+            "Only the last.pt of a run can be resumed"
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged or not a training state: {_first_line(error)}") from None
-    missing = [key for key in keys if not isinstance(state, dict) or key not in state]
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is not a training state: it holds a {type(state).__name__}")
+    missing = [key for key in keys if key not in state]
     if missing:
-        raise CheckpointError(f"{path} is not a training state of detres: it lacks {', '.join(missing)}")
+        found = ", ".join(map(str, list(state)[:8])) or "nothing"
+        raise CheckpointError(f"{path} is not a training state of detres: it lacks {', '.join(missing)}; it holds {found}")
     return state
 
 
+def _what_it_is(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if not start:
+        return "it is empty"
+    if start.startswith(b"PK"):
+        return "it is cut short or damaged"
+    if start.startswith(b"\x80"):
+        return "it is a bare pickle, which may hold code; it was not loaded"
+    if start[8:] == b"{":
+        return "it is a .safetensors file, weights only; a run is resumed from its last.pt"
+    return "it is a file of another kind"
+
+
 def save_weights(path: Path, tensors: dict[str, Tensor], *, metadata: dict[str, str]) -> None:
-    """Write tensors and string metadata as .safetensors; memory formats are not kept."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    """Write tensors and string metadata as .safetensors, all contiguous: the format knows no channels_last."""
+    plain = {name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         temporary.write_bytes(safetensors_bytes(plain, metadata=metadata))
 
@@ -127,14 +141,15 @@ def load_model_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -
 
 
 def _require_plain(value: object, where: str) -> None:
-    if value is None or isinstance(value, (bool, int, float, str, Tensor)):
+    """Exact types, not subclasses: numpy's float64 is a float, but weights_only would refuse to read it back."""
+    if isinstance(value, Tensor) or type(value) in (type(None), bool, int, float, str):
         return
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         for key, item in value.items():
-            if not isinstance(key, (str, int)):
+            if type(key) not in (str, int):
                 raise TypeError(f"{where}: key {key!r} is a {type(key).__name__}, expected str or int")
             _require_plain(item, f"{where}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
+    elif type(value) in (list, tuple):
         for index, item in enumerate(value):
             _require_plain(item, f"{where}[{index}]")
     else:
@@ -143,5 +158,3 @@ def _require_plain(value: object, where: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-

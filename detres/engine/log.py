@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
 import platform
 import subprocess
 import time
@@ -29,25 +31,28 @@ def new_run_folder(name: str, out: str | None) -> Path:
 
     Raises RunFolderError when `out` is a file or already holds a run; nothing in it is touched.
     """
-    if out is None:
-        folder, number = Path("runs") / name, 1
-        while folder.exists():
-            number += 1
-            folder = Path("runs") / f"{name}-{number}"
-    else:
-        folder = Path(out)
-        if folder.exists() and not folder.is_dir():
-            raise RunFolderError(f"--out {folder} is a file; give a folder that does not exist yet")
-        if folder.exists() and any(folder.iterdir()):
-            raise RunFolderError(
-                f"--out {folder} already holds files and is left as it is; continue it with --resume {folder}, or give another folder"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(out) if out is not None else _next_free(Path("runs") / name)
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"--out {folder} is a file; give a folder that does not exist yet")
+    if folder.exists() and any(folder.iterdir()):
+        raise RunFolderError(
+            f"--out {folder} already holds files and is left as it is; continue it with --resume {folder}, or give another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunFolderError(f"the run folder {folder} cannot be made: a part of its path is a file") from None
     return folder
 
 
+def _next_free(folder: Path) -> Path:
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([folder], numbered) if not candidate.exists())
+
+
 def write_environment(folder: Path, device: torch.device) -> None:
-    """Write env.json: versions, machine, device and, in a git checkout, the commit and whether files were changed."""
+    """Write env.json: versions, machine, device and, when this code is a git checkout, its commit and changed files."""
+    is_checkout = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     facts = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -55,19 +60,18 @@ def write_environment(folder: Path, device: torch.device) -> None:
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "opencv": cv2.__version__,
+        "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed_files": _git("status", "--porcelain", "--untracked-files=no"),
+        "git_commit": _git("rev-parse", "HEAD") if is_checkout else None,
+        "git_changed_files": _git("status", "--porcelain", "--untracked-files=no").splitlines() if is_checkout else None,
     }
     write_text(folder / "env.json", json.dumps(facts, indent=2) + "\n")
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True
-        )
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -103,13 +107,17 @@ class RunLog:
         self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
         self.bar = tqdm(total=steps, initial=start_step, file=console, dynamic_ncols=True) if console.isatty() else None
 
+    def advance(self, step: int) -> None:
+        """Show that `step` steps are done: moves the progress bar, writes nothing."""
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+
     def train(self, step: int, record: dict[str, float]) -> None:
         """Log one training record after `step` steps are done."""
         self._write("train", step, record)
         losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in record.items() if name.startswith("loss"))
         if self.bar is not None:
             self.bar.set_postfix_str(losses)
-            self.bar.update(step - self.bar.n)
         else:
             rate = (step - self.start_step) / (time.monotonic() - self.started)
             left = (self.steps - step) / rate

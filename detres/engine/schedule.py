@@ -14,7 +14,7 @@ class Schedule:
 
     lr: the base rate, already scaled to the batch. Linear warm-up from `warmup_factor * lr` to lr over `warmup_steps`.
     "multistep": times `gamma` from each milestone on (py-faster-rcnn, the paper's 240k + 80k). "cosine": half a cosine from
-    lr to 0, an option the paper does not have.
+    lr to 0, an option the paper does not have. Raises ValueError for milestones out of order.
     """
 
     lr: float
@@ -24,6 +24,10 @@ class Schedule:
     gamma: float = 0.1
     warmup_steps: int = 0
     warmup_factor: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"milestones {list(self.milestones)} are not in rising order")
 
     def at(self, step: int) -> float:
         """Return the rate used by step `step`, 0 <= step < steps."""

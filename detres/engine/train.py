@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ Metrics = dict[str, float | None]
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; the message names the term and the images."""
+    """A loss or a gradient became NaN or infinite; the message names the loss term, or the parameter, and the images."""
 
 
 class Interrupted(Exception):
@@ -63,69 +64,79 @@ def fit(
     """Train from `progress.step` to `steps`, evaluate, and return the last evaluation's metrics.
 
     model: called as model(images, targets), returns an object with .terms() (name -> scalar tensor) and .total().
-    batches: yields (images, targets) from step `progress.step` on; both have .to(device), targets one by one.
-    lr_at: rate of a 0-based step; a parameter group's "lr_scale" multiplies it.
+    batches: yields (images, targets) from step `progress.step` on; images and every target have .to(device), images also
+    len() and .ids.
+    progress: updated in place. With no step left to do, this only evaluates.
+    lr_at: rate of a 0-based step; a parameter group's "lr_scale", where it has one, multiplies it.
     evaluate: called every `eval_every` steps (0: never on the way) and at the end. save_best: called when
     metrics[best_metric] exceeds all before; None (nothing to measure) never does.
     save_last: called every `save_every` steps, after every evaluation and on Ctrl-C or SIGTERM.
+    clip_grad_norm: largest 2-norm of all gradients together. precision: "bf16" runs the forward under autocast.
     Randomness inside the model (sampling) is seeded from (seed, step), so a resumed run repeats a straight one.
 
-    Raises NonFiniteLossError before the weights are touched, Interrupted after saving.
+    Raises NonFiniteLossError before the weights are touched, Interrupted after saving, ValueError when `batches` ends early.
     """
-    metrics: Metrics = {}
+    if progress.step >= steps:
+        return evaluate()
     window = _Window()
-    stop = _StopSignals()
     model.train()
-    with stop:
+    with _StopSignals() as stop:
         for images, targets in batches:
             window.data_ready()
             lr = lr_at(progress.step)
             for group in optimizer.param_groups:
-                group["lr"] = lr * group["lr_scale"]
-            torch.manual_seed(seed * 1_000_003 + progress.step)
+                group["lr"] = lr * group.get("lr_scale", 1.0)
+            torch.manual_seed((seed * 1_000_003 + progress.step) % 2**63)
 
             images, targets = images.to(device), [target.to(device) for target in targets]
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 losses = model(images, targets)
                 total = losses.total()
-            # The one wait for the device in a step: a non-finite loss must not reach the weights.
-            if not torch.isfinite(total):
-                raise NonFiniteLossError(_culprit(losses.terms(), images, progress.step, lr, log.folder))
             optimizer.zero_grad(set_to_none=True)
             total.backward()
+            parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+            grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+            # The one wait for the device in a step, after all its work is queued: nothing non-finite may reach the weights.
+            if not torch.isfinite(total.detach() + grad_norm):
+                raise NonFiniteLossError(_culprit(model, losses.terms(), images, targets, progress.step, lr, log.folder))
             if clip_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad_norm)
+                nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, grad_norm)
             optimizer.step()
-
             progress.step += 1
-            window.add(losses.terms(), len(images))
+            window.step_done({"loss": total, **losses.terms(), "grad_norm": grad_norm}, len(images))
+
             last = progress.step == steps
-            if progress.step % log_every == 0 or last:
+            evaluating = last or (eval_every > 0 and progress.step % eval_every == 0)
+            log.advance(progress.step)
+            if last or progress.step % log_every == 0:
                 log.train(progress.step, window.flush() | {"lr": lr})
-            if last or (eval_every and progress.step % eval_every == 0):
+            if evaluating:
                 metrics = evaluate()
                 model.train()
                 log.evaluation(progress.step, metrics)
-                value = metrics[best_metric]
-                if value is not None and (progress.best is None or value > progress.best):
-                    progress.best = value
+                if _improves(metrics[best_metric], progress.best):
+                    progress.best = metrics[best_metric]
                     save_best(progress)
-                window.data_ready()
-            if last or stop.asked or progress.step % save_every == 0 or (eval_every and progress.step % eval_every == 0):
+            if evaluating or stop.asked or progress.step % save_every == 0:
                 save_last(progress)
             if last:
-                break
+                return metrics
             if stop.asked:
                 raise Interrupted(progress.step)
-            window.step_done()
-    return metrics
+            window.wait_for_data()
+    raise ValueError(f"the batches ended after step {progress.step}, expected {steps}")
 
 
-def sgd(model: nn.Module, *, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """Return SGD over the parameters that learn, decaying all of them alike; biases of layers learn twice as fast.
+def sgd(
+    model: nn.Module, *, momentum: float, weight_decay: float, norm_weight_decay: float = 0.0, bias_lr_scale: float = 2.0
+) -> torch.optim.SGD:
+    """Return SGD over the parameters that learn; `fit` sets the rate, times each group's "lr_scale", in every step.
 
-    py-faster-rcnn's prototxt: lr_mult 2 on biases and one weight_decay for everything; the affine terms of batch or group
-    norm are not decayed and learn at the plain rate. Raises ValueError when nothing learns.
+    weight_decay: of weights and of biases alike; bias_lr_scale: how much faster the biases of layers learn. Both as in
+    py-faster-rcnn's prototxt (lr_mult 2 on biases, one decay for all). norm_weight_decay: of the affine terms of batch and
+    group norm, which the paper's detector keeps fixed and py-faster-rcnn does not have; they learn at the plain rate.
+
+    Raises ValueError when nothing learns.
     """
     weights, biases, norms = [], [], []
     for module in model.modules():
@@ -135,8 +146,8 @@ def sgd(model: nn.Module, *, momentum: float, weight_decay: float) -> torch.opti
                 (norms if is_norm else biases if name == "bias" else weights).append(parameter)
     groups = [
         {"params": weights, "weight_decay": weight_decay, "lr_scale": 1.0},
-        {"params": biases, "weight_decay": weight_decay, "lr_scale": 2.0},
-        {"params": norms, "weight_decay": 0.0, "lr_scale": 1.0},
+        {"params": biases, "weight_decay": weight_decay, "lr_scale": bias_lr_scale},
+        {"params": norms, "weight_decay": norm_weight_decay, "lr_scale": 1.0},
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
@@ -144,47 +155,48 @@ def sgd(model: nn.Module, *, momentum: float, weight_decay: float) -> torch.opti
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
 
 
+def _improves(value: float | None, best: float | None) -> bool:
+    return value is not None and not math.isnan(value) and (best is None or value > best)
+
+
 class _Window:
-    """Averages over the steps between two log records; reads the device only when flushed."""
+    """Averages over the steps between two log records; reads the device only when flushed.
+
+    data_s is the time spent waiting for batches, step_s the time of the steps; evaluation and saving are in neither.
+    """
 
     def __init__(self) -> None:
-        self.clear()
-        self.mark = time.monotonic()
+        self._clear()
+        self.wait_for_data()
 
-    def clear(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.steps = self.images = 0
-        self.wait_s = self.step_s = 0.0
+    def wait_for_data(self) -> None:
+        self.mark = time.monotonic()
 
     def data_ready(self) -> None:
-        now = time.monotonic()
-        self.wait_s += now - self.mark
-        self.mark = now
+        self.data_s += self._lap()
 
-    def step_done(self) -> None:
-        self.mark = time.monotonic()
-
-    def add(self, terms: dict[str, torch.Tensor], num_images: int) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
+    def step_done(self, values: dict[str, torch.Tensor], num_images: int) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
         self.steps += 1
         self.images += num_images
-        now = time.monotonic()
-        self.step_s += now - self.mark
-        self.mark = now
+        self.step_s += self._lap()
 
     def flush(self) -> dict[str, float]:
-        means = {name: (value / self.steps).item() for name, value in self.sums.items()}
-        seconds = self.step_s + self.wait_s
-        record = {
-            "loss": sum(means.values()),
-            **means,
-            "step_s": self.step_s / self.steps,
-            "data_s": self.wait_s / self.steps,
-            "images_per_s": self.images / seconds,
-        }
-        self.clear()
+        record = {name: (value / self.steps).item() for name, value in self.sums.items()}
+        record |= {"step_s": self.step_s / self.steps, "data_s": self.data_s / self.steps}
+        record["images_per_s"] = self.images / max(self.step_s + self.data_s, 1e-9)
+        self._clear()
         return record
+
+    def _clear(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.steps = self.images = 0
+        self.data_s = self.step_s = 0.0
+
+    def _lap(self) -> float:
+        before, self.mark = self.mark, time.monotonic()
+        return self.mark - before
 
 
 class _StopSignals:
@@ -206,20 +218,32 @@ class _StopSignals:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, _: object) -> None:
+    def _ask(self, *_: object) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
 
 
-def _culprit(terms: dict[str, torch.Tensor], images: object, step: int, lr: float, folder: Path) -> str:
-    """Write nonfinite.json into the run folder and return the message."""
+def _culprit(model: nn.Module, terms: dict[str, torch.Tensor], images: object, targets: list, step: int, lr: float, folder: Path) -> str:
+    """Write nonfinite.json, enough to repeat the step, into the run folder and return the message."""
     values = {name: float(value) for name, value in terms.items()}
-    bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
-    ids = list(images.ids)
-    write_text(folder / "nonfinite.json", json.dumps(without_nan({"step": step, "images": ids, "lr": lr, "terms": values}), indent=2))
-    shown = ", ".join(f"{name} = {values[name]}" for name in bad or values)
+    what = "non-finite loss"
+    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+    if not bad:
+        what = "finite loss but non-finite gradient"
+        bad = [name for name, parameter in model.named_parameters() if parameter.grad is not None and not parameter.grad.isfinite().all()]
+    record = {"step": step, "lr": lr, "terms": values, "images": list(images.ids), "targets": [_plain(target) for target in targets]}
+    write_text(folder / "nonfinite.json", json.dumps(without_nan(record)) + "\n")
+    more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
     return (
-        f"non-finite loss in step {step + 1}: {shown}; images {', '.join(map(str, ids))}; lr {lr:g}. The weights before this step "
-        "are in last.pt. A smaller train.lr, a longer train.warmup_steps or train.clip_grad_norm usually cures it"
+        f"{what} in step {step + 1}: {', '.join(bad[:4])}{more}; images {', '.join(map(str, images.ids))}; lr {lr:g}. "
+        f"Nothing was saved after it; the batch is in {folder / 'nonfinite.json'}. "
+        "A smaller train.lr, a longer train.warmup_steps or train.clip_grad_norm usually cures it"
     )
+
+
+def _plain(target: object) -> object:
+    """A target as JSON: tensors become lists, dataclasses mappings."""
+    if is_dataclass(target):
+        return {field.name: _plain(getattr(target, field.name)) for field in fields(target)}
+    return target.tolist() if isinstance(target, torch.Tensor) else target
