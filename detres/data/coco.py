@@ -126,9 +126,9 @@ def _column(records: list[dict], key: str, path: Path, table: str, default: floa
 def _integers(records: list[dict], key: str, path: Path, table: str, default: int | None = None) -> np.ndarray:
     values = _column(records, key, path, table, default)
     for index, value in enumerate(values):
-        if type(value) is not int or not -(2**63) <= value < 2**63:
-            if type(value) is float and value.is_integer():  # some exporters write every number as 12.0
-                continue
+        # Some exporters write every number as 12.0.
+        whole = type(value) is int or (type(value) is float and value.is_integer())
+        if not whole or not -(2**63) <= value < 2**63:
             raise AnnotationError(f"{path}: {table}[{index}] has {key} {value!r}, expected an integer of 64 bits")
     return np.array(values, np.int64)
 
