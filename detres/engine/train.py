@@ -226,7 +226,7 @@ class _StopSignals:
 
 def _culprit(model: nn.Module, terms: dict[str, torch.Tensor], images: object, targets: list, step: int, lr: float, folder: Path) -> str:
     """Write nonfinite.json, enough to repeat the step, into the run folder and return the message."""
-    values = {name: float(value) for name, value in terms.items()}
+    values = {name: value.item() for name, value in terms.items()}
     what = "non-finite loss"
     bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
     if not bad:

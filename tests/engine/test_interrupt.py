@@ -1,0 +1,79 @@
+"""Ctrl-C as a terminal sends it: to the training process and to its loader's workers at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from detres.engine.checkpoint import load_state
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+from torch.utils.data import DataLoader
+from detres.engine.checkpoint import save_state
+from detres.engine.log import RunLog
+from detres.engine.train import Interrupted, Progress, fit
+
+class Images(list):
+    ids = ("a",)
+    def to(self, device):
+        return self
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1000
+    def __getitem__(self, index):
+        time.sleep(0.3)  # so that the signal finds the process waiting for its workers
+        return index
+
+class Loss:
+    def __init__(self, value):
+        self.value = value
+    def total(self):
+        return self.value
+    def terms(self):
+        return {"loss_all": self.value}
+
+class Model(torch.nn.Linear):
+    def forward(self, images, targets):
+        sys.stdout.write("step\\n")
+        sys.stdout.flush()
+        return Loss(super().forward(torch.ones(1, 1)).sum())
+
+model, folder = Model(1, 1), Path(sys.argv[1])
+try:
+    fit(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), progress=Progress(), steps=1000, lr_at=lambda step: 0.0,
+        batches=DataLoader(Slow(), batch_size=None, num_workers=2, collate_fn=lambda item: (Images([item]), [])),
+        evaluate=dict, best_metric="AP", save_best=print, save_last=lambda p: save_state(folder / "last.pt", {"step": p.step}),
+        log=RunLog(folder, console=sys.stderr, steps=1000), device=torch.device("cpu"), seed=0, log_every=100, eval_every=0,
+        save_every=1000,
+    )
+except Interrupted as stopped:
+    sys.stdout.write(f"stopped after {stopped.step}\\n")
+    sys.exit(3)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a process group")
+def test_ctrl_c_while_waiting_for_workers_saves_the_last_step(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        for _ in range(2):
+            assert process.stdout.readline() == "step\n"
+        os.killpg(process.pid, signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    step = load_state(tmp_path / "last.pt", ("step",))["step"]
+    assert process.returncode == 3, errors
+    assert out.splitlines()[-1] == f"stopped after {step}"
+    assert step == 2 + out.count("step\n")
