@@ -1,0 +1,124 @@
+"""Score a detector, `python tools/eval.py --weights FILE`, or any results file, `--detections FILE --annotations FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from detres.build import build_evaluation, load_detector, read_split, with_data_root
+from detres.config import EvalConfig, load_config
+from detres.data.coco import read_coco
+from detres.data.voc import read_voc
+from detres.engine.checkpoint import write_text
+from detres.evaluation.coco_ap import CocoResult, evaluate_coco
+from detres.evaluation.detection_files import read_coco_results, read_voc_results, to_coco_results
+from detres.evaluation.diagnose import explain
+from detres.evaluation.voc_ap import VocResult, evaluate_voc
+from detres.structures import Annotations, Predictions
+from detres.tools.command_line import add_config_flags, run
+
+PROTOCOLS = ("coco", "voc07", "voc12")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, read or detect, score; returns the exit status."""
+    parser = argparse.ArgumentParser(description="score a detector's weights, or a detections file")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--weights", metavar="FILE", help="best.safetensors of a run; it knows its model, classes, data and protocol")
+    what.add_argument("--detections", metavar="FILE_OR_FOLDER", help="COCO results JSON, or a folder of VOC comp3/comp4 text files")
+    parser.add_argument("--annotations", metavar="FILE_OR_FOLDER", help="with --detections: COCO JSON, or VOCdevkit/VOCyyyy")
+    parser.add_argument("--split", metavar="NAME", help="with a VOC folder: the list in ImageSets/Main (default: test, else val)")
+    parser.add_argument("--protocol", choices=PROTOCOLS, help="default: the weights' own; coco for JSON; voc07 or voc12 by the year of a VOC folder")
+    parser.add_argument("--iou", type=float, metavar="T", help="VOC protocols: IoU from which a detection is right (default: 0.5)")
+    parser.add_argument("--json", metavar="OUT", help="also write the numbers, as fractions, to this file")
+    parser.add_argument("--save-detections", metavar="OUT", help="with --weights: also write the detections as COCO results")
+    add_config_flags(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.detections and not arguments.annotations:
+        parser.error("--detections needs --annotations")
+    return run(lambda: score_weights(arguments) if arguments.weights else score_detections(arguments))
+
+
+def score_weights(arguments: argparse.Namespace) -> None:
+    """Run a detector over held-out images and score it."""
+    detector, config, class_map = load_detector(Path(arguments.weights))
+    data, evaluation = config.data, config.eval
+    if arguments.cfg or arguments.set:
+        if not arguments.cfg:
+            raise ValueError("--set changes a configuration: give it with --cfg; without --cfg the weights' own data and protocol are used")
+        given = load_config(arguments.cfg, arguments.set)
+        data, evaluation = given.data, given.eval
+    config = config.model_copy(
+        update={"data": with_data_root(data, arguments.data), "eval": protocol_config(evaluation, arguments.protocol)}
+    )
+    truth = read_split(config.data, "val")
+    class_map.require_same(truth.class_map, arguments.weights, truth.source)
+    device = torch.device(arguments.device)
+    result, predictions = build_evaluation(config, detector.to(device), truth, device)()
+    if arguments.iou is not None:
+        result = score(truth, predictions, config.eval.protocol, arguments.iou)
+    if arguments.save_detections:
+        write_text(Path(arguments.save_detections), json.dumps(to_coco_results(predictions)))
+    report(truth, predictions, result, arguments.json)
+
+
+def protocol_config(config: EvalConfig, protocol: str | None) -> EvalConfig:
+    """Return `config`, with another protocol when one is given."""
+    return config.model_copy(update={"protocol": protocol}) if protocol else config
+
+
+def score_detections(arguments: argparse.Namespace) -> None:
+    """Score a results file or folder against annotations; no image is needed."""
+    annotations, detections = Path(arguments.annotations), Path(arguments.detections)
+    truth, protocol = read_truth(annotations, arguments.split)
+    if detections.is_dir():
+        predictions, absent = read_voc_results(detections, truth)
+        if absent:
+            sys.stdout.write(f"note: no results file for {', '.join(absent)}: taken as no detections\n")
+    else:
+        predictions = read_coco_results(detections, truth)
+    report(truth, predictions, score(truth, predictions, arguments.protocol or protocol, arguments.iou), arguments.json)
+
+
+def read_truth(path: Path, split: str | None) -> tuple[Annotations, str]:
+    """Read ground truth as it stands; return it with the protocol that goes with it."""
+    if not path.is_dir():
+        if split:
+            raise ValueError("--split goes with a VOC folder; a COCO JSON file is a split by itself")
+        return read_coco(path, None, boxes="keep"), "coco"
+    lists = {file.stem for file in (path / "ImageSets" / "Main").glob("*.txt")}
+    split = split or ("test" if "test" in lists else "val")
+    year = re.search(r"(19|20)\d\d$", path.resolve().name)
+    protocol = "voc12" if year and int(year[0]) >= 2010 else "voc07"
+    return read_voc(path, [split], boxes="keep", check_images=False), protocol
+
+
+def score(truth: Annotations, predictions: Predictions, protocol: str, iou: float | None) -> CocoResult | VocResult:
+    """Score by name of protocol; raises ValueError for an IoU threshold where the protocol fixes its own."""
+    if protocol != "coco":
+        return evaluate_voc(truth, predictions, metric=protocol, iou_thresh=0.5 if iou is None else iou)
+    if iou is not None:
+        raise ValueError("--iou goes with --protocol voc07 or voc12: COCO averages over .50:.05:.95 and gives AP50 and AP75 beside it")
+    return evaluate_coco(truth, predictions)
+
+
+def report(truth: Annotations, predictions: Predictions, result: CocoResult | VocResult, out: str | None) -> None:
+    """Print the table, AP of each class and what explains a score of nothing; write JSON when asked."""
+    sys.stdout.write(f"{truth.describe()}\n{len(predictions)} detections\n{result.table()}\n")
+    if isinstance(result, CocoResult):
+        width = max(map(len, result.per_class))
+        for name, value in result.per_class.items():
+            sys.stdout.write(f"   AP {name:<{width}}  {'n/a (no ground truth)' if value is None else f'{value:.3f}'}\n")
+    for cause in explain(truth, predictions, result.metrics["AP" if isinstance(result, CocoResult) else "mAP"]):
+        sys.stdout.write(f"note: {cause}\n")
+    if out:
+        write_text(Path(out), json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
