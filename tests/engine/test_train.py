@@ -184,7 +184,7 @@ def test_training_fits_and_ends_with_an_evaluation(tmp_path):
 
 
 def test_evaluations_on_the_way_keep_the_best_and_the_last(tmp_path):
-    scores = {2: None, 4: 0.5, 6: 0.4, 8: float("nan"), 10: 0.6}
+    scores = {2: float("nan"), 4: 0.5, 6: 0.4, 8: None, 10: 0.6}
     run = Run(tmp_path, scores=scores.get)
     run.fit(eval_every=2, save_every=3)
     assert [event for event in run.saved if event[0] == "best"] == [("best", 4), ("best", 10)]
