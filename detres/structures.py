@@ -295,7 +295,7 @@ class Predictions:
     """Detections of a whole data set in flat arrays, boxes in the pixels of the original files.
 
     image_ids: (D,) int64 or str, one per detection. boxes: (D, 4) float32 xyxy px. scores: (D,) float32. labels: (D,)
-    int64 1..K of `class_map`. Rows need no order. D may be 0.
+    int64 1..K of `class_map`. Rows need no order. D may be 0. Boxes and scores read from a results file stay float64, as written.
     """
 
     class_map: ClassMap

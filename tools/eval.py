@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from detres.build import build_evaluation, load_detector, read_split, with_data_root
-from detres.config import EvalConfig, load_config
+from detres.config import load_config
 from detres.data.coco import read_coco
 from detres.data.voc import read_voc
 from detres.engine.checkpoint import write_text
@@ -23,6 +23,8 @@ from detres.structures import Annotations, Predictions
 from detres.tools.command_line import add_config_flags, run
 
 PROTOCOLS = ("coco", "voc07", "voc12")
+WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections")
+DETECTIONS_FLAGS = ("--annotations", "--split")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument("--detections", metavar="FILE_OR_FOLDER", help="COCO results JSON, or a folder of VOC comp3/comp4 text files")
     parser.add_argument("--annotations", metavar="FILE_OR_FOLDER", help="with --detections: COCO JSON, or VOCdevkit/VOCyyyy")
     parser.add_argument("--split", metavar="NAME", help="with a VOC folder: the list in ImageSets/Main (default: test, else val)")
-    parser.add_argument("--protocol", choices=PROTOCOLS, help="default: the weights' own; coco for JSON; voc07 or voc12 by the year of a VOC folder")
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, help="default: the weights' own; coco for JSON; voc07 or voc12 by the year of a VOC folder"
+    )
     parser.add_argument("--iou", type=float, metavar="T", help="VOC protocols: IoU from which a detection is right (default: 0.5)")
     parser.add_argument("--json", metavar="OUT", help="also write the numbers, as fractions, to this file")
     parser.add_argument("--save-detections", metavar="OUT", help="with --weights: also write the detections as COCO results")
@@ -41,6 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.detections and not arguments.annotations:
         parser.error("--detections needs --annotations")
+    foreign = WEIGHTS_FLAGS if arguments.detections else DETECTIONS_FLAGS
+    given = [flag for flag in foreign if getattr(arguments, flag.removeprefix("--").replace("-", "_"))]
+    if given:
+        parser.error(f"{', '.join(given)} does not go with {'--detections' if arguments.detections else '--weights'}")
+    if arguments.json and Path(arguments.json).is_dir():
+        parser.error(f"--json {arguments.json} is a folder; give a file")
     return run(lambda: score_weights(arguments) if arguments.weights else score_detections(arguments))
 
 
@@ -53,36 +63,35 @@ def score_weights(arguments: argparse.Namespace) -> None:
             raise ValueError("--set changes a configuration: give it with --cfg; without --cfg the weights' own data and protocol are used")
         given = load_config(arguments.cfg, arguments.set)
         data, evaluation = given.data, given.eval
+    protocol = arguments.protocol or evaluation.protocol
+    require_own_iou(protocol, arguments.iou)
     config = config.model_copy(
-        update={"data": with_data_root(data, arguments.data), "eval": protocol_config(evaluation, arguments.protocol)}
+        update={"data": with_data_root(data, arguments.data), "eval": evaluation.model_copy(update={"protocol": protocol})}
     )
     truth = read_split(config.data, "val")
     class_map.require_same(truth.class_map, arguments.weights, truth.source)
     device = torch.device(arguments.device)
     result, predictions = build_evaluation(config, detector.to(device), truth, device)()
     if arguments.iou is not None:
-        result = score(truth, predictions, config.eval.protocol, arguments.iou)
+        result = score(truth, predictions, protocol, arguments.iou)
     if arguments.save_detections:
         write_text(Path(arguments.save_detections), json.dumps(to_coco_results(predictions)))
     report(truth, predictions, result, arguments.json)
 
 
-def protocol_config(config: EvalConfig, protocol: str | None) -> EvalConfig:
-    """Return `config`, with another protocol when one is given."""
-    return config.model_copy(update={"protocol": protocol}) if protocol else config
-
-
 def score_detections(arguments: argparse.Namespace) -> None:
     """Score a results file or folder against annotations; no image is needed."""
     annotations, detections = Path(arguments.annotations), Path(arguments.detections)
-    truth, protocol = read_truth(annotations, arguments.split)
+    truth, usual_protocol = read_truth(annotations, arguments.split)
+    protocol = arguments.protocol or usual_protocol
+    require_own_iou(protocol, arguments.iou)
     if detections.is_dir():
         predictions, absent = read_voc_results(detections, truth)
         if absent:
             sys.stdout.write(f"note: no results file for {', '.join(absent)}: taken as no detections\n")
     else:
         predictions = read_coco_results(detections, truth)
-    report(truth, predictions, score(truth, predictions, arguments.protocol or protocol, arguments.iou), arguments.json)
+    report(truth, predictions, score(truth, predictions, protocol, arguments.iou), arguments.json)
 
 
 def read_truth(path: Path, split: str | None) -> tuple[Annotations, str]:
@@ -98,22 +107,22 @@ def read_truth(path: Path, split: str | None) -> tuple[Annotations, str]:
     return read_voc(path, [split], boxes="keep", check_images=False), protocol
 
 
-def score(truth: Annotations, predictions: Predictions, protocol: str, iou: float | None) -> CocoResult | VocResult:
-    """Score by name of protocol; raises ValueError for an IoU threshold where the protocol fixes its own."""
-    if protocol != "coco":
-        return evaluate_voc(truth, predictions, metric=protocol, iou_thresh=0.5 if iou is None else iou)
-    if iou is not None:
+def require_own_iou(protocol: str, iou: float | None) -> None:
+    """Raise ValueError for an IoU threshold where the protocol fixes its own."""
+    if protocol == "coco" and iou is not None:
         raise ValueError("--iou goes with --protocol voc07 or voc12: COCO averages over .50:.05:.95 and gives AP50 and AP75 beside it")
-    return evaluate_coco(truth, predictions)
+
+
+def score(truth: Annotations, predictions: Predictions, protocol: str, iou: float | None) -> CocoResult | VocResult:
+    """Score by name of protocol."""
+    if protocol == "coco":
+        return evaluate_coco(truth, predictions)
+    return evaluate_voc(truth, predictions, metric=protocol, iou_thresh=0.5 if iou is None else iou)
 
 
 def report(truth: Annotations, predictions: Predictions, result: CocoResult | VocResult, out: str | None) -> None:
     """Print the table, AP of each class and what explains a score of nothing; write JSON when asked."""
     sys.stdout.write(f"{truth.describe()}\n{len(predictions)} detections\n{result.table()}\n")
-    if isinstance(result, CocoResult):
-        width = max(map(len, result.per_class))
-        for name, value in result.per_class.items():
-            sys.stdout.write(f"   AP {name:<{width}}  {'n/a (no ground truth)' if value is None else f'{value:.3f}'}\n")
     for cause in explain(truth, predictions, result.metrics["AP" if isinstance(result, CocoResult) else "mAP"]):
         sys.stdout.write(f"note: {cause}\n")
     if out:

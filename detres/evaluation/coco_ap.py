@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detres.evaluation.validate import image_rows
 from detres.structures import Annotations, Predictions
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -32,51 +33,64 @@ _LINES = (
 )
 
 
+_COLUMNS = 4
+
+
 @dataclass(frozen=True)
 class CocoResult:
-    """COCO's twelve numbers, and AP per class, as fractions; None where there is no ground truth to measure.
+    """COCO's twelve numbers, AP and AP50 of each class, as fractions; None where there is no ground truth to measure.
 
     protocol says how they were made; it belongs beside every number.
     """
 
     metrics: dict[str, float | None]
     per_class: dict[str, float | None]
+    per_class_ap50: dict[str, float | None]
     protocol: str
 
     def table(self) -> str:
-        """Return the twelve lines that COCO's own tool prints, the protocol above them."""
+        """Return the protocol, the twelve lines that COCO's own tool prints, and AP / AP50 of each class."""
         lines = [self.protocol]
         for name, iou, area, dets in _LINES:
             value = self.metrics[name]
             title, kind = ("Average Precision", "(AP)") if name.startswith("AP") else ("Average Recall", "(AR)")
             shown = "n/a (no ground truth of this size)" if value is None else f"{value:.3f}"
             lines.append(_LINE.format(title=title, kind=kind, iou=iou, area=area, dets=dets, value=shown))
-        return "\n".join(lines)
+        width = max(map(len, self.per_class))
+        cells = [f"{name:<{width}} {_shown(ap)} / {_shown(self.per_class_ap50[name])}" for name, ap in self.per_class.items()]
+        rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
+        return "\n".join([*lines, " AP / AP50 of each class (n/a: no ground truth)", *("   " + "   ".join(row) for row in rows)])
 
     def to_dict(self) -> dict:
         """Return the twelve metrics, per_class and protocol as plain values for JSON."""
         return {**self.metrics, "per_class": self.per_class, "protocol": self.protocol}
 
 
-def evaluate_coco(truth: Annotations, predictions: Predictions) -> CocoResult:
-    """Return COCO's numbers of `predictions` for the images and classes of `truth`.
+def _shown(value: float | None) -> str:
+    return "  n/a" if value is None else f"{value:.3f}"
 
-    Crowd objects are ignored by COCO's own rule. COCO knows no "difficult": such objects are treated as crowds are, neither
-    missed nor, when found, wrong. No predictions: 0. No ground truth: None. Raises ClassMismatchError when the class lists
-    differ, ValueError when an image id is not in `truth`.
+
+def evaluate_coco(truth: Annotations, predictions: Predictions) -> CocoResult:
+    """Return COCO's numbers of `predictions` for the images and classes of `truth`, equal to pycocotools on the same files.
+
+    Ties in score are broken as there: by image id, then by the order given. Crowd objects are ignored by COCO's own rule.
+    COCO knows no "difficult": such objects are treated as crowds are (iscrowd is its one way to ignore), neither missed nor,
+    when found, wrong. No predictions: 0. No ground truth: None. Raises ClassMismatchError when the class lists differ,
+    ValueError when an image id is not in `truth` or a box or score is not finite.
     """
-    truth.class_map.require_same(predictions.class_map, truth.source, "predictions")
+    owners = image_rows(truth, predictions)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluation = COCOeval(_ground_truth(truth), _detections(truth, predictions), "bbox")
+        evaluation = COCOeval(_ground_truth(truth), _detections(truth, predictions, owners), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     precision = evaluation.eval["precision"]  # (IoU thresholds, recall points, K, areas, max detections)
-    per_class = {name: _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(truth.class_map.names)}
+    names = truth.class_map.names
     values = [None if value == -1 else float(value) for value in evaluation.stats]
     return CocoResult(
         metrics=dict(zip(METRICS, values, strict=True)),
-        per_class=per_class,
+        per_class={name: _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names)},
+        per_class_ap50={name: _mean(precision[0, :, k, 0, -1]) for k, name in enumerate(names)},
         protocol=f"COCO bbox, IoU .50:.05:.95, 101 recall points, maxDets 1/10/100, pycocotools {version('pycocotools')}",
     )
 
@@ -86,54 +100,53 @@ def _mean(values: np.ndarray) -> float | None:
     return float(measured.mean()) if len(measured) else None
 
 
-def _ground_truth(truth: Annotations) -> COCO:
-    """pycocotools' index over in-memory records; images are numbered 1.. so that string ids work too."""
-    counts = np.diff(truth.offsets)
-    owners = np.repeat(np.arange(1, len(truth) + 1), counts)
-    wh = truth.boxes[:, 2:].astype(np.float64) - truth.boxes[:, :2]
+def _image_numbers(truth: Annotations) -> np.ndarray:
+    """1..N in the order of the image ids: pycocotools wants integers, and breaks ties by them."""
+    numbers = np.empty(len(truth), np.int64)
+    numbers[np.argsort(truth.image_ids, kind="stable")] = np.arange(1, len(truth) + 1)
+    return numbers
+
+
+def _index(truth: Annotations, records: list[dict]) -> COCO:
+    """pycocotools' index over records in memory."""
     coco = COCO()
     coco.dataset = {
         "images": [{"id": number} for number in range(1, len(truth) + 1)],
         "categories": [{"id": k, "name": name} for k, name in enumerate(truth.class_map.names, start=1)],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": int(owners[row]),
-                "category_id": int(truth.labels[row]),
-                "bbox": [*truth.boxes[row, :2].astype(np.float64), *wh[row]],
-                "area": float(truth.areas[row]),
-                "iscrowd": int(truth.crowd[row] or truth.difficult[row]),
-            }
-            for number, row in enumerate(range(truth.num_objects), start=1)
-        ],
+        "annotations": records,
     }
     coco.createIndex()
     return coco
 
 
-def _detections(truth: Annotations, predictions: Predictions) -> COCO:
-    number_of = {image_id: number for number, image_id in enumerate(truth.image_ids.tolist(), start=1)}
-    owners = [number_of.get(image_id) for image_id in predictions.image_ids.tolist()]
-    if None in owners:
-        raise ValueError(f"predictions for image {predictions.image_ids[owners.index(None)]}, which {truth.source} does not have")
-    boxes = predictions.boxes.astype(np.float64)
-    wh = boxes[:, 2:] - boxes[:, :2]
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": number} for number in range(1, len(truth) + 1)],
-        "categories": [{"id": k} for k in range(1, len(truth.class_map) + 1)],
-        "annotations": [
-            {
-                "id": row + 1,
-                "image_id": owners[row],
-                "category_id": int(predictions.labels[row]),
-                "bbox": [*boxes[row, :2], *wh[row]],
-                "area": float(wh[row, 0] * wh[row, 1]),
-                "iscrowd": 0,
-                "score": float(predictions.scores[row]),
-            }
-            for row in range(len(predictions))
-        ],
-    }
-    coco.createIndex()
-    return coco
+def _ground_truth(truth: Annotations) -> COCO:
+    owners = np.repeat(_image_numbers(truth), np.diff(truth.offsets))
+    columns = (owners, truth.labels, _xywh(_decimal(truth.boxes)), truth.areas.astype(np.float64), truth.crowd | truth.difficult)
+    records = [
+        {"id": number, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": int(ignored)}
+        for number, (image, label, box, area, ignored) in enumerate(zip(*(c.tolist() for c in columns), strict=True), start=1)
+    ]
+    return _index(truth, records)
+
+
+def _detections(truth: Annotations, predictions: Predictions, owners: np.ndarray) -> COCO:
+    columns = (_image_numbers(truth)[owners], predictions.labels, _xywh(predictions.boxes.astype(np.float64)), predictions.scores)
+    records = [
+        {"id": number, "image_id": image, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, "score": score}
+        for number, (image, label, box, score) in enumerate(zip(*(c.tolist() for c in columns), strict=True), start=1)
+    ]
+    return _index(truth, records)
+
+
+def _decimal(boxes: np.ndarray) -> np.ndarray:
+    """float64 of float32 boxes, where a decimal of three places is what float32 stands for, that decimal.
+
+    Annotation files hold such decimals; with them an IoU or area that lies on a threshold falls on COCO's side of it.
+    """
+    decimal = boxes.astype(np.float64).round(3)
+    return np.where(decimal.astype(np.float32) == boxes, decimal, boxes)
+
+
+def _xywh(boxes: np.ndarray) -> np.ndarray:
+    """(N, 4) float64 xyxy to x, y, w, h; rounding takes away what x + w - x leaves of float64's error."""
+    return np.concatenate((boxes[:, :2], (boxes[:, 2:] - boxes[:, :2]).round(9)), axis=1)

@@ -13,9 +13,7 @@ from detres.structures import ClassMap, ImageBatch, Predictions, Target
 
 
 @torch.inference_mode()
-def detect(
-    model: nn.Module, batches: Iterable[tuple[ImageBatch, list[Target]]], class_map: ClassMap, device: torch.device
-) -> Predictions:
+def detect(model: nn.Module, batches: Iterable[tuple[ImageBatch, list[Target]]], class_map: ClassMap, device: torch.device) -> Predictions:
     """Run `model` in eval mode over all batches and return what it finds, boxes in the pixels of the original files.
 
     model: called with an ImageBatch, returns one Detections an image. Its train/eval state is put back afterwards. No

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,70 +19,88 @@ class DetectionFileError(ValueError):
 
 
 def to_coco_results(predictions: Predictions) -> list[dict]:
-    """Return COCO results records: image_id, category_id (the data set's own), bbox [x, y, w, h] px, score."""
+    """Return COCO results records: image_id, category_id (the data set's own), bbox [x, y, w, h] px, score.
+
+    Nothing is rounded, so the file scores exactly as the predictions do. No predictions: an empty list.
+    """
     xywh = predictions.boxes.astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
     source_ids = [0, *predictions.class_map.source_ids]
-    columns = (predictions.image_ids.tolist(), predictions.labels.tolist(), xywh.round(3).tolist(), predictions.scores.tolist())
+    columns = (predictions.image_ids, predictions.labels, xywh, predictions.scores.astype(np.float64))
     return [
-        {"image_id": image_id, "category_id": source_ids[label], "bbox": box, "score": round(score, 6)}
-        for image_id, label, box, score in zip(*columns, strict=True)
+        {"image_id": image_id, "category_id": source_ids[label], "bbox": box, "score": score}
+        for image_id, label, box, score in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 
 def read_coco_results(path: str | Path, truth: Annotations) -> Predictions:
     """Read a COCO results file: a list of {image_id, category_id, bbox [x, y, w, h], score}.
 
-    Ids must be those of `truth`; images without detections need no record; an empty list is no predictions. Raises
-    FileNotFoundError, or DetectionFileError naming file and record: not such a list, a missing key, a value of the wrong
-    type, NaN, an image or category that `truth` does not have.
+    Numbers stay float64, as written. Ids must be those of `truth`; images without detections need no record; an empty list
+    is no predictions. Raises FileNotFoundError, or DetectionFileError naming file and record: not such a list, a missing
+    key, a value of the wrong type, NaN, a negative side, an image or category that `truth` does not have.
     """
     path = Path(path)
     try:
         records = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"no detections file {path}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DetectionFileError(f"{path} is not JSON: {error}") from None
     if not isinstance(records, list):
         hint = " (it looks like annotations)" if isinstance(records, dict) and "annotations" in records else ""
         raise DetectionFileError(f"{path}: expected a list of detections, found {type(records).__name__}{hint}")
     for index, record in enumerate(records):
-        if not isinstance(record, dict) or any(key not in record for key in _KEYS):
-            found = sorted(record) if isinstance(record, dict) else type(record).__name__
-            raise DetectionFileError(f"{path}: record {index} needs the keys {', '.join(_KEYS)}, found {found}")
-        box = record["bbox"]
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in [*box, record["score"]]):
-            raise DetectionFileError(f"{path}: record {index} has bbox {box!r} and score {record['score']!r}, expected [x, y, w, h] and a number")
+        _require_record(record, f"{path}: record {index}")
     xywh = np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4)
     scores = np.array([record["score"] for record in records], np.float64)
-    bad = np.flatnonzero(~np.isfinite(xywh).all(axis=1) | ~np.isfinite(scores))
+    bad = np.flatnonzero(~np.isfinite(xywh).all(axis=1) | ~np.isfinite(scores) | (xywh[:, 2:] < 0).any(axis=1))
     if len(bad):
-        raise DetectionFileError(f"{path}: record {bad[0]} has a bbox or score that is not finite ({len(bad)} such)")
+        record = records[bad[0]]
+        raise DetectionFileError(
+            f"{path}: record {bad[0]} has bbox {record['bbox']} and score {record['score']}, expected finite [x, y, w, h] with "
+            f"w, h >= 0 and a finite score ({len(bad)} such)"
+        )
     image_ids = [record["image_id"] for record in records]
     _require_images(image_ids, truth, lambda index: f"{path}: record {index}")
     label_of = {source_id: label for label, source_id in enumerate(truth.class_map.source_ids, start=1)}
     labels = [label_of.get(record["category_id"]) for record in records]
     if None in labels:
         index = labels.index(None)
+        known = ", ".join(f"{i}={name}" for i, name in zip(truth.class_map.source_ids, truth.class_map.names, strict=True))
         raise DetectionFileError(
-            f"{path}: record {index} has category_id {records[index]['category_id']!r}, {truth.source} has {list(truth.class_map.source_ids)}"
+            f"{path}: record {index} has category_id {records[index]['category_id']!r} ({labels.count(None)} of {len(labels)} "
+            f"detections have an unknown one); {truth.source} has {known}"
         )
     return Predictions(
         class_map=truth.class_map,
-        image_ids=np.asarray(image_ids, dtype=truth.image_ids.dtype),
+        image_ids=np.array(image_ids, dtype=truth.image_ids.dtype),
         boxes=np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1),
         scores=scores,
-        labels=np.asarray(labels, np.int64),
+        labels=np.array(labels, np.int64),
     )
+
+
+def _require_record(record: object, where: str) -> None:
+    if not isinstance(record, dict) or any(key not in record for key in _KEYS):
+        found = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise DetectionFileError(f"{where} needs the keys {', '.join(_KEYS)}, found {found}")
+    box = record["bbox"]
+    if type(box) is not list or len(box) != 4 or not all(type(value) in (float, int) for value in (*box, record["score"])):
+        raise DetectionFileError(f"{where} has bbox {box!r} and score {record['score']!r}, expected [x, y, w, h] and a number")
+    if type(record["image_id"]) not in (int, str) or type(record["category_id"]) is not int:
+        raise DetectionFileError(
+            f"{where} has image_id {record['image_id']!r} and category_id {record['category_id']!r}, "
+            "expected an integer or text, and an integer"
+        )
 
 
 def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Predictions, list[str]]:
     """Read a folder of VOC results, comp3_det_SPLIT_CLASS.txt or comp4_..., and return it with the classes that have no file.
 
-    A line is: image-id score xmin ymin xmax ymax, 1-based inclusive pixels; xmin and ymin lose 1. Raises FileNotFoundError
-    for no such folder or files, DetectionFileError for files of more than one competition or split, for a class unknown to
-    `truth`, and, naming file and line, for a line of another form or an unknown image.
+    A line is: image-id score xmin ymin xmax ymax, 1-based inclusive pixels; xmin and ymin lose 1; numbers stay float64. Raises
+    FileNotFoundError for no such folder or files, DetectionFileError for files of more than one competition or split, for a
+    class unknown to `truth`, and, naming file and line, for a line of another form, xmax < xmin or an unknown image.
     """
     folder = Path(folder)
     files = {path: match for path in sorted(folder.glob("*.txt")) if (match := re.fullmatch(r"(comp[0-9]+)_det_(.+)\.txt", path.name))}
@@ -89,41 +108,63 @@ def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Prediction
         raise FileNotFoundError(f"no VOC results comp4_det_SPLIT_CLASS.txt in {folder}")
     runs, by_class = set(), {}
     for path, match in files.items():
-        name = next((name for name in truth.class_map.names if match[2].endswith(f"_{name}")), None)
-        if name is None:
+        fitting = [name for name in truth.class_map.names if match[2].endswith(f"_{name}")]
+        if not fitting:
             raise DetectionFileError(f"{path}: its class is none of {truth.source}: {', '.join(truth.class_map.names)}")
+        name = max(fitting, key=len)  # of table and dining_table, the latter
         runs.add((match[1], match[2].removesuffix(f"_{name}")))
         by_class[name] = path
     if len(runs) > 1:
-        raise DetectionFileError(f"{folder} holds several results, {', '.join('_det_'.join(run) for run in sorted(runs))}: keep one a folder")
-    image_ids, rows, labels = [], [], []
+        found = ", ".join("_det_".join(run) for run in sorted(runs))
+        raise DetectionFileError(f"{folder} holds several results, {found}: choose one and give a folder with its files only")
+    ids, tables, labels = [], [], []
     for name, path in by_class.items():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for number, line in enumerate(lines, start=1):
-            fields = line.split()
-            if not fields:
-                continue
-            try:
-                image_id, (score, *box) = fields[0], map(float, fields[1:])
-            except ValueError:
-                score, box = None, []
-            if len(box) != 4 or not np.isfinite([score, *box]).all():
-                raise DetectionFileError(f"{path}:{number}: expected 'image-id score xmin ymin xmax ymax', got '{line}'")
-            image_ids.append(image_id)
-            rows.append((score, *box))
-            labels.append(truth.class_map.label_of_name(name))
-    if np.issubdtype(truth.image_ids.dtype, np.integer):
-        image_ids = [int(image_id) if image_id.isdigit() else image_id for image_id in image_ids]
-    _require_images(image_ids, truth, lambda index: f"{by_class[truth.class_map.name_of(labels[index])]}")
-    table = np.array(rows, np.float64).reshape(-1, 5)
+        image_ids, table = _read_voc_file(path, truth)
+        ids += image_ids
+        tables.append(table)
+        labels += [truth.class_map.label_of_name(name)] * len(image_ids)
+    table = np.concatenate(tables)
     predictions = Predictions(
         class_map=truth.class_map,
-        image_ids=np.asarray(image_ids, dtype=truth.image_ids.dtype),
+        image_ids=np.array(ids, dtype=truth.image_ids.dtype),
         boxes=table[:, 1:] - np.array((1, 1, 0, 0)),
         scores=table[:, 0],
-        labels=np.asarray(labels, np.int64),
+        labels=np.array(labels, np.int64),
     )
     return predictions, [name for name in truth.class_map.names if name not in by_class]
+
+
+def _read_voc_file(path: Path, truth: Annotations) -> tuple[list, np.ndarray]:
+    """Image ids and (D, 5) float64 (score, xmin, ymin, xmax, ymax) as written."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = [lines[number - 1].rsplit(maxsplit=5) for number in numbers]  # an image id may hold spaces
+    try:
+        table = np.array([row[1:] for row in rows], np.float64).reshape(len(rows), 5)
+    except ValueError:
+        table = np.array([_numbers_of(row) for row in rows], np.float64)
+    # A box a rounding narrower than a pixel may be written with xmax below xmin, by less than 1.5.
+    usable = np.isfinite(table).all(axis=1) & (table[:, 3:] - table[:, 1:3] > -1.5).all(axis=1)
+    if not usable.all():
+        row = int(np.flatnonzero(~usable)[0])
+        raise DetectionFileError(
+            f"{path}:{numbers[row]}: expected 'image-id score xmin ymin xmax ymax' with xmax >= xmin and ymax >= ymin, "
+            f"got '{lines[numbers[row] - 1].strip()}'"
+        )
+    image_ids: list = [row[0] for row in rows]
+    if np.issubdtype(truth.image_ids.dtype, np.integer):
+        image_ids = [int(image_id) if image_id.isdecimal() else image_id for image_id in image_ids]
+    _require_images(image_ids, truth, lambda index: f"{path}:{numbers[index]}")
+    return image_ids, table
+
+
+def _numbers_of(fields: list[str]) -> list[float]:
+    """The five numbers of a line, NaN when it has another form."""
+    try:
+        values = [float(field) for field in fields[1:]]
+    except ValueError:
+        values = []
+    return values if len(values) == 5 else [np.nan] * 5
 
 
 def to_voc_results(predictions: Predictions, *, split: str, competition: str = "comp4") -> dict[str, str]:
@@ -144,12 +185,11 @@ def to_voc_results(predictions: Predictions, *, split: str, competition: str = "
     return files
 
 
-def _require_images(image_ids: list, truth: Annotations, where) -> None:
+def _require_images(image_ids: list, truth: Annotations, where: Callable[[int], str]) -> None:
     known = set(truth.image_ids.tolist())
-    index = next((index for index, image_id in enumerate(image_ids) if image_id not in known), None)
-    if index is not None:
-        unknown = sum(image_id not in known for image_id in image_ids)
+    unknown = [index for index, image_id in enumerate(image_ids) if image_id not in known]
+    if unknown:
         raise DetectionFileError(
-            f"{where(index)}: image {image_ids[index]!r} is not in {truth.source} ({unknown} of {len(image_ids)} detections); "
-            f"its images are like {truth.image_ids.tolist()[:3]}"
+            f"{where(unknown[0])}: image {image_ids[unknown[0]]!r} is not in {truth.source} ({len(unknown)} of {len(image_ids)} "
+            f"detections); its images are like {truth.image_ids.tolist()[:3]}"
         )

@@ -27,7 +27,10 @@ def explain(truth: Annotations, predictions: Predictions, score: float | None) -
     causes = []
     images = set(truth.image_ids.tolist()) & set(predictions.image_ids.tolist())
     if not images:
-        return [f"no detection is for an image of {truth.source}: its ids are like {truth.image_ids[:3].tolist()}, theirs {predictions.image_ids[:3].tolist()}"]
+        return [
+            f"no detection is for an image of {truth.source}: its ids are like {truth.image_ids[:3].tolist()}, "
+            f"theirs {predictions.image_ids[:3].tolist()}"
+        ]
     labels = set(truth.labels.tolist()) & set(predictions.labels.tolist())
     if not labels:
         return [
@@ -62,13 +65,20 @@ def explain(truth: Annotations, predictions: Predictions, score: float | None) -
         if common != 0 and counts.max() > 0.5 * len(shift):
             causes.append(f"the boxes are right but the classes are not: most labels are off by {common:+d}, as when background is counted")
         elif (shift != 0).mean() > 0.5:
-            causes.append("the boxes are right but most classes are wrong: are the class ids those of this data set?")
+            pairs = np.stack((truth.labels[matched[on_object]], predictions.labels[rows][on_object]), axis=1)[shift != 0]
+            pairs, counts = np.unique(pairs, axis=0, return_counts=True)
+            actual, called = (truth.class_map.name_of(label) for label in pairs[counts.argmax()].tolist())
+            causes.append(
+                f"the boxes are right but most classes are wrong (often '{actual}' is called '{called}'): "
+                "are the class ids those of this data set?"
+            )
     outside = _outside(truth, owners, boxes)
     if outside > 0.5:
         causes.append(f"{outside:.0%} of the boxes lie outside their images: are they in the pixels of resized images?")
     if not causes:
         causes.append(
-            f"only {here:.1%} of the best {len(rows)} detections overlap an object by half: an untrained model or one trained on something else"
+            f"only {here:.1%} of the best {len(rows)} detections overlap an object by half: an untrained model, or one trained on "
+            "something else"
         )
     return causes
 

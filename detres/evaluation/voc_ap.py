@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from detres.evaluation.validate import image_rows
 from detres.structures import Annotations, Predictions
 
 VocMetric = Literal["voc07", "voc12"]
@@ -56,15 +57,14 @@ def evaluate_voc(
     nothing added. False takes the inclusive coordinates as if they were continuous, as tools without the +1 do, which makes
     each box a pixel smaller.
 
-    Raises ValueError for an unknown metric, ClassMismatchError when the class lists differ. No predictions: AP 0.
+    Raises ValueError for an unknown metric, a threshold outside (0, 1], a prediction that is not finite or for an image not in
+    `truth`; ClassMismatchError when the class lists differ. No predictions: AP 0. No ground truth: None.
     """
     if metric not in ("voc07", "voc12"):
         raise ValueError(f"unknown VOC metric '{metric}', expected voc07 (11-point) or voc12 (area)")
-    truth.class_map.require_same(predictions.class_map, truth.source, "predictions")
-    row_of = {image_id: row for row, image_id in enumerate(truth.image_ids.tolist())}
-    owners = np.array([row_of.get(image_id, -1) for image_id in predictions.image_ids.tolist()], np.int64)
-    if (owners < 0).any():
-        raise ValueError(f"predictions for image {predictions.image_ids[owners < 0][0]}, which {truth.source} does not have")
+    if not 0 < iou_thresh <= 1:
+        raise ValueError(f"IoU threshold {iou_thresh} is outside (0, 1]")
+    owners = image_rows(truth, predictions)
     gt_owners = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
     shrink = np.array((0, 0, 0, 0) if legacy_plus_one else (0, 0, 1, 1))
     gt_boxes, boxes = truth.boxes.astype(np.float64) - shrink, predictions.boxes.astype(np.float64) - shrink
@@ -74,9 +74,7 @@ def evaluate_voc(
     for label, name in enumerate(truth.class_map.names, start=1):
         gt_rows, rows = np.flatnonzero(truth.labels == label), np.flatnonzero(predictions.labels == label)
         rows = rows[np.argsort(-predictions.scores[rows], kind="stable")]
-        found, counted = match_voc(
-            gt_boxes[gt_rows], gt_owners[gt_rows], ignored[gt_rows], boxes[rows], owners[rows], iou_thresh
-        )
+        found, counted = match_voc(gt_boxes[gt_rows], gt_owners[gt_rows], ignored[gt_rows], boxes[rows], owners[rows], iou_thresh)
         num_positive = int((~ignored[gt_rows]).sum())
         hits = np.cumsum(found[counted])
         recall = hits / max(num_positive, 1)
@@ -89,7 +87,7 @@ def evaluate_voc(
         per_class=per_class,
         protocol=(
             f"PASCAL VOC {'2007, 11-point' if metric == 'voc07' else '2010-2012, area'} AP, IoU >= {iou_thresh:g}, difficult ignored, "
-            f"{'inclusive pixels (+1)' if legacy_plus_one else 'no +1'}"
+            f"{'devkit widths (+1 on inclusive pixels)' if legacy_plus_one else 'no +1'}"
         ),
         curves=curves,
     )
@@ -109,27 +107,33 @@ def match_voc(
     and not found is wrong.
     """
     found, counted = np.zeros(len(boxes), bool), np.ones(len(boxes), bool)
-    order = np.argsort(gt_owners, kind="stable")
-    starts = np.searchsorted(gt_owners[order], owners, side="left")
-    ends = np.searchsorted(gt_owners[order], owners, side="right")
-    claimed = np.zeros(len(gt_boxes), bool)
-    for d in np.flatnonzero(ends > starts):
-        candidates = order[starts[d] : ends[d]]
-        iou = _iou(boxes[d], gt_boxes[candidates])
-        best = candidates[iou.argmax()]
-        if iou.max() < iou_thresh:
-            continue
-        if ignored[best]:
-            counted[d] = False
-        elif not claimed[best]:
-            claimed[best] = found[d] = True
+    by_image = np.argsort(gt_owners, kind="stable")
+    first = np.searchsorted(gt_owners[by_image], owners, side="left")
+    num_candidates = np.searchsorted(gt_owners[by_image], owners, side="right") - first
+    if num_candidates.sum() == 0:
+        return found, counted
+    detection = np.repeat(np.arange(len(boxes)), num_candidates)  # of each (detection, box of its image) pair
+    starts = np.cumsum(num_candidates) - num_candidates
+    candidate = by_image[np.arange(len(detection)) - np.repeat(starts - first, num_candidates)]
+    iou = _iou(boxes[detection], gt_boxes[candidate])
+
+    tried = np.flatnonzero(num_candidates)
+    highest = np.maximum.reduceat(iou, starts[tried])
+    is_best = np.flatnonzero(iou == np.repeat(highest, num_candidates[tried]))
+    best = candidate[is_best[np.unique(detection[is_best], return_index=True)[1]]]  # of equals, the first
+    over, best = tried[highest >= iou_thresh], best[highest >= iou_thresh]
+    counted[over[ignored[best]]] = False
+    # There is no second choice, so a box is claimed by the first detection that overlaps it most.
+    claimed, claimant = np.unique(best, return_index=True)
+    found[over[claimant[~ignored[claimed]]]] = True
     return found, counted
 
 
-def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    inter = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0.0)
-    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - inter
+def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU (P,) of P pairs; 0 where neither has an area."""
+    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    inter = sides.clip(min=0).prod(axis=1)
+    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1) - inter
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
