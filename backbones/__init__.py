@@ -58,7 +58,8 @@ def create_backbone(
     """
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=3)
-        raise ValueError(f"unknown backbone '{name}', " + (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(BACKBONES)}"))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(BACKBONES)}"
+        raise ValueError(f"unknown backbone '{name}', {hint}")
     return BACKBONES[name](
         stride_placement=stride_placement,
         norm=norm,

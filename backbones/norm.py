@@ -43,9 +43,10 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return what a batch norm with fixed statistics does to a channel: (C,) factors and (C,) offsets, float32."""
-    scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
-    return scale, norm.bias.float() - norm.running_mean.float() * scale
+    """Return what a batch norm with fixed statistics does to a channel: (C,) factors and (C,) offsets, at least float32."""
+    dtype = torch.promote_types(norm.running_var.dtype, torch.float32)
+    scale = norm.weight.to(dtype) * (norm.running_var.to(dtype) + norm.eps).rsqrt()
+    return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
@@ -57,7 +58,8 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """
     if conv.bias is None and (isinstance(norm, FrozenBatchNorm2d) or (isinstance(norm, nn.BatchNorm2d) and not norm.training)):
         scale, shift = scale_and_shift(norm)
-        return F.conv2d(x, conv.weight * scale.view(-1, 1, 1, 1), shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+        weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(conv.weight.dtype)
+        return F.conv2d(x, weight, shift.to(weight.dtype), conv.stride, conv.padding, conv.dilation, conv.groups)
     return norm(conv(x))
 
 
@@ -73,12 +75,14 @@ def make_norm(kind: NormKind, channels: int) -> nn.Module:
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace every nn.BatchNorm2d inside `module` by a FrozenBatchNorm2d with its state, in place, and return the module."""
+    """Return `module` with every nn.BatchNorm2d in it replaced by a FrozenBatchNorm2d of the same state.
+
+    Works in place, except where `module` is itself a batch norm. Gives the same outputs as the original in eval mode.
+    """
+    if isinstance(module, nn.BatchNorm2d):
+        frozen = FrozenBatchNorm2d(module.num_features, module.eps).to(module.running_mean)
+        frozen.load_state_dict(module.state_dict())
+        return frozen
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, child.eps).to(child.running_mean.device)
-            frozen.load_state_dict(child.state_dict())
-            setattr(module, name, frozen)
-        else:
-            freeze_batch_norm(child)
+        setattr(module, name, freeze_batch_norm(child))
     return module

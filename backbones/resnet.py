@@ -59,10 +59,6 @@ class BasicBlock(nn.Module):
         x = conv_norm(self.conv2, self.bn2, x)
         return F.relu(x + shortcut, inplace=True)
 
-    @property
-    def last_norm(self) -> nn.Module:
-        return self.bn2
-
 
 class Bottleneck(nn.Module):
     """1x1 down, 3x3, 1x1 up and a shortcut (paper, figure 5 right); a stage's stride sits in the first 1x1 or in the 3x3."""
@@ -88,21 +84,17 @@ class Bottleneck(nn.Module):
         x = conv_norm(self.conv3, self.bn3, x)
         return F.relu(x + shortcut, inplace=True)
 
-    @property
-    def last_norm(self) -> nn.Module:
-        return self.bn3
-
 
 class ResNet(nn.Module):
     """A residual network that classifies (`forward`) or gives feature maps by stage name (`features`).
 
     block, depths: kind of block and their number in conv2..conv5. stride_placement: where a bottleneck halves, the 1x1
     ("original": the paper) or the 3x3 ("torchvision"); basic blocks have one place only. norm: "batch", "frozen" (fixed
-    statistics; for pretrained weights) or "group". num_classes: 0 leaves the classifier out. Convolutions start from He's
-    normal initialisation, fan out.
+    statistics; for pretrained weights) or "group". num_classes: 0 leaves the classifier out. freeze_at: see `freeze`.
+    weights: see load_weights; without, convolutions start from He's normal initialisation, fan out.
 
     channels, strides: stage -> channels of its output and pixels an output cell steps by, known without a forward.
-    Raises ValueError for an unknown stride placement or norm.
+    Raises ValueError for an unknown stride placement or norm, WeightsError for weights that cannot be used.
     """
 
     def __init__(
@@ -114,6 +106,8 @@ class ResNet(nn.Module):
         norm: NormKind,
         in_channels: int,
         num_classes: int,
+        freeze_at: int,
+        weights: str | Path | None,
     ) -> None:
         super().__init__()
         if stride_placement not in ("original", "torchvision"):
@@ -140,6 +134,9 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if weights is not None:
+            load_weights(self, weights)
+        self.freeze(freeze_at)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes) for images (N, in_channels, H, W), or averaged features (N, C) without classifier.
@@ -152,15 +149,17 @@ class ResNet(nn.Module):
     def features(self, x: Tensor, stages: Sequence[str] = ("conv4",)) -> dict[str, Tensor]:
         """Return stage -> feature map (N, C, H', W'), in network order, computing nothing beyond the last stage asked for.
 
-        x: (N, in_channels, H, W), any size from 1 px. conv1 is given after its ReLU, before the pooling. Frozen leading
-        stages run without a gradient and keep no activations. Raises ValueError for an unknown or popped stage, or another
-        number of channels.
+        x: (N, in_channels, H, W), any size from 1 px, N = 0 allowed. conv1 is given after its ReLU, before the pooling.
+        Frozen leading stages run without a gradient and keep no activations. Raises ValueError for an unknown or popped
+        stage, another number of channels, or images without pixels.
         """
         unknown = [stage for stage in stages if stage not in self.channels]
         if unknown or not stages:
             raise ValueError(f"no stage {', '.join(unknown) or '(none asked for)'}, this network has {', '.join(self.channels)}")
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"expected images (N, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        if 0 in x.shape[2:]:
+            raise ValueError(f"expected images of at least 1x1 px, got {tuple(x.shape)}")
         names = list(self.channels)
         found = {}
         for number, stage in enumerate(names[: max(map(names.index, stages)) + 1]):
@@ -177,12 +176,15 @@ class ResNet(nn.Module):
             x = self.maxpool(x)
         return getattr(self, _LAYER_OF_STAGE[stage])(x)
 
-    def freeze(self, num_stages: int) -> ResNet:
-        """Stop the first `num_stages` stages (1 = conv1, 2 = conv1 and conv2, ...) from learning, for good.
+    def freeze(self, up_to: int) -> ResNet:
+        """Stop the first `up_to` stages (1 = conv1, 2 = conv1 and conv2, ...) from learning, for good, and return the network.
 
-        They get no gradient, and their norms stay in eval mode whatever train() is asked.
+        They get no gradient, and their norms stay in eval mode whatever train() is asked. A smaller number than before
+        changes nothing. Raises ValueError for a number that is negative or above that of the stages.
         """
-        self.frozen_stages = num_stages
+        if not 0 <= up_to <= len(self.channels):
+            raise ValueError(f"cannot freeze {up_to} stages: this network has {len(self.channels)}, {', '.join(self.channels)}")
+        self.frozen_stages = max(self.frozen_stages, up_to)
         for module in self._frozen_modules():
             module.requires_grad_(False)
         return self.train(self.training)
@@ -212,25 +214,6 @@ class ResNet(nn.Module):
         return module
 
 
-def _resnet(
-    block: type[BasicBlock] | type[Bottleneck],
-    depths: tuple[int, int, int, int],
-    *,
-    stride_placement: StridePlacement,
-    norm: NormKind,
-    in_channels: int,
-    num_classes: int,
-    freeze_at: int,
-    weights: str | Path | None,
-) -> ResNet:
-    net = ResNet(
-        block, depths, stride_placement=stride_placement, norm=norm, in_channels=in_channels, num_classes=num_classes
-    )
-    if weights is not None:
-        load_weights(net, weights)
-    return net.freeze(freeze_at)
-
-
 def resnet18(
     *,
     stride_placement: StridePlacement = "torchvision",
@@ -240,8 +223,8 @@ def resnet18(
     freeze_at: int = 0,
     weights: str | Path | None = None,
 ) -> ResNet:
-    """Return ResNet-18 (11.7 M parameters). Arguments: see ResNet; freeze_at: ResNet.freeze; weights: load_weights."""
-    return _resnet(
+    """Return ResNet-18 (11.7 M parameters). Arguments: see ResNet."""
+    return ResNet(
         BasicBlock, (2, 2, 2, 2), stride_placement=stride_placement, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, weights=weights,
     )  # fmt: skip
@@ -256,8 +239,8 @@ def resnet34(
     freeze_at: int = 0,
     weights: str | Path | None = None,
 ) -> ResNet:
-    """Return ResNet-34 (21.8 M parameters). Arguments: see ResNet; freeze_at: ResNet.freeze; weights: load_weights."""
-    return _resnet(
+    """Return ResNet-34 (21.8 M parameters). Arguments: see ResNet."""
+    return ResNet(
         BasicBlock, (3, 4, 6, 3), stride_placement=stride_placement, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, weights=weights,
     )  # fmt: skip
@@ -272,8 +255,8 @@ def resnet50(
     freeze_at: int = 0,
     weights: str | Path | None = None,
 ) -> ResNet:
-    """Return ResNet-50 (25.6 M parameters). Arguments: see ResNet; freeze_at: ResNet.freeze; weights: load_weights."""
-    return _resnet(
+    """Return ResNet-50 (25.6 M parameters). Arguments: see ResNet."""
+    return ResNet(
         Bottleneck, (3, 4, 6, 3), stride_placement=stride_placement, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, weights=weights,
     )  # fmt: skip
@@ -288,8 +271,8 @@ def resnet101(
     freeze_at: int = 0,
     weights: str | Path | None = None,
 ) -> ResNet:
-    """Return ResNet-101 (44.5 M parameters). Arguments: see ResNet; freeze_at: ResNet.freeze; weights: load_weights."""
-    return _resnet(
+    """Return ResNet-101 (44.5 M parameters). Arguments: see ResNet."""
+    return ResNet(
         Bottleneck, (3, 4, 23, 3), stride_placement=stride_placement, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, weights=weights,
     )  # fmt: skip
@@ -304,8 +287,8 @@ def resnet152(
     freeze_at: int = 0,
     weights: str | Path | None = None,
 ) -> ResNet:
-    """Return ResNet-152 (60.2 M parameters). Arguments: see ResNet; freeze_at: ResNet.freeze; weights: load_weights."""
-    return _resnet(
+    """Return ResNet-152 (60.2 M parameters). Arguments: see ResNet."""
+    return ResNet(
         Bottleneck, (3, 8, 36, 3), stride_placement=stride_placement, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, weights=weights,
     )  # fmt: skip

@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
@@ -45,12 +44,15 @@ PUBLISHED = {
     "torchvision/resnet152.v1": PublishedWeights("resnet152", "resnet152-394f9c45.pth", 21.69),
     "torchvision/resnet152.v2": PublishedWeights("resnet152", "resnet152-f82ba261.pth", 17.72),
 }
-"""All of torchvision, stride in the 3x3 convolution. v1 is the recipe nearest to the paper's, v2 a newer, longer one."""
+"""All of torchvision, a bottleneck's stride in the 3x3. v1 is the recipe nearest to the paper's, v2 a newer, longer one."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did: where from, how many tensors went in, and the names left out (classifier of another size)."""
+    """What a load did: where from, how many tensors went in, and the classifier's tensors that did not.
+
+    skipped: names that only one side has (left out, or still as initialised) or that differ in size.
+    """
 
     source: str
     matched: int
@@ -63,17 +65,17 @@ def load_weights(net: nn.Module, weights: str | Path) -> LoadReport:
     A published file is downloaded, and its checksum verified, only when asked for by its name; afterwards torch's hub
     cache has it. Wrappings ({"state_dict": ...}, "module.", "backbone.") are taken off. The classifier `fc.*` may be
     missing or of another size: it is skipped and reported. Anything else missing, unexpected or mis-shaped raises
-    WeightsError, naming the architecture the file looks like; the network is then unchanged.
+    WeightsError, naming the architecture the file looks like; so does a published file for a network whose stride is
+    elsewhere, which would fit and be wrong. The network is then unchanged.
     """
     source = str(weights)
+    if source in PUBLISHED and _strides_in_1x1(net):
+        raise WeightsError(f"{source} was trained with stride_placement='torchvision'; this network was built with 'original'")
     tensors = _download(source) if source in PUBLISHED else _read(source)
     tensors = {re.sub(r"^(module\.|backbone\.)+", "", name): tensor for name, tensor in tensors.items()}
     own = net.state_dict()
-    skipped = [
-        name
-        for name in tensors
-        if name.startswith("fc.") and (name not in own or own[name].shape != tensors[name].shape)
-    ]
+    classifier = [name for name in {**tensors, **own} if name.startswith("fc.")]
+    skipped = [name for name in classifier if name not in own or name not in tensors or own[name].shape != tensors[name].shape]
     absent = [name for name in own if name not in tensors and not name.startswith("fc.") and not name.endswith("num_batches_tracked")]
     extra = [name for name in tensors if name not in own and name not in skipped and not name.endswith("num_batches_tracked")]
     misshapen = [
@@ -82,8 +84,7 @@ def load_weights(net: nn.Module, weights: str | Path) -> LoadReport:
         if name in tensors and name not in skipped and tensors[name].shape != own[name].shape
     ]
     if absent or extra or misshapen:
-        looks_like = _recognise(tensors)
-        hint = f" The file looks like {looks_like}." if looks_like else ""
+        hint = _hint(tensors, own)
         parts = [
             f"{what} {len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
             for what, names in (("missing", absent), ("unexpected", extra), ("of another shape", misshapen))
@@ -98,16 +99,16 @@ def load_weights(net: nn.Module, weights: str | Path) -> LoadReport:
 def _download(name: str) -> dict[str, Tensor]:
     published = PUBLISHED[name]
     url = _BASE_URL + published.file
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / published.file
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except (URLError, OSError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+    except OSError as error:
         raise WeightsError(
-            f"{name}: could not download {url} ({error}). Without a network, put the file into {folder}/, "
+            f"{name}: could not download {url} ({error}). Without a network, put that file at {cached}, "
             "or give the path of a local weights file"
         ) from None
-    except RuntimeError as error:
-        raise WeightsError(f"{name}: {url} arrived damaged: {error}. Try again") from None
+    except (*_DAMAGED, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{name}: {cached} is damaged ({_first_line(error)}); delete it where it exists and try again") from None
 
 
 def _read(source: str) -> dict[str, Tensor]:
@@ -120,16 +121,44 @@ def _read(source: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise WeightsError(f"{path} holds objects other than tensors; it was not loaded, because loading could run code") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{path} is damaged or not a weights file: {reason}") from None
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        raise WeightsError(
+            f"{path} holds objects other than tensors{f' ({found[1]})' if found else ''}; it was not loaded, because loading "
+            "could run code. Save the weights with torch.save(net.state_dict(), ...) or as .safetensors"
+        ) from None
+    except (*_DAMAGED, SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is damaged or not a weights file ({_first_line(error)})") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path} is not a state dict: expected a mapping of names to tensors")
     return content
+
+
+_DAMAGED = (RuntimeError, EOFError, ValueError, KeyError)
+"""What torch.load raises for a file that is cut short or of another kind."""
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+
+
+def _strides_in_1x1(net: nn.Module) -> bool:
+    """Whether a bottleneck of `net` steps in its first 1x1 convolution, as the paper's do."""
+    return any(
+        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+        for name, module in net.named_modules()
+        if name.endswith(".conv1")
+    )
+
+
+def _hint(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """Return what the file is likely to be, as a sentence that starts with a blank, or nothing."""
+    file_looks_like = _recognise(tensors)
+    if file_looks_like and file_looks_like == _recognise(own) and "bn1.running_mean" in tensors and "bn1.running_mean" not in own:
+        return " The file has batch norm statistics: build the network with norm='frozen' or 'batch'."
+    return f" The file looks like {file_looks_like}." if file_looks_like else ""
 
 
 _DEPTHS = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
