@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from backbones import FrozenBatchNorm2d, freeze_batch_norm, resnet18
+from backbones.norm import conv_norm, make_norm
+from tests.backbones.nets import batch_norm, randomise_norms
+
+NORMS = {"frozen": FrozenBatchNorm2d, "batch in eval mode": nn.BatchNorm2d}
+
+
+@pytest.fixture(params=list(NORMS))
+def fixed_norm(request) -> nn.Module:
+    return randomise_norms(NORMS[request.param](6)).eval()
+
+
+def test_frozen_batch_norm_by_hand():
+    norm = FrozenBatchNorm2d(2, eps=0.0)
+    norm.weight.copy_(torch.tensor([2.0, 1.0]))
+    norm.bias.copy_(torch.tensor([0.5, -1.0]))
+    norm.running_mean.copy_(torch.tensor([1.0, 0.0]))
+    norm.running_var.copy_(torch.tensor([4.0, 0.25]))
+    x = torch.tensor([3.0, 1.0]).view(1, 2, 1, 1)
+    assert norm(x).flatten().tolist() == [2.5, 1.0]  # (3 - 1) / 2 * 2 + 0.5 and (1 - 0) / 0.5 - 1
+
+
+def test_frozen_batch_norm_agrees_with_torchvision():
+    ours = randomise_norms(FrozenBatchNorm2d(6))
+    theirs = torchvision.ops.FrozenBatchNorm2d(6)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 6, 5, 7)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert ours(x[:0]).shape == (0, 6, 5, 7)
+
+
+@pytest.mark.parametrize("with_counter", [True, False])
+def test_frozen_batch_norm_takes_the_state_of_batch_norm(with_counter):
+    trained = randomise_norms(nn.BatchNorm2d(6))
+    state = trained.state_dict()
+    if not with_counter:
+        del state["num_batches_tracked"]
+    frozen = FrozenBatchNorm2d(6)
+    frozen.load_state_dict(state)
+    assert ("num_batches_tracked" in state) == with_counter  # the caller's dict is left alone
+    assert set(frozen.state_dict()) == {"weight", "bias", "running_mean", "running_var"}
+    assert not list(frozen.parameters())
+    for name, tensor in frozen.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_frozen_batch_norm_refuses_a_state_with_gaps():
+    state = FrozenBatchNorm2d(6).state_dict()
+    del state["running_var"]
+    with pytest.raises(RuntimeError, match="running_var"):
+        FrozenBatchNorm2d(6).load_state_dict(state)
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.Conv2d(4, 6, 3, padding=2, dilation=2, groups=2, bias=False)])
+def test_fold_equals_conv_then_norm_with_gradients(conv, fixed_norm):
+    conv, norm = copy.deepcopy(conv).double(), fixed_norm.double()
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64, requires_grad=True)
+    wanted = [conv.weight, x, *norm.parameters()]
+    cotangent = torch.randn_like(conv(x))
+
+    expected = batch_norm(conv(x), norm)
+    expected_grads = torch.autograd.grad(expected, wanted, cotangent)
+    folded = conv_norm(conv, norm, x)
+    grads = torch.autograd.grad(folded, wanted, cotangent)
+
+    torch.testing.assert_close(folded, expected, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_fold_is_one_convolution_and_stores_nothing(fixed_norm):
+    conv = nn.Conv2d(4, 6, 1, bias=False)
+    before = {**conv.state_dict(), **{f"n.{k}": v.clone() for k, v in fixed_norm.state_dict().items()}}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        conv_norm(conv, fixed_norm, torch.randn(1, 4, 3, 3))
+    names = [event.key for event in profile.key_averages()]
+    assert "aten::conv2d" in names
+    assert not [name for name in names if "batch_norm" in name]
+    after = {**conv.state_dict(), **{f"n.{k}": v for k, v in fixed_norm.state_dict().items()}}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_batch_norm_in_train_mode_uses_the_batch_and_updates_its_statistics():
+    conv, norm = nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6).train()
+    out = conv_norm(conv, norm, torch.randn(8, 4, 5, 5) * 3 + 1)
+    torch.testing.assert_close(out.mean(dim=(0, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.var(dim=(0, 2, 3), unbiased=False), torch.ones(6), atol=1e-3, rtol=0)
+    assert norm.num_batches_tracked == 1
+
+
+def test_a_convolution_with_bias_is_not_folded(fixed_norm):
+    conv = nn.Conv2d(4, 6, 1)
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(conv_norm(conv, fixed_norm, x), batch_norm(conv(x), fixed_norm), rtol=1e-4, atol=1e-5)
+
+
+def test_fold_computes_its_scale_in_float32_under_autocast():
+    """A variance of 1e-6 beside eps is lost where the scale is taken in bfloat16: 1e-5 + 1e-6 rounds by up to 0.4 %."""
+    conv, norm = nn.Conv2d(1, 1, 1, bias=False), FrozenBatchNorm2d(1)
+    nn.init.ones_(conv.weight)
+    norm.running_var.fill_(1e-6)
+    x = torch.ones(1, 1, 2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = conv_norm(conv, norm, x)
+    assert out.dtype == torch.bfloat16
+    exact = torch.tensor((1e-6 + 1e-5) ** -0.5)
+    assert torch.equal(out.flatten()[0], exact.to(torch.bfloat16))
+
+
+def test_fold_of_a_network_kept_in_bfloat16(fixed_norm):
+    conv = nn.Conv2d(4, 6, 3, bias=False)
+    x = torch.randn(1, 4, 8, 8)
+    expected = conv_norm(conv, fixed_norm, x)
+    out = conv_norm(conv.bfloat16(), fixed_norm.bfloat16(), x.bfloat16())
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, atol=0.06, rtol=0.03)  # bfloat16 keeps 8 bits
+
+
+def test_make_norm():
+    assert isinstance(make_norm("batch", 64), nn.BatchNorm2d)
+    assert isinstance(make_norm("frozen", 64), FrozenBatchNorm2d)
+    group = make_norm("group", 64)
+    assert isinstance(group, nn.GroupNorm)
+    assert (group.num_groups, group.num_channels) == (32, 64)
+    with pytest.raises(ValueError, match=r"unknown norm 'layer', expected batch, frozen or group"):
+        make_norm("layer", 64)
+
+
+def test_freeze_batch_norm_keeps_outputs_and_state():
+    net = randomise_norms(resnet18(num_classes=3)).eval()
+    x = torch.randn(1, 3, 48, 40)
+    before, logits = net.state_dict(), net(x)
+    frozen = freeze_batch_norm(copy.deepcopy(net))
+    assert not [module for module in frozen.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert torch.equal(frozen.train()(x), logits)
+    expected = {name for name in before if not name.endswith("num_batches_tracked")}
+    assert set(frozen.state_dict()) == expected
+    assert all(torch.equal(frozen.state_dict()[name], before[name]) for name in expected)
+
+
+def test_freeze_batch_norm_of_a_batch_norm_itself():
+    norm = randomise_norms(nn.BatchNorm2d(6, eps=1e-3)).double().eval()
+    x = torch.randn(2, 6, 3, 3, dtype=torch.float64)
+    frozen = freeze_batch_norm(norm)
+    assert isinstance(frozen, FrozenBatchNorm2d)
+    torch.testing.assert_close(frozen(x), norm(x))
