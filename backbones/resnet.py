@@ -190,6 +190,7 @@ class ResNet(nn.Module):
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> ResNet:
+        """Set train or eval mode, and return the network; frozen stages stay in eval mode."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from backbones import FrozenBatchNorm2d, freeze_batch_norm, resnet18
-from backbones.norm import conv_norm, make_norm
+from backbones.norm import conv_norm, make_norm, scale_and_shift
 from tests.backbones.nets import batch_norm, randomise_norms
 
 NORMS = {"frozen": FrozenBatchNorm2d, "batch in eval mode": nn.BatchNorm2d}
@@ -123,6 +123,15 @@ def test_fold_of_a_network_kept_in_bfloat16(fixed_norm):
     out = conv_norm(conv.bfloat16(), fixed_norm.bfloat16(), x.bfloat16())
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), expected, atol=0.06, rtol=0.03)  # bfloat16 keeps 8 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scale_and_shift_of_a_norm_kept_in_half_precision_are_taken_in_float32(dtype, fixed_norm):
+    """Halved buffers lose bits once, when they are stored; the arithmetic on them loses none."""
+    half = fixed_norm.to(dtype)
+    found = [tensor.detach() for tensor in scale_and_shift(half)]
+    expected = [tensor.detach() for tensor in scale_and_shift(copy.deepcopy(half).float())]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)  # the dtype as well
 
 
 def test_make_norm():
