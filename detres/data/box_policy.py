@@ -31,16 +31,18 @@ def apply_box_policy(
     """Return (boxes (M, 4) float32, keep (M,) bool, reason -> count) for xyxy boxes (M, 4) px in images of `sizes` (M, 2) (h, w) px.
 
     "drop" clips boxes to their image (a size of 0 means unknown: not clipped) and leaves out those that are not finite, have
-    no area (x2 <= x1 or y2 <= y1) or lie wholly outside. "error" raises AnnotationError at the first of these, with
+    no area (x2 <= x1 or y2 <= y1, in float32) or lie wholly outside. "error" raises AnnotationError at the first of these, with
     `describe_row(row)` saying which it is. "keep" touches nothing: ground truth for scoring is taken as it stands. Clipping
     is counted where it moved a side by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
     """
+    with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, and is then counted as such
+        boxes = boxes.astype(np.float32)
     if policy == "keep" or len(boxes) == 0:
-        return boxes.astype(np.float32), np.ones(len(boxes), bool), {}
+        return boxes, np.ones(len(boxes), bool), {}
     finite = np.isfinite(boxes).all(axis=1)
-    boxes = np.where(finite[:, None], boxes, 0)
+    boxes = np.where(finite[:, None], boxes, np.float32(0))
     no_area = finite & (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
-    limit = np.where(sizes > 0, sizes, np.inf)[:, [1, 0, 1, 0]]
+    limit = np.where(sizes > 0, sizes, np.inf).astype(np.float32)[:, [1, 0, 1, 0]]
     clipped = np.clip(boxes, 0, limit)
     outside = finite & ~no_area & (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
     reasons = {
@@ -56,7 +58,7 @@ def apply_box_policy(
             )
     keep = finite & ~no_area & ~outside
     reasons[CLIPPED] = keep & (np.abs(clipped - boxes).max(axis=1) > CLIP_TOLERANCE)
-    return clipped.astype(np.float32), keep, {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
+    return clipped, keep, {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
 
 
 def known_classes(classes: Sequence[str], names: Sequence[str], source: str) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ CASES = [
     ((0, -20, 20, 0), None, "box outside its image"),
     ((np.nan, 0, 10, 10), None, "box with a number that is not finite"),
     ((0, 0, np.inf, 10), None, "box with a number that is not finite"),
+    ((0, 0, 1e300, 10), None, "box with a number that is not finite"),
     ((90, 10, 90 + 1e-9, 20), None, "box without area"),  # its width is lost in float32
     ((100 - 1e-9, 10, 110, 20), None, "box outside its image"),  # likewise after clipping
 ]
