@@ -55,14 +55,10 @@ def build_detector(config: ModelConfig, num_classes: int, *, pretrained: bool = 
         sizes=config.anchors.sizes, aspect_ratios=config.anchors.aspect_ratios, stride=stride, style=config.anchors.style
     )
     rpn = RPN(
-        head=RPNHead(
-            in_channels=channels, width=config.rpn.width, num_anchors=anchors.num_anchors, objectness=config.rpn.objectness
-        ),
+        head=RPNHead(in_channels=channels, width=config.rpn.width, num_anchors=anchors.num_anchors, objectness=config.rpn.objectness),
         anchors=anchors,
         box_coder=BoxCoder(),
-        matcher=Matcher(
-            fg_iou_thresh=config.rpn.fg_iou_thresh, bg_iou_thresh=config.rpn.bg_iou_thresh, allow_low_quality=True
-        ),
+        matcher=Matcher(fg_iou_thresh=config.rpn.fg_iou_thresh, bg_iou_thresh=config.rpn.bg_iou_thresh, allow_low_quality=True),
         sampler=Sampler(batch_size=config.rpn.batch_size, positive_fraction=config.rpn.positive_fraction),
         train_counts=ProposalCounts(config.rpn.train_pre_nms_top_n, config.rpn.train_post_nms_top_n),
         test_counts=ProposalCounts(config.rpn.test_pre_nms_top_n, config.rpn.test_post_nms_top_n),
@@ -72,9 +68,7 @@ def build_detector(config: ModelConfig, num_classes: int, *, pretrained: bool = 
         smooth_l1_beta=config.rpn.smooth_l1_beta,
     )
     roi_head = RoIHead(
-        pooler=RoIPooler(
-            kind=config.roi.pool, output_size=config.roi.pool_size, sampling_ratio=config.roi.sampling_ratio, stride=stride
-        ),
+        pooler=RoIPooler(kind=config.roi.pool, output_size=config.roi.pool_size, sampling_ratio=config.roi.sampling_ratio, stride=stride),
         conv5=conv5,
         predictor=BoxPredictor(in_channels=head_channels, num_classes=num_classes),
         box_coder=BoxCoder(config.roi.box_weights),
@@ -123,18 +117,13 @@ def read_split(data: DataConfig, split: str, *, boxes: str | None = None) -> Ann
     """
     policy = boxes or (data.boxes if split == "train" else "keep")
     if data.format == "shapes":
-        root = ensure_shapes(
-            Path(data.root) if data.root else None, num_train=data.shapes_train, num_val=data.shapes_val
-        )
+        root = ensure_shapes(Path(data.root) if data.root else None, num_train=data.shapes_train, num_val=data.shapes_val)
         return read_coco(root / "annotations" / f"{split}.json", root / split, classes=data.classes, boxes=policy)
     root = Path(data.root)
     if data.format == "voc":
         return read_voc(root, list(getattr(data, split)), classes=data.classes, boxes=policy)
     files, folders = getattr(data, split), getattr(data, f"{split}_images")
-    parts = [
-        read_coco(root / file, root / folder, classes=data.classes, boxes=policy)
-        for file, folder in zip(files, folders, strict=True)
-    ]
+    parts = [read_coco(root / file, root / folder, classes=data.classes, boxes=policy) for file, folder in zip(files, folders, strict=True)]
     return Annotations.concatenate(parts)
 
 
@@ -172,9 +161,7 @@ def build_evaluation(
     config: Config, model: nn.Module, truth: Annotations, device: torch.device
 ) -> Callable[[], tuple[CocoResult | VocResult, Predictions]]:
     """Return a function that runs `model` over the held-out images and scores what it finds."""
-    loader = eval_loader(
-        build_val_set(config.model, truth), batch_size=config.eval.batch_size, num_workers=config.data.workers
-    )
+    loader = eval_loader(build_val_set(config.model, truth), batch_size=config.eval.batch_size, num_workers=config.data.workers)
 
     def evaluate() -> tuple[CocoResult | VocResult, Predictions]:
         predictions = detect(model, loader, truth.class_map, device)

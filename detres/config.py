@@ -282,7 +282,7 @@ _Loader.add_implicit_resolver(
 
 def _parse(text: str, source: str) -> object:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{source}:{mark.line + 1}" if mark else source

@@ -19,7 +19,7 @@ def shared_data() -> Callable[[str], Path]:
     def find(name: str) -> Path:
         path = SHARED_DATA / name
         if not path.exists():
-            pytest.skip(f"real data not found at {path} (set DETRES_TEST_DATA to the folder that holds {name.split('/')[0]})")
+            pytest.skip(f"real data not found at {path} (set DETRES_TEST_DATA to the folder that holds {name.split('/', maxsplit=1)[0]})")
         return path
 
     return find

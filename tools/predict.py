@@ -41,8 +41,9 @@ def predict(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out {out} is a file; give a folder")
     taken = [out / name for name in pictures.values() if (out / name).exists()]
     if taken or (out / "predictions.json").exists():
-        raise ValueError(f"--out {out} already holds {taken[0].name if taken else 'predictions.json'}; give another folder, nothing is overwritten")
-    detector, config, class_map = load_detector(Path(arguments.weights))
+        name = taken[0].name if taken else "predictions.json"
+        raise ValueError(f"--out {out} already holds {name}; give another folder, nothing is overwritten")
+    detector, _, class_map = load_detector(Path(arguments.weights))
     detector.to(torch.device(arguments.device))
     found: list[Detections] = []
     for file in files:

@@ -202,9 +202,7 @@ def draw_picture(path: Path, truth: Annotations, predictions: Predictions) -> No
         rows = np.flatnonzero((predictions.image_ids == truth.image_ids[index]) & (predictions.scores >= PICTURE_SCORE))
         rows = rows[np.argsort(-predictions.scores[rows])]
         labels = predictions.labels[rows].tolist()
-        captions = [
-            f"{truth.class_map.name_of(label)} {score:.2f}" for label, score in zip(labels, predictions.scores[rows], strict=True)
-        ]
+        captions = [f"{truth.class_map.name_of(label)} {score:.2f}" for label, score in zip(labels, predictions.scores[rows], strict=True)]
         images.append(draw_boxes(image, predictions.boxes[rows], labels, captions))
     sheet = contact_sheet(images, columns=4, cell=384)
     with replacing(path) as temporary:

@@ -27,9 +27,7 @@ class PixelNormalizer(nn.Module):
     mean, std: three values on the 0..255 scale in the order of `channel_order`; "bgr" reverses the channels first.
     """
 
-    def __init__(
-        self, *, mean: tuple[float, float, float], std: tuple[float, float, float], channel_order: Literal["rgb", "bgr"]
-    ) -> None:
+    def __init__(self, *, mean: tuple[float, float, float], std: tuple[float, float, float], channel_order: Literal["rgb", "bgr"]) -> None:
         super().__init__()
         self.channel_order = channel_order
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)

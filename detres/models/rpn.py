@@ -96,7 +96,9 @@ class RPN(nn.Module):
         self.train_anchors = train_anchors
         self.smooth_l1_beta = smooth_l1_beta
 
-    def forward(self, feature: Tensor, images: ImageBatch, targets: list[Target] | None) -> tuple[list[Tensor], tuple[Tensor, Tensor] | None]:
+    def forward(
+        self, feature: Tensor, images: ImageBatch, targets: list[Target] | None
+    ) -> tuple[list[Tensor], tuple[Tensor, Tensor] | None]:
         """Return N tensors of proposals (P, 4), best first, and (loss_rpn_cls, loss_rpn_box), or None without targets.
 
         Proposals carry no gradient: the approximate joint training of py-faster-rcnn. P may be 0.
@@ -122,9 +124,7 @@ class RPN(nn.Module):
         boxes, scores = boxes[keep], logits[top][keep]
         return boxes[nms(boxes, scores, self.nms_thresh, counts.post_nms)]
 
-    def losses(
-        self, anchors: Tensor, logits: Tensor, deltas: Tensor, images: ImageBatch, targets: list[Target]
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, anchors: Tensor, logits: Tensor, deltas: Tensor, images: ImageBatch, targets: list[Target]) -> tuple[Tensor, Tensor]:
         """Return the mean binary cross entropy over the sampled anchors and their smooth-L1 box loss.
 
         Both are divided by the number of sampled anchors, foreground and background together (py-faster-rcnn).

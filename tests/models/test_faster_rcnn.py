@@ -68,7 +68,8 @@ def test_padding_does_not_reach_the_detections(detector):
     together = type(alone)(pixels, ((64, 64), (96, 96)), ((64, 64), (96, 96)), (1, 2))
     normal = detector.normalizer(together)
     torch.testing.assert_close(normal[0, :, :64, :64], detector.normalizer(alone)[0])
-    assert (normal[0, :, 64:] == 0).all() and (normal[0, :, :, 64:] == 0).all()
+    assert (normal[0, :, 64:] == 0).all()
+    assert (normal[0, :, :, 64:] == 0).all()
 
 
 def test_predict_returns_boxes_in_the_pixels_given(detector):
@@ -77,7 +78,8 @@ def test_predict_returns_boxes_in_the_pixels_given(detector):
     found = detector.predict([image, image[:, :70]], batch_size=2)
     assert detector.training
     assert len(found) == 2
-    assert (found[0].boxes[:, 2] <= 150 + 1e-3).all() and (found[0].boxes[:, 3] <= 90 + 1e-3).all()
+    assert (found[0].boxes[:, 2] <= 150 + 1e-3).all()
+    assert (found[0].boxes[:, 3] <= 90 + 1e-3).all()
     assert detector.predict([]) == []
     with pytest.raises(ValueError, match="image 0 is float32"):
         detector.predict([image.astype(np.float32)])

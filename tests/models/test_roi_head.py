@@ -120,5 +120,7 @@ def test_detections_are_inside_their_image():
     images = make_batch([(100, 120), (90, 128)])
     for found, (height, width) in zip(head.detect(torch.randn((2, 8, 8, 8)), [random_boxes(9, 90)] * 2, images), images.sizes, strict=True):
         assert len(found) == 5
-        assert (found.boxes >= 0).all() and (found.boxes[:, 2] <= width).all() and (found.boxes[:, 3] <= height).all()
+        assert (found.boxes >= 0).all()
+        assert (found.boxes[:, 2] <= width).all()
+        assert (found.boxes[:, 3] <= height).all()
         assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)

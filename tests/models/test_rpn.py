@@ -59,7 +59,9 @@ def test_proposals_are_clipped_sorted_limited_and_large_enough():
     for boxes, (height, width) in zip(proposals, images.sizes, strict=True):
         assert 0 < len(boxes) <= 7
         assert not boxes.requires_grad
-        assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+        assert (boxes >= 0).all()
+        assert (boxes[:, 2] <= width).all()
+        assert (boxes[:, 3] <= height).all()
         assert (boxes[:, 2:] - boxes[:, :2]).min() >= 6
 
 
