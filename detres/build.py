@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from backbones import create_backbone
-from detres.config import Config, DataConfig, ModelConfig, check
+from detres.config import Config, DataConfig, ModelConfig, TrainConfig, check
 from detres.data.coco import read_coco
 from detres.data.loader import DetectionDataset, eval_loader
 from detres.data.shapes import ensure_shapes
 from detres.data.transforms import EvalTransform, TrainTransform
 from detres.data.voc import read_voc
 from detres.engine.checkpoint import load_model_state, load_weights, require_metadata, save_weights
+from detres.engine.schedule import Schedule
+from detres.engine.train import adamw, sgd
 from detres.evaluation.coco_ap import CocoResult, evaluate_coco
 from detres.evaluation.detect import detect
 from detres.evaluation.voc_ap import VocResult, evaluate_voc
@@ -148,6 +150,27 @@ def build_train_set(config: Config) -> DetectionDataset:
 def build_val_set(model: ModelConfig, annotations: Annotations) -> DetectionDataset:
     """Return the held-out images at test size."""
     return DetectionDataset(annotations, EvalTransform(shorter=model.input.shorter, longer=model.input.longer))
+
+
+def build_optimizer(settings: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer over what learns in `model`; raises ValueError when nothing does."""
+    if settings.optimizer == "adamw":
+        return adamw(model, weight_decay=settings.weight_decay)
+    return sgd(model, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+
+def build_schedule(settings: TrainConfig, num_images: int) -> Schedule:
+    """Return the schedule, its length and milestones in steps, for a training set of `num_images`."""
+    steps, milestones = settings.in_steps(num_images)
+    return Schedule(
+        lr=settings.effective_lr,
+        steps=steps,
+        shape=settings.schedule,
+        milestones=milestones,
+        gamma=settings.gamma,
+        warmup_steps=settings.warmup_steps,
+        warmup_factor=settings.warmup_factor,
+    )
 
 
 def score(protocol: str, truth: Annotations, predictions: Predictions) -> CocoResult | VocResult:

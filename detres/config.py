@@ -163,7 +163,8 @@ class TrainConfig(Section):
     gamma: Fraction = 0.1
     warmup_steps: Count = 500  # Detectron; py-faster-rcnn has no warm-up
     warmup_factor: Fraction = 1 / 3
-    momentum: Fraction = 0.9
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw, not the paper's, for short runs from random weights
+    momentum: Fraction = 0.9  # sgd only
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     clip_grad_norm: PositiveFloat | None = None
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -12,14 +12,22 @@ import cv2
 import numpy as np
 import torch
 
-from detres.build import build_detector, build_evaluation, build_train_set, load_detector, read_split, save_detector
+from detres.build import (
+    build_detector,
+    build_evaluation,
+    build_optimizer,
+    build_schedule,
+    build_train_set,
+    load_detector,
+    read_split,
+    save_detector,
+)
 from detres.config import Config, check, to_yaml
 from detres.data.loader import train_loader
 from detres.draw import contact_sheet, draw_boxes
 from detres.engine.checkpoint import load_model_state, load_state, replacing, save_state, write_text
 from detres.engine.log import RunLog, new_run_folder, write_environment
-from detres.engine.schedule import Schedule
-from detres.engine.train import Interrupted, Progress, fit, sgd
+from detres.engine.train import Interrupted, Progress, fit
 from detres.evaluation.detection_files import to_coco_results
 from detres.evaluation.diagnose import explain
 from detres.image_io import read_image
@@ -102,22 +110,14 @@ def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *
     """Train to the configured end, then print the table and draw a picture."""
     started = time.monotonic()
     settings = config.train
-    steps, milestones = settings.in_steps(len(data.train))
+    schedule = build_schedule(settings, len(data.train))
+    steps = schedule.steps
     detector.to(device)
-    optimizer = sgd(detector, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    optimizer = build_optimizer(settings, detector)
     progress = Progress()
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         progress = Progress(step=state["step"], best=state["best"])
-    schedule = Schedule(
-        lr=settings.effective_lr,
-        steps=steps,
-        shape=settings.schedule,
-        milestones=milestones,
-        gamma=settings.gamma,
-        warmup_steps=settings.warmup_steps,
-        warmup_factor=settings.warmup_factor,
-    )
     write_environment(folder, device)
     log = RunLog(folder, console=sys.stdout, steps=steps, start_step=progress.step)
     log.line(to_yaml(config).rstrip())

@@ -138,21 +138,37 @@ def sgd(
 
     Raises ValueError when nothing learns.
     """
+    weights, biases, norms = _learning(model)
+    groups = [
+        {"params": weights, "weight_decay": weight_decay, "lr_scale": 1.0},
+        {"params": biases, "weight_decay": weight_decay, "lr_scale": bias_lr_scale},
+        {"params": norms, "weight_decay": norm_weight_decay, "lr_scale": 1.0},
+    ]
+    return torch.optim.SGD([group for group in groups if group["params"]], lr=0.0, momentum=momentum, fused=True)
+
+
+def adamw(model: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
+    """Return AdamW (betas 0.9, 0.999) over the parameters that learn; only the weights of layers decay.
+
+    Not the paper's: for short runs from random weights, where it learns several times as fast as SGD. `fit` sets the rate.
+    Raises ValueError when nothing learns.
+    """
+    weights, biases, norms = _learning(model)
+    groups = [{"params": weights, "weight_decay": weight_decay}, {"params": biases + norms, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
+
+
+def _learning(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that learn: weights of layers, biases of layers, affine terms of norms."""
     weights, biases, norms = [], [], []
     for module in model.modules():
         is_norm = isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm))
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 (norms if is_norm else biases if name == "bias" else weights).append(parameter)
-    groups = [
-        {"params": weights, "weight_decay": weight_decay, "lr_scale": 1.0},
-        {"params": biases, "weight_decay": weight_decay, "lr_scale": bias_lr_scale},
-        {"params": norms, "weight_decay": norm_weight_decay, "lr_scale": 1.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
+    if not weights + biases + norms:
         raise ValueError("no parameter of the model learns: all are frozen")
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+    return weights, biases, norms
 
 
 def _improves(value: float | None, best: float | None) -> bool:

@@ -1,0 +1,172 @@
+"""Time the detector against one made of torchvision's parts, same weights, same process: `python tools/benchmark.py`."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchvision import ops
+
+from detres.boxes import nms
+from detres.build import build_detector
+from detres.config import ModelConfig, check
+from detres.data.shapes import draw_shapes_image
+from detres.image_io import pad_images, resize_image, resized_size
+from detres.models.roi_pool import roi_align
+from detres.structures import ImageBatch, Target
+from detres.tools.command_line import add_device_flag, run
+from detres.tools.torchvision_parts import TorchvisionParts
+
+NUM_CLASSES = 80
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and time; returns the exit status."""
+    parser = argparse.ArgumentParser(description="time the detector against one made of torchvision's parts")
+    parser.add_argument("--backbone", default="resnet50", choices=("resnet18", "resnet34", "resnet50", "resnet101"))
+    parser.add_argument("--shorter", type=int, default=600, help="px of the image's shorter side (default: %(default)s)")
+    parser.add_argument("--rois", type=int, default=300, help="proposals an image (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; the median counts (default: %(default)s)")
+    add_device_flag(parser)
+    arguments = parser.parse_args(argv)
+    return run(lambda: benchmark(arguments))
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Print one row a job: seconds of both, and how many times faster ours is."""
+    device = torch.device(arguments.device)
+    torch.manual_seed(0)
+    sys.stdout.write(
+        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; medians of {arguments.repeats}, ours and theirs alternating\n"
+    )
+    config = model_config(arguments)
+    ours = build_detector(config, NUM_CLASSES)
+    settle(ours)
+    theirs = TorchvisionParts(config, NUM_CLASSES)
+    theirs.copy_weights(ours)
+    ours, theirs = ours.to(device).eval(), theirs.to(device).eval()
+    images, targets = shapes_batch(config)
+    images, targets = images.to(device), [target.to(device) for target in targets]
+    repeats = arguments.repeats
+
+    def inference(model: nn.Module) -> None:
+        with torch.inference_mode():
+            model(images)
+
+    def step(model: nn.Module) -> None:
+        model(images, targets).total().backward()
+        model.zero_grad(set_to_none=True)
+
+    job = f"{arguments.backbone}-C4, {images.sizes[0][0]}x{images.sizes[0][1]} px, {arguments.rois} RoIs"
+    row(f"inference, {job}", lambda: inference(ours), lambda: inference(theirs), device, repeats)
+    ours.train()
+    theirs.train()
+    row(f"forward + backward, {job}", lambda: step(ours), lambda: step(theirs), device, repeats)
+
+    feature = torch.randn((1, ours.backbone.channels["conv4"], 38, 57), device=device).to(memory_format=torch.channels_last)
+    rois = random_rois(arguments.rois, device)
+    scale, size = 1 / 16, config.roi.pool_size
+    row(
+        f"RoIAlign {size}x{size}, forward + backward",
+        lambda: pool_ours(feature, rois, size, scale),
+        lambda: pool_theirs(feature, rois, size, scale),
+        device,
+        repeats,
+    )
+    boxes = random_rois(6000, device)[:, 1:]
+    scores = torch.rand(len(boxes), device=device)
+    row(
+        f"NMS, 6000 boxes, best {arguments.rois}",
+        lambda: nms(boxes, scores, 0.7, arguments.rois),
+        lambda: ops.nms(boxes, scores, 0.7)[: arguments.rois],
+        device,
+        repeats,
+    )
+
+
+def row(job: str, ours: Callable[[], object], theirs: Callable[[], object], device: torch.device, repeats: int) -> None:
+    """Run both in turns, after one run each that is not counted, and print their median times."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats + 1):
+        for call, found in zip((ours, theirs), times, strict=True):
+            started = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if repeat:
+                found.append(time.perf_counter() - started)
+    mine, other = map(statistics.median, times)
+    sys.stdout.write(f"{job:<58}  ours {mine:8.4f} s  torchvision {other:8.4f} s  {other / mine:6.2f} times faster\n")
+    sys.stdout.flush()
+
+
+def model_config(arguments: argparse.Namespace) -> ModelConfig:
+    """Return the C4 model that torchvision's parts can express too."""
+    tree = {
+        "backbone": {"name": arguments.backbone, "stride_placement": "torchvision", "norm": "batch", "freeze_at": 0},
+        "input": {"shorter": arguments.shorter, "longer": arguments.shorter * 5 // 3},
+        "anchors": {"style": "torchvision", "sizes": [64, 128, 256, 512]},
+        "rpn": {
+            "width": 1024 if arguments.backbone in ("resnet50", "resnet101") else 256,
+            "objectness": "sigmoid",
+            "train_anchors": "all",
+            "min_size": 0.001,
+            "test_post_nms_top_n": arguments.rois,
+        },
+        "roi": {"pool": "roi_align", "smooth_l1_beta": 1 / 9},
+    }
+    return check(ModelConfig, tree, "benchmark")
+
+
+def settle(detector: nn.Module) -> None:
+    """Scale the random weights so that activations and scores are of a trained network's size."""
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 0.5)
+    nn.init.normal_(detector.rpn.head.objectness.weight, std=0.05)
+
+
+def shapes_batch(config: ModelConfig) -> tuple[ImageBatch, list[Target]]:
+    """Return one drawn image at the model's input size, and its objects."""
+    pixels, objects = draw_shapes_image(0, "val", 0)
+    size = resized_size(*pixels.shape[:2], shorter=config.input.shorter, longer=config.input.longer)
+    scale = size[0] / pixels.shape[0]
+    boxes = [[float(edge) * scale for edge in box_of(item.mask)] for item in objects]
+    flags = torch.zeros(len(boxes), dtype=torch.bool)
+    labels = torch.tensor([item.label for item in objects])
+    target = Target(1, torch.tensor(boxes).view(-1, 4), labels, flags, flags)
+    return pad_images([resize_image(pixels, size)], original_sizes=[pixels.shape[:2]], ids=[1]), [target]
+
+
+def box_of(mask) -> tuple[int, int, int, int]:
+    """Return the xyxy box around a mask's pixels."""
+    ys, xs = mask.nonzero()
+    return xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+
+
+def random_rois(num: int, device: torch.device) -> Tensor:
+    """Return (num, 5) RoIs of image 0 within 600 x 900 px."""
+    corners = torch.rand((num, 2)) * torch.tensor([700.0, 400.0])
+    sides = 30 + torch.rand((num, 2)) * 170
+    return torch.cat((torch.zeros((num, 1)), corners, corners + sides), dim=1).to(device)
+
+
+def pool_ours(feature: Tensor, rois: Tensor, size: int, scale: float) -> None:
+    """RoIAlign as a gather-sum, and its gradient."""
+    leaf = feature.detach().requires_grad_()
+    roi_align(leaf, rois, output_size=size, spatial_scale=scale, sampling_ratio=2, aligned=False).sum().backward()
+
+
+def pool_theirs(feature: Tensor, rois: Tensor, size: int, scale: float) -> None:
+    """torchvision's operator, and its gradient."""
+    leaf = feature.detach().requires_grad_()
+    ops.roi_align(leaf, rois, size, scale, 2).sum().backward()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
