@@ -10,6 +10,7 @@ COMMANDS = {
     "eval": "score weights or a detections file",
     "predict": "detect in images and draw what was found",
     "benchmark": "time the detector against one made of torchvision's parts",
+    "compare-torchvision": "train the detector and one made of torchvision's parts by the same loop",
 }
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision import ops
@@ -42,7 +43,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
     device = torch.device(arguments.device)
     torch.manual_seed(0)
     sys.stdout.write(
-        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; medians of {arguments.repeats}, ours and theirs alternating\n"
+        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; "
+        f"medians of {arguments.repeats}, ours and theirs in turns\n"
     )
     config = model_config(arguments)
     ours = build_detector(config, NUM_CLASSES)
@@ -143,7 +145,7 @@ def shapes_batch(config: ModelConfig) -> tuple[ImageBatch, list[Target]]:
     return pad_images([resize_image(pixels, size)], original_sizes=[pixels.shape[:2]], ids=[1]), [target]
 
 
-def box_of(mask) -> tuple[int, int, int, int]:
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Return the xyxy box around a mask's pixels."""
     ys, xs = mask.nonzero()
     return xs.min(), ys.min(), xs.max() + 1, ys.max() + 1

@@ -1,0 +1,266 @@
+"""tools/train_det.py end to end: what a run leaves behind, that it repeats, resumes and starts from weights, on every kind of data."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from detres.build import load_detector
+from detres.config import load_config
+from detres.data.shapes import SHAPES_CLASSES
+from detres.engine.checkpoint import load_state
+from detres.tools import train_det
+from tests.tools.conftest import (
+    COCO_FLAGS,
+    SPARSE_IDS,
+    TRAIN_IMAGES,
+    VAL_IMAGES,
+    FinishedRun,
+    read_json,
+    records,
+    same_tensors,
+    snapshot,
+    tensors,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LOSSES = ("loss_rpn_cls", "loss_rpn_box", "loss_roi_cls", "loss_roi_box")
+Train = Callable[..., Path]
+
+
+def state_of(folder: Path) -> dict:
+    return load_state(folder / "last.pt", train_det.STATE_KEYS)
+
+
+def same_outcome(one: Path, other: Path) -> bool:
+    """Whether two runs have the same losses, evaluations and weights, bit for bit."""
+    same_records = all(records(one, kind) == records(other, kind) for kind in ("train", "eval"))
+    return same_records and same_tensors(state_of(one)["model"], state_of(other)["model"]) and same_tensors(tensors(one), tensors(other))
+
+
+def test_a_run_leaves_every_file(finished: FinishedRun) -> None:
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {
+        *("config.yaml", "env.json", "metrics.jsonl", "tensorboard"),
+        *("last.pt", "best.safetensors", "predictions.json", "metrics.json", "val.jpg"),
+    }
+    assert list((finished.folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert cv2.imread(str(finished.folder / "val.jpg")).shape == (384, 4 * 384, 3)
+    assert read_json(finished.folder / "env.json")["torch"] == torch.__version__
+
+
+def test_the_saved_config_loads_back_to_that_of_the_weights_and_of_the_state(finished: FinishedRun) -> None:
+    config = load_config(finished.folder / "config.yaml")
+    assert config.train.steps == 4
+    assert config.data.root == str(finished.data)
+    assert json.loads(state_of(finished.folder)["config"]) == json.loads(config.model_dump_json())
+    _, of_weights, class_map = load_detector(finished.weights)
+    assert (of_weights.model, of_weights.data, of_weights.eval) == (config.model, config.data, config.eval)
+    assert class_map.names == SHAPES_CLASSES
+    assert class_map.source_ids == SPARSE_IDS
+
+
+def test_the_best_evaluation_is_the_one_on_file(finished: FinishedRun) -> None:
+    evaluations = {record["step"]: record["AP"] for record in records(finished.folder, "eval")}
+    assert list(evaluations) == [2, 4]
+    numbers = finished.numbers()
+    assert numbers["AP"] == evaluations[numbers["step"]] == max(evaluations.values())
+    assert state_of(finished.folder)["best"] == numbers["AP"]
+    found = read_json(finished.folder / "predictions.json")
+    assert {record["category_id"] for record in found} <= set(SPARSE_IDS)
+    assert {record["image_id"] for record in found} <= set(range(1, VAL_IMAGES + 1))
+
+
+def test_same_seed_same_run_and_the_first_is_left_as_it_is(train: Train) -> None:
+    first = train()
+    before = snapshot(first)
+    second = train()
+    other = train("seed=4")
+    assert [str(folder) for folder in (first, second, other)] == ["runs/tiny", "runs/tiny-2", "runs/tiny-3"]
+    assert snapshot(first) == before
+    assert same_outcome(first, second)
+    assert not same_tensors(tensors(first), tensors(other))
+    assert records(first, "train")[0]["loss"] != records(other, "train")[0]["loss"]
+
+
+def test_the_seed_flag_is_the_seed_of_the_config(train: Train) -> None:
+    assert load_config(train("train.steps=1", flags=("--seed", "5")) / "config.yaml").seed == 5
+
+
+def test_before_learning_the_losses_are_those_of_guessing(train: Train) -> None:
+    first = records(train("train.steps=1", "train.lr=1e-9"), "train")[0]
+    assert first["loss_roi_cls"] == pytest.approx(math.log(len(SHAPES_CLASSES) + 1), abs=0.15)
+    assert first["loss_rpn_cls"] == pytest.approx(math.log(2), abs=0.02)
+    assert first["loss"] == pytest.approx(sum(first[name] for name in LOSSES), rel=1e-5)
+
+
+def test_the_same_objects_train_alike_from_every_format(train: Train, coco_folder: Path, voc_folder: Path) -> None:
+    shapes = train()
+    coco = train(*COCO_FLAGS, flags=("--data", str(coco_folder)))
+    classes = f"data.classes=[{', '.join(SHAPES_CLASSES)}]"  # in the order of the others, not of the alphabet
+    voc = train("data.format=voc", "data.train=[train]", "data.val=[val]", classes, flags=("--data", str(voc_folder)))
+    assert same_outcome(shapes, coco)
+    assert records(voc, "train") == records(shapes, "train")
+    assert same_tensors(tensors(voc), tensors(shapes))
+
+
+def test_the_data_folder_may_come_from_the_environment(train: Train, coco_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETRES_DATA", str(coco_folder))
+    assert load_config(train(*COCO_FLAGS, "train.steps=1") / "config.yaml").data.root == str(coco_folder)
+
+
+def test_epochs_are_counted_in_images(train: Train) -> None:
+    folder = train("train.steps=null", "train.epochs=1.5", "train.milestones=[1]", "train.lr_scaling=none")
+    rates = [record["lr"] for record in records(folder, "train")]
+    assert rates == pytest.approx([0.01] * 4 + [0.001] * 2)  # 8 images in batches of 2
+
+
+def test_images_without_objects_train(train: Train, coco_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "sparse"
+    shutil.copytree(coco_folder, root)
+    file = root / "annotations" / "train.json"
+    content = read_json(file)
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] == 5]
+    file.write_text(json.dumps(content))
+    folder = train(*COCO_FLAGS, "train.batch_size=1", f"train.steps={TRAIN_IMAGES}", flags=("--data", str(root)))
+    losses = records(folder, "train")
+    without = [record for record in losses if record["loss_roi_box"] == record["loss_rpn_box"] == 0]
+    assert len(without) == TRAIN_IMAGES - 1
+    assert all(math.isfinite(record["loss"]) and record["loss_roi_cls"] > 0 for record in losses)
+
+
+def test_training_starts_from_a_detectors_weights(train: Train, finished: FinishedRun) -> None:
+    folder = train(
+        *COCO_FLAGS, "train.steps=1", "train.lr=1e-30", flags=("--init-from", str(finished.weights), "--data", str(finished.data))
+    )
+    learned = {name: tensor for name, tensor in tensors(finished.folder).items() if "running_" not in name and "num_batches" not in name}
+    started = tensors(folder)
+    assert same_tensors(learned, {name: started[name] for name in learned})
+
+
+class CtrlC:
+    """Sends this process SIGINT once `folder` has the record of step `after`."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        self.folder, self.after = folder, after
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.join(timeout=10)
+
+    def _watch(self) -> None:
+        for _ in range(6000):
+            file = self.folder / "metrics.jsonl"
+            if file.exists() and file.read_text().count("\n") >= self.after:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.01)
+
+
+EVERY_OPTION = (
+    *("train.steps=10", "train.optimizer=adamw", "train.lr=1e-4", "train.precision=bf16", "train.schedule=cosine", "train.warmup_steps=3"),
+    *("model.input.train_shorter=[64, 96]", "data.color=0.5", "data.workers=1", "train.eval_every=5", "train.save_every=3"),
+)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_and_resume_end_where_a_straight_run_does(train: Train, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    straight = train(*EVERY_OPTION)
+    stopped = Path("runs/tiny-2")
+    with CtrlC(stopped, after=2):
+        assert train_det.main(["--cfg", str(tiny), "--set", *EVERY_OPTION, "--device", "cpu"]) == 130
+    out, error = capsys.readouterr()
+    step = state_of(stopped)["step"]
+    assert 2 <= step < 10
+    assert error.strip() == f"stopped after step {step}"
+    assert f"stopped after step {step}; continue with: python tools/train_det.py --resume {stopped}" in out
+    assert train_det.main(["--cfg", str(tiny), "--resume", "--device", "cpu"]) == 0  # the newest runs/tiny*
+    assert same_outcome(straight, stopped)
+
+
+SMALL_SHAPES = (
+    *("data.shapes_train=8", "data.shapes_val=4", "data.workers=0", "model.input.shorter=96", "model.input.longer=128"),
+    *("train.steps=10", "train.batch_size=2", "train.log_every=1", "train.precision=fp32", "train.save_every=1000", "train.eval_every=0"),
+)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a process group")
+def test_the_script_without_a_config_stops_at_ctrl_c_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--set", *SMALL_SHAPES, "--device", "cpu"]
+    assert train_det.main([*flags, "--out", "straight"]) == 0
+    script = [sys.executable, str(REPOSITORY / "tools" / "train_det.py"), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        lines = iter(process.stdout.readline, "")
+        assert any(line.startswith("step 2/10") for line in lines)
+        os.killpg(process.pid, signal.SIGINT)
+        out, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, error
+    folder = Path("runs/shapes_r18")
+    assert f"python tools/train_det.py --resume {folder}" in out
+    assert re.fullmatch(r"\nstopped after step \d+\n", error)
+    assert not (folder / "best.safetensors").exists()
+    assert train_det.main(["--resume", str(folder), "--device", "cpu"]) == 0
+    assert same_outcome(Path("straight"), folder)
+
+
+def test_resuming_a_finished_run_only_evaluates(finished: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    kept = {name: digest for name, digest in snapshot(folder).items() if "tensorboard" not in name and name != "env.json"}
+    assert train_det.main(["--resume", str(folder), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "steps 4..4" in out
+    assert "step 4/4" not in out
+    assert f"= {records(folder, 'eval')[-1]['AP']:.3f}" in out
+    assert kept.items() <= snapshot(folder).items()
+
+
+def test_resume_takes_the_newest_run_of_that_name_only(train: Train, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = train("train.steps=1")
+    train("train.steps=1", "name=tiny_wide")
+    capsys.readouterr()
+    assert train_det.main(["--cfg", str(tiny), "--resume", "--device", "cpu"]) == 0
+    assert f"{newest}: steps 1..1" in capsys.readouterr().out
+
+
+def test_resume_finds_a_run_by_the_name_in_its_config(train: Train, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train("train.steps=1")
+    config = Path("my_settings.yaml")
+    config.write_text(tiny.read_text())
+    capsys.readouterr()
+    assert train_det.main(["--cfg", str(config), "--resume", "--device", "cpu"]) == 0
+    assert "runs/tiny: steps 1..1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--set", "train.steps=9"], ["--seed", "1"], ["--out", "x"], ["--init-from", "w.safetensors"]])
+def test_resume_takes_no_settings(flags: list[str], finished: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(finished.folder)
+    with pytest.raises(SystemExit) as ended:
+        train_det.main(["--resume", str(finished.folder), *flags])
+    assert ended.value.code == 2
+    assert "--resume continues with the run's own settings" in capsys.readouterr().err
+    assert snapshot(finished.folder) == before
