@@ -167,7 +167,7 @@ class TrainConfig(Section):
     momentum: Fraction = 0.9  # sgd only
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     clip_grad_norm: PositiveFloat | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # of the forward pass; auto: the faster one here, settled at the start
     log_every: Positive = 20
     eval_every: Count = 0  # steps; 0: only at the end
     save_every: Positive = 500

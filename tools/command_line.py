@@ -11,6 +11,7 @@ import torch
 
 from detres.build import with_data_root
 from detres.config import Config, load_config
+from detres.engine.precision import faster_precision
 from detres.engine.train import Interrupted, NonFiniteLossError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -28,17 +29,41 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
     """Add --device."""
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device; raises argparse.ArgumentTypeError where there is none of that name."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(f"{name} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def config_path(cfg: str | None) -> Path:
+    """Return the file of --cfg; those that come with the toolkit are found from any directory."""
+    path = Path(cfg) if cfg else DEFAULT_CONFIG
+    if not path.exists() and (CONFIGS / path.name).exists() and path.parent.name in ("", "configs"):
+        return CONFIGS / path.name
+    return path
 
 
 def config_from(arguments: argparse.Namespace) -> Config:
-    """Return the checked configuration of the flags, data root settled."""
+    """Return the checked configuration of the flags, precision and data root settled.
+
+    The root is absolute, so that weights are scored from any directory.
+    """
     overrides = [*arguments.set, *([f"seed={arguments.seed}"] if arguments.seed is not None else [])]
-    path = Path(arguments.cfg) if arguments.cfg else DEFAULT_CONFIG
-    if not path.exists() and (CONFIGS / path.name).exists() and path.parent.name in ("", "configs"):
-        path = CONFIGS / path.name
-    config = load_config(path, overrides)
-    return config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
+    config = load_config(config_path(arguments.cfg), overrides)
+    data = with_data_root(config.data, arguments.data)
+    if data.root is not None:
+        data = data.model_copy(update={"root": str(Path(data.root).absolute())})
+    precision = config.train.precision
+    if precision == "auto":
+        precision = faster_precision(arguments.device)
+    return config.model_copy(update={"data": data, "train": config.train.model_copy(update={"precision": precision})})
 
 
 def run(command: Callable[[], None]) -> int:
@@ -48,10 +73,19 @@ def run(command: Callable[[], None]) -> int:
     except Interrupted as stopped:
         sys.stderr.write(f"\n{stopped}\n")
         return 130
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        return 130
     except NonFiniteLossError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {_message(error)}\n")
         return 2
     return 0
+
+
+def _message(error: Exception) -> str:
+    """The message; of an error in a loader's worker, whose traceback PyTorch puts into it, the message the worker raised."""
+    text = str(error)
+    return text.strip().splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text

@@ -8,8 +8,6 @@ import re
 import sys
 from pathlib import Path
 
-import torch
-
 from detres.build import build_evaluation, load_detector, read_split, with_data_root
 from detres.config import load_config
 from detres.data.coco import read_coco
@@ -20,7 +18,7 @@ from detres.evaluation.detection_files import read_coco_results, read_voc_result
 from detres.evaluation.diagnose import explain
 from detres.evaluation.voc_ap import VocResult, evaluate_voc
 from detres.structures import Annotations, Predictions
-from detres.tools.command_line import add_config_flags, run
+from detres.tools.command_line import add_config_flags, config_path, run
 
 PROTOCOLS = ("coco", "voc07", "voc12")
 WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections")
@@ -61,7 +59,7 @@ def score_weights(arguments: argparse.Namespace) -> None:
     if arguments.cfg or arguments.set:
         if not arguments.cfg:
             raise ValueError("--set changes a configuration: give it with --cfg; without --cfg the weights' own data and protocol are used")
-        given = load_config(arguments.cfg, arguments.set)
+        given = load_config(config_path(arguments.cfg), arguments.set)
         data, evaluation = given.data, given.eval
     protocol = arguments.protocol or evaluation.protocol
     require_own_iou(protocol, arguments.iou)
@@ -70,8 +68,7 @@ def score_weights(arguments: argparse.Namespace) -> None:
     )
     truth = read_split(config.data, "val")
     class_map.require_same(truth.class_map, arguments.weights, truth.source)
-    device = torch.device(arguments.device)
-    result, predictions = build_evaluation(config, detector.to(device), truth, device)()
+    result, predictions = build_evaluation(config, detector.to(arguments.device), truth, arguments.device)()
     if arguments.iou is not None:
         result = score(truth, predictions, protocol, arguments.iou)
     if arguments.save_detections:

@@ -44,7 +44,7 @@ def predict(arguments: argparse.Namespace) -> None:
         name = taken[0].name if taken else "predictions.json"
         raise ValueError(f"--out {out} already holds {name}; give another folder, nothing is overwritten")
     detector, _, class_map = load_detector(Path(arguments.weights))
-    detector.to(torch.device(arguments.device))
+    detector.to(arguments.device)
     found: list[Detections] = []
     for file in files:
         image = read_image(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from detres.build import (
     read_split,
     save_detector,
 )
-from detres.config import Config, check, to_yaml
+from detres.config import Config, check, load_config, to_yaml
 from detres.data.loader import train_loader
 from detres.draw import contact_sheet, draw_boxes
 from detres.engine.checkpoint import load_model_state, load_state, replacing, save_state, write_text
@@ -32,7 +33,7 @@ from detres.evaluation.detection_files import to_coco_results
 from detres.evaluation.diagnose import explain
 from detres.image_io import read_image
 from detres.structures import Annotations, ClassMap, Predictions
-from detres.tools.command_line import DEFAULT_CONFIG, add_config_flags, config_from, run
+from detres.tools.command_line import add_config_flags, config_from, config_path, run
 
 STATE_KEYS = ("config", "classes", "step", "best", "model", "optimizer")
 PICTURE_IMAGES = 12
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="train a Faster R-CNN")
     add_config_flags(parser)
     parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/NAME, else the next free runs/NAME-2, ...)")
-    parser.add_argument("--resume", metavar="DIR", nargs="?", const="", help="continue a run (default: the newest runs/NAME*)")
+    parser.add_argument("--resume", metavar="DIR", nargs="?", const="", help="continue a run (default: the newest of runs/NAME, -2, ...)")
     parser.add_argument("--init-from", metavar="FILE", help="start from a trained detector's weights (best.safetensors)")
     arguments = parser.parse_args(argv)
     if arguments.resume is not None:
@@ -66,29 +67,30 @@ def start(arguments: argparse.Namespace) -> None:
         load_model_state(detector, trained.state_dict(), Path(arguments.init_from))
     folder = new_run_folder(config.name, arguments.out)
     write_text(folder / "config.yaml", to_yaml(config))
-    train(config, data, detector, folder, state=None, device=torch.device(arguments.device))
+    train(config, data, detector, folder, state=None, device=arguments.device)
 
 
 def resume(arguments: argparse.Namespace) -> None:
     """Continue an interrupted run with its own configuration."""
-    folder = Path(arguments.resume) if arguments.resume else newest_run(Path(arguments.cfg or DEFAULT_CONFIG).stem)
+    folder = Path(arguments.resume) if arguments.resume else newest_run(load_config(config_path(arguments.cfg)).name)
     state = load_state(folder / "last.pt", STATE_KEYS)
     config = check(Config, json.loads(state["config"]), str(folder / "last.pt"))
     if arguments.data:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"root": arguments.data})})
+        config = config.model_copy(update={"data": config.data.model_copy(update={"root": str(Path(arguments.data).absolute())})})
     data = read_data(config)
     ClassMap.from_dict(state["classes"]).require_same(data.train.class_map, str(folder / "last.pt"), data.train.source)
     detector = build_detector(config.model, len(data.train.class_map), pretrained=False)
     load_model_state(detector, state["model"], folder / "last.pt")
-    train(config, data, detector, folder, state=state, device=torch.device(arguments.device))
+    train(config, data, detector, folder, state=state, device=arguments.device)
 
 
 def newest_run(name: str) -> Path:
-    """Return the runs/NAME* folder whose last.pt is newest; raises FileNotFoundError when there is none."""
-    states = sorted(Path("runs").glob(f"{name}*/last.pt"), key=lambda path: path.stat().st_mtime)
+    """Return runs/NAME or runs/NAME-2, ..., whichever has the newest last.pt; raises FileNotFoundError when none has one."""
+    named = re.compile(rf"{re.escape(name)}(-\d+)?")
+    states = [path for path in Path("runs").glob("*/last.pt") if named.fullmatch(path.parent.name)]
     if not states:
-        raise FileNotFoundError(f"no run to resume: no runs/{name}*/last.pt here; give its folder, --resume DIR")
-    return states[-1].parent
+        raise FileNotFoundError(f"no run to resume: no last.pt in runs/{name}, runs/{name}-2, ...; give the folder, --resume DIR")
+    return max(states, key=lambda path: path.stat().st_mtime).parent
 
 
 class Data:
@@ -99,6 +101,11 @@ class Data:
         self.train = self.train_set.annotations
         self.val = read_split(config.data, "val")
         self.train.class_map.require_same(self.val.class_map, self.train.source, self.val.source)
+        if not (~(self.val.crowd | self.val.difficult)).any():
+            raise ValueError(
+                f"{self.val.source}: {len(self.val)} images but no object to score, so no weights could be chosen as the best. "
+                "Check data.val, data.classes and the crowd or difficult flags"
+            )
 
 
 def read_data(config: Config) -> Data:

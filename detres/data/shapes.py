@@ -20,16 +20,19 @@ import numpy as np
 SHAPES_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 """The classes in label order; category ids are 1..6."""
 
-_VERSION = 2  # of the drawing: part of the folder's name, raised whenever a pixel or a box would change
+_VERSION = 3  # of the drawing: part of the folder's name, raised whenever a pixel or a box would change
 _SPLITS = ("train", "val")
 
-_SIDES = (192, 256)  # px, of the image
-_SIZES = (16.0, 110.0)  # px, longest side of an object, log-uniform but for fewer small ones
+_SIDES = (168, 208)  # px, of the image
+_SIZES = (18.0, 96.0)  # px, longest side of an object, log-uniform but for fewer small ones
 _CROWD_SIZES = (9.0, 16.0)
 _EMPTY_SHARE, _CROWD_SHARE = 0.06, 0.04  # of the images
 _MAX_OBJECTS = 7
 _MIN_INSIDE = 0.5  # share of an object inside the image
-_MIN_VISIBLE = 0.35  # share of an object neither outside the image nor hidden
+_MIN_VISIBLE = 0.45  # share of an object neither outside the image nor hidden
+_MAX_TURN = 25.0  # degrees, either way
+_MAX_STRETCH = 0.15  # of the logarithm of width to height
+_MAX_CLUTTER = 5  # marks that are no object
 _MIN_CONTRAST = 90.0  # RGB distance between a fill and what it covers
 
 
@@ -41,7 +44,7 @@ def ensure_shapes(cache: Path | None = None, *, num_train: int = 1000, num_val: 
     whole or not at all, also when several processes ask at once. Image i of a split depends on (seed, split, i) alone.
 
     Boxes are amodal and clipped: they hold the whole outline, hidden parts too, as far as it is inside the image, tight to
-    the pixel. `area` counts the same pixels. Every object has at least 35 % of its area in sight. A crowd is 15 to 30 small
+    the pixel. `area` counts the same pixels. Every object has at least 45 % of its area in sight. A crowd is 15 to 30 small
     overlapping shapes of one class under one box with iscrowd 1.
 
     Raises ValueError for fewer than one image a split or a negative seed, NotADirectoryError when `cache` is a file.
@@ -78,7 +81,7 @@ class ShapesObject:
 
 
 def draw_shapes_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[ShapesObject]]:
-    """Return image `index` of a split, (H, W, 3) uint8 RGB with sides of 192 to 256 px, and its objects, later ones on top.
+    """Return image `index` of a split, (H, W, 3) uint8 RGB with sides of 168 to 208 px, and its objects, later ones on top.
 
     A pure function of its arguments; about 6 % of the images have no object. Raises ValueError for an unknown split.
     """
@@ -154,17 +157,17 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _outline(label: int) -> list[np.ndarray]:
-    """Contours (P, 2) of a class about the origin; a second contour is a hole."""
+    """Contours (P, 2) of a class, upright, about the origin (y down); a second contour is a hole."""
 
-    def around(num: int, radii: tuple[float, ...] = (1.0,)) -> np.ndarray:
-        angles = np.arange(num) * (2 * math.pi / num)
+    def around(num: int, radii: tuple[float, ...] = (1.0,), first: float = -90.0) -> np.ndarray:
+        angles = np.arange(num) * (2 * math.pi / num) + math.radians(first)
         return np.stack((np.cos(angles), np.sin(angles)), axis=1) * np.resize(radii, num)[:, None]
 
     match SHAPES_CLASSES[label - 1]:
         case "circle":
             return [around(48)]
         case "square":
-            return [around(4)]
+            return [around(4, first=-45.0)]
         case "triangle":
             return [around(3)]
         case "star":
@@ -188,7 +191,8 @@ def _rasterise(
     rng: np.random.Generator, label: int, size: float, centre: tuple[float, float], canvas_size: tuple[int, int]
 ) -> tuple[np.ndarray, float]:
     """Coverage (H, W) uint8 of a shape turned and stretched at random, and its area in px^2 with what is outside."""
-    stretch, angle = math.exp(rng.uniform(-0.22, 0.22)), rng.uniform(0, 2 * math.pi)
+    stretch = math.exp(rng.uniform(-_MAX_STRETCH, _MAX_STRETCH))
+    angle = math.radians(rng.uniform(-_MAX_TURN, _MAX_TURN))
     turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
     contours = [points @ np.diag((stretch, 1 / stretch)) @ turn for points in _outline(label)]
     low, high = contours[0].min(axis=0), contours[0].max(axis=0)
@@ -273,7 +277,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 def _clutter(rng: np.random.Generator, canvas: np.ndarray) -> None:
     """Marks that are no class: lines, fragments of ellipses, small irregular specks."""
     height, width = canvas.shape[:2]
-    for _ in range(rng.integers(0, 9)):
+    for _ in range(rng.integers(0, _MAX_CLUTTER + 1)):
         colour = rng.uniform(0, 255, size=3).tolist()
         x, y = int(rng.integers(width)), int(rng.integers(height))
         kind = rng.integers(3)

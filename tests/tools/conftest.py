@@ -39,7 +39,7 @@ TINY = {
         },
         "roi": {"pool": "roi_align", "pool_size": 7, "sampling_ratio": 1, "batch_size": 16},
     },
-    "train": {"steps": 2, "batch_size": 2, "lr": 0.01, "warmup_steps": 0, "log_every": 1, "clip_grad_norm": 10.0},
+    "train": {"steps": 2, "batch_size": 2, "lr": 0.01, "warmup_steps": 0, "precision": "fp32", "log_every": 1, "clip_grad_norm": 10.0},
 }
 
 COCO_FLAGS = (

@@ -208,9 +208,7 @@ def test_the_script_without_a_config_stops_at_ctrl_c_and_resumes_exactly(tmp_pat
     assert train_det.main([*flags, "--out", "straight"]) == 0
     script = [sys.executable, str(REPOSITORY / "tools" / "train_det.py"), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         lines = iter(process.stdout.readline, "")
         assert any(line.startswith("step 2/10") for line in lines)
