@@ -126,7 +126,7 @@ class DataConfig(Section):
     val_images: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None  # only to train on a subset; otherwise the data say
     boxes: Literal["drop", "error"] = "drop"  # what becomes of boxes without area or outside their image
-    shapes_train: Positive = 1000  # shapes only: images to draw
+    shapes_train: Positive = 2500  # shapes only: images to draw
     shapes_val: Positive = 200
     flip: Fraction = 0.5
     color: Annotated[float, Field(ge=0, le=1)] = 0.0  # strength of the colour jitter; the paper's detector has none

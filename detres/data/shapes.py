@@ -23,28 +23,28 @@ SHAPES_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 _VERSION = 3  # of the drawing: part of the folder's name, raised whenever a pixel or a box would change
 _SPLITS = ("train", "val")
 
-_SIDES = (168, 208)  # px, of the image
-_SIZES = (18.0, 96.0)  # px, longest side of an object, log-uniform but for fewer small ones
+_SIDES = (160, 192)  # px, of the image
+_SIZES = (20.0, 96.0)  # px, longest side of an object, log-uniform but for fewer small ones
 _CROWD_SIZES = (9.0, 16.0)
 _EMPTY_SHARE, _CROWD_SHARE = 0.06, 0.04  # of the images
-_MAX_OBJECTS = 7
+_MAX_OBJECTS = 6
 _MIN_INSIDE = 0.5  # share of an object inside the image
-_MIN_VISIBLE = 0.45  # share of an object neither outside the image nor hidden
+_MIN_VISIBLE = 0.5  # share of an object neither outside the image nor hidden
 _MAX_TURN = 25.0  # degrees, either way
 _MAX_STRETCH = 0.15  # of the logarithm of width to height
 _MAX_CLUTTER = 5  # marks that are no object
-_MIN_CONTRAST = 90.0  # RGB distance between a fill and what it covers
+_MIN_CONTRAST = 110.0  # RGB distance between a fill and what it covers
 
 
-def ensure_shapes(cache: Path | None = None, *, num_train: int = 1000, num_val: int = 200, seed: int = 0) -> Path:
-    """Return the folder of the shapes data, drawing it on the first call (about 10 s for 1,200 images).
+def ensure_shapes(cache: Path | None = None, *, num_train: int = 2500, num_val: int = 200, seed: int = 0) -> Path:
+    """Return the folder of the shapes data, drawing it on the first call (about 20 s for 2,700 images).
 
     The folder holds train/*.jpg, val/*.jpg, annotations/train.json and annotations/val.json. It is a sub-folder of `cache`
     (default: the environment variable DETRES_CACHE, else ~/.cache/detres) named after version and arguments; it appears
     whole or not at all, also when several processes ask at once. Image i of a split depends on (seed, split, i) alone.
 
     Boxes are amodal and clipped: they hold the whole outline, hidden parts too, as far as it is inside the image, tight to
-    the pixel. `area` counts the same pixels. Every object has at least 45 % of its area in sight. A crowd is 15 to 30 small
+    the pixel. `area` counts the same pixels. Every object has at least half of its area in sight. A crowd is 15 to 30 small
     overlapping shapes of one class under one box with iscrowd 1.
 
     Raises ValueError for fewer than one image a split or a negative seed, NotADirectoryError when `cache` is a file.
@@ -81,7 +81,7 @@ class ShapesObject:
 
 
 def draw_shapes_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[ShapesObject]]:
-    """Return image `index` of a split, (H, W, 3) uint8 RGB with sides of 168 to 208 px, and its objects, later ones on top.
+    """Return image `index` of a split, (H, W, 3) uint8 RGB with sides of 160 to 192 px, and its objects, later ones on top.
 
     A pure function of its arguments; about 6 % of the images have no object. Raises ValueError for an unknown split.
     """
@@ -103,7 +103,7 @@ def draw_shapes_image(seed: int, split: str, index: int) -> tuple[np.ndarray, li
         least_visible.append(_MIN_VISIBLE * crowd.mask.sum())
     for _ in range(rng.integers(1, _MAX_OBJECTS + 1)):
         label = int(rng.integers(1, len(SHAPES_CLASSES) + 1))
-        size = _SIZES[0] * (_SIZES[1] / _SIZES[0]) ** (rng.random() ** 0.65)
+        size = _SIZES[0] * (_SIZES[1] / _SIZES[0]) ** (rng.random() ** 0.55)
         for _ in range(10):
             alpha, whole_area = _rasterise(rng, label, size, _centre(rng, height, width, size), (height, width))
             mask = alpha >= 128
@@ -220,7 +220,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: np.ndarray) -> N
         colour = rng.uniform(0, 255, size=3)
     fill = np.broadcast_to(colour.astype(np.float32), below.shape)
     if rng.random() < 0.3:
-        fill = fill + _pattern(rng, *cover.shape)[..., None] * rng.normal(0, 45, size=3).astype(np.float32)
+        fill = fill + _pattern(rng, *cover.shape)[..., None] * rng.normal(0, 30, size=3).astype(np.float32)
     if rng.random() < 0.35:
         thickness = 1 + 2 * int(rng.integers(0, 1 + max(1, size // 30)))
         inner = cv2.erode(cover, np.ones((thickness + 2, thickness + 2)), borderType=cv2.BORDER_REPLICATE)[..., None]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from detres.engine.checkpoint import load_state, save_state
 from detres.engine.log import RunLog
 from detres.engine.schedule import Schedule
-from detres.engine.train import Interrupted, NonFiniteLossError, Progress, fit, sgd
+from detres.engine.train import Interrupted, NonFiniteLossError, Progress, adamw, fit, sgd
 from detres.structures import Target
 
 CPU = torch.device("cpu")
@@ -387,3 +387,26 @@ def test_sgd_groups_follow_the_recipe():
 def test_sgd_of_a_frozen_model_is_refused():
     with pytest.raises(ValueError, match="all are frozen"):
         sgd(nn.Linear(2, 2).requires_grad_(False), momentum=0.9, weight_decay=0.0)
+
+
+def test_adamw_decays_the_weights_of_layers_alone():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    decaying, plain = adamw(model, weight_decay=0.1).param_groups
+    assert [id(p) for p in decaying["params"]] == [id(model[0].weight)]
+    assert [id(p) for p in plain["params"]] == [id(model[0].bias), id(model[1].weight), id(model[1].bias)]
+    assert (decaying["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    with pytest.raises(ValueError, match="all are frozen"):
+        adamw(model.requires_grad_(False), weight_decay=0.1)
+
+
+def test_an_adamw_step_by_hand():
+    layer = nn.Linear(1, 1)
+    nn.init.constant_(layer.weight, 2.0)
+    optimizer = adamw(layer, weight_decay=0.5)
+    layer.weight.grad, layer.bias.grad = torch.tensor([[3.0]]), torch.tensor([-4.0])
+    bias = layer.bias.item()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    optimizer.step()
+    assert layer.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)  # the first step is lr, whatever the gradient
+    assert layer.bias.item() == pytest.approx(bias + 0.1)

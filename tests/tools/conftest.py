@@ -37,7 +37,7 @@ TINY = {
             "train_post_nms_top_n": 40,
             "test_post_nms_top_n": 40,
         },
-        "roi": {"pool": "roi_align", "pool_size": 7, "sampling_ratio": 1, "batch_size": 16},
+        "roi": {"pool": "roi_align", "pool_size": 4, "sampling_ratio": 1, "batch_size": 16},
     },
     "train": {"steps": 2, "batch_size": 2, "lr": 0.01, "warmup_steps": 0, "precision": "fp32", "log_every": 1, "clip_grad_norm": 10.0},
 }
@@ -68,6 +68,15 @@ def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_weights(tmp_path: Path) -> Iterator[None]:
+    """pytest keeps the folders of three sessions; with the weights of every run they would take gigabytes."""
+    yield
+    for path in tmp_path.rglob("*"):
+        if path.suffix in (".pt", ".pth", ".safetensors"):
+            path.unlink()
 
 
 @pytest.fixture(scope="session")
@@ -156,14 +165,17 @@ class FinishedRun:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path, coco_folder: Path) -> FinishedRun:
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path, coco_folder: Path) -> Iterator[FinishedRun]:
     """A run of four steps, evaluated after every second; tests must leave it as it is."""
     folder = tmp_path_factory.mktemp("finished") / "run"
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     settings = ["--set", *COCO_FLAGS, "train.steps=4", "train.eval_every=2"]
     flags = ["--cfg", str(tiny), "--data", str(coco_folder), "--out", str(folder), "--device", "cpu"]
     assert train_det.main([*flags, *settings]) == 0
-    return FinishedRun(folder, coco_folder)
+    torch.set_num_threads(threads)
+    yield FinishedRun(folder, coco_folder)
+    shutil.rmtree(folder)
 
 
 def read_json(path: Path) -> object:

@@ -96,6 +96,7 @@ def change_train_json(coco: Path, change: Callable[[dict], object]) -> None:
         ("train: {steps: 1, epochs: 1}\n", "bad.yaml: train: give either train.steps or train.epochs"),
         ("- name\n", "bad.yaml: expected a mapping of sections"),
         ("name: [\n", "bad.yaml:2: "),
+        ("name: !!python/object/apply:os.mkdir [it_ran]\n", "bad.yaml:1: could not determine a constructor for the tag"),
     ],
 )
 def test_a_config_file(text: str, message: str, refused: Callable[..., str]) -> None:
@@ -259,7 +260,6 @@ def test_no_object_to_score(images: bool, coco: Path, refused: Callable[..., str
 
 
 def test_a_class_that_the_data_do_not_have(coco: Path, refused: Callable[..., str]) -> None:
-    assert "data.classes: photographs" not in refused(*ON_COCO, "data.classes=[circel]")
     assert "has no class 'circel'; did you mean 'circle'?" in refused(*ON_COCO, "data.classes=[circel]")
     assert coco.is_dir()
 
@@ -297,7 +297,7 @@ def write_pickle(path: str, *, bare: bool) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     content = {"model": {"conv1.weight": torch.zeros(1)}, "step": Code()}
     if bare:
-        Path(path).write_bytes(pickle.dumps(content))
+        Path(path).write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
 

@@ -142,6 +142,7 @@ def test_what_cannot_be_read_is_named(
     assert not Path("out").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # here predict is imported already
 def test_the_installed_command_is_the_script(
     finished: FinishedRun, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
