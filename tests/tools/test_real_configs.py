@@ -13,10 +13,8 @@ import yaml
 from torch import Tensor
 
 from backbones import create_backbone
-from detres.data.coco import read_coco
-from detres.engine.checkpoint import load_state
 from detres.tools import train_det
-from tests.tools.conftest import records, same_tensors, tensors
+from tests.tools.conftest import records, tensors
 
 pytestmark = pytest.mark.slow
 
@@ -45,11 +43,11 @@ def train(config: str, data: Path, *settings: str) -> Path:
     return Path("run")
 
 
-def first_coco_images(annotation_file: Path, path: Path, num: int) -> Path:
+def coco_subset(annotation_file: Path, image_ids: tuple[int, ...], path: Path) -> Path:
+    """Write the annotations of these images, with the classes of all."""
     content = json.loads(annotation_file.read_text())
-    content["images"] = content["images"][:num]
-    kept = {image["id"] for image in content["images"]}
-    content["annotations"] = [item for item in content["annotations"] if item["image_id"] in kept]
+    content["images"] = [image for image in content["images"] if image["id"] in image_ids]
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] in image_ids]
     path.write_text(json.dumps(content))
     return path
 
@@ -85,7 +83,9 @@ def _fresh_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("config", "backbone"), [("coco_r50", "resnet50"), ("coco_r101", "resnet101")])
 def test_the_coco_configs_train_on_photographs(config: str, backbone: str, shared_data: SharedData, tmp_path: Path) -> None:
     data, weights = shared_data("coco_mini"), backbone_file(backbone, tmp_path)
-    val = first_coco_images(data / "annotations" / "instances_val2017.json", tmp_path / "val.json", VAL_IMAGES)
+    val_file = data / "annotations" / "instances_val2017.json"
+    first_ids = tuple(image["id"] for image in json.loads(val_file.read_text())["images"][:VAL_IMAGES])
+    val = coco_subset(val_file, first_ids, tmp_path / "val.json")
     folder = train(
         config,
         data,
@@ -138,7 +138,63 @@ def test_the_blood_cell_config_trains_and_counts_the_boxes_without_area(
     folder = train("bccd_r18", data, *settings)
     require_finite(folder, steps=3)
     train_line, val_line = (line for line in capsys.readouterr().out.splitlines() if line.startswith(("train ", "val ")))
-    assert "291 images" not in val_line
+    assert "292 images" in train_line
+    assert "72 images" in val_line
     assert "of 3 classes: Platelets" in train_line
     dropped = sum(int(part.split()[0]) for part in train_line.split("; ") if part.endswith("box without area"))
     assert dropped == 2
+
+
+OVERFIT = {
+    "name": "overfit",
+    "data": {"format": "coco", "flip": 0.0, "workers": 0, "train_images": ["train2017"], "val_images": ["train2017"]},
+    "model": {
+        "backbone": {"name": "resnet18", "stride_placement": "torchvision", "norm": "batch", "freeze_at": 0},
+        "input": {"shorter": 256, "longer": 400},
+        "anchors": {"sizes": [32, 64, 128, 256], "aspect_ratios": [0.5, 1.0, 2.0], "style": "torchvision"},
+        "rpn": {
+            "width": 128,
+            "objectness": "sigmoid",
+            "train_anchors": "all",
+            "min_size": 4,
+            "train_pre_nms_top_n": 600,
+            "train_post_nms_top_n": 100,
+            "test_pre_nms_top_n": 600,
+            "test_post_nms_top_n": 100,
+        },
+        "roi": {
+            "pool": "roi_align",
+            "pool_size": 7,
+            "sampling_ratio": 1,
+            "batch_size": 32,
+            "positive_fraction": 0.5,
+            "smooth_l1_beta": 0.1111,
+            "nms_thresh": 0.5,
+        },
+    },
+    "train": {
+        "batch_size": 4,
+        "reference_batch": 4,
+        "steps": 250,
+        "optimizer": "adamw",
+        "lr": 3e-4,
+        "weight_decay": 1e-4,
+        "schedule": "cosine",
+        "warmup_steps": 20,
+        "clip_grad_norm": 10.0,
+        "precision": "auto",
+        "log_every": 10,
+    },
+}
+
+
+def test_eight_photographs_are_learned_by_heart(shared_data: SharedData, tmp_path: Path) -> None:
+    data = shared_data("coco_mini")
+    eight = coco_subset(data / "annotations" / "instances_train2017.json", EIGHT, tmp_path / "eight.json")
+    (tmp_path / "overfit.yaml").write_text(yaml.safe_dump(OVERFIT))
+    splits = [f"data.train=[{eight}]", f"data.val=[{eight}]"]
+    flags = ["--cfg", "overfit.yaml", "--data", str(data), "--out", "run", "--device", "cpu"]
+    assert train_det.main([*flags, "--set", *splits]) == 0
+    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert numbers["AP50"] >= 0.95
+    assert numbers["AP"] >= 0.75
