@@ -19,12 +19,12 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.image_io": ({"detres.structures"}, {"torch", "numpy", "cv2", "PIL"}),
     "detres.draw": (set(), {"numpy", "cv2", "matplotlib"}),
     "detres.config": (set(), {"pydantic", "yaml"}),
-    "detres.models": ({"backbones", *LEAVES}, {"torch", "torchvision", "numpy"}),
+    "detres.models": (LEAVES | {"backbones"}, {"torch", "torchvision", "numpy"}),
     "detres.data": (LEAVES, {"torch", "numpy", "cv2", "albumentations", "defusedxml"}),
     "detres.evaluation": (LEAVES, {"torch", "numpy", "pycocotools"}),
     "detres.engine": ({"detres.structures"}, {"torch", "torchvision", "numpy", "cv2", "safetensors", "tqdm"}),
     "detres.build": (
-        {"backbones", "detres.config", "detres.models", "detres.data", "detres.evaluation", "detres.engine", *LEAVES},
+        LEAVES | {"backbones", "detres.config", "detres.models", "detres.data", "detres.evaluation", "detres.engine"},
         {"torch"},
     ),
 }
@@ -32,7 +32,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
 
 def part_of(module: str) -> str:
     """The part a module belongs to: backbones, detres.models, detres.boxes, ..."""
-    return "backbones" if module.split(".")[0] == "backbones" else ".".join(module.split(".")[:2])
+    return "backbones" if module.split(".", maxsplit=1)[0] == "backbones" else ".".join(module.split(".")[:2])
 
 
 def imports_of(source: str) -> list[tuple[str, bool]]:

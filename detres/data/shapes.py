@@ -24,12 +24,12 @@ _VERSION = 3  # of the drawing: part of the folder's name, raised whenever a pix
 _SPLITS = ("train", "val")
 
 _SIDES = (160, 192)  # px, of the image
-_SIZES = (20.0, 96.0)  # px, longest side of an object, log-uniform but for fewer small ones
+_SIZES = (24.0, 100.0)  # px, longest side of an object, log-uniform but for fewer small ones
 _CROWD_SIZES = (9.0, 16.0)
 _EMPTY_SHARE, _CROWD_SHARE = 0.06, 0.04  # of the images
 _MAX_OBJECTS = 6
 _MIN_INSIDE = 0.5  # share of an object inside the image
-_MIN_VISIBLE = 0.55  # share of an object neither outside the image nor hidden
+_MIN_VISIBLE = 0.6  # share of an object neither outside the image nor hidden
 _MAX_TURN = 25.0  # degrees, either way
 _MAX_STRETCH = 0.15  # of the logarithm of width to height
 _MAX_CLUTTER = 5  # marks that are no object
@@ -44,7 +44,7 @@ def ensure_shapes(cache: Path | None = None, *, num_train: int = 2500, num_val: 
     whole or not at all, also when several processes ask at once. Image i of a split depends on (seed, split, i) alone.
 
     Boxes are amodal and clipped: they hold the whole outline, hidden parts too, as far as it is inside the image, tight to
-    the pixel. `area` counts the same pixels. Every object has at least 55 % of its area in sight. A crowd is 15 to 30 small
+    the pixel. `area` counts the same pixels. Every object has at least 60 % of its area in sight. A crowd is 15 to 30 small
     overlapping shapes of one class under one box with iscrowd 1.
 
     Raises ValueError for fewer than one image a split or a negative seed, NotADirectoryError when `cache` is a file.
