@@ -1,70 +1,111 @@
-"""Residual networks with published weights, for any project that has torch: `from backbones import resnet50`."""
+"""The networks of He et al. 2016 with published weights, for any project that has torch: `from backbones import resnet50`."""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
-from backbones.norm import FrozenBatchNorm2d, NormKind, freeze_batch_norm
-from backbones.resnet import ResNet, StridePlacement, resnet18, resnet34, resnet50, resnet101, resnet152
-from backbones.weights import PUBLISHED, LoadReport, WeightsError, load_weights
+from backbones.backbone import Backbone
+from backbones.catalogue import PUBLISHED, InputSpec
+from backbones.norm import FrozenBatchNorm2d, NormKind, fold_batch_norm, freeze_batch_norm, recompute_batch_norm
+from backbones.resnet import ResNet, StridePlacement, plain18, plain34, resnet18, resnet34, resnet50, resnet101, resnet152
+from backbones.resnet_cifar import CIFAR_DEPTHS, PLAIN_CIFAR_DEPTHS, CifarResNet, plain_cifar, resnet_cifar
+from backbones.shortcuts import PaddingSide, ShortcutKind
+from backbones.vgg import VGG, vgg16, vgg16_bn, vgg19, vgg19_bn
+from backbones.weights import LoadReport, WeightsError, load_weights, save_weights
 
-BACKBONES: dict[str, Callable[..., ResNet]] = {
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "plain18": plain18,
+    "plain34": plain34,
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
     "resnet101": resnet101,
     "resnet152": resnet152,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
+    "vgg16_bn": vgg16_bn,
+    "vgg19_bn": vgg19_bn,
+    **{f"resnet{depth}": functools.partial(resnet_cifar, depth) for depth in CIFAR_DEPTHS},
+    **{f"plain{depth}": functools.partial(plain_cifar, depth) for depth in PLAIN_CIFAR_DEPTHS},
 }
 
 __all__ = [
     "BACKBONES",
     "PUBLISHED",
+    "VGG",
+    "Backbone",
+    "CifarResNet",
     "FrozenBatchNorm2d",
+    "InputSpec",
     "LoadReport",
     "ResNet",
     "WeightsError",
     "create_backbone",
+    "fold_batch_norm",
     "freeze_batch_norm",
     "list_backbones",
     "load_weights",
+    "plain18",
+    "plain34",
+    "plain_cifar",
+    "recompute_batch_norm",
     "resnet18",
     "resnet34",
     "resnet50",
     "resnet101",
     "resnet152",
+    "resnet_cifar",
+    "save_weights",
+    "vgg16",
+    "vgg16_bn",
+    "vgg19",
+    "vgg19_bn",
 ]
 
 
-def list_backbones() -> list[str]:
-    """Return the names that create_backbone knows."""
-    return list(BACKBONES)
+def list_backbones(pattern: str = "") -> list[str]:
+    """Return the names that create_backbone knows; with `pattern`, those that contain it."""
+    return [name for name in BACKBONES if pattern in name]
 
 
 def create_backbone(
     name: str,
     *,
-    stride_placement: StridePlacement = "torchvision",
-    norm: NormKind = "batch",
+    shortcut: ShortcutKind | None = None,
+    shortcut_padding: PaddingSide | None = None,
+    stride_placement: StridePlacement | None = None,
+    norm: NormKind | Literal["none"] | None = None,
     in_channels: int = 3,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     freeze_at: int = 0,
+    zero_init_residual: bool | None = None,
     weights: str | Path | None = None,
-) -> ResNet:
-    """Return the network called `name`; the arguments are those of its constructor.
+) -> Backbone:
+    """Return the network called `name`; the arguments are those of its constructor, None means its default.
 
-    Raises ValueError for an unknown name, giving the nearest ones; WeightsError when the weights cannot be used.
+    Raises ValueError for an unknown name, giving the nearest ones, and for an argument this network does not have;
+    WeightsError when the weights cannot be used.
     """
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(BACKBONES)}"
         raise ValueError(f"unknown backbone '{name}', {hint}")
-    return BACKBONES[name](
-        stride_placement=stride_placement,
-        norm=norm,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        freeze_at=freeze_at,
-        weights=weights,
-    )
+    options = {
+        "shortcut": shortcut,
+        "shortcut_padding": shortcut_padding,
+        "stride_placement": stride_placement,
+        "norm": norm,
+        "num_classes": num_classes,
+        "zero_init_residual": zero_init_residual,
+    }
+    given = {option: value for option, value in options.items() if value is not None}
+    known = inspect.signature(BACKBONES[name]).parameters
+    foreign = [option for option in given if option not in known]
+    if foreign:
+        raise ValueError(f"{name} has no {', '.join(foreign)}; it takes {', '.join(option for option in known if option != 'depth')}")
+    return BACKBONES[name](**given, in_channels=in_channels, freeze_at=freeze_at, weights=weights)

@@ -1,19 +1,29 @@
-"""Weights of the backbones: the published files by name, and local files; nothing in a file is ever executed."""
+"""Weights of the backbones: the published files by name, and local files of many origins; nothing in a file is ever executed."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import os
 import pickle
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-_BASE_URL = "https://download.pytorch.org/models/"
+from backbones.backbone import Backbone
+from backbones.catalogue import CAFFE, PUBLISHED, InputSpec, PublishedWeights
+from backbones.restricted_pickle import ForbiddenPickleError, load_arrays
+from backbones.weight_names import to_own_names
+
+FORMAT = "backbones-1"
+"""What a .safetensors file of `save_weights` calls itself in its metadata."""
 
 
 class WeightsError(ValueError):
@@ -21,120 +31,187 @@ class WeightsError(ValueError):
 
 
 @dataclass(frozen=True)
-class PublishedWeights:
-    """A published ImageNet file: `file` carries the first 8 hex digits of its sha256, checked after the download.
-
-    top1_error: percent, one 224 px crop, as published. mean, std: of RGB in 0..1, what the network expects.
-    """
-
-    architecture: str
-    file: str
-    top1_error: float
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-
-PUBLISHED = {
-    "torchvision/resnet18.v1": PublishedWeights("resnet18", "resnet18-f37072fd.pth", 30.24),
-    "torchvision/resnet34.v1": PublishedWeights("resnet34", "resnet34-b627a593.pth", 26.69),
-    "torchvision/resnet50.v1": PublishedWeights("resnet50", "resnet50-0676ba61.pth", 23.87),
-    "torchvision/resnet50.v2": PublishedWeights("resnet50", "resnet50-11ad3fa6.pth", 19.14),
-    "torchvision/resnet101.v1": PublishedWeights("resnet101", "resnet101-63fe2227.pth", 22.63),
-    "torchvision/resnet101.v2": PublishedWeights("resnet101", "resnet101-cd907fc2.pth", 18.11),
-    "torchvision/resnet152.v1": PublishedWeights("resnet152", "resnet152-394f9c45.pth", 21.69),
-    "torchvision/resnet152.v2": PublishedWeights("resnet152", "resnet152-f82ba261.pth", 17.72),
-}
-"""All of torchvision, a bottleneck's stride in the 3x3. v1 is the recipe nearest to the paper's, v2 a newer, longer one."""
-
-
-@dataclass(frozen=True)
 class LoadReport:
-    """What a load did: where from, how many tensors went in, and the classifier's tensors that did not.
+    """What a load did.
 
-    skipped: names that only one side has (left out, or still as initialised) or that differ in size.
+    source: the published name or the path. naming: whose names the tensors had. matched: our names of the tensors that went in.
+    skipped: name -> why it did not (of the classifier, or norm counters). input_spec: what the network now expects.
     """
 
     source: str
-    matched: int
-    skipped: tuple[str, ...]
+    naming: str
+    matched: tuple[str, ...]
+    skipped: dict[str, str]
+    input_spec: InputSpec
+
+    def __str__(self) -> str:
+        left = "".join(f"\n  {name}: {why}" for name, why in self.skipped.items())
+        return f"{self.source}: {len(self.matched)} tensors under {self.naming}'s names, {len(self.skipped)} skipped{left}"
 
 
-def load_weights(net: nn.Module, weights: str | Path) -> LoadReport:
-    """Fill `net` from a published name (see PUBLISHED) or a local .pth, .pt or .safetensors file.
+@dataclass(frozen=True)
+class _File:
+    """A weights file under our names. traits: what a network must agree on; input_spec: None where the file does not tell."""
 
-    A published file is downloaded, and its checksum verified, only when asked for by its name; afterwards torch's hub
-    cache has it. Wrappings ({"state_dict": ...}, "module.", "backbone.") are taken off. The classifier `fc.*` may be
-    missing or of another size: it is skipped and reported. Anything else missing, unexpected or mis-shaped raises
-    WeightsError, naming the architecture the file looks like; so does a published file for a network whose stride is
-    elsewhere, which would fit and be wrong. The network is then unchanged.
+    source: str
+    naming: str
+    tensors: dict[str, Tensor]
+    traits: dict[str, str]
+    input_spec: InputSpec | None
+
+
+def load_weights(net: Backbone, weights: str | Path, *, input_spec: InputSpec | None = None) -> LoadReport:
+    """Fill `net` from a published name (see PUBLISHED) or a local file, set `net.input_spec`, and return what was done.
+
+    A published file is downloaded only when asked for by its name, into torch's hub cache; its checksum is verified, also when it
+    is there already. Local files: .pth or .pt (state dicts, also inside {"state_dict": ...}, {"model": ...}), .safetensors
+    (save_weights, timm, any), .pkl (Detectron, detectron2; see restricted_pickle). Names of torchvision, timm, the
+    widely used CIFAR port, Detectron and detectron2 are known; so are the prefixes of wrappers.
+
+    input_spec: what the file expects as input, where you know better. Without, the published entry, the file's own metadata or
+    its names say; a name with "caffe" or "msra" in it means the authors' convention (BGR, stride in the 1x1); otherwise
+    the network keeps the one it has.
+
+    The classifier may be missing, of another size, or not finite: it is skipped and reported. Anything else missing,
+    unexpected, mis-shaped or not finite raises WeightsError, naming the architecture the file looks like; so does a file
+    trained with another stride placement or shortcut padding, which would fit and be wrong. The network is then unchanged.
     """
-    source = str(weights)
-    if source in PUBLISHED and _strides_in_1x1(net):
-        raise WeightsError(f"{source} was trained with stride_placement='torchvision'; this network was built with 'original'")
-    tensors = _download(source) if source in PUBLISHED else _read(source)
-    tensors = {re.sub(r"^(module\.|backbone\.)+", "", name): tensor for name, tensor in tensors.items()}
-    own = net.state_dict()
-    classifier = [name for name in {**tensors, **own} if name.startswith("fc.")]
-    skipped = [name for name in classifier if name not in own or name not in tensors or own[name].shape != tensors[name].shape]
-    absent = [name for name in own if name not in tensors and not name.startswith("fc.") and not name.endswith("num_batches_tracked")]
-    extra = [name for name in tensors if name not in own and name not in skipped and not name.endswith("num_batches_tracked")]
-    misshapen = [
-        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and name not in skipped and tensors[name].shape != own[name].shape
-    ]
-    if absent or extra or misshapen:
-        hint = _hint(tensors, own)
-        parts = [
-            f"{what} {len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-            for what, names in (("missing", absent), ("unexpected", extra), ("of another shape", misshapen))
-            if names
-        ]
-        raise WeightsError(f"{source} does not fit this network.{hint} Tensors {'; '.join(parts)}")
-    used = {name: tensors[name] for name in own if name in tensors and name not in skipped}
+    file = _published(str(weights)) if str(weights) in PUBLISHED else _local(Path(weights))
+    _require_same_traits(file, net.traits)
+    tensors, own = file.tensors, net.state_dict()
+    skipped = {}
+    for name in {**own, **tensors}:
+        is_head = name.startswith(net.head_prefix)
+        if name.endswith("num_batches_tracked") and (name not in own or name not in tensors):
+            skipped[name] = "not in the file; the counter keeps its value" if name in own else "the network does not count batches"
+        elif is_head and name not in tensors:
+            skipped[name] = "not in the file; stays as initialised"
+        elif is_head and name not in own:
+            skipped[name] = "the network has no such layer"
+        elif is_head and own[name].shape != tensors[name].shape:
+            skipped[name] = f"{tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} in the network; stays as initialised"
+        elif is_head and not tensors[name].isfinite().all():
+            skipped[name] = "not finite in the file; stays as initialised"
+    used = {name: tensor for name, tensor in tensors.items() if name in own and name not in skipped}
+    _require_fit(file, own, used, skipped)
     net.load_state_dict(used, strict=False)
-    return LoadReport(source, len(used), tuple(skipped))
+    net.input_spec = input_spec or file.input_spec or net.input_spec
+    return LoadReport(file.source, file.naming, tuple(used), skipped, net.input_spec)
 
 
-def _download(name: str) -> dict[str, Tensor]:
-    published = PUBLISHED[name]
-    url = _BASE_URL + published.file
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / published.file
+def save_weights(net: Backbone, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write the weights of `net` as .safetensors, with the input they expect and what must agree, so that load_weights knows.
+
+    metadata: more strings to keep beside them. The file appears in one step; an old one stays until then.
+    Raises ValueError for a path that does not end in .safetensors.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: give a name that ends in .safetensors")
+    facts = {**(metadata or {}), "format": FORMAT, "traits": json.dumps(net.traits), "input_spec": net.input_spec.to_json()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except OSError as error:
-        raise WeightsError(
-            f"{name}: could not download {url} ({error}). Without a network, put that file at {cached}, "
-            "or give the path of a local weights file"
-        ) from None
-    except (*_DAMAGED, pickle.UnpicklingError) as error:
-        raise WeightsError(f"{name}: {cached} is damaged ({_first_line(error)}); delete it where it exists and try again") from None
+        save_file(tensors, temporary, metadata=facts)
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _read(source: str) -> dict[str, Tensor]:
-    path = Path(source)
+# ---- where a file comes from ----
+
+
+def _published(name: str) -> _File:
+    published = PUBLISHED[name]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / published.file
     if not path.is_file():
-        near = get_close_matches(source, PUBLISHED, n=1, cutoff=0.5)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(published.url, str(path), hash_prefix=published.sha256_prefix)
+        except OSError as error:
+            raise WeightsError(
+                f"{name}: could not download {published.url} ({error}). Without a network, put that file at {path}, "
+                "or give the path of a local weights file"
+            ) from None
+        except RuntimeError as error:  # what torch.hub raises for a wrong checksum
+            raise WeightsError(f"{name}: {published.url}: {error}") from None
+    return replace(_local(path), source=name)
+
+
+def _local(path: Path) -> _File:
+    if not path.is_file():
+        near = get_close_matches(str(path), PUBLISHED, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise WeightsError(f"no weights file {source}; {hint}Published names are: {', '.join(PUBLISHED)}")
+        raise WeightsError(f"no weights file {path}; {hint}Published names are: {', '.join(PUBLISHED)}")
+    published = next((entry for entry in PUBLISHED.values() if entry.file == path.name), None)
+    if published is not None:
+        _require_checksum(path, published)
+    content, metadata = _read(path)
+    author = content.get("__author__") if isinstance(content, dict) else None
+    named = to_own_names(_state_dict(content, path), str(author) if author else None)
+    traits, input_spec = named.traits, named.input_spec
+    if published is not None:
+        traits, input_spec = dict(published.traits), published.input_spec
+    elif metadata.get("format") == FORMAT:
+        try:
+            traits, input_spec = json.loads(metadata["traits"]), InputSpec.from_json(metadata["input_spec"])
+        except (KeyError, ValueError) as error:
+            raise WeightsError(f"{path}: its metadata are damaged ({error})") from None
+    elif named.naming == "torchvision" and re.search(r"caffe|msra", path.name, re.IGNORECASE):
+        traits, input_spec = {"stride_placement": "original"}, CAFFE
+    return _File(str(path), named.naming, named.tensors, traits, input_spec)
+
+
+def _require_checksum(path: Path, published: PublishedWeights) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if not digest.hexdigest().startswith(published.sha256_prefix):
+        raise WeightsError(
+            f"{path} is not the file it is named after: its sha256 starts with {digest.hexdigest()[:8]}, not {published.sha256_prefix}. "
+            "It is damaged or was changed: fetch it again, or give it another name"
+        )
+
+
+def _read(path: Path) -> tuple[object, dict[str, str]]:
+    """Return the content of a file and its metadata, of which only .safetensors has any."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        if path.suffix in (".pkl", ".pickle"):
+            return load_arrays(path), {}
+        return torch.load(path, map_location="cpu", weights_only=True), {}
+    except (pickle.UnpicklingError, ForbiddenPickleError) as error:
+        named = error.name if isinstance(error, ForbiddenPickleError) else None
+        with contextlib.suppress(AttributeError, IndexError, TypeError):
+            named = named or re.search(r"GLOBAL (\S+)", str(error))[1]
         raise WeightsError(
-            f"{path} holds objects other than tensors{f' ({found[1]})' if found else ''}; it was not loaded, because loading "
+            f"{path} holds objects other than tensors{f' ({named})' if named else ''}; it was not loaded, because loading "
             "could run code. Save the weights with torch.save(net.state_dict(), ...) or as .safetensors"
         ) from None
     except (*_DAMAGED, SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is damaged or not a weights file ({_first_line(error)})") from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file, out of the mappings releases wrap them in."""
+    for wrapper in ("state_dict", "model", "blobs"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if isinstance(content, dict):
+        content = {name: value for name, value in content.items() if isinstance(value, Tensor) or name not in _BESIDE_TENSORS}
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path} is not a state dict: expected a mapping of names to tensors")
     return content
 
+
+_BESIDE_TENSORS = ("__author__", "matching_heuristics", "weight_order", "cfg")
+"""What Detectron and detectron2 keep beside the arrays."""
 
 _DAMAGED = (RuntimeError, EOFError, ValueError, KeyError)
 """What torch.load raises for a file that is cut short or of another kind."""
@@ -144,31 +221,70 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
-def _strides_in_1x1(net: nn.Module) -> bool:
-    """Whether a bottleneck of `net` steps in its first 1x1 convolution, as the paper's do."""
-    return any(
-        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
-        for name, module in net.named_modules()
-        if name.endswith(".conv1")
-    )
+# ---- whether a file fits ----
+
+
+def _require_same_traits(file: _File, own: dict[str, str]) -> None:
+    for trait, value in file.traits.items():
+        if own.get(trait, value) != value:
+            raise WeightsError(
+                f"{file.source} was trained with {trait}='{value}'; this network was built with '{own[trait]}', where these weights "
+                f"would fit and be wrong. Build it with {trait}='{value}'"
+            )
+
+
+def _require_fit(file: _File, own: dict[str, Tensor], used: dict[str, Tensor], skipped: dict[str, str]) -> None:
+    absent = [name for name in own if name not in file.tensors and name not in skipped]
+    extra = [name for name in file.tensors if name not in own and name not in skipped]
+    misshapen = [
+        f"{name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
+        for name, tensor in used.items()
+        if tensor.shape != own[name].shape
+    ]
+    if absent or extra or misshapen:
+        parts = [
+            f"{what} {len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+            for what, names in (("missing", absent), ("unexpected", extra), ("of another shape", misshapen))
+            if names
+        ]
+        raise WeightsError(f"{file.source} does not fit this network.{_hint(file.tensors, own)} Tensors {'; '.join(parts)}")
+    sick = [name for name, tensor in used.items() if not tensor.isfinite().all()]
+    if sick:
+        raise WeightsError(f"{file.source}: {', '.join(sick[:3])} has values that are NaN or infinite; the file is damaged")
 
 
 def _hint(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     """Return what the file is likely to be, as a sentence that starts with a blank, or nothing."""
-    file_looks_like = _recognise(tensors)
-    if file_looks_like and file_looks_like == _recognise(own) and "bn1.running_mean" in tensors and "bn1.running_mean" not in own:
+    looks_like = recognise(tensors)
+    if looks_like and looks_like == recognise(own) and "bn1.running_mean" in tensors and "bn1.running_mean" not in own:
         return " The file has batch norm statistics: build the network with norm='frozen' or 'batch'."
-    return f" The file looks like {file_looks_like}." if file_looks_like else ""
+    return f" The file looks like {looks_like}." if looks_like else ""
 
 
-_DEPTHS = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
+_DEPTHS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "34", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
+_VGG_CONVOLUTIONS = {13: "vgg16", 16: "vgg19"}
 
 
-def _recognise(tensors: dict[str, Tensor]) -> str | None:
-    """Return the residual network whose names these are, or None."""
+def recognise(tensors: dict[str, Tensor]) -> str | None:
+    """Return the network of this package whose tensors these are, by their names, or None: "resnet34", "resnet34 with shortcut C"."""
+    convolutions = [name for name, tensor in tensors.items() if name.startswith("features.") and tensor.dim() == 4]
+    if convolutions:
+        name = _VGG_CONVOLUTIONS.get(len(convolutions))
+        return name and name + ("_bn" if any(key.startswith("features.") and key.endswith("running_mean") for key in tensors) else "")
     blocks = {match.group(1, 2) for name in tensors if (match := re.match(r"layer([1-4])\.(\d+)\.", name))}
     depths = tuple(sum(layer == str(number) for layer, _ in blocks) for number in range(1, 5))
-    name = _DEPTHS.get(depths)
-    if name == "resnet34" and any(re.match(r"layer1\.0\.conv3\.", key) for key in tensors):
-        return "resnet50"
-    return name
+    projections = sum(name.endswith("downsample.0.weight") for name in tensors)
+    if depths[3] == 0:
+        if depths[0] == 0 or len(set(depths[:3])) > 1:
+            return None
+        depth = 6 * depths[0] + 2
+        return f"resnet{depth} with shortcut {'C' if projections > 2 else 'B'}" if projections else f"resnet{depth} or plain{depth}"
+    number = _DEPTHS.get(depths)
+    if number == "34" and any(re.match(r"layer1\.0\.conv3\.", name) for name in tensors):
+        number = "50"
+    if number is None:
+        return None
+    usual = 3 if number in ("18", "34") else 4
+    if projections == 0:
+        return f"resnet{number} with shortcut A" + (f", or plain{number}" if number in ("18", "34") else "")
+    return f"resnet{number}" + (" with shortcut C" if projections > usual else "")

@@ -67,7 +67,7 @@ class FasterRCNN(nn.Module):
         """
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"{len(images)} images but {len(targets)} targets")
-        feature = self.backbone.features(self.normalizer(images), stages=("conv4",))["conv4"]
+        feature = self.backbone.feature_maps(self.normalizer(images), stages=("conv4",))["conv4"]
         proposals, rpn_losses = self.rpn(feature, images, targets)
         if targets is None:
             return self.roi_head.detect(feature, proposals, images)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from backbones import FrozenBatchNorm2d
 
@@ -29,3 +32,40 @@ def batch_norm(x: Tensor, norm: nn.Module) -> Tensor:
     """The formula of batch norm with fixed statistics, over (N, C, H, W)."""
     mean, var, weight, bias = (t.view(1, -1, 1, 1) for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
     return (x - mean) / torch.sqrt(var + norm.eps) * weight + bias
+
+
+def naive_maps(
+    net: nn.Module, x: Tensor, *, shortcut: str = "B", stride_in_1x1: bool = False, zeros_before: float = 0.0
+) -> dict[str, Tensor]:
+    """Any residual or plain network of the package, written as functions of its state dict in the order of the paper's figure 5.
+
+    zeros_before: the share of shortcut A's zero channels that goes before the real ones.
+    """
+    state = net.state_dict()
+
+    def conv_bn(x: Tensor, conv: str, norm: str, stride: int) -> Tensor:
+        weight = state[f"{conv}.weight"]
+        return batch_norm(F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2), net.get_submodule(norm))
+
+    is_imagenet = state["conv1.weight"].shape[-1] == 7
+    x = conv_bn(x, "conv1", "bn1", 2 if is_imagenet else 1).relu()
+    found = {"conv1": x}
+    x = F.max_pool2d(x, 3, 2, 1) if is_imagenet else x
+    blocks = sorted({tuple(map(int, match.groups())) for name in state if (match := re.match(r"layer(\d)\.(\d+)\.", name))})
+    for number, index in blocks:
+        name, stride = f"layer{number}.{index}", 2 if number > 1 and index == 0 else 1
+        convolutions = [n for n in (1, 2, 3) if f"{name}.conv{n}.weight" in state]
+        strided = 2 if len(convolutions) == 3 and not stride_in_1x1 else 1
+        y = x
+        for n in convolutions:
+            y = conv_bn(y, f"{name}.conv{n}", f"{name}.bn{n}", stride if n == strided else 1)
+            y = y if n == convolutions[-1] else y.relu()
+        if f"{name}.downsample.0.weight" in state:
+            x = conv_bn(x, f"{name}.downsample.0", f"{name}.downsample.1", stride)
+        elif shortcut == "A" and y.shape != x.shape:
+            new = y.shape[1] - x.shape[1]
+            before = torch.zeros(y.shape[0], round(new * zeros_before), *y.shape[2:], dtype=y.dtype)
+            x = torch.cat((before, x[:, :, ::stride, ::stride], before.new_zeros(y.shape[0], new - before.shape[1], *y.shape[2:])), 1)
+        x = (y if shortcut == "none" else y + x).relu()
+        found[f"conv{number + 1}"] = x
+    return found

@@ -48,7 +48,7 @@ def saved_maps(net: ResNet, x: Tensor) -> list[tuple[int, ...]]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        net.train().features(x)
+        net.train().feature_maps(x)
     return [tuple(tensor.shape) for tensor in kept.values()]
 
 
@@ -74,13 +74,13 @@ def test_pop_stage_splits_the_network():
     net = randomise_norms(resnet50(norm="frozen"))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        expected = net.features(x, stages=("conv5",))["conv5"]
+        expected = net.feature_maps(x, stages=("conv5",))["conv5"]
         conv5 = net.pop_stage("conv5")
-        assert torch.equal(conv5(net.features(x)["conv4"]), expected)
+        assert torch.equal(conv5(net.feature_maps(x)["conv4"]), expected)
     assert isinstance(conv5, nn.Sequential)
     assert list(net.channels) == list(net.strides) == ["conv1", "conv2", "conv3", "conv4"]
     assert not [name for name in net.state_dict() if name.startswith(("layer4", "fc"))]
-    for stage in (lambda: net(x), lambda: net.features(x, stages=("conv5",)), lambda: net.features(x, stages=("conv2", "conv5"))):
+    for stage in (lambda: net(x), lambda: net.feature_maps(x, stages=("conv5",)), lambda: net.feature_maps(x, stages=("conv2", "conv5"))):
         with pytest.raises(ValueError, match="no stage conv5, this network has conv1, conv2, conv3, conv4"):
             stage()
 
@@ -90,11 +90,11 @@ def test_a_network_without_conv5_copies_and_freezes():
     net.pop_stage("conv5")
     twin = copy.deepcopy(net)
     x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(twin.eval().features(x)["conv4"], net.eval().features(x)["conv4"])
+    torch.testing.assert_close(twin.eval().feature_maps(x)["conv4"], net.eval().feature_maps(x)["conv4"])
     net.pop_stage("conv4")
     assert "conv4" in twin.channels  # the copy is its own
     twin.load_state_dict(twin.state_dict())
-    assert not twin.freeze(4).train().features(x)["conv4"].requires_grad
+    assert not twin.freeze(4).train().feature_maps(x)["conv4"].requires_grad
     with pytest.raises(ValueError, match="cannot freeze 4 stages"):
         net.freeze(4)
 

@@ -2,36 +2,26 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
-from backbones import BACKBONES, FrozenBatchNorm2d, ResNet, create_backbone, list_backbones, resnet18, resnet50
+from backbones import BACKBONES, FrozenBatchNorm2d, create_backbone, list_backbones, resnet18, resnet50
 from backbones.resnet import STAGES
-from tests.backbones.nets import batch_norm, randomise_norms, torchvision_net
+from tests.backbones.nets import naive_maps, randomise_norms, torchvision_net
 
 FAST = ("resnet18", "resnet50")
 SLOW = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet34", "resnet101", "resnet152"))
 
-# Table 1 with projections (shortcut B): learnable parameters at 1000 classes, entries of the state dict.
-COUNTS = {
-    "resnet18": (11_689_512, 122),
-    "resnet34": (21_797_672, 218),
-    "resnet50": (25_557_032, 320),
-    "resnet101": (44_549_160, 626),
-    "resnet152": (60_192_808, 932),
-}
+STATE_ENTRIES = {"resnet18": 122, "resnet34": 218, "resnet50": 320, "resnet101": 626, "resnet152": 932}
 CHANNELS = {
     "resnet18": {"conv1": 64, "conv2": 64, "conv3": 128, "conv4": 256, "conv5": 512},
     "resnet50": {"conv1": 64, "conv2": 256, "conv3": 512, "conv4": 1024, "conv5": 2048},
 }
 
 
-@pytest.mark.parametrize("name", list(COUNTS))
-def test_counts_of_parameters_and_of_state(name):
+@pytest.mark.parametrize("name", list(STATE_ENTRIES))
+def test_entries_of_the_state_dict(name):
     with torch.device("meta"):
-        net = BACKBONES[name]()
-    assert sum(p.numel() for p in net.parameters()) == COUNTS[name][0]
-    assert len(net.state_dict()) == COUNTS[name][1]
+        assert len(BACKBONES[name]().state_dict()) == STATE_ENTRIES[name]
 
 
 @pytest.mark.parametrize("name", [*FAST, *SLOW])
@@ -66,37 +56,30 @@ def test_training_step_agrees_with_torchvision():
         torch.testing.assert_close(buffer, theirs.get_buffer(name))
 
 
-def naive_features(state: dict[str, Tensor], net: ResNet, x: Tensor, depths: tuple[int, ...], *, stride_in_1x1: bool) -> dict[str, Tensor]:
-    """A residual network written as functions of its state dict, in the order of the paper's figure 5."""
-
-    def conv_bn(x: Tensor, conv: str, norm: str, stride: int) -> Tensor:
-        weight = state[f"{conv}.weight"]
-        return batch_norm(F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2), net.get_submodule(norm))
-
-    x = conv_bn(x, "conv1", "bn1", 2).relu()
-    found = {"conv1": x}
-    x = F.max_pool2d(x, 3, 2, 1)
-    for number, depth in enumerate(depths, start=1):
-        for index in range(depth):
-            name = f"layer{number}.{index}"
-            stride = 2 if number > 1 and index == 0 else 1
-            strides = (stride, 1, 1) if stride_in_1x1 else (1, stride, 1)
-            shortcut = conv_bn(x, f"{name}.downsample.0", f"{name}.downsample.1", stride) if index == 0 else x
-            for position, step in enumerate(strides, start=1):
-                x = conv_bn(x, f"{name}.conv{position}", f"{name}.bn{position}", step)
-                x = x.relu() if position < 3 else (x + shortcut).relu()
-        found[f"conv{number + 1}"] = x
-    return found
-
-
-@pytest.mark.parametrize("placement", ["original", "torchvision"])
-def test_stride_placement_against_a_functional_network(placement):
-    net = randomise_norms(resnet50(stride_placement=placement, num_classes=0, norm="frozen")).double()
-    x = torch.randn(1, 3, 65, 50, dtype=torch.float64)
-    with torch.no_grad():
-        found = net.features(x, stages=STAGES)
-        expected = naive_features(net.state_dict(), net, x, (3, 4, 6, 3), stride_in_1x1=placement == "original")
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet50", {"stride_placement": "original"}),
+        ("resnet50", {"stride_placement": "torchvision"}),
+        ("resnet18", {"shortcut": "A"}),
+        ("resnet18", {"shortcut": "C"}),
+        ("resnet50", {"shortcut": "A"}),
+        ("resnet50", {"shortcut": "C", "stride_placement": "original"}),
+        ("plain18", {}),
+        ("plain34", {}),
+        ("resnet34", {"shortcut": "C"}),
+    ],
+)
+def test_maps_and_gradients_against_a_functional_network(name, options):
+    net = randomise_norms(BACKBONES[name](num_classes=0, norm="frozen", **options)).double()
+    x = torch.randn(1, 3, 65, 50, dtype=torch.float64, requires_grad=True)
+    how = {"shortcut": "none"} if name.startswith("plain") else {"shortcut": options.get("shortcut", "B")}
+    found = net.feature_maps(x, stages=STAGES)
+    expected = naive_maps(net, x, stride_in_1x1=options.get("stride_placement") == "original", **how)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    cotangent = torch.randn_like(found["conv5"])
+    ours, theirs = (torch.autograd.grad(maps["conv5"], x, cotangent)[0] for maps in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8 * theirs.abs().max().item())
 
 
 def test_the_placements_differ_in_bottlenecks_only():
@@ -115,7 +98,7 @@ def test_channels_and_strides_are_those_of_the_maps(name, norm):
     assert net.channels == CHANNELS[name]
     assert net.strides == {"conv1": 2, "conv2": 4, "conv3": 8, "conv4": 16, "conv5": 32}
     with torch.no_grad():
-        maps = net.features(torch.randn(2, 3, 64, 96), stages=STAGES)
+        maps = net.feature_maps(torch.randn(2, 3, 64, 96), stages=STAGES)
     for stage, found in maps.items():
         stride = net.strides[stage]
         assert found.shape == (2, net.channels[stage], 64 // stride, 96 // stride)
@@ -128,10 +111,10 @@ def test_features_come_in_network_order_and_stop_at_the_last_one():
         net.get_submodule(f"layer{number}").register_forward_hook(lambda module, *_: ran.append(module))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        found = net.features(x, stages=("conv3", "conv1"))
+        found = net.feature_maps(x, stages=("conv3", "conv1"))
         assert list(found) == ["conv1", "conv3"]
         assert ran == [net.layer1, net.layer2]
-        assert list(net.features(x)) == ["conv4"]
+        assert list(net.feature_maps(x)) == ["conv4"]
         torch.testing.assert_close(found["conv1"], net.bn1(net.conv1(x)).relu())  # after its ReLU, before the pooling
 
 
@@ -139,17 +122,17 @@ def test_a_returned_map_is_not_changed_by_the_stages_after_it():
     net = resnet18(num_classes=0).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        together = net.features(x, stages=STAGES)
+        together = net.feature_maps(x, stages=STAGES)
         for stage in STAGES:
-            assert torch.equal(together[stage], net.features(x, stages=(stage,))[stage])
+            assert torch.equal(together[stage], net.feature_maps(x, stages=(stage,))[stage])
 
 
-@pytest.mark.parametrize("size", [(1, 1), (5, 33)])
-def test_small_images_and_no_images(size):
+def test_the_smallest_images_and_no_images():
     net = resnet18(num_classes=7).eval()
     with torch.no_grad():
-        assert net(torch.randn(2, 3, *size)).shape == (2, 7)
-        assert net(torch.randn(0, 3, *size)).shape == (0, 7)
+        assert net(torch.randn(2, 3, 32, 33)).shape == (2, 7)
+        assert net(torch.randn(0, 3, 32, 32)).shape == (0, 7)
+        assert net.feature_maps(torch.randn(1, 3, 4, 5), stages=("conv2",))["conv2"].shape == (1, 64, 1, 2)
 
 
 def test_input_that_does_not_fit():
@@ -159,12 +142,14 @@ def test_input_that_does_not_fit():
         net(torch.randn(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"expected images \(N, 1, H, W\), got \(1, 32, 32\)"):
         net(torch.randn(1, 32, 32))
-    with pytest.raises(ValueError, match=r"at least 1x1 px, got \(1, 1, 0, 32\)"):
-        net(torch.randn(1, 1, 0, 32))
+    with pytest.raises(ValueError, match=r"images \(1, 1, 64, 31\) are too small: conv5 has a stride of 32, give at least 32x32 px"):
+        net(torch.randn(1, 1, 64, 31))
+    with pytest.raises(ValueError, match="conv2 has a stride of 4"):
+        net.feature_maps(torch.randn(1, 1, 0, 32), stages=("conv2",))
     with pytest.raises(ValueError, match="no stage conv6, this network has conv1, conv2"):
-        net.features(torch.randn(1, 1, 32, 32), stages=("conv4", "conv6"))
+        net.feature_maps(torch.randn(1, 1, 32, 32), stages=("conv4", "conv6"))
     with pytest.raises(ValueError, match="none asked for"):
-        net.features(torch.randn(1, 1, 32, 32), stages=())
+        net.feature_maps(torch.randn(1, 1, 32, 32), stages=())
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
@@ -185,6 +170,32 @@ def test_convolutions_start_from_he_normal_fan_out():
         assert weight.abs().max() > 3 * expected  # normal, not uniform
 
 
+def test_zero_init_residual_starts_every_block_as_its_shortcut():
+    net = resnet50(zero_init_residual=True, shortcut="A", num_classes=0)
+    assert not any(block.bn3.weight.any() for layer in (net.layer1, net.layer2, net.layer3, net.layer4) for block in layer)
+    x = torch.randn(2, 64, 16, 16).relu()
+    out = net.layer1(x)
+    torch.testing.assert_close(out, torch.cat((x, torch.zeros(2, 192, 16, 16)), 1))
+    assert resnet50().layer1[0].bn3.weight.all()  # the paper has none, so it is off
+    with pytest.raises(ValueError, match="zero_init_residual needs a norm that learns"):
+        resnet18(zero_init_residual=True, norm="frozen")
+
+
+def test_loss_falls_on_one_batch():
+    torch.manual_seed(0)
+    net = resnet18(num_classes=4, shortcut="A").train()
+    x, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(8):
+        loss = F.cross_entropy(net(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_create_backbone_passes_every_argument_on():
     net = create_backbone("resnet50", stride_placement="original", norm="frozen", in_channels=1, num_classes=4, freeze_at=2)
     assert net.layer2[0].conv1.stride == (2, 2)
@@ -198,10 +209,17 @@ def test_create_backbone_passes_every_argument_on():
 
 
 def test_names():
-    assert list_backbones() == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+    assert list_backbones("resnet5") == ["resnet50", "resnet56"]
+    assert {"resnet18", "plain34", "vgg16_bn", "resnet1202", "plain110"} < set(list_backbones())
+    with pytest.raises(ValueError, match=r"vgg16 has no shortcut, norm; it takes in_channels, num_classes, freeze_at, weights"):
+        create_backbone("vgg16", shortcut="A", norm="batch")
+    with pytest.raises(ValueError, match="unknown shortcut 'D', expected A, B, C or none"):
+        create_backbone("resnet18", shortcut="D")
+    with pytest.raises(ValueError, match="no plain net of bottlenecks"):
+        create_backbone("resnet50", shortcut="none")
     with pytest.raises(ValueError, match=r"unknown backbone 'resnet-50', did you mean resnet50"):
         create_backbone("resnet-50")
-    with pytest.raises(ValueError, match=r"unknown backbone 'vit', known: resnet18, resnet34"):
+    with pytest.raises(ValueError, match=r"unknown backbone 'vit', known: plain18, plain34, resnet18"):
         create_backbone("vit")
     with pytest.raises(ValueError, match="unknown stride_placement 'caffe'"):
         create_backbone("resnet18", stride_placement="caffe")

@@ -380,5 +380,9 @@ def test_eval_settings_without_a_config(finished: FinishedRun, refused: Callable
 
 
 def test_ctrl_c_anywhere_ends_with_130_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
+    try:
+        assert run(lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "\nstopped\n"

@@ -1,0 +1,147 @@
+"""Reading arrays out of foreign pickles (Detectron's and detectron2's .pkl weights) without running anything they name.
+
+A pickle may call any function it can name. This reader knows the handful of names that arrays and plain containers need, and
+puts stand-ins of its own in their place: numpy itself is neither called nor imported. Every other name is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "b1": torch.bool, "u1": torch.uint8,
+    "i1": torch.int8, "i2": torch.int16, "i4": torch.int32, "i8": torch.int64,
+}  # fmt: skip
+
+
+class ForbiddenPickleError(ValueError):
+    """A pickle names something other than arrays and plain containers; `name` says what. Nothing of it was run."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"it names {name}, which is neither an array nor a plain container")
+        self.name = name
+
+
+def load_arrays(path: Path) -> object:
+    """Return the content of a pickle, protocol 0 to 5, of Python 2 or 3: arrays as torch tensors, containers as they are.
+
+    Arrays may be of bool, integer or float type in either byte order. Raises ForbiddenPickleError for any other object,
+    ValueError for a file that is damaged or no pickle, OSError when it cannot be opened.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            return _plain(_ArrayUnpickler(file, encoding="latin1").load())
+        except ForbiddenPickleError:
+            raise
+        except Exception as error:  # what a damaged or hostile stream makes the unpickler raise has no bounds
+            raise ValueError(f"damaged or not a pickle ({type(error).__name__}: {error})") from None
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        standing_in = _STAND_INS.get((module.replace("numpy._core", "numpy.core"), name))
+        if standing_in is None:
+            raise ForbiddenPickleError(f"{module}.{name}")
+        return standing_in
+
+    def persistent_load(self, pid: object) -> object:
+        raise ForbiddenPickleError(f"the persistent id {pid!r}")
+
+
+class _StandIn:
+    """Takes the place of a function or class a pickle names. A pickle can call it, and change nothing of it."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: object) -> object:
+        return self._make(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise ValueError("a state for a name")
+
+
+class _DType:
+    """numpy.dtype: kind and size such as f4, and the byte order that comes with its state."""
+
+    __slots__ = ("code", "swapped")
+
+    def __init__(self, code: str, _align: object = False, _copy: object = False) -> None:
+        self.swapped = code[:1] == ">"
+        self.code = code.lstrip("<>=|")
+        if self.code not in _DTYPES:
+            raise ForbiddenPickleError(f"an array of numpy type {code}")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.swapped = state[1] == ">"
+
+    def tensor(self, data: bytes, shape: tuple[int, ...], fortran: bool) -> Tensor:
+        dtype = _DTYPES[self.code]
+        if len(data) != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{len(data)} bytes for an array of shape {shape} and type {self.code}")
+        if not data:
+            return torch.zeros(shape, dtype=dtype)
+        values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        if self.swapped:
+            values = values.view(-1, dtype.itemsize).flip(1).flatten()
+        values = values.view(dtype)
+        return values.reshape(shape[::-1]).permute(*reversed(range(len(shape)))).contiguous() if fortran else values.reshape(shape)
+
+
+class _Array:
+    """numpy.ndarray, empty until its state comes."""
+
+    __slots__ = ("tensor",)
+
+    def __setstate__(self, state: tuple) -> None:
+        _version, shape, dtype, fortran, data = state
+        self.tensor = dtype.tensor(_bytes(data), tuple(shape), bool(fortran))
+
+
+def _bytes(data: object) -> bytes:
+    """Python 2 pickles give text where they mean bytes, numpy gives buffers."""
+    return data.encode("latin1") if isinstance(data, str) else bytes(memoryview(data))
+
+
+def _from_buffer(data: object, dtype: _DType, shape: tuple[int, ...], order: str) -> Tensor:
+    return dtype.tensor(_bytes(data), tuple(shape), order == "F")
+
+
+def _scalar(dtype: _DType, data: object) -> int | float | bool:
+    return dtype.tensor(_bytes(data), (), False).item()
+
+
+def _latin1(text: str, _encoding: str) -> bytes:
+    return text.encode("latin1")
+
+
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _StandIn(lambda *_: _Array()),
+    ("numpy.core.multiarray", "scalar"): _StandIn(_scalar),
+    ("numpy.core.numeric", "_frombuffer"): _StandIn(_from_buffer),
+    ("numpy", "ndarray"): _StandIn(lambda *_: _Array()),
+    ("numpy", "dtype"): _StandIn(_DType),
+    ("collections", "OrderedDict"): _StandIn(dict),
+    ("_codecs", "encode"): _StandIn(_latin1),
+}
+
+
+def _plain(value: object) -> object:
+    """The same containers with tensors where arrays stood."""
+    if isinstance(value, _Array):
+        return value.tensor
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (_StandIn, _DType)):
+        raise ForbiddenPickleError("a function or type where data belong")
+    return value

@@ -1,0 +1,131 @@
+"""From the names other projects give a network's tensors to ours, which are torchvision's.
+
+Every reader takes a mapping of foreign names, and returns None when it does not know them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from backbones.catalogue import CAFFE, DETECTRON, IMAGENET, InputSpec
+
+NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Named:
+    """Tensors under our names, and what the naming tells of the network they were trained in.
+
+    naming: whose names they had. traits: what the network must agree on. input_spec: None where the names do not tell.
+    """
+
+    naming: str
+    tensors: dict[str, Tensor]
+    traits: dict[str, str] = field(default_factory=dict)
+    input_spec: InputSpec | None = None
+
+
+def to_own_names(tensors: Mapping[str, Tensor], author: str | None = None) -> Named:
+    """Return `tensors` under our names; names that nobody's reader knows stay as they are.
+
+    Prefixes of wrappers (DataParallel, torch.compile, a detector's backbone) are taken off. author: what detectron2's own
+    files state beside the tensors. The bias of a convolution that a norm follows (MSRA's conv1) goes into that norm's mean,
+    which gives the same outputs.
+    """
+    bare = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    named = _detectron(bare) or _detectron2(bare, author) or _cifar_port(bare) or _timm_vgg(bare) or Named("torchvision", bare)
+    return Named(named.naming, _without_conv_biases(named.tensors), named.traits, named.input_spec)
+
+
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|backbone\.|bottom_up\.)+")
+
+
+def _detectron(tensors: dict[str, Tensor]) -> Named | None:
+    """Detectron's R-50.pkl and R-101.pkl: Caffe names, a norm as scale s and shift b, stride in the 1x1."""
+    if "res_conv1_bn_s" not in tensors:
+        return None
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = _detectron_name(name)
+        found[own] = tensor
+        if own.endswith(".weight") and name.endswith("_bn_s"):
+            norm = own.removesuffix(".weight")
+            found[f"{norm}.running_mean"] = torch.zeros_like(tensor)
+            found[f"{norm}.running_var"] = torch.full_like(tensor, 1 - NORM_EPS)  # so that the scale is exactly s
+    return Named("Detectron", found, {"stride_placement": "original"}, DETECTRON)
+
+
+def _detectron_name(name: str) -> str:
+    if match := re.fullmatch(r"res_conv1_bn_([sb])", name):
+        return f"bn1.{_AFFINE[match[1]]}"
+    if match := re.fullmatch(r"(conv1|fc1000)_([wb])", name):
+        return f"{match[1].replace('fc1000', 'fc')}.{_LAYER[match[2]]}"
+    if match := re.fullmatch(r"res(\d)_(\d+)_branch(1|2[abc])(_bn)?_([swb])", name):
+        stage, index, branch, norm, kind = match.groups()
+        block = f"layer{int(stage) - 1}.{index}"
+        number = "abc".find(branch[1:]) + 1
+        layer = f"downsample.{1 if norm else 0}" if branch == "1" else f"{'bn' if norm else 'conv'}{number}"
+        return f"{block}.{layer}.{(_AFFINE if norm else _LAYER)[kind]}"
+    return name
+
+
+_AFFINE = {"s": "weight", "b": "bias", "w": "weight"}
+_LAYER = {"w": "weight", "b": "bias", "s": "weight"}
+
+
+def _detectron2(tensors: dict[str, Tensor], author: str | None) -> Named | None:
+    """detectron2's names: stem, res2..res5, a norm inside its convolution.
+
+    Its files are MSRA's networks (BGR, stride in the 1x1), but for those its converter marks as torchvision's.
+    """
+    if "stem.conv1.weight" not in tensors:
+        return None
+    found = {}
+    for name, tensor in tensors.items():
+        own = re.sub(r"^(stem|linear)\.", lambda match: "fc." if match[1] == "linear" else "", name)
+        own = re.sub(r"^res(\d)\.", lambda match: f"layer{int(match[1]) - 1}.", own)
+        own = re.sub(r"\bconv(\d)\.norm\.", r"bn\1.", own)
+        own = own.replace("shortcut.norm.", "downsample.1.").replace("shortcut.weight", "downsample.0.weight")
+        found[own] = tensor
+    if author == "torchvision":
+        return Named("detectron2", found, {"stride_placement": "torchvision"}, IMAGENET)
+    return Named("detectron2", found, {"stride_placement": "original"}, CAFFE)
+
+
+def _cifar_port(tensors: dict[str, Tensor]) -> Named | None:
+    """The widely used CIFAR port: `linear` for fc, `shortcut` for a projection, shortcut A with zeros on both sides."""
+    if "linear.weight" not in tensors or "layer3.0.conv1.weight" not in tensors:
+        return None
+    found = {re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample."): tensor for name, tensor in tensors.items()}
+    return Named("CIFAR port", found, {"shortcut_padding": "both"})
+
+
+def _timm_vgg(tensors: dict[str, Tensor]) -> Named | None:
+    """timm's VGG: fc6 and fc7 as convolutions called pre_logits, fc8 as head.fc."""
+    if "pre_logits.fc1.weight" not in tensors:
+        return None
+    found = {}
+    for name, tensor in tensors.items():
+        own = (
+            name.replace("pre_logits.fc1.", "classifier.0.")
+            .replace("pre_logits.fc2.", "classifier.3.")
+            .replace("head.fc.", "classifier.6.")
+        )
+        found[own] = tensor.flatten(1) if own.startswith("classifier.") and tensor.dim() == 4 else tensor
+    return Named("timm", found)
+
+
+def _without_conv_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the bias of every convolution that a batch norm follows into that norm's mean: conv + bias - mean = conv - (mean - bias)."""
+    found = dict(tensors)
+    for name in tensors:
+        match = re.fullmatch(r"(|.*\.)(conv(\d)|downsample\.0)\.bias", name)
+        norm = match and match[1] + (f"bn{match[3]}" if match[3] else "downsample.1")
+        if norm and f"{norm}.running_mean" in found:
+            found[f"{norm}.running_mean"] = found[f"{norm}.running_mean"] - found.pop(name)
+    return found
