@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 
@@ -26,7 +27,7 @@ class InputSpec:
     def normalize(self, images: Tensor) -> Tensor:
         """Return RGB images (N, 3, H, W), uint8 or float on the 0..255 scale, as the float32 the network expects."""
         ordered = images.flip(1) if self.channel_order == "bgr" else images
-        mean, std = (ordered.new_tensor(values, dtype=None).float().view(1, 3, 1, 1) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
         return (ordered.float() - mean) / std
 
     def to_json(self) -> str:

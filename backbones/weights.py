@@ -76,8 +76,11 @@ def load_weights(net: Backbone, weights: str | Path, *, input_spec: InputSpec | 
     unexpected, mis-shaped or not finite raises WeightsError, naming the architecture the file looks like; so does a file
     trained with another stride placement or shortcut padding, which would fit and be wrong. The network is then unchanged.
     """
-    file = _published(str(weights)) if str(weights) in PUBLISHED else _local(Path(weights))
-    _require_same_traits(file, net.traits)
+    source = str(weights)
+    if source in PUBLISHED:
+        _require_same_traits(source, dict(PUBLISHED[source].traits), net.traits)  # before anything is downloaded
+    file = _published(source) if source in PUBLISHED else _local(Path(weights))
+    _require_same_traits(file.source, file.traits, net.traits)
     tensors, own = file.tensors, net.state_dict()
     skipped = {}
     for name in {**own, **tensors}:
@@ -224,11 +227,11 @@ def _first_line(error: Exception) -> str:
 # ---- whether a file fits ----
 
 
-def _require_same_traits(file: _File, own: dict[str, str]) -> None:
-    for trait, value in file.traits.items():
+def _require_same_traits(source: str, traits: dict[str, str], own: dict[str, str]) -> None:
+    for trait, value in traits.items():
         if own.get(trait, value) != value:
             raise WeightsError(
-                f"{file.source} was trained with {trait}='{value}'; this network was built with '{own[trait]}', where these weights "
+                f"{source} was trained with {trait}='{value}'; this network was built with '{own[trait]}', where these weights "
                 f"would fit and be wrong. Build it with {trait}='{value}'"
             )
 

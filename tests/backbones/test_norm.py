@@ -7,9 +7,9 @@ import torch
 import torchvision
 from torch import nn
 
-from backbones import FrozenBatchNorm2d, freeze_batch_norm, resnet18
+from backbones import FrozenBatchNorm2d, fold_batch_norm, freeze_batch_norm, recompute_batch_norm, resnet18, resnet50, resnet_cifar
 from backbones.norm import conv_norm, make_norm, scale_and_shift
-from tests.backbones.nets import batch_norm, randomise_norms
+from tests.backbones.nets import batch_norm, randomise_norms, torchvision_net
 
 NORMS = {"frozen": FrozenBatchNorm2d, "batch in eval mode": nn.BatchNorm2d}
 
@@ -140,7 +140,7 @@ def test_make_norm():
     group = make_norm("group", 64)
     assert isinstance(group, nn.GroupNorm)
     assert (group.num_groups, group.num_channels) == (32, 64)
-    with pytest.raises(ValueError, match=r"unknown norm 'layer', expected batch, frozen or group"):
+    with pytest.raises(ValueError, match=r"unknown norm 'layer', expected batch, frozen, sync or group"):
         make_norm("layer", 64)
 
 
@@ -162,3 +162,83 @@ def test_freeze_batch_norm_of_a_batch_norm_itself():
     frozen = freeze_batch_norm(norm)
     assert isinstance(frozen, FrozenBatchNorm2d)
     torch.testing.assert_close(frozen(x), norm(x))
+
+
+# ---- folding for good ----
+
+
+def _conv_with_bias() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 1), FrozenBatchNorm2d(5))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: resnet50(num_classes=3), lambda: resnet_cifar(8), lambda: torchvision_net("resnet18"), _conv_with_bias]
+)
+def test_fold_batch_norm_is_exact_and_leaves_the_network_alone(make):
+    net = randomise_norms(make()).double().eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        expected = net(x)
+        folded = fold_batch_norm(net.train())
+        torch.testing.assert_close(folded(x), expected, rtol=1e-9, atol=1e-9)
+    assert not [module for module in folded.modules() if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d))]
+    assert net.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_fold_batch_norm_in_single_precision():
+    net = randomise_norms(resnet18(num_classes=10)).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert (fold_batch_norm(net)(x) - net(x)).abs().max() < 1e-4 * net(x).abs().max()
+
+
+def test_fold_batch_norm_names_a_norm_it_cannot_fold():
+    with pytest.raises(ValueError, match="no convolution found before the batch norm 0"):
+        fold_batch_norm(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)))
+
+
+# ---- recomputing the statistics ----
+
+
+def test_recompute_gives_plain_averages_over_batches():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)).double()
+    batches = [torch.randn(5, 3, 6, 6, dtype=torch.float64) * scale + scale for scale in (1, 2, 5)]
+    assert recompute_batch_norm(net, batches) == 3
+    responses = [net[0](batch).transpose(0, 1).flatten(1) for batch in batches]
+    torch.testing.assert_close(net[1].running_mean, sum(r.mean(1) for r in responses).detach() / 3)
+    torch.testing.assert_close(net[1].running_var, sum(r.var(1) for r in responses).detach() / 3)
+    assert net[1].momentum == 0.1
+
+
+def test_recompute_on_the_training_batch_makes_eval_equal_to_train():
+    """With one batch, the fixed statistics are that batch's (but for the unbiased variance)."""
+    net = resnet_cifar(8).double().train()
+    x = torch.randn(16, 3, 32, 32, dtype=torch.float64)
+    recompute_batch_norm(net, [x])
+    assert net.training
+    expected = net(x)
+    torch.testing.assert_close(net.eval()(x), expected, rtol=0.02, atol=0.02)
+
+
+def test_recompute_leaves_frozen_stages_weights_and_modes_alone():
+    net = randomise_norms(resnet18(num_classes=0, freeze_at=2)).eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    recompute_batch_norm(net, iter([torch.randn(2, 3, 64, 64)]))
+    assert not net.training
+    for name, tensor in net.state_dict().items():
+        changed = "running" in name and name.startswith(("layer2", "layer3", "layer4"))
+        assert torch.equal(tensor, before[name]) is not (
+            changed or (name.endswith("tracked") and name.startswith(("layer2", "layer3", "layer4")))
+        )
+
+
+def test_recompute_without_batches_or_norms():
+    net = randomise_norms(resnet_cifar(8))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(ValueError, match="no batches"):
+        recompute_batch_norm(net, [])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    with pytest.raises(ValueError, match="no batch norm"):
+        recompute_batch_norm(resnet_cifar(8, norm="frozen"), [torch.randn(1, 3, 32, 32)])

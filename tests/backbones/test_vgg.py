@@ -5,9 +5,14 @@ import torch
 from torch import nn
 
 from backbones import BACKBONES, FrozenBatchNorm2d, vgg16, vgg16_bn
-from tests.backbones.nets import randomise_norms, torchvision_net
+from tests.backbones.nets import torchvision_net
 
-NAMES = ("vgg16", "vgg16_bn", pytest.param("vgg19", marks=pytest.mark.slow), pytest.param("vgg19_bn", marks=pytest.mark.slow))
+NAMES = (
+    "vgg16_bn",
+    pytest.param("vgg16", marks=pytest.mark.slow),
+    pytest.param("vgg19", marks=pytest.mark.slow),
+    pytest.param("vgg19_bn", marks=pytest.mark.slow),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -22,6 +27,7 @@ def test_logits_and_state_agree_with_torchvision(name):
         torch.testing.assert_close(ours.forward_features(x), theirs.features[:-1](x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_agree_with_torchvision():
     """In eval mode, since the dropouts of the two draw apart; batch norm statistics are fixed then."""
     theirs = torchvision_net("vgg16_bn", num_classes=3)
@@ -32,9 +38,6 @@ def test_gradients_agree_with_torchvision():
         net(x).square().sum().backward()
     expected = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
-        if parameter.grad is None:
-            assert name.endswith(".bias")
-            assert name.startswith("features")
         scale = expected[name].grad.abs().max().item()
         torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-4 * scale + 1e-9)
 
@@ -62,39 +65,35 @@ def test_fc6_and_fc7_are_within_reach(net):
     torch.testing.assert_close(net.get_classifier()(hidden), net.forward_head(x))
 
 
-def test_popping_the_head_leaves_the_maps(net):
-    twin = vgg16(num_classes=5).eval()
-    twin.load_state_dict(net.state_dict())
+def test_without_classifier_a_new_one_and_popping_the_head():
+    net = vgg16(num_classes=0).eval()
+    assert net.get_classifier() is None
     x = torch.randn(1, 3, 32, 32)
-    expected, hidden = net.forward_features(x), net.forward_head(net.forward_features(x), pre_logits=True)
-    head = twin.pop_head()
-    pooled = twin.avgpool(twin.features[-1](expected)).flatten(1)
+    hidden, last = net(x), net.forward_features(x)
+    assert hidden.shape == (1, 4096)
+    net.reset_classifier(3)
+    assert net(x).shape == (1, 3)
+    pooled = net.avgpool(net.features[-1](last)).flatten(1)
+    head = net.pop_head()
     torch.testing.assert_close(head(pooled), hidden)
-    torch.testing.assert_close(twin.forward_features(x), expected)
-    assert not [name for name in twin.state_dict() if name.startswith("classifier")]
-    for ask in (twin.pop_head, lambda: twin(x), lambda: twin.fc6, lambda: twin.reset_classifier(3)):
+    torch.testing.assert_close(net.forward_features(x), last)
+    assert not [name for name in net.state_dict() if name.startswith("classifier")]
+    for ask in (net.pop_head, lambda: net(x), lambda: net.fc6, lambda: net.reset_classifier(3)):
         with pytest.raises(ValueError, match="were taken out"):
             ask()
 
 
-def test_without_classifier_and_with_a_new_one():
-    twin = vgg16(num_classes=0).eval()
-    assert twin.get_classifier() is None
-    x = torch.randn(1, 3, 32, 32)
-    assert twin(x).shape == (1, 4096)
-    twin.reset_classifier(3)
-    assert twin(x).shape == (1, 3)
-
-
 def test_norms_of_vgg_bn():
-    frozen = vgg16_bn(norm="frozen", num_classes=0)
+    with torch.device("meta"):
+        frozen = vgg16_bn(norm="frozen", num_classes=0)
     assert sum(isinstance(module, FrozenBatchNorm2d) for module in frozen.modules()) == 13
-    with pytest.raises(ValueError, match="unknown norm 'layer'"):
+    with torch.device("meta"), pytest.raises(ValueError, match="unknown norm 'layer'"):
         vgg16_bn(norm="layer")
 
 
 def test_freezing_conv1_and_conv2_as_faster_rcnn_does():
-    net = randomise_norms(vgg16_bn(num_classes=0, freeze_at=2)).train()
+    with torch.device("meta"):
+        net = vgg16_bn(num_classes=0, freeze_at=2).train()
     frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, _ in net.named_parameters() if name.startswith("features.") and int(name.split(".")[1]) < 14}
     assert not net.features[1].training

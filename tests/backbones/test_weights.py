@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -15,7 +16,19 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from backbones import BACKBONES, PUBLISHED, ResNet, WeightsError, load_weights, resnet18, resnet34, resnet50
+from backbones import (
+    BACKBONES,
+    PUBLISHED,
+    InputSpec,
+    ResNet,
+    WeightsError,
+    create_backbone,
+    load_weights,
+    resnet18,
+    resnet34,
+    resnet50,
+    vgg16,
+)
 from tests.backbones.nets import randomise_norms, torchvision_net
 
 
@@ -48,7 +61,7 @@ def test_round_trip_through_a_file(suffix, tmp_path):
         torch.save(net.state_dict(), path)
     other = resnet18(num_classes=4)
     report = load_weights(other, path)
-    assert (report.source, report.matched, report.skipped) == (str(path), 122, ())
+    assert (report.source, report.naming, len(report.matched), report.skipped) == (str(path), "torchvision", 122, {})
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in other.state_dict().items())
 
 
@@ -65,7 +78,7 @@ def test_wrappings_are_taken_off(prefix, wrapped, trained, tmp_path):
     path = tmp_path / "wrapped.pth"
     torch.save({"state_dict": tensors, "epoch": 90} if wrapped else tensors, path)
     net = resnet18()
-    assert load_weights(net, path).matched == 122
+    assert len(load_weights(net, path).matched) == 122
     assert_same_trunk(net, trained)
 
 
@@ -75,7 +88,7 @@ def test_a_file_without_counters_as_old_releases_have_it(norm, trained, tmp_path
     path = tmp_path / "old.pth"
     torch.save(tensors, path)
     net = resnet18(norm=norm)
-    assert load_weights(net, path).matched == 102
+    assert len(load_weights(net, path).matched) == 102
     assert_same_trunk(net, trained)
 
 
@@ -83,7 +96,7 @@ def test_a_classifier_of_another_size_or_absent_is_skipped_and_reported(weights_
     for num_classes in (7, 0):
         net = resnet18(num_classes=num_classes)
         report = load_weights(net, weights_file)
-        assert (report.matched, sorted(report.skipped)) == (120, ["fc.bias", "fc.weight"])
+        assert (len(report.matched), sorted(report.skipped)) == (120, ["fc.bias", "fc.weight"])
         assert_same_trunk(net, trained)
 
     headless = tmp_path / "headless.pth"
@@ -91,25 +104,56 @@ def test_a_classifier_of_another_size_or_absent_is_skipped_and_reported(weights_
     net = resnet18()
     as_initialised = net.fc.weight.clone()
     report = load_weights(net, headless)
-    assert (report.matched, sorted(report.skipped)) == (120, ["fc.bias", "fc.weight"])
+    assert (len(report.matched), sorted(report.skipped)) == (120, ["fc.bias", "fc.weight"])
     assert torch.equal(net.fc.weight, as_initialised)
 
 
 # ---- files that do not fit ----
 
 
+LOOKS_LIKE = {
+    **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
+    "plain18": "resnet18 with shortcut A, or plain18",
+    "plain34": "resnet34 with shortcut A, or plain34",
+    **{name: name for name in ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")},
+    **{f"{kind}{depth}": f"resnet{depth} or plain{depth}" for kind in ("resnet", "plain") for depth in (20, 32, 44, 56, 110)},
+    "resnet1202": "resnet1202 or plain1202",
+}
+
+
+def shapes_file(path: Path, name: str, **options: str) -> Path:
+    """A file with all tensors of a network, as views of one number."""
+    with torch.device("meta"):
+        shapes = {key: tensor.shape for key, tensor in create_backbone(name, **options).state_dict().items()}
+    torch.save({key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}, path)
+    return path
+
+
 @pytest.mark.parametrize("name", list(BACKBONES))
 def test_the_wrong_architecture_is_recognised_and_the_network_left_alone(name, tmp_path):
-    """Every depth is told from its names and the kind of block; the tensors here are views of one number."""
-    with torch.device("meta"):
-        shapes = {key: tensor.shape for key, tensor in BACKBONES[name]().state_dict().items()}
-    path = tmp_path / "other.pth"
-    torch.save({key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}, path)
-    net = resnet34() if name != "resnet34" else resnet18()
+    """Every depth is told from its names and the kind of block."""
+    path = shapes_file(tmp_path / "other.pth", name)
+    net = resnet34(num_classes=3) if name != "resnet34" else resnet18(num_classes=3)
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    with pytest.raises(WeightsError, match=rf"other\.pth does not fit this network\. The file looks like {name}\."):
+    with pytest.raises(WeightsError, match=rf"other\.pth does not fit this network\. The file looks like {LOOKS_LIKE[name]}\."):
         load_weights(net, path)
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "looks_like"),
+    [
+        ("resnet34", {"shortcut": "C"}, "resnet34 with shortcut C"),
+        ("resnet50", {"shortcut": "A"}, "resnet50 with shortcut A"),
+        ("resnet56", {"shortcut": "B"}, "resnet56 with shortcut B"),
+    ],
+)
+def test_another_shortcut_is_recognised(name, options, looks_like, tmp_path):
+    path = shapes_file(tmp_path / "other.pth", name, **options)
+    with torch.device("meta"):
+        net = create_backbone(name)
+    with pytest.raises(WeightsError, match=rf"looks like {looks_like}\."):
+        load_weights(net, path)
 
 
 def test_a_tensor_missing_unexpected_or_misshapen_is_named(trained, tmp_path):
@@ -131,8 +175,8 @@ def test_batch_norm_weights_for_a_group_norm_network(weights_file):
 
 
 def test_a_file_of_another_model_is_not_given_a_name(tmp_path):
-    path = tmp_path / "vgg.pth"
-    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+    path = tmp_path / "densenet.pth"
+    torch.save({"features.conv0.weight": torch.zeros(64, 3, 7, 7)}, path)
     with pytest.raises(WeightsError, match=r"does not fit this network\. Tensors missing") as caught:
         load_weights(resnet18(), path)
     assert "looks like" not in str(caught.value)
@@ -227,16 +271,36 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(hub):
     assert not list(hub.iterdir())
 
 
-def test_a_file_put_there_by_hand_is_used(hub, trained):
-    torch.save(trained.state_dict(), hub / "resnet18-f37072fd.pth")
+def published_as(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let the catalogue publish `path` as `name`; return the path under the name that carries its checksum."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    entry = dataclasses.replace(PUBLISHED[name], file=f"{PUBLISHED[name].architecture}-{digest[:8]}.pth")
+    monkeypatch.setitem(PUBLISHED, name, entry)
+    return path.rename(path.with_name(entry.file))
+
+
+def test_a_file_put_there_by_hand_is_used(hub, trained, monkeypatch):
+    torch.save(trained.state_dict(), hub / "fetched.pth")
+    published_as(hub / "fetched.pth", "torchvision/resnet18.v1", monkeypatch)
     net = resnet18(weights="torchvision/resnet18.v1", num_classes=0)
     assert_same_trunk(net, trained)
+    assert net.input_spec == InputSpec()
 
 
-def test_a_damaged_file_in_the_cache_is_named(hub):
+def test_a_published_file_elsewhere_on_the_disk_is_known_by_its_name(tmp_path, monkeypatch):
+    torch.save(vgg16(num_classes=2).state_dict(), tmp_path / "fetched.pth")
+    path = published_as(tmp_path / "fetched.pth", "torchvision/vgg16.features", monkeypatch)
+    net = vgg16(num_classes=2)
+    report = load_weights(net, path)
+    assert report.input_spec == net.input_spec == PUBLISHED["torchvision/vgg16.features"].input_spec
+    assert net.input_spec.std == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 cut short", b""])
+def test_a_damaged_file_in_the_cache_is_named(hub, content):
     path = hub / "resnet18-f37072fd.pth"
-    path.write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(WeightsError, match=rf"torchvision/resnet18\.v1: {re.escape(str(path))} is damaged .*delete it"):
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"{re.escape(str(path))} is not the file it is named after: its sha256 .* fetch it again"):
         load_weights(resnet18(), "torchvision/resnet18.v1")
 
 
@@ -264,14 +328,34 @@ def test_published_weights_need_their_stride_placement(hub):
 
 def test_the_catalogue_agrees_with_torchvisions():
     expected = {}
-    for name in BACKBONES:
+    for name in sorted({entry.architecture for entry in PUBLISHED.values()}):
         for version in torchvision.models.get_model_weights(name):
             key = f"torchvision/{name}.{version.name.removeprefix('IMAGENET1K_').lower()}"
             transform = version.transforms()
-            top1 = version.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-            expected[key] = (name, version.url.rsplit("/", 1)[1], round(100 - top1, 2), tuple(transform.mean), tuple(transform.std))
-    found = {key: (p.architecture, p.file, p.top1_error, p.mean, p.std) for key, p in PUBLISHED.items()}
+            errors = [100 - version.meta["_metrics"]["ImageNet-1K"][f"acc@{k}"] for k in (1, 5)]
+            spec = (transform.resize_size[0], transform.crop_size[0], *transform.mean, *transform.std)
+            expected[key] = (
+                name,
+                version.url,
+                *[pytest.approx(e, abs=1e-6) if e == e else None for e in errors],
+                pytest.approx(spec, abs=3e-5),
+            )
+    found = {}
+    for key, entry in PUBLISHED.items():
+        spec = entry.input_spec
+        values = (spec.resize, spec.crop, *[v / 255 for v in spec.mean], *[v / 255 for v in spec.std])
+        found[key] = (entry.architecture, entry.url, entry.top1_error, entry.top5_error, values)
+        assert spec.channel_order == "rgb"
+        assert re.fullmatch(r"[0-9a-f]{8}", entry.sha256_prefix)
+        assert "BSD" in entry.licence
     assert found == expected
+
+
+def test_the_catalogue_names_networks_and_their_traits():
+    for entry in PUBLISHED.values():
+        with torch.device("meta"):
+            net = BACKBONES[entry.architecture]()
+        assert net.traits.items() <= dict(entry.traits).items()
 
 
 def test_importing_backbones_brings_neither_detres_nor_torchvision():
