@@ -12,20 +12,14 @@ from typing import Literal
 from backbones.backbone import Backbone
 from backbones.catalogue import PUBLISHED, InputSpec
 from backbones.norm import FrozenBatchNorm2d, NormKind, fold_batch_norm, freeze_batch_norm, recompute_batch_norm
-from backbones.resnet import ResNet, StridePlacement, plain18, plain34, resnet18, resnet34, resnet50, resnet101, resnet152
+from backbones.resnet import RESNETS, ResNet, StridePlacement, plain18, plain34, resnet18, resnet34, resnet50, resnet101, resnet152
 from backbones.resnet_cifar import CIFAR_DEPTHS, PLAIN_CIFAR_DEPTHS, CifarResNet, plain_cifar, resnet_cifar
 from backbones.shortcuts import PaddingSide, ShortcutKind
 from backbones.vgg import VGG, vgg16, vgg16_bn, vgg19, vgg19_bn
 from backbones.weights import LoadReport, WeightsError, load_weights, save_weights
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
-    "plain18": plain18,
-    "plain34": plain34,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
-    "resnet152": resnet152,
+    **RESNETS,
     "vgg16": vgg16,
     "vgg19": vgg19,
     "vgg16_bn": vgg16_bn,
@@ -37,6 +31,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 __all__ = [
     "BACKBONES",
     "PUBLISHED",
+    "RESNETS",
     "VGG",
     "Backbone",
     "CifarResNet",

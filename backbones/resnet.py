@@ -322,3 +322,15 @@ def plain34(
         BasicBlock, (3, 4, 6, 3), shortcut="none", stride_placement=stride_placement, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=False, weights=weights,
     )  # fmt: skip
+
+
+RESNETS = {
+    "plain18": plain18,
+    "plain34": plain34,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "resnet152": resnet152,
+}
+"""The networks of table 1 by name."""

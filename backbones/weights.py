@@ -35,14 +35,15 @@ class LoadReport:
     """What a load did.
 
     source: the published name or the path. naming: whose names the tensors had. matched: our names of the tensors that went in.
-    skipped: name -> why it did not (of the classifier, or norm counters). input_spec: what the network now expects.
+    skipped: name -> why it did not (of the classifier, or norm counters). input_spec: what the weights expect as input, None
+    where nothing tells; the network then keeps the one it had.
     """
 
     source: str
     naming: str
     matched: tuple[str, ...]
     skipped: dict[str, str]
-    input_spec: InputSpec
+    input_spec: InputSpec | None
 
     def __str__(self) -> str:
         left = "".join(f"\n  {name}: {why}" for name, why in self.skipped.items())
@@ -98,8 +99,9 @@ def load_weights(net: Backbone, weights: str | Path, *, input_spec: InputSpec | 
     used = {name: tensor for name, tensor in tensors.items() if name in own and name not in skipped}
     _require_fit(file, own, used, skipped)
     net.load_state_dict(used, strict=False)
-    net.input_spec = input_spec or file.input_spec or net.input_spec
-    return LoadReport(file.source, file.naming, tuple(used), skipped, net.input_spec)
+    expected = input_spec or file.input_spec
+    net.input_spec = expected or net.input_spec
+    return LoadReport(file.source, file.naming, tuple(used), skipped, expected)
 
 
 def save_weights(net: Backbone, path: str | Path, metadata: dict[str, str] | None = None) -> None:

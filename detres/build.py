@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from backbones import create_backbone
-from detres.config import Config, DataConfig, ModelConfig, TrainConfig, check
+from backbones import BACKBONES, RESNETS, InputSpec, ResNet, create_backbone
+from backbones import load_weights as load_backbone_weights
+from detres.config import Config, DataConfig, InputConfig, ModelConfig, TrainConfig, check
 from detres.data.coco import read_coco
 from detres.data.loader import DetectionDataset, eval_loader
 from detres.data.shapes import ensure_shapes
@@ -40,16 +41,9 @@ def build_detector(config: ModelConfig, num_classes: int, *, pretrained: bool = 
     """Return the detector for K = `num_classes` classes, channels last, on the CPU.
 
     pretrained: load `config.backbone.weights`; False where a checkpoint is about to fill every weight anyway. Raises what
-    backbones.create_backbone raises for an unknown name or unusable weights.
+    `build_backbone` raises.
     """
-    backbone = create_backbone(
-        config.backbone.name,
-        stride_placement=config.backbone.stride_placement,
-        norm=config.backbone.norm,
-        num_classes=0,
-        freeze_at=config.backbone.freeze_at,
-        weights=config.backbone.weights if pretrained else None,
-    )
+    backbone = build_backbone(config, pretrained=pretrained)
     head_channels = backbone.channels["conv5"]
     conv5 = backbone.pop_stage("conv5")
     channels, stride = backbone.channels["conv4"], backbone.strides["conv4"]
@@ -93,6 +87,43 @@ def build_detector(config: ModelConfig, num_classes: int, *, pretrained: bool = 
         longer=config.input.longer,
     )
     return detector.to(memory_format=torch.channels_last)
+
+
+def build_backbone(config: ModelConfig, *, pretrained: bool) -> ResNet:
+    """Return the network whose conv1..conv4 the detector shares and whose conv5 makes its head.
+
+    Raises ValueError for a network without such stages, or when the weights are known to expect other input than
+    `config.input` gives; WeightsError for unusable weights.
+    """
+    settings = config.backbone
+    if settings.name in BACKBONES and settings.name not in RESNETS:
+        raise ValueError(
+            f"model.backbone.name: {settings.name} has no conv5 for the detector's head at stride 16; expected one of {', '.join(RESNETS)}"
+        )
+    backbone = create_backbone(
+        settings.name,
+        shortcut=settings.shortcut,
+        stride_placement=settings.stride_placement,
+        norm=settings.norm,
+        num_classes=0,
+        freeze_at=settings.freeze_at,
+    )
+    if pretrained and settings.weights is not None:
+        expected = load_backbone_weights(backbone, settings.weights).input_spec
+        if expected is not None and not _same_input(config.input, expected):
+            raise ValueError(
+                f"the backbone's weights {settings.weights} expect another input than model.input gives. For them: "
+                f"--set model.input.channel_order={expected.channel_order} 'model.input.mean={list(expected.mean)}' "
+                f"'model.input.std={list(expected.std)}'"
+            )
+    return backbone
+
+
+def _same_input(given: InputConfig, expected: InputSpec) -> bool:
+    """Whether channels come in the same order and scale; means may differ by the 2 grey levels by which projects round them."""
+    same_means = all(abs(a - b) <= 2 for a, b in zip(given.mean, expected.mean, strict=True))
+    same_scale = all(abs(a / b - 1) <= 0.05 for a, b in zip(given.std, expected.std, strict=True))
+    return given.channel_order == expected.channel_order and same_means and same_scale
 
 
 def with_data_root(data: DataConfig, root: str | Path | None) -> DataConfig:

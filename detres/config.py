@@ -34,6 +34,7 @@ class BackboneConfig(Section):
     """Which residual network feeds the detector, and what of it learns."""
 
     name: str = "resnet101"
+    shortcut: Literal["A", "B", "C"] | None = None  # None: the network's own; B for every ResNet (paper, section 4.1)
     stride_placement: Literal["original", "torchvision"] = "original"  # stride 2 in the 1x1 (paper) or the 3x3 of a bottleneck
     norm: Literal["frozen", "batch", "group"] = "frozen"  # paper, appendix A: batch norm is fixed in detection
     freeze_at: Annotated[int, Field(ge=0, le=4)] = 2  # conv1 and conv2_x stay as pretrained (py-faster-rcnn, Detectron)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 
+from backbones import InputSpec, resnet18, save_weights
 from detres.build import (
     build_detector,
     build_optimizer,
@@ -49,6 +51,35 @@ def test_parameters_as_counted_for_the_paper(name, classes, sizes, parameters):
     model = check(ModelConfig, {"backbone": {"name": name, **RANDOM}, "anchors": {"sizes": sizes}}, "test")
     never_used = 4 * (2048 + 1)  # py-faster-rcnn predicts a box for the background too
     assert sum(p.numel() for p in build_detector(model, classes).parameters()) == parameters - never_used
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet20", "plain56"])
+def test_a_backbone_without_conv5_at_stride_32(name):
+    model = check(ModelConfig, {"backbone": {"name": name, **RANDOM}}, "test")
+    with pytest.raises(ValueError, match=rf"model\.backbone\.name: {name} has no conv5 .*; expected one of plain18, plain34, resnet18"):
+        build_detector(model, 2)
+
+
+def test_a_plain_net_and_another_shortcut_build():
+    plain = check(ModelConfig, {**TINY, "backbone": {"name": "plain18", **RANDOM}}, "test")
+    assert not [name for name in build_detector(plain, 2).state_dict() if "downsample" in name]
+    projected = check(ModelConfig, {**TINY, "backbone": {"name": "resnet18", "shortcut": "C", **RANDOM}}, "test")
+    assert build_detector(projected, 2).backbone.layer1[0].downsample is not None
+
+
+def test_weights_that_expect_another_input_are_refused_with_the_setting_they_need(tmp_path):
+    net = resnet18()
+    net.input_spec = InputSpec("bgr", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+    save_weights(net, tmp_path / "caffe.safetensors")
+    backbone = {"name": "resnet18", "weights": str(tmp_path / "caffe.safetensors"), "stride_placement": "torchvision"}
+    with pytest.raises(ValueError, match=r"caffe\.safetensors expect another input than model\.input gives.*channel_order=bgr") as caught:
+        build_detector(check(ModelConfig, {**TINY, "backbone": backbone}, "test"), 2)
+    advice = dict(re.findall(r"model\.input\.(\w+)=([^ ']+(?: [^']+)?)", str(caught.value).replace(", ", ",")))
+    given = {"channel_order": advice["channel_order"], "mean": json.loads(advice["mean"]), "std": json.loads(advice["std"])}
+    model = check(ModelConfig, {**TINY, "backbone": backbone, "input": {**TINY["input"], **given}}, "test")
+    assert torch.equal(build_detector(model, 2).backbone.conv1.weight, net.conv1.weight)
+    other_rounding = {**given, "mean": [102.98, 115.95, 122.77]}
+    build_detector(check(ModelConfig, {**TINY, "backbone": backbone, "input": {**TINY["input"], **other_rounding}}, "test"), 2)
 
 
 def test_settings_arrive_in_the_parts():

@@ -9,7 +9,7 @@ COMMANDS = {
     "train-det": "train a Faster R-CNN",
     "eval": "score weights or a detections file",
     "predict": "detect in images and draw what was found",
-    "benchmark": "time the detector against one made of torchvision's parts",
+    "benchmark": "time the detector or a backbone against torchvision's",
     "compare-torchvision": "train the detector and one made of torchvision's parts by the same loop",
 }
 

@@ -1,4 +1,4 @@
-"""Time the detector against one made of torchvision's parts, same weights, same process: `python tools/benchmark.py`."""
+"""Time the detector, or a backbone alone, against torchvision's, same weights, same process: `python tools/benchmark.py`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor, nn
 from torchvision import ops
 
+from backbones import create_backbone, fold_batch_norm
 from detres.boxes import nms
 from detres.build import build_detector
 from detres.config import ModelConfig, check
@@ -28,10 +30,12 @@ NUM_CLASSES = 80
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and time; returns the exit status."""
-    parser = argparse.ArgumentParser(description="time the detector against one made of torchvision's parts")
+    parser = argparse.ArgumentParser(description="time the detector, or a backbone alone, against torchvision's")
+    parser.add_argument("what", nargs="?", default="detector", choices=("detector", "backbone"), help="default: %(default)s")
     parser.add_argument("--backbone", default="resnet50", choices=("resnet18", "resnet34", "resnet50", "resnet101"))
-    parser.add_argument("--shorter", type=int, default=600, help="px of the image's shorter side (default: %(default)s)")
-    parser.add_argument("--rois", type=int, default=300, help="proposals an image (default: %(default)s)")
+    parser.add_argument("--shorter", type=int, default=600, help="detector: px of the image's shorter side (default: %(default)s)")
+    parser.add_argument("--rois", type=int, default=300, help="detector: proposals an image (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="backbone: images of 224 px (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; the median counts (default: %(default)s)")
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
@@ -40,12 +44,49 @@ def main(argv: list[str] | None = None) -> int:
 
 def benchmark(arguments: argparse.Namespace) -> None:
     """Print one row a job: seconds of both, and how many times faster ours is."""
-    device = torch.device(arguments.device)
     torch.manual_seed(0)
     sys.stdout.write(
-        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; "
+        f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads; "
         f"medians of {arguments.repeats}, ours and theirs in turns\n"
     )
+    (benchmark_backbone if arguments.what == "backbone" else benchmark_detector)(arguments)
+
+
+def benchmark_backbone(arguments: argparse.Namespace) -> None:
+    """Time a network as it is built, then folded, in channels last and in bfloat16, each against torchvision's as it is built."""
+    device, repeats = arguments.device, arguments.repeats
+    ours = create_backbone(arguments.backbone)
+    theirs = torchvision.models.get_model(arguments.backbone)
+    theirs.load_state_dict(ours.state_dict())
+    ours, theirs = ours.to(device), theirs.to(device)
+    images = torch.randn((arguments.batch, 3, 224, 224), device=device)
+    labels = torch.zeros(arguments.batch, dtype=torch.long, device=device)
+
+    def step(net: nn.Module) -> None:
+        nn.functional.cross_entropy(net(images), labels).backward()
+        net.zero_grad(set_to_none=True)
+
+    def infer(net: nn.Module, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return net(x)
+
+    job = f"{arguments.backbone}, {arguments.batch} x 224 px"
+    row(f"forward + backward, {job}", lambda: step(ours), lambda: step(theirs), device, repeats)
+    ours.eval()
+    theirs.eval()
+    folded = fold_batch_norm(ours).to(memory_format=torch.channels_last)
+    last = images.contiguous(memory_format=torch.channels_last)
+    error = (infer(folded, last) - infer(theirs, images)).abs().max() / infer(theirs, images).abs().max()
+    row(f"forward, {job}", lambda: infer(ours, images), lambda: infer(theirs, images), device, repeats)
+    row("  folded, channels last", lambda: infer(folded, last), lambda: infer(theirs, images), device, repeats)
+    half, half_images = fold_batch_norm(ours).to(memory_format=torch.channels_last).bfloat16(), last.bfloat16()
+    row("  folded, channels last, bfloat16", lambda: infer(half, half_images), lambda: infer(theirs, images), device, repeats)
+    sys.stdout.write(f"largest difference of the folded logits: {error:.1e} of the largest logit\n")
+
+
+def benchmark_detector(arguments: argparse.Namespace) -> None:
+    """Time the detector and its parts against one made of torchvision's."""
+    device = arguments.device
     config = model_config(arguments)
     ours = build_detector(config, NUM_CLASSES)
     settle(ours)

@@ -46,7 +46,7 @@ def test_losses_or_detections_by_the_argument_alone(detector):
         assert isinstance(losses, Losses)
         assert losses.total().item() == pytest.approx(sum(v.item() for v in losses.terms().values()), rel=1e-5)
         assert len(detector(images)) == 2
-    assert float(losses.terms()["loss_roi_cls"]) == pytest.approx(math.log(5), abs=0.5)
+    assert losses.terms()["loss_roi_cls"].item() == pytest.approx(math.log(5), abs=0.5)
     with pytest.raises(ValueError, match="2 images but 1 targets"):
         detector(images, targets[:1])
 
