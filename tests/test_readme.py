@@ -40,6 +40,18 @@ def test_the_tree_shows_every_module():
         assert named & modules, folder
 
 
+def test_the_backbone_example_runs_where_nothing_but_backbones_is_imported(tmp_path):
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "create_backbone" in block)
+    assert len(code.splitlines()) <= 10
+    code += "import sys\nassert not [name for name in sys.modules if name.split('.')[0] in ('detres', 'torchvision')]\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == [
+        "conv3 (2, 512, 60, 80) 512 8",
+        "conv4 (2, 1024, 30, 40) 1024 16",
+        "conv5 (2, 2048, 15, 20) 2048 32",
+    ]
+
+
 def test_no_placeholder_is_left():
     assert "@@" not in README
 
