@@ -28,13 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     """Print what was asked for; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m backbones", description="the networks, their sizes and their published weights")
     parser.add_argument("--describe", metavar="NAME", help="print the layers of one network, as table 1 of the paper does")
-    parser.add_argument("--size", type=int, metavar="PX", help="with --describe: side of the image (default: the network's own)")
+    parser.add_argument("--size", type=_pixels, metavar="PX", help="with --describe: side of the image (default: the network's own)")
     parser.add_argument("--shortcut", choices=("A", "B", "C"), help="with --describe")
     parser.add_argument("--stride-placement", choices=("original", "torchvision"), help="with --describe")
     arguments = parser.parse_args(argv)
     options = {"shortcut": arguments.shortcut, "stride_placement": arguments.stride_placement}
     if arguments.describe is None:
-        if arguments.size or any(options.values()):
+        if arguments.size is not None or any(options.values()):
             parser.error("--size, --shortcut and --stride-placement go with --describe NAME")
         sys.stdout.write(f"{networks()}\n\n{published()}\n")
         return 0
@@ -46,6 +46,13 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
+
+
+def _pixels(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text} px is no size for an image")
+    return number
 
 
 def networks() -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,10 @@ class Backbone(nn.Module):
         """Return the modules with parameters that make up `stage`."""
         raise NotImplementedError
 
+    def output_module(self, stage: str) -> str:
+        """Return the path of the submodule that gives the map of `stage`."""
+        raise NotImplementedError
+
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Return logits (N, num_classes) for the last stage's map; pre_logits, or no classifier: what goes into it, (N, C)."""
         raise NotImplementedError
@@ -80,18 +85,14 @@ class Backbone(nn.Module):
         leading stages run without a gradient and keep no activations. Raises ValueError for an unknown or popped stage,
         another number of channels, or images smaller than the stride of the last stage asked for.
         """
+        if isinstance(stages, str):
+            raise ValueError(f"stages is a sequence of names, such as ('{stages}',)")
         unknown = [stage for stage in stages if stage not in self.channels]
         if unknown or not stages:
             raise ValueError(f"no stage {', '.join(unknown) or '(none asked for)'}, this network has {', '.join(self.channels)}")
         names = list(self.channels)
         last = max(map(names.index, stages))
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"expected images (N, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        stride = self.strides[names[last]]
-        if x.shape[2] < stride or x.shape[3] < stride:
-            raise ValueError(
-                f"images {tuple(x.shape)} are too small: {names[last]} has a stride of {stride}, give at least {stride}x{stride} px"
-            )
+        _require_images(x, self.in_channels, names[last], self.strides[names[last]])
         found = {}
         for number, stage in enumerate(names[: last + 1]):
             with torch.no_grad() if number < self.frozen_stages else nullcontext():
@@ -102,37 +103,37 @@ class Backbone(nn.Module):
 
     @property
     def feature_info(self) -> list[dict[str, str | int]]:
-        """One record a stage: its name (module), channels (num_chs) and stride (reduction), in timm's words."""
-        return [{"module": stage, "num_chs": self.channels[stage], "reduction": self.strides[stage]} for stage in self.channels]
+        """One record a stage: its name, and in timm's words the submodule whose output it is, its channels and its stride."""
+        return [
+            {"stage": stage, "module": self.output_module(stage), "num_chs": channels, "reduction": self.strides[stage]}
+            for stage, channels in self.channels.items()
+        ]
 
     def freeze(self, up_to: int) -> Backbone:
         """Stop the first `up_to` stages (1 = conv1, 2 = conv1 and conv2, ...) from learning, for good, and return the network.
 
-        They get no gradient, and their norms stay in eval mode whatever train() is asked. A smaller number than before
-        changes nothing. Raises ValueError for a number that is negative or above that of the stages.
+        They get no gradient, and stay in eval mode whatever train() is asked, of them, of the network or of a module that
+        takes them over. A smaller number than before changes nothing. Raises ValueError for a number that is negative or
+        above that of the stages, TypeError for anything but a whole number.
         """
+        if not isinstance(up_to, int):
+            raise TypeError(f"expected a whole number of stages to freeze, got {up_to!r}")
         if not 0 <= up_to <= len(self.channels):
             raise ValueError(f"cannot freeze {up_to} stages: this network has {len(self.channels)}, {', '.join(self.channels)}")
         self.frozen_stages = max(self.frozen_stages, up_to)
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
-        return self.train(self.training)
-
-    def train(self, mode: bool = True) -> Backbone:
-        """Set train or eval mode, and return the network; frozen stages stay in eval mode."""
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
+        for stage in list(self.channels)[: self.frozen_stages]:
+            for module in self.stage_modules(stage):
+                module.requires_grad_(False)
+                module.eval()
+                module.train = MethodType(_stay_in_eval, module)
         return self
-
-    def _frozen_modules(self) -> list[nn.Module]:
-        return [module for stage in list(self.channels)[: self.frozen_stages] for module in self.stage_modules(stage)]
 
     def checkpoint_activations(self, stages: Sequence[str]) -> Backbone:
         """Keep fewer activations of `stages` in training, computing them again in the backward, and return the network.
 
         A stage of n blocks keeps about 2 sqrt(n) blocks' worth instead of n, for one more forward. Outputs, gradients and
-        batch norm statistics are those of plain training. Raises ValueError for an unknown stage.
+        batch norm statistics are those of plain training. Hooks of the stage as a whole do not run then, those of its blocks
+        do; torch.compile breaks its graph here. Raises ValueError for an unknown stage.
         """
         unknown = [stage for stage in stages if stage not in self.channels]
         if unknown:
@@ -156,6 +157,7 @@ class Backbone(nn.Module):
 class AveragedBackbone(Backbone):
     """A backbone whose head is the average over the last map and one linear layer `fc` (None: no classifier)."""
 
+    avgpool: nn.AdaptiveAvgPool2d
     fc: nn.Linear | None
 
     def get_classifier(self) -> nn.Linear | None:
@@ -163,12 +165,33 @@ class AveragedBackbone(Backbone):
         return self.fc
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new, random one for `num_classes`; 0 leaves it out."""
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else None
+        """Replace the classifier by a new, random one for `num_classes`; 0 leaves it out.
+
+        Raises ValueError when the last stage was popped.
+        """
+        if self.last_stage not in self.channels:
+            raise ValueError(f"{self.last_stage}, which a classifier reads, was taken out of this network")
+        self.fc = new_linear(self.num_features, num_classes, like=self.conv1.weight) if num_classes else None
 
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
-        x = x.mean(dim=(2, 3))
+        x = self.avgpool(x).flatten(1)
         return x if self.fc is None or pre_logits else self.fc(x)
+
+
+def new_linear(in_features: int, num_classes: int, *, like: Tensor) -> nn.Linear:
+    """Return a linear layer where `like` is and of its type; raises ValueError for a negative number of classes."""
+    if num_classes < 0:
+        raise ValueError(f"num_classes is {num_classes}, expected 0 (no classifier) or more")
+    return nn.Linear(in_features, num_classes, device=like.device, dtype=like.dtype)
+
+
+@torch.fx.wrap
+def _require_images(x: Tensor, channels: int, stage: str, stride: int) -> None:
+    """Raise ValueError unless x is (N, channels, H, W) with sides of at least `stride`. A leaf for symbolic tracing."""
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(f"expected images (N, {channels}, H, W), got {tuple(x.shape)}")
+    if x.shape[2] < stride or x.shape[3] < stride:
+        raise ValueError(f"images {tuple(x.shape)} are too small: {stage} has a stride of {stride}, give at least {stride}x{stride} px")
 
 
 def _run(blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
@@ -177,20 +200,27 @@ def _run(blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
     return x
 
 
+def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001
+    """What train() does to a frozen module."""
+    return module
+
+
 def _contexts(modules: list[nn.Module]) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """What surrounds a checkpointed forward, and what its repetition in the backward."""
-    return nullcontext(), _statistics_held(modules)
+    """What surrounds a checkpointed forward, and what its repetitions in the backward."""
+    return nullcontext(), _StatisticsHeld(modules)
 
 
-@contextmanager
-def _statistics_held(modules: list[nn.Module]) -> Iterator[None]:
-    """Let batch norms use the batch without counting it a second time: a momentum of 0 leaves the averages as they are."""
-    norms = [norm for module in modules for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, batches
+class _StatisticsHeld:
+    """Lets batch norms use a batch without counting it a second time: a momentum of 0 leaves the averages as they are."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.norms = [norm for module in modules for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm, (_, counted) in zip(self.norms, self.before, strict=True):
+            norm.momentum, norm.num_batches_tracked = 0.0, counted.clone()
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, counted) in zip(self.norms, self.before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counted

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -15,7 +16,8 @@ class InputSpec:
     """The images a network was trained on; it travels with the network as `net.input_spec`.
 
     channel_order: of the tensor the network sees. mean, std: on the 0..255 scale, in that order. resize, crop: px of the
-    shorter side and of the centre square of the usual test image.
+    shorter side and of the centre square of the usual test image. mean_image: (3, crop, crop) float32, the mean of every
+    pixel over the training set (the paper subtracts it), used instead of `mean` for images of its size; None: there is none.
     """
 
     channel_order: Literal["rgb", "bgr"] = "rgb"
@@ -23,28 +25,37 @@ class InputSpec:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     resize: int = 256
     crop: int = 224
+    mean_image: Tensor | None = field(default=None, compare=False, repr=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return RGB images (N, 3, H, W), uint8 or float on the 0..255 scale, as the float32 the network expects."""
+        """Return RGB images (N, 3, H, W), uint8 or float on the 0..255 scale, as the float32 the network expects.
+
+        Raises ValueError for another shape.
+        """
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected RGB images (N, 3, H, W), got {tuple(images.shape)}")
         ordered = images.flip(1) if self.channel_order == "bgr" else images
         mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        if self.mean_image is not None and self.mean_image.shape == images.shape[1:]:
+            mean = self.mean_image.to(images.device)
         return (ordered.float() - mean) / std
 
     def to_json(self) -> str:
-        """Return the fields as a JSON object."""
-        return json.dumps(asdict(self))
+        """Return the fields as a JSON object, without the mean image."""
+        return json.dumps({name: value for name, value in vars(self).items() if name != "mean_image"})
 
     @classmethod
     def from_json(cls, text: str) -> InputSpec:
         """Rebuild from `to_json`; raises ValueError for anything else."""
-        try:
-            fields = json.loads(text)
-            spec = cls(**{**fields, "mean": tuple(map(float, fields["mean"])), "std": tuple(map(float, fields["std"]))})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not an input specification: {text} ({error})") from None
-        if spec.channel_order not in ("rgb", "bgr") or len(spec.mean) != 3 or len(spec.std) != 3:
+        fields = json.loads(text)
+        if not isinstance(fields, dict) or set(fields) != {"channel_order", "mean", "std", "resize", "crop"}:
             raise ValueError(f"not an input specification: {text}")
-        return spec
+        triples = [fields["mean"], fields["std"]]
+        numbers = all(isinstance(t, list) and len(t) == 3 and all(type(v) in (int, float) and math.isfinite(v) for v in t) for t in triples)
+        sizes = all(type(fields[name]) is int and fields[name] > 0 for name in ("resize", "crop"))
+        if not numbers or not sizes or min(fields["std"]) <= 0 or fields["channel_order"] not in ("rgb", "bgr"):
+            raise ValueError(f"not an input specification: {text}")
+        return cls(**{**fields, "mean": tuple(map(float, fields["mean"])), "std": tuple(map(float, fields["std"]))})
 
 
 IMAGENET = InputSpec()

@@ -35,7 +35,7 @@ def count(net: Backbone, size: int | None = None) -> list[StageCount]:
 
     Nothing is computed: a copy without values runs. Raises what `feature_maps` raises for a size below the stride.
     """
-    size = size or net.input_spec.crop
+    size = net.input_spec.crop if size is None else size
     net = copy.deepcopy(net).to("meta").eval()
     x = torch.empty((1, net.in_channels, size, size), device="meta")
     rows = []

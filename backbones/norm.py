@@ -49,7 +49,10 @@ class FrozenBatchNorm2d(nn.Module):
 def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tensor]:
     """Return what a batch norm with fixed statistics does to a channel: (C,) factors and (C,) offsets, at least float32."""
     dtype = torch.promote_types(norm.running_var.dtype, torch.float32)
-    scale = norm.weight.to(dtype) * (norm.running_var.to(dtype) + norm.eps).rsqrt()
+    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
+    if norm.weight is None:
+        return scale, -norm.running_mean.to(dtype) * scale
+    scale = norm.weight.to(dtype) * scale
     return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
@@ -58,13 +61,28 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 
     A frozen batch norm, or a batch norm in eval mode, is folded in the graph: the weight times the scale, and the shift as
     bias. Equal to float rounding, with one pass over the activations less (1.4 times faster on a CPU), and nothing stored:
-    gradients reach the convolution's own weight and state dicts stay as they are.
+    gradients reach the convolution's own weight and state dicts stay as they are. Layers that were replaced, wrapped or given
+    hooks are called as they are.
     """
-    if conv.bias is None and (isinstance(norm, FrozenBatchNorm2d) or (isinstance(norm, _BatchNorm) and not norm.training)):
+    if _is_plain(conv) and conv.bias is None and _has_fixed_statistics(norm) and not (_has_hooks(conv) or _has_hooks(norm)):
         scale, shift = scale_and_shift(norm)
         weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(conv.weight.dtype)
         return F.conv2d(x, weight, shift.to(weight.dtype), conv.stride, conv.padding, conv.dilation, conv.groups)
     return norm(conv(x))
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    return type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
+
+
+def _has_fixed_statistics(norm: nn.Module) -> bool:
+    if type(norm) is FrozenBatchNorm2d:
+        return True
+    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and not norm.training and norm.running_var is not None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def make_norm(kind: NormKind, channels: int) -> nn.Module:
@@ -83,13 +101,16 @@ def make_norm(kind: NormKind, channels: int) -> nn.Module:
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Return `module` with every batch norm in it (nn.BatchNorm2d, nn.SyncBatchNorm) replaced by a FrozenBatchNorm2d of the same state.
+    """Return `module` with every nn.BatchNorm2d and nn.SyncBatchNorm in it replaced by a FrozenBatchNorm2d of the same state.
 
     Works in place, except where `module` is itself a batch norm. Gives the same outputs as the original in eval mode.
+    Subclasses, which may do more, are left alone. Raises ValueError for a batch norm that keeps no statistics.
     """
-    if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+    if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        if module.running_mean is None:
+            raise ValueError(f"{module} keeps no statistics that could be frozen")
         frozen = FrozenBatchNorm2d(module.num_features, module.eps).to(module.running_mean)
-        frozen.load_state_dict(module.state_dict())
+        frozen.load_state_dict({**frozen.state_dict(), **module.state_dict()})
         return frozen
     for name, child in module.named_children():
         setattr(module, name, freeze_batch_norm(child))
@@ -101,28 +122,35 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
 
     A convolution's weight is multiplied by the norm's scale and its bias takes the shift; the norm becomes nn.Identity.
     Equal to the original in eval mode up to float rounding. Works for the networks of this package, for torchvision's ResNet and
-    VGG, and for anything whose pairs are called convN and bnN (conv, bn) or follow each other in a Sequential.
+    VGG, and for others whose convolution and norm are called convN and bnN (conv, bn), in this order, or follow each other in a
+    Sequential, and are used in this order and nowhere else.
 
-    Raises ValueError naming a batch norm that has no convolution before it.
+    Raises ValueError naming a batch norm that has no convolution of its own before it, or that is no plain one.
     """
     folded = copy.deepcopy(module).eval()
+    places: dict[nn.Module, int] = {}
+    for parent in folded.modules():
+        for child in parent._modules.values():
+            places[child] = places.get(child, 0) + 1
     for parent in folded.modules():
         children = list(parent.named_children())
         following = itertools.pairwise(children) if isinstance(parent, nn.Sequential) else _named_pairs(parent)
-        for (_, conv), (name, norm) in following:
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, (FrozenBatchNorm2d, _BatchNorm)):
+        for (_, conv), (name, norm) in list(following):
+            own = places[conv] == places[norm] == 1
+            if own and _is_plain(conv) and _has_fixed_statistics(norm) and conv.out_channels == norm.num_features:
                 _fold(conv, norm)
                 setattr(parent, name, nn.Identity())
     left = [name for name, norm in folded.named_modules() if isinstance(norm, (FrozenBatchNorm2d, _BatchNorm))]
     if left:
-        raise ValueError(f"no convolution found before the batch norm {left[0]}: it cannot be folded")
+        raise ValueError(f"no convolution of its own found before the batch norm {left[0]}: it cannot be folded")
     return folded
 
 
 def _named_pairs(parent: nn.Module) -> list[tuple[tuple[str, nn.Module], tuple[str, nn.Module]]]:
     children = dict(parent.named_children())
+    order = list(children)
     names = [(name, f"bn{name.removeprefix('conv')}") for name in children if name.startswith("conv")]
-    return [((conv, children[conv]), (norm, children[norm])) for conv, norm in names if norm in children]
+    return [((conv, children[conv]), (norm, children[norm])) for conv, norm in names if norm in order[order.index(conv) :]]
 
 
 def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d | _BatchNorm) -> None:
@@ -140,13 +168,13 @@ def recompute_batch_norm(net: nn.Module, batches: Iterable[Tensor]) -> int:
     batches: what `net` takes, of equal size, of training images; every batch counts the same, unlike the moving average kept
     in training, and each layer sees its predecessors normalised by the batch, as in training. The paper does this before it fixes
     the statistics for detection (appendix A). Frozen batch norms, and those that stay in eval mode when `net` is asked to
-    train, are left alone; dropout is off meanwhile. Modes and weights are left as they were.
+    train, are left alone; dropout is off meanwhile. Modes and weights are left as they were; empty batches do not count.
 
-    Raises ValueError when `net` has no batch norm to recompute, or for no batches (the statistics are then unchanged).
+    Raises ValueError when `net` has no batch norm to recompute, or for no batches; after any error the statistics are as before.
     """
     modes = {module: module.training for module in net.modules()}
     net.train()
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.training]
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.training and module.track_running_stats]
     before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
     net.eval()
     for norm in norms:
@@ -155,19 +183,21 @@ def recompute_batch_norm(net: nn.Module, batches: Iterable[Tensor]) -> int:
         norm.momentum = None  # torch's cumulative average
     count = 0
     try:
-        if norms:
-            for batch in batches:
+        if not norms:
+            raise ValueError("the network has no batch norm whose statistics could be recomputed")
+        for batch in batches:
+            if batch.numel():
                 net(batch)
                 count += 1
+        if not count:
+            raise ValueError("no batches to recompute the batch norm statistics from")
+    except BaseException:
+        for norm, (_, state) in zip(norms, before, strict=True):
+            norm.load_state_dict(state)
+        raise
     finally:
-        for norm, (momentum, state) in zip(norms, before, strict=True):
+        for norm, (momentum, _) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            if not count:
-                norm.load_state_dict(state)
         for module, mode in modes.items():
             module.training = mode
-    if not norms:
-        raise ValueError("the network has no batch norm whose statistics could be recomputed")
-    if not count:
-        raise ValueError("no batches to recompute the batch norm statistics from")
     return count

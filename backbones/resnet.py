@@ -99,10 +99,12 @@ def initialize_convolutions(net: nn.Module) -> None:
 def zero_last_norms(net: nn.Module) -> None:
     """Set the scale of the norm before every addition to zero, so that each block starts as its shortcut (Goyal et al. 2017).
 
-    Raises ValueError when those norms do not learn, for they would stay zero.
+    Raises ValueError when those norms do not learn, for they would stay zero, and for a plain net, which would be zero.
     """
     for module in net.modules():
         if isinstance(module, (BasicBlock, Bottleneck)):
+            if isinstance(module, BasicBlock) and not module.residual:
+                raise ValueError("zero_init_residual needs shortcuts: a plain net would give nothing but zeros")
             if not isinstance(module.last_norm.weight, nn.Parameter):
                 raise ValueError("zero_init_residual needs a norm that learns: norm='batch', 'sync' or 'group'")
             nn.init.zeros_(module.last_norm.weight)
@@ -144,9 +146,7 @@ class ResNet(AveragedBackbone):
             if shortcut == "none":
                 raise ValueError("shortcut 'none' goes with basic blocks: the paper has no plain net of bottlenecks")
             make_block = functools.partial(Bottleneck, stride_placement=stride_placement)
-        self._traits = {"stride_placement": stride_placement} if block is Bottleneck else {}
-        if shortcut == "A":
-            self._traits["shortcut_padding"] = rule.padding
+        self._traits = rule.traits | ({"stride_placement": stride_placement} if block is Bottleneck else {})
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = make_norm(norm, 64)
         self.relu = nn.ReLU(inplace=True)  # torchvision's IntermediateLayerGetter runs the children in order
@@ -165,6 +165,7 @@ class ResNet(AveragedBackbone):
             self.add_module(_LAYER_OF_STAGE[stage], nn.Sequential(*blocks))
             self.channels[stage] = channels
         self.last_stage, self.num_features = "conv5", channels
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.reset_classifier(num_classes)
         initialize_convolutions(self)
         if zero_init_residual:
@@ -186,6 +187,9 @@ class ResNet(AveragedBackbone):
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
         return [self.conv1, self.bn1] if stage == "conv1" else [getattr(self, _LAYER_OF_STAGE[stage])]
+
+    def output_module(self, stage: str) -> str:
+        return "relu" if stage == "conv1" else _LAYER_OF_STAGE[stage]
 
     def pop_stage(self, stage: str) -> nn.Sequential:
         """Take the last stage, and the classifier, out of the network and return it as a module of its own.

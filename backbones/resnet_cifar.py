@@ -57,7 +57,7 @@ class CifarResNet(AveragedBackbone):
         if blocks_per_stage < 1 or left_over:
             raise ValueError(f"no CIFAR network of {depth} layers: the depth is 6n + 2, such as {', '.join(map(str, CIFAR_DEPTHS))}")
         rule = ShortcutRule(shortcut, shortcut_padding)
-        self._traits = {"shortcut_padding": shortcut_padding} if shortcut == "A" else {}
+        self._traits = rule.traits
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = make_norm(norm, 16)
         self.relu = nn.ReLU(inplace=True)
@@ -73,6 +73,7 @@ class CifarResNet(AveragedBackbone):
             self.add_module(layer, nn.Sequential(*blocks))
             self.channels[stage], self.strides[stage] = width, 1 << number
         self.last_stage, self.num_features = "conv4", channels
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.reset_classifier(num_classes)
         initialize_convolutions(self)
         if zero_init_residual:
@@ -92,6 +93,9 @@ class CifarResNet(AveragedBackbone):
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
         return [self.conv1, self.bn1] if stage == "conv1" else [getattr(self, _LAYER_OF_STAGE[stage])]
+
+    def output_module(self, stage: str) -> str:
+        return "relu" if stage == "conv1" else _LAYER_OF_STAGE[stage]
 
 
 def resnet_cifar(

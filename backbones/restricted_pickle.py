@@ -43,7 +43,9 @@ def load_arrays(path: Path) -> object:
             raise ValueError(f"damaged or not a pickle ({type(error).__name__}: {error})") from None
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(pickle._Unpickler):
+    """The unpickler in Python: the one in C makes room for whatever number of objects a stream of a few bytes names."""
+
     def find_class(self, module: str, name: str) -> object:
         home = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
         standing_in = _STAND_INS.get((home, name))
@@ -52,7 +54,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         return standing_in
 
     def persistent_load(self, pid: object) -> object:
-        raise ForbiddenPickleError(f"the persistent id {pid!r}")
+        raise ForbiddenPickleError(f"a persistent id, a {type(pid).__name__}")
 
 
 class _StandIn:
@@ -98,13 +100,24 @@ class _DType:
 
 
 class _Array:
-    """numpy.ndarray, empty until its state comes."""
+    """numpy.ndarray: type, shape, order and bytes, once. It becomes a tensor after the unpickler is done, out of its reach."""
 
-    __slots__ = ("tensor",)
+    __slots__ = ("parts",)
+
+    def __init__(self, *parts: object) -> None:
+        self.parts = parts
 
     def __setstate__(self, state: tuple) -> None:
+        if self.parts:
+            raise ValueError("a second state for an array")
         _version, shape, dtype, fortran, data = state
-        self.tensor = dtype.tensor(_bytes(data), tuple(shape), bool(fortran))
+        self.parts = (dtype, shape, bool(fortran), data)
+
+    def tensor(self) -> Tensor:
+        dtype, shape, fortran, data = self.parts
+        if type(dtype) is not _DType or any(type(size) is not int or size < 0 for size in shape):
+            raise ValueError("an array of no type or shape")
+        return dtype.tensor(_bytes(data), tuple(shape), fortran)
 
 
 def _bytes(data: object) -> bytes:
@@ -112,8 +125,8 @@ def _bytes(data: object) -> bytes:
     return data.encode("latin1") if isinstance(data, str) else bytes(memoryview(data))
 
 
-def _from_buffer(data: object, dtype: _DType, shape: tuple[int, ...], order: str) -> Tensor:
-    return dtype.tensor(_bytes(data), tuple(shape), order == "F")
+def _from_buffer(data: object, dtype: _DType, shape: tuple[int, ...], order: str) -> _Array:
+    return _Array(dtype, shape, order == "F", data)
 
 
 def _scalar(dtype: _DType, data: object) -> int | float | bool:
@@ -136,14 +149,29 @@ _STAND_INS = {
 }
 
 
-def _plain(value: object) -> object:
-    """The same containers with tensors where arrays stood."""
-    if isinstance(value, _Array):
-        return value.tensor
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+def _plain(value: object, done: dict[int, object] | None = None) -> object:
+    """The same containers with tensors where arrays stood; what stands in several places is made once.
+
+    Raises ValueError for a container that holds itself.
+    """
+    done = {} if done is None else done
+    if id(value) in done:
+        if done[id(value)] is _IN_WORK:
+            raise ValueError("a container that holds itself")
+        return done[id(value)]
     if isinstance(value, (_StandIn, _DType)):
         raise ForbiddenPickleError("a function or type where data belong")
-    return value
+    if not isinstance(value, (_Array, dict, list, tuple)):
+        return value
+    done[id(value)] = _IN_WORK
+    if isinstance(value, _Array):
+        plain = value.tensor()
+    elif isinstance(value, dict):
+        plain = {key: _plain(item, done) for key, item in value.items()}
+    else:
+        plain = [_plain(item, done) for item in value]
+    done[id(value)] = plain
+    return plain
+
+
+_IN_WORK = object()

@@ -62,6 +62,13 @@ class ShortcutRule:
         if self.padding not in ("end", "both"):
             raise ValueError(f"unknown shortcut_padding '{self.padding}', expected end or both")
 
+    @property
+    def traits(self) -> dict[str, str]:
+        """What the tensors of a network do not show: whether one without projections has shortcuts, and A's padding."""
+        if self.kind == "A":
+            return {"shortcut": "A", "shortcut_padding": self.padding}
+        return {"shortcut": "none"} if self.kind == "none" else {}
+
     def make(self, in_channels: int, channels: int, stride: int, norm: NormKind) -> nn.Module | None:
         """Return what the shortcut does to its input, None where it leaves it as it is (or there is no shortcut)."""
         same = stride == 1 and in_channels == channels

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from backbones.backbone import Backbone
+from backbones.backbone import Backbone, new_linear
 from backbones.catalogue import IMAGENET
 from backbones.norm import NormKind, conv_norm, make_norm
 from backbones.resnet import initialize_convolutions
@@ -111,18 +111,25 @@ class VGG(Backbone):
 
     def get_classifier(self) -> nn.Linear | None:
         """Return fc8, None without."""
-        return self._head()[6] if len(self._head()) > 6 else None
+        return self.classifier[6] if self.classifier is not None and len(self.classifier) > 6 else None
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace fc8 by a new, random one for `num_classes`; 0 leaves it out."""
         head = list(self._head())[:6]
         if num_classes:
-            head.append(nn.Linear(4096, num_classes))
+            head.append(new_linear(4096, num_classes, like=self.fc7.weight))
             _initialize_linear(head[6])
         self.classifier = nn.Sequential(*head)
 
+    def output_module(self, stage: str) -> str:
+        return f"features.{self._layers_of_stage[stage][1] - 1}"
+
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
         head = self._head()
+        if x.shape[2] < 2 or x.shape[3] < 2:
+            raise ValueError(
+                f"a map of {x.shape[2]}x{x.shape[3]} cells is too small for the last pooling: give images of at least 32x32 px"
+            )
         x = torch.flatten(self.avgpool(self.features[-1](x)), 1)
         return (head[:6] if pre_logits else head)(x)
 

@@ -35,9 +35,14 @@ def to_own_names(tensors: Mapping[str, Tensor], author: str | None = None) -> Na
 
     Prefixes of wrappers (DataParallel, torch.compile, a detector's backbone) are taken off. author: what detectron2's own
     files state beside the tensors. The bias of a convolution that a norm follows (MSRA's conv1) goes into that norm's mean,
-    which gives the same outputs.
+    which gives the same outputs. Raises ValueError when two tensors would get one name.
     """
-    bare = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    bare: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = _WRAPPERS.sub("", name)
+        if own in bare:
+            raise ValueError(f"{own} is there twice, once behind a prefix")
+        bare[own] = tensor
     named = _detectron(bare) or _detectron2(bare, author) or _cifar_port(bare) or _timm_vgg(bare) or Named("torchvision", bare)
     return Named(named.naming, _without_conv_biases(named.tensors), named.traits, named.input_spec)
 
@@ -102,7 +107,8 @@ def _cifar_port(tensors: dict[str, Tensor]) -> Named | None:
     if "linear.weight" not in tensors or "layer3.0.conv1.weight" not in tensors:
         return None
     found = {re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample."): tensor for name, tensor in tensors.items()}
-    return Named("CIFAR port", found, {"shortcut_padding": "both"})
+    projected = any(".downsample." in name for name in found)
+    return Named("CIFAR port", found, {} if projected else {"shortcut": "A", "shortcut_padding": "both"})
 
 
 def _timm_vgg(tensors: dict[str, Tensor]) -> Named | None:
@@ -126,6 +132,7 @@ def _without_conv_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name in tensors:
         match = re.fullmatch(r"(|.*\.)(conv(\d)|downsample\.0)\.bias", name)
         norm = match and match[1] + (f"bn{match[3]}" if match[3] else "downsample.1")
-        if norm and f"{norm}.running_mean" in found:
-            found[f"{norm}.running_mean"] = found[f"{norm}.running_mean"] - found.pop(name)
+        mean = found.get(f"{norm}.running_mean") if norm else None
+        if mean is not None and mean.shape == found[name].shape:
+            found[f"{norm}.running_mean"] = mean - found.pop(name)
     return found

@@ -8,12 +8,13 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,6 +25,10 @@ from backbones.weight_names import to_own_names
 
 FORMAT = "backbones-1"
 """What a .safetensors file of `save_weights` calls itself in its metadata."""
+
+
+MEAN_IMAGE = "input.mean_image"
+"""The tensor of such a file that belongs to the input, not to the network."""
 
 
 class WeightsError(ValueError):
@@ -78,8 +83,9 @@ def load_weights(net: Backbone, weights: str | Path, *, input_spec: InputSpec | 
     trained with another stride placement or shortcut padding, which would fit and be wrong. The network is then unchanged.
     """
     source = str(weights)
-    if source in PUBLISHED:
-        _require_same_traits(source, dict(PUBLISHED[source].traits), net.traits)  # before anything is downloaded
+    if source in PUBLISHED:  # before anything is downloaded
+        _require_same_traits(source, dict(PUBLISHED[source].traits), net.traits)
+        _require_architecture(source, net)
     file = _published(source) if source in PUBLISHED else _local(Path(weights))
     _require_same_traits(file.source, file.traits, net.traits)
     tensors, own = file.tensors, net.state_dict()
@@ -98,6 +104,8 @@ def load_weights(net: Backbone, weights: str | Path, *, input_spec: InputSpec | 
             skipped[name] = "not finite in the file; stays as initialised"
     used = {name: tensor for name, tensor in tensors.items() if name in own and name not in skipped}
     _require_fit(file, own, used, skipped)
+    if any(tensor.is_meta for tensor in own.values()):
+        raise WeightsError(f"the network has no memory for {source}: it was built on the meta device; call to_empty(device='cpu') first")
     net.load_state_dict(used, strict=False)
     expected = input_spec or file.input_spec
     net.input_spec = expected or net.input_spec
@@ -115,6 +123,8 @@ def save_weights(net: Backbone, path: str | Path, metadata: dict[str, str] | Non
         raise ValueError(f"{path}: give a name that ends in .safetensors")
     facts = {**(metadata or {}), "format": FORMAT, "traits": json.dumps(net.traits), "input_spec": net.input_spec.to_json()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    if net.input_spec.mean_image is not None:
+        tensors[MEAN_IMAGE] = net.input_spec.mean_image.cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -156,16 +166,24 @@ def _local(path: Path) -> _File:
         _require_checksum(path, published)
     content, metadata = _read(path)
     author = content.get("__author__") if isinstance(content, dict) else None
-    named = to_own_names(_state_dict(content, path), str(author) if author else None)
+    tensors = _state_dict(content, path)
+    mean_image = tensors.pop(MEAN_IMAGE, None)
+    try:
+        named = to_own_names(tensors, str(author) if author else None)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
     traits, input_spec = named.traits, named.input_spec
     if published is not None:
         traits, input_spec = dict(published.traits), published.input_spec
     elif metadata.get("format") == FORMAT:
         try:
             traits, input_spec = json.loads(metadata["traits"]), InputSpec.from_json(metadata["input_spec"])
+            if not isinstance(traits, dict):
+                raise ValueError(f"traits are {metadata['traits']}")
+            input_spec = replace(input_spec, mean_image=mean_image)
         except (KeyError, ValueError) as error:
             raise WeightsError(f"{path}: its metadata are damaged ({error})") from None
-    elif named.naming == "torchvision" and re.search(r"caffe|msra", path.name, re.IGNORECASE):
+    elif named.naming == "torchvision" and "layer4.0.conv1.weight" in named.tensors and re.search(r"caffe|msra", path.name, re.IGNORECASE):
         traits, input_spec = {"stride_placement": "original"}, CAFFE
     return _File(str(path), named.naming, named.tensors, traits, input_spec)
 
@@ -188,7 +206,7 @@ def _read(path: Path) -> tuple[object, dict[str, str]]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        if path.suffix in (".pkl", ".pickle"):
+        if path.suffix in (".pkl", ".pickle") and not zipfile.is_zipfile(path):
             return load_arrays(path), {}
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except (pickle.UnpicklingError, ForbiddenPickleError) as error:
@@ -199,27 +217,37 @@ def _read(path: Path) -> tuple[object, dict[str, str]]:
             f"{path} holds objects other than tensors{f' ({named})' if named else ''}; it was not loaded, because loading "
             "could run code. Save the weights with torch.save(net.state_dict(), ...) or as .safetensors"
         ) from None
-    except (*_DAMAGED, SafetensorError, OSError) as error:
+    except Exception as error:  # what a damaged file makes torch's reader raise has no bounds
         raise WeightsError(f"{path} is damaged or not a weights file ({_first_line(error)})") from None
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file, out of the mappings releases wrap them in."""
-    for wrapper in ("state_dict", "model", "blobs"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
+    while isinstance(content, dict):
+        inner = [content[wrapping] for wrapping in _WRAPPINGS if isinstance(content.get(wrapping), dict)]
+        if not inner:
+            break
+        content = inner[0]
     if isinstance(content, dict):
         content = {name: value for name, value in content.items() if isinstance(value, Tensor) or name not in _BESIDE_TENSORS}
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    is_state = isinstance(content, dict) and content and all(isinstance(name, str) and isinstance(t, Tensor) for name, t in content.items())
+    if not is_state:
         raise WeightsError(f"{path} is not a state dict: expected a mapping of names to tensors")
+    odd = [name for name, t in content.items() if t.layout != torch.strided or t.is_quantized or t.is_meta or t.dtype not in _DTYPES]
+    if odd:
+        tensor = content[odd[0]]
+        raise WeightsError(f"{path}: {odd[0]} is a {tensor.dtype} tensor of layout {tensor.layout}; expected plain arrays of numbers")
     return content
 
 
+_WRAPPINGS = ("state_dict", "model", "blobs")
+_DTYPES = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
+
 _BESIDE_TENSORS = ("__author__", "matching_heuristics", "weight_order", "cfg")
 """What Detectron and detectron2 keep beside the arrays."""
-
-_DAMAGED = (RuntimeError, EOFError, ValueError, KeyError)
-"""What torch.load raises for a file that is cut short or of another kind."""
 
 
 def _first_line(error: Exception) -> str:
@@ -238,6 +266,13 @@ def _require_same_traits(source: str, traits: dict[str, str], own: dict[str, str
             )
 
 
+def _require_architecture(name: str, net: Backbone) -> None:
+    """Raise WeightsError where `net` is known to be another network than the published file is of."""
+    is_of, looks_like = PUBLISHED[name].architecture, recognise(net.state_dict())
+    if looks_like is not None and looks_like != is_of:
+        raise WeightsError(f"{name} does not fit this network. The file is of {is_of}; the network looks like {looks_like}")
+
+
 def _require_fit(file: _File, own: dict[str, Tensor], used: dict[str, Tensor], skipped: dict[str, str]) -> None:
     absent = [name for name in own if name not in file.tensors and name not in skipped]
     extra = [name for name in file.tensors if name not in own and name not in skipped]
@@ -253,7 +288,10 @@ def _require_fit(file: _File, own: dict[str, Tensor], used: dict[str, Tensor], s
             if names
         ]
         raise WeightsError(f"{file.source} does not fit this network.{_hint(file.tensors, own)} Tensors {'; '.join(parts)}")
-    sick = [name for name, tensor in used.items() if not tensor.isfinite().all()]
+    kinds = [name for name, tensor in used.items() if tensor.is_floating_point() != own[name].is_floating_point()]
+    if kinds:
+        raise WeightsError(f"{file.source}: {kinds[0]} is {used[kinds[0]].dtype}, expected {own[kinds[0]].dtype}")
+    sick = [name for name, tensor in used.items() if not tensor.to(own[name].dtype).isfinite().all()]
     if sick:
         raise WeightsError(f"{file.source}: {', '.join(sick[:3])} has values that are NaN or infinite; the file is damaged")
 
@@ -261,8 +299,10 @@ def _require_fit(file: _File, own: dict[str, Tensor], used: dict[str, Tensor], s
 def _hint(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     """Return what the file is likely to be, as a sentence that starts with a blank, or nothing."""
     looks_like = recognise(tensors)
-    if looks_like and looks_like == recognise(own) and "bn1.running_mean" in tensors and "bn1.running_mean" not in own:
-        return " The file has batch norm statistics: build the network with norm='frozen' or 'batch'."
+    if looks_like and looks_like == recognise(own) and ("bn1.running_mean" in tensors) != ("bn1.running_mean" in own):
+        if "bn1.running_mean" in tensors:
+            return " The file has batch norm statistics: build the network with norm='frozen' or 'batch'."
+        return " The file has no batch norm statistics: build the network with norm='group'."
     return f" The file looks like {looks_like}." if looks_like else ""
 
 
@@ -280,7 +320,8 @@ def recognise(tensors: dict[str, Tensor]) -> str | None:
     depths = tuple(sum(layer == str(number) for layer, _ in blocks) for number in range(1, 5))
     projections = sum(name.endswith("downsample.0.weight") for name in tensors)
     if depths[3] == 0:
-        if depths[0] == 0 or len(set(depths[:3])) > 1:
+        small = "conv1.weight" in tensors and tensors["conv1.weight"].shape[2:] == (3, 3)
+        if not small or depths[0] == 0 or len(set(depths[:3])) > 1:
             return None
         depth = 6 * depths[0] + 2
         return f"resnet{depth} with shortcut {'C' if projections > 2 else 'B'}" if projections else f"resnet{depth} or plain{depth}"

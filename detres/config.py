@@ -222,8 +222,10 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Path, overrides: list[str] | None = None, kind: type[Section] = Config) -> Section:
     """Read a YAML file, apply `key.sub=value` overrides (values are YAML too) and check everything.
+
+    kind: what the file describes, a detection run or, for tools/train_cls.py, a ClassificationConfig.
 
     Raises ConfigError naming the file and the key: not YAML, a duplicate key, an unknown key (with the nearest valid one), a
     wrong type, an impossible pair; FileNotFoundError when there is no such file.
@@ -237,7 +239,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{path}: expected a mapping of sections (name, data, model, train, eval), got {type(tree).__name__}")
     for override in overrides or []:
         _apply(tree, override)
-    return check(Config, tree, f"{path}" + (" with --set" if overrides else ""))
+    return check(kind, tree, f"{path}" + (" with --set" if overrides else ""))
 
 
 def check(section: type[Section], tree: dict, source: str) -> Section:

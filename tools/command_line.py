@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,9 +43,9 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def config_path(cfg: str | None) -> Path:
-    """Return the file of --cfg; those that come with the toolkit are found from any directory."""
-    path = Path(cfg) if cfg else DEFAULT_CONFIG
+def config_path(cfg: str | None, default: Path = DEFAULT_CONFIG) -> Path:
+    """Return the file of --cfg, or `default`; those that come with the toolkit are found from any directory."""
+    path = Path(cfg) if cfg else default
     if not path.exists() and (CONFIGS / path.name).exists() and path.parent.name in ("", "configs"):
         return CONFIGS / path.name
     return path
@@ -64,6 +65,15 @@ def config_from(arguments: argparse.Namespace) -> Config:
     if precision == "auto":
         precision = faster_precision(arguments.device)
     return config.model_copy(update={"data": data, "train": config.train.model_copy(update={"precision": precision})})
+
+
+def newest_run(name: str) -> Path:
+    """Return runs/NAME or runs/NAME-2, ..., whichever has the newest last.pt; raises FileNotFoundError when none has one."""
+    named = re.compile(rf"{re.escape(name)}(-\d+)?")
+    states = [path for path in Path("runs").glob("*/last.pt") if named.fullmatch(path.parent.name)]
+    if not states:
+        raise FileNotFoundError(f"no run to resume: no last.pt in runs/{name}, runs/{name}-2, ...; give the folder, --resume DIR")
+    return max(states, key=lambda path: path.stat().st_mtime).parent
 
 
 def run(command: Callable[[], None]) -> int:

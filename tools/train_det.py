@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -33,7 +32,7 @@ from detres.evaluation.detection_files import to_coco_results
 from detres.evaluation.diagnose import explain
 from detres.image_io import read_image
 from detres.structures import Annotations, ClassMap, Predictions
-from detres.tools.command_line import add_config_flags, config_from, config_path, run
+from detres.tools.command_line import add_config_flags, config_from, config_path, newest_run, run
 
 STATE_KEYS = ("config", "classes", "step", "best", "model", "optimizer")
 PICTURE_IMAGES = 12
@@ -82,15 +81,6 @@ def resume(arguments: argparse.Namespace) -> None:
     detector = build_detector(config.model, len(data.train.class_map), pretrained=False)
     load_model_state(detector, state["model"], folder / "last.pt")
     train(config, data, detector, folder, state=state, device=arguments.device)
-
-
-def newest_run(name: str) -> Path:
-    """Return runs/NAME or runs/NAME-2, ..., whichever has the newest last.pt; raises FileNotFoundError when none has one."""
-    named = re.compile(rf"{re.escape(name)}(-\d+)?")
-    states = [path for path in Path("runs").glob("*/last.pt") if named.fullmatch(path.parent.name)]
-    if not states:
-        raise FileNotFoundError(f"no run to resume: no last.pt in runs/{name}, runs/{name}-2, ...; give the folder, --resume DIR")
-    return max(states, key=lambda path: path.stat().st_mtime).parent
 
 
 class Data:

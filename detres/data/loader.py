@@ -136,14 +136,14 @@ def _loader(dataset: DetectionDataset, batches: StepSampler | list[list[tuple[in
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the default would advance the global one, on which the model's sampling depends
     )
 
 
-def _start_worker(_worker: int) -> None:
+def start_worker(_worker: int) -> None:
     """One thread a worker: more would only compete with the other workers and the training process."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

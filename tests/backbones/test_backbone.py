@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from backbones import Backbone, InputSpec, create_backbone, resnet18, resnet_cifar
+from backbones.backbone import _StatisticsHeld
 from tests.backbones.nets import randomise_norms, torchvision_net
 
 FAMILIES = [("resnet18", {}), ("plain18", {}), ("resnet20", {}), ("vgg16_bn", {"num_classes": 0})]
@@ -39,9 +42,17 @@ def test_forward_is_features_then_head(net):
 
 
 def test_feature_info_is_what_the_maps_are(net):
-    maps = net.feature_maps(images(), stages=tuple(net.channels))
+    x = images()
+    maps = net.feature_maps(x, stages=tuple(net.channels))
+    seen = {}
+    twin = copy.deepcopy(net)
+    for record in twin.feature_info:
+        module = twin.get_submodule(record["module"])
+        module.register_forward_hook(lambda _module, _inputs, output, stage=record["stage"]: seen.setdefault(stage, output.clone()))
+    twin(x)
     for record, (stage, found) in zip(net.feature_info, maps.items(), strict=True):
-        assert record == {"module": stage, "num_chs": found.shape[1], "reduction": 64 // found.shape[3]}
+        assert (record["stage"], record["num_chs"], record["reduction"]) == (stage, found.shape[1], 64 // found.shape[3])
+        torch.testing.assert_close(seen[stage], found)
 
 
 def test_copies_channels_last_and_bfloat16_give_the_same(net):
@@ -76,8 +87,9 @@ def test_reset_classifier(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet20", pytest.param("vgg16_bn", marks=pytest.mark.slow)])
-def test_checkpointing_changes_neither_outputs_gradients_nor_statistics(name):
-    plain = create_backbone(name, num_classes=0).train()
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_checkpointing_changes_neither_outputs_gradients_nor_statistics(name, norm):
+    plain = create_backbone(name, num_classes=0, norm=norm).train()
     checkpointed = copy.deepcopy(plain)
     assert checkpointed.checkpoint_activations(tuple(plain.channels)) is checkpointed
     x = torch.randn(2, 3, 32, 32)
@@ -92,6 +104,32 @@ def test_checkpointing_changes_neither_outputs_gradients_nor_statistics(name):
     for ours, theirs in zip(checkpointed.buffers(), plain.buffers(), strict=True):
         assert torch.equal(ours, theirs)
     assert all(norm.momentum == 0.1 for norm in checkpointed.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+def test_a_checkpointed_graph_can_be_walked_twice():
+    plain = resnet_cifar(8).train()
+    checkpointed = copy.deepcopy(plain).checkpoint_activations(("conv2", "conv3"))
+    gradients = []
+    for net in (plain, checkpointed):
+        x = torch.ones(2, 3, 32, 32, requires_grad=True)
+        (first,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+        first.square().sum().backward()
+        gradients.append(net.layer1[0].conv1.weight.grad)
+    torch.testing.assert_close(*gradients)
+    for ours, theirs in zip(checkpointed.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_checkpointing_holds_the_statistics_of_synchronised_norms():
+    """In eval mode: on a CPU they cannot train; what the repetition does to the norms is the same."""
+    norm = nn.SyncBatchNorm(4)
+    counter = norm.num_batches_tracked
+    with _StatisticsHeld([norm]):
+        assert norm.momentum == 0.0
+        norm.num_batches_tracked.add_(1)
+    assert norm.momentum == 0.1
+    assert norm.num_batches_tracked is counter
+    assert counter == 0
 
 
 def test_checkpointing_keeps_fewer_activations():
@@ -136,6 +174,59 @@ def test_a_drop_in_for_torchvisions_fpn_and_for_hooks():
         ours.layer4.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         ours(x)
         assert torch.equal(seen[0], ours.forward_features(x))
+
+
+def test_the_children_run_in_torchvisions_order():
+    """Cutting layers off the end of list(net.children()) is a common idiom."""
+    theirs = torchvision_net("resnet18")
+    ours = resnet18().eval()
+    ours.load_state_dict(theirs.state_dict())
+    assert [name for name, _ in ours.named_children()] == [name for name, _ in theirs.named_children()]
+    x = torch.randn(1, 3, 64, 64)
+    for cut in (-1, -2, -3):
+        expected, found = (nn.Sequential(*list(net.children())[:cut])(x) for net in (theirs, ours))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_torchvisions_feature_extractor():
+    net = resnet18(num_classes=0).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that train and eval graphs differ, as they do for any batch norm
+        extractor = create_feature_extractor(net, {"layer3": "found"})
+    torch.testing.assert_close(extractor(x)["found"], net.feature_maps(x)["conv4"])
+
+
+def test_frozen_stages_stay_frozen_wherever_they_are_moved():
+    net = resnet18(num_classes=0, freeze_at=5)
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    twin = copy.deepcopy(net)
+    fpn = BackboneWithFPN(net, {"layer2": "0", "layer4": "1"}, [128, 512], 16).train()
+    fpn(torch.randn(2, 3, 64, 64))
+    twin.pop_stage("conv5").train()(torch.randn(2, 256, 4, 4))
+    copy.deepcopy(fpn).train()(torch.randn(2, 3, 64, 64))
+    for one in (net, twin):
+        assert all(torch.equal(buffer, before[name]) for name, buffer in one.named_buffers())
+
+
+def test_layers_that_were_wrapped_or_hooked_are_called_as_they_are():
+    class Doubled(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    net = randomise_norms(resnet_cifar(8, norm="frozen")).eval()
+    x = torch.randn(1, 3, 32, 32)
+    seen = []
+    net.bn1.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    expected = net.bn1(2 * net.conv1(x)).relu()
+    doubled = Doubled(3, 16, 3, padding=1, bias=False)
+    doubled.load_state_dict(net.conv1.state_dict())
+    net.conv1 = doubled
+    torch.testing.assert_close(net.feature_maps(x, ("conv1",))["conv1"], expected)
+    assert len(seen) == 2
+    reflecting = nn.Conv2d(3, 16, 3, padding=1, bias=False, padding_mode="reflect")
+    net.conv1 = reflecting
+    torch.testing.assert_close(net.feature_maps(x, ("conv1",))["conv1"], net.bn1(reflecting(x)).relu())
 
 
 def test_the_graph_is_captured_whole():
@@ -183,6 +274,33 @@ def test_sync_batch_norm_is_batch_norm_for_one_process():
 
 
 # ---- input ----
+
+
+def test_input_that_is_no_batch_of_colour_images():
+    for shape in ((3, 8, 8), (1, 1, 8, 8)):
+        with pytest.raises(ValueError, match=r"expected RGB images \(N, 3, H, W\), got"):
+            InputSpec().normalize(torch.zeros(shape))
+
+
+def test_arguments_that_make_no_sense():
+    net = resnet_cifar(8)
+    with pytest.raises(ValueError, match=r"stages is a sequence of names, such as \('conv4',\)"):
+        net.feature_maps(torch.zeros(1, 3, 32, 32), stages="conv4")
+    with pytest.raises(TypeError, match=r"whole number of stages to freeze, got 2\.0"):
+        net.freeze(2.0)
+    assert net.frozen_stages == 0
+    with pytest.raises(ValueError, match="num_classes is -1"):
+        net.reset_classifier(-1)
+    popped = resnet18(num_classes=0)
+    popped.pop_stage("conv5")
+    with pytest.raises(ValueError, match="conv5, which a classifier reads, was taken out"):
+        popped.reset_classifier(3)
+
+
+def test_a_new_classifier_is_of_the_networks_type():
+    net = resnet_cifar(8).to(torch.bfloat16).eval()
+    net.reset_classifier(3)
+    assert net(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

@@ -148,6 +148,13 @@ def test_the_command_refuses(arguments, message, capsys):
     assert message in captured.err
 
 
+@pytest.mark.parametrize("size", ["-5", "0", "99999999999"])
+def test_the_command_wants_a_size_for_an_image(size, capsys):
+    with pytest.raises(SystemExit):
+        main(["--describe", "resnet20", "--size", size])
+    assert f"{size} px is no size for an image" in capsys.readouterr().err
+
+
 def test_the_command_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "backbones", "--size", "3"], capture_output=True, text=True)
     assert done.returncode == 2

@@ -18,6 +18,8 @@ from backbones import (
     WeightsError,
     create_backbone,
     load_weights,
+    plain18,
+    plain_cifar,
     resnet18,
     resnet50,
     resnet_cifar,
@@ -251,6 +253,19 @@ def test_save_weights_and_back(name, options, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
 
 
+def test_the_mean_image_travels_with_the_weights(tmp_path):
+    net = resnet_cifar(8)
+    mean_image = torch.rand(3, 32, 32) * 255
+    net.input_spec = InputSpec(std=(1.0, 1.0, 1.0), crop=32, resize=32, mean_image=mean_image)
+    save_weights(net, tmp_path / "w.safetensors")
+    spec = resnet_cifar(8, weights=tmp_path / "w.safetensors").input_spec
+    assert torch.equal(spec.mean_image, mean_image)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(spec.normalize(images), images - mean_image)
+    other_size = torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
+    torch.testing.assert_close(spec.normalize(other_size)[0, :, 0, 0], 200 - torch.tensor(spec.mean))
+
+
 def test_our_own_files_say_what_must_agree(tmp_path):
     net = resnet_cifar(8, shortcut_padding="both")
     save_weights(net, tmp_path / "w.safetensors")
@@ -258,12 +273,92 @@ def test_our_own_files_say_what_must_agree(tmp_path):
         resnet_cifar(8, weights=tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("make", "other", "trait"),
+    [
+        (lambda: plain_cifar(8), lambda: resnet_cifar(8), "shortcut='none'"),
+        (lambda: resnet_cifar(8), lambda: plain_cifar(8), "shortcut='A'"),
+        (lambda: resnet18(shortcut="A", num_classes=2), lambda: plain18(num_classes=2), "shortcut='A'"),
+        (lambda: resnet50(num_classes=2, **ORIGINAL), lambda: resnet50(num_classes=2), "stride_placement='original'"),
+    ],
+)
+def test_networks_of_the_same_tensors_are_told_apart(make, other, trait, tmp_path):
+    save_weights(make(), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=rf"was trained with {trait}"):
+        load_weights(other(), tmp_path / "w.safetensors")
+    load_weights(make(), tmp_path / "w.safetensors")
+
+
 def test_metadata_that_are_damaged(tmp_path):
     path = tmp_path / "w.safetensors"
-    for spec in ("{}", json.dumps({"mean": [1, 2], "std": [1, 2], "channel_order": "rgb"}), "nonsense"):
+    good = json.loads(InputSpec().to_json())
+    wrong = ({"mean": [1, 2]}, {"std": [0, 1, 1]}, {"resize": "a"}, {"crop": None}, {"mean": "123"}, {"channel_order": "bgra"}, {"more": 1})
+    for spec in ("{}", "[]", "nonsense", *(json.dumps({**good, **part}) for part in wrong)):
         save_file(resnet_cifar(8).state_dict(), path, metadata={"format": "backbones-1", "traits": "{}", "input_spec": spec})
         with pytest.raises(WeightsError, match=r"w\.safetensors: its metadata are damaged"):
             resnet_cifar(8, weights=path)
+    save_file(resnet_cifar(8).state_dict(), path, metadata={"format": "backbones-1", "traits": "[]", "input_spec": InputSpec().to_json()})
+    with pytest.raises(WeightsError, match=r"w\.safetensors: its metadata are damaged"):
+        resnet_cifar(8, weights=path)
+
+
+STATE = resnet_cifar(8).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({0: torch.zeros(1)}, "is not a state dict"),
+        ({"model": {"state_dict": {}}}, "is not a state dict"),
+        ({**STATE, "conv1.bias": torch.zeros(7)}, "unexpected 1: conv1.bias"),
+        (
+            {**STATE, "conv1.weight": STATE["conv1.weight"].to_sparse()},
+            r"conv1\.weight is a torch.float32 tensor of layout torch.sparse_coo",
+        ),
+        ({**STATE, "conv1.weight": STATE["conv1.weight"].to(torch.complex64)}, r"conv1\.weight is a torch.complex64 tensor"),
+        ({**STATE, "conv1.weight": STATE["conv1.weight"].to(torch.int8)}, r"conv1\.weight is torch.int8, expected torch.float32"),
+        ({**STATE, "bn1.bias": torch.full((16,), 1e300, dtype=torch.float64)}, r"bn1\.bias has values that are NaN or infinite"),
+        ({**STATE, "module.bn1.bias": torch.zeros(16)}, r"bn1\.bias is there twice"),
+    ],
+)
+def test_odd_files(content, message, tmp_path):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match=message):
+        load_weights(resnet_cifar(8), tmp_path / "odd.pth")
+
+
+def test_nested_wrappings_half_precision_and_a_zip_called_pkl(tmp_path):
+    torch.save({"model": {"state_dict": {name: t.half() if t.is_floating_point() else t for name, t in STATE.items()}}}, tmp_path / "w.pkl")
+    net = resnet_cifar(8)
+    load_weights(net, tmp_path / "w.pkl")
+    torch.testing.assert_close(net.conv1.weight, STATE["conv1.weight"], rtol=1e-3, atol=1e-3)
+    assert net.conv1.weight.dtype == torch.float32
+
+
+def test_a_network_without_memory(tmp_path):
+    torch.save(STATE, tmp_path / "w.pth")
+    with torch.device("meta"):
+        net = resnet_cifar(8)
+    with pytest.raises(WeightsError, match="built on the meta device"):
+        load_weights(net, tmp_path / "w.pth")
+
+
+def test_parts_of_networks_are_not_given_another_ones_name(tmp_path):
+    popped = resnet18(num_classes=0)
+    popped.pop_stage("conv5")
+    torch.save(popped.state_dict(), tmp_path / "part.pth")
+    torch.save(resnet18(norm="group").state_dict(), tmp_path / "group.pth")
+    with pytest.raises(WeightsError, match=r"does not fit this network\. Tensors missing"):
+        resnet18(weights=tmp_path / "part.pth")
+    with pytest.raises(WeightsError, match="no batch norm statistics: build the network with norm='group'"):
+        resnet18(weights=tmp_path / "group.pth")
+
+
+def test_published_weights_of_another_network_are_refused_before_a_download():
+    with pytest.raises(
+        WeightsError, match=r"torchvision/resnet50\.v1 does not fit this network. The file is of resnet50; the network looks like resnet18"
+    ):
+        resnet18(weights="torchvision/resnet50.v1")
 
 
 def test_save_weights_refuses_another_ending_and_keeps_an_old_file_on_failure(tmp_path: Path):

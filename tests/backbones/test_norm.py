@@ -194,9 +194,56 @@ def test_fold_batch_norm_in_single_precision():
         assert (fold_batch_norm(net)(x) - net(x)).abs().max() < 1e-4 * net(x).abs().max()
 
 
-def test_fold_batch_norm_names_a_norm_it_cannot_fold():
-    with pytest.raises(ValueError, match="no convolution found before the batch norm 0"):
-        fold_batch_norm(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)))
+class _Named(nn.Module):
+    """Layers as attributes, in the order given."""
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+
+class _NormThatActs(nn.BatchNorm2d):
+    """As some projects have it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+def _shared() -> nn.Module:
+    conv = nn.Conv2d(3, 3, 1)
+    return nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)), "0"),
+        (lambda: _Named(bn1=nn.BatchNorm2d(3), conv1=nn.Conv2d(3, 3, 1)), "bn1"),  # pre-activation
+        (lambda: _Named(conv1=nn.Conv2d(3, 5, 1), bn1=nn.BatchNorm2d(3)), "bn1"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), _NormThatActs(3)), "1"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)), "1"),
+        (_shared, "1"),
+    ],
+)
+def test_fold_batch_norm_names_a_norm_it_cannot_fold(make, name):
+    with pytest.raises(ValueError, match=f"no convolution of its own found before the batch norm {name}: it cannot be folded"):
+        fold_batch_norm(make())
+
+
+def test_norms_without_scale_and_shift_or_without_statistics():
+    norm = nn.BatchNorm2d(4, affine=False)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), norm).eval()
+    x = torch.randn(2, 3, 5, 5)
+    expected = net(x)
+    torch.testing.assert_close(fold_batch_norm(net)(x), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(freeze_batch_norm(net)(x), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="keeps no statistics that could be frozen"):
+        freeze_batch_norm(nn.BatchNorm2d(4, track_running_stats=False))
+    acting = nn.Sequential(_NormThatActs(4))
+    assert freeze_batch_norm(acting)[0].training
 
 
 # ---- recomputing the statistics ----
@@ -232,6 +279,21 @@ def test_recompute_leaves_frozen_stages_weights_and_modes_alone():
         assert torch.equal(tensor, before[name]) is not (
             changed or (name.endswith("tracked") and name.startswith(("layer2", "layer3", "layer4")))
         )
+
+
+def test_recompute_after_an_error_and_with_empty_batches():
+    net = randomise_norms(resnet_cifar(8)).train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    x = torch.randn(4, 3, 32, 32)
+    with pytest.raises(ValueError, match="expected images"):
+        recompute_batch_norm(net, [x, x[:, :1]])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(norm.momentum == 0.1 and norm.training for norm in net.modules() if isinstance(norm, nn.BatchNorm2d))
+    assert recompute_batch_norm(net, [x[:0], x]) == 1
+    twin = resnet_cifar(8)
+    twin.load_state_dict(before)
+    recompute_batch_norm(twin, [x])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(net.buffers(), twin.buffers(), strict=True))
 
 
 def test_recompute_without_batches_or_norms():

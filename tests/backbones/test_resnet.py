@@ -179,6 +179,8 @@ def test_zero_init_residual_starts_every_block_as_its_shortcut():
     assert resnet50().layer1[0].bn3.weight.all()  # the paper has none, so it is off
     with pytest.raises(ValueError, match="zero_init_residual needs a norm that learns"):
         resnet18(zero_init_residual=True, norm="frozen")
+    with pytest.raises(ValueError, match="a plain net would give nothing but zeros"):
+        resnet18(zero_init_residual=True, shortcut="none")
 
 
 def test_create_backbone_passes_every_argument_on():

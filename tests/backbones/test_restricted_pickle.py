@@ -89,7 +89,7 @@ def test_code_is_refused_by_name_and_not_run(tmp_path):
         (b"ctorch\nload\n.", "torch.load"),
         (b"ccollections\nnamedtuple\n.", "collections.namedtuple"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.", "os.system"),
-        (b"Pstored elsewhere\n.", "persistent id"),
+        (b"Pstored elsewhere\n.", "a persistent id, a str"),
         (b"cnumpy\ndtype\n.", "a function or type where data belong"),
         (pickle.dumps(np.array([{1: 2}, None], dtype=object)), "numpy type O8"),
         (pickle.dumps(np.zeros(2, dtype=[("a", "f4")])), "numpy type V4"),
@@ -121,6 +121,22 @@ def test_damaged_and_hostile_streams(stream, tmp_path):
     with pytest.raises(ValueError, match="damaged or not a pickle"):
         load_arrays(written(tmp_path, stream))
     assert load_arrays(written(tmp_path, {"a": np.ones(1, np.float32)}))["a"].tolist() == [1.0]  # the reader itself is as it was
+
+
+def test_a_filled_array_takes_no_second_state(tmp_path):
+    """A tensor's own __setstate__ would make views of memory that is not its own: it must be out of the stream's reach."""
+    stream = pickle.dumps(np.ones(4, np.float32), 5)
+    for state in (b"N", b"(I1\nI2\nI3\nI4\nt", b"}"):
+        with pytest.raises(ValueError, match="damaged or not a pickle"):
+            load_arrays(written(tmp_path, stream[:-1] + state + b"b."))
+
+
+def test_small_files_that_ask_for_much(tmp_path):
+    """A memo of 2^27 places, and lists that hold the one before twice, sixty deep: neither takes memory or time."""
+    assert load_arrays(written(tmp_path, b"\x80\x02Nr" + struct.pack("<I", 1 << 27) + b".")) is None
+    doubling = b"".join(b"(lp%d\ng%d\nag%d\na" % (n + 1, n, n) for n in range(60))
+    found = load_arrays(written(tmp_path, b"(lp0\n0" + doubling + b"."))
+    assert found[0] is found[1]
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -103,3 +103,7 @@ def test_freezing_conv1_and_conv2_as_faster_rcnn_does():
 def test_too_small(net):
     with pytest.raises(ValueError, match="conv5 has a stride of 16"):
         net(torch.randn(1, 3, 15, 32))
+    for size in ((16, 16), (31, 40)):
+        with pytest.raises(ValueError, match="give images of at least 32x32 px"):
+            net(torch.randn(1, 3, *size))
+        assert net.forward_features(torch.randn(1, 3, *size)).shape[2:] == (size[0] // 16, size[1] // 16)
