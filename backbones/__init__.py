@@ -16,7 +16,7 @@ from backbones.resnet import RESNETS, ResNet, StridePlacement, plain18, plain34,
 from backbones.resnet_cifar import CIFAR_DEPTHS, PLAIN_CIFAR_DEPTHS, CifarResNet, plain_cifar, resnet_cifar
 from backbones.shortcuts import PaddingSide, ShortcutKind
 from backbones.vgg import VGG, vgg16, vgg16_bn, vgg19, vgg19_bn
-from backbones.weights import LoadReport, WeightsError, load_weights, save_weights
+from backbones.weights import LoadReport, WeightsError, load_weights, read_metadata, save_weights
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     **RESNETS,
@@ -48,6 +48,7 @@ __all__ = [
     "plain18",
     "plain34",
     "plain_cifar",
+    "read_metadata",
     "recompute_batch_norm",
     "resnet18",
     "resnet34",

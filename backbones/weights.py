@@ -136,6 +136,21 @@ def save_weights(net: Backbone, path: str | Path, metadata: dict[str, str] | Non
         temporary.unlink(missing_ok=True)
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return what a .safetensors file says beside its tensors; nothing for a file that says nothing.
+
+    Raises WeightsError for a file that is missing or no .safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except Exception as error:
+        raise WeightsError(f"{path} is not a readable .safetensors file ({_first_line(error)})") from None
+
+
 # ---- where a file comes from ----
 
 

@@ -242,6 +242,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None, kind: type
     return check(kind, tree, f"{path}" + (" with --set" if overrides else ""))
 
 
+def with_overrides(config: Section, overrides: list[str], source: str) -> Section:
+    """Return `config` with `key.sub=value` overrides applied and everything checked again; raises ConfigError naming `source`."""
+    tree = json.loads(config.model_dump_json())
+    for override in overrides:
+        _apply(tree, override)
+    return check(type(config), tree, f"{source} with --set")
+
+
 def check(section: type[Section], tree: dict, source: str) -> Section:
     """Return `section` built from a plain mapping; raises ConfigError naming `source` and every key at fault."""
     try:

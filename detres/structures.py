@@ -314,3 +314,72 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+
+# ---- classification: disk -> ImageFiles or ImageArrays -> CropBatch, ClassTargets -> ClassLoss or logits ----
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """A labelled set of image files: `files` (M,) str, full paths, and `labels` (M,) int64, 0..K-1 in the order of class_map.names."""
+
+    source: str
+    class_map: ClassMap
+    files: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+@dataclass(frozen=True)
+class ImageArrays:
+    """A labelled set of small images of one size, in memory: `pixels` (M, H, W, 3) uint8 RGB, `labels` (M,) int64, 0..K-1."""
+
+    source: str
+    class_map: ClassMap
+    pixels: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+@dataclass(frozen=True)
+class CropBatch:
+    """N images of one size for a classifier: `pixels` (N, 3, H, W) uint8 RGB, normalised by the model on its device; N `ids`."""
+
+    pixels: Tensor
+    ids: tuple[ImageId, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def to(self, device: torch.device | str) -> CropBatch:
+        return CropBatch(self.pixels.to(device, non_blocking=True), self.ids)
+
+
+@dataclass(frozen=True)
+class ClassTargets:
+    """The classes of a batch: `labels` (N,) int64, 0..K-1; there is no background."""
+
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> ClassTargets:
+        return ClassTargets(self.labels.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class ClassLoss:
+    """Scalar tensors of one batch: `loss_cls`, cross-entropy in nats, and `top1_error`, the fraction classified wrongly."""
+
+    loss_cls: Tensor
+    top1_error: Tensor
+
+    def total(self) -> Tensor:
+        """Return what is minimised."""
+        return self.loss_cls
+
+    def terms(self) -> dict[str, Tensor]:
+        """Return name -> scalar tensor, in the order above."""
+        return {"loss_cls": self.loss_cls, "top1_error": self.top1_error}

@@ -19,6 +19,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.image_io": ({"detres.structures"}, {"torch", "numpy", "cv2", "PIL"}),
     "detres.draw": (set(), {"numpy", "cv2", "matplotlib"}),
     "detres.config": (set(), {"pydantic", "yaml"}),
+    "detres.cls_config": ({"detres.config"}, {"pydantic"}),
     "detres.models": (LEAVES | {"backbones"}, {"torch", "torchvision", "numpy"}),
     "detres.data": (LEAVES, {"torch", "numpy", "cv2", "albumentations", "defusedxml"}),
     "detres.evaluation": (LEAVES, {"torch", "numpy", "pycocotools"}),
@@ -26,6 +27,10 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.build": (
         LEAVES | {"backbones", "detres.config", "detres.models", "detres.data", "detres.evaluation", "detres.engine"},
         {"torch"},
+    ),
+    "detres.build_classifier": (
+        LEAVES | {"backbones", "detres.config", "detres.cls_config", "detres.models", "detres.data", "detres.evaluation", "detres.engine"},
+        {"torch", "numpy"},
     ),
 }
 

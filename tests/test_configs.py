@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from detres.build import build_detector
+from detres.build import build_detector, build_schedule
+from detres.build_classifier import build_classifier
+from detres.cls_config import ClassificationConfig
 from detres.config import load_config
 
-FILES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
+ALL = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
+CLASSIFICATION = [path for path in ALL if path.stem.startswith(("cls_", "cifar10_", "imagenet_", "tiny_imagenet50_"))]
+FILES = [path for path in ALL if path not in CLASSIFICATION]
 WITHOUT_DOWNLOAD = ["model.backbone.weights=null", "model.backbone.norm=batch", "model.backbone.freeze_at=0"]
 
 
@@ -47,3 +52,54 @@ def test_the_papers_settings(name):
         assert (train.steps, train.milestones) == (70_000, (50_000,))
         assert len(model.anchors.sizes) * len(model.anchors.aspect_ratios) == 9
         assert (config.data.train, config.data.val, config.eval.protocol) == (("2007/trainval", "2012/trainval"), ("2007/test",), "voc07")
+
+
+@pytest.mark.parametrize("path", CLASSIFICATION, ids=lambda path: path.stem)
+def test_a_classification_config_loads_under_its_own_name_and_builds(path):
+    config = load_config(path, kind=ClassificationConfig)
+    assert config.name == path.stem
+    with torch.device("meta"):
+        model = build_classifier(config.model, 10, None)
+    assert model.net.get_classifier().out_features == 10
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110, 1202])
+@pytest.mark.parametrize("kind", ["resnet", "plain"])
+def test_the_papers_cifar_recipe(kind, depth):
+    if kind == "plain" and depth > 56:
+        assert f"cifar10_plain{depth}" not in {path.stem for path in CLASSIFICATION}
+        return
+    path = next(path for path in CLASSIFICATION if path.stem == f"cifar10_{kind}{depth}")
+    config = load_config(path, kind=ClassificationConfig)
+    assert config.model.network.name == f"{kind}{depth}"
+    assert config.model.network.shortcut == ("A" if kind == "resnet" else None)
+    assert (config.model.mean, config.data.pad, config.data.flip) == ("pixel", 4, 0.5)
+    assert (config.train.batch_size, config.train.momentum, config.train.weight_decay, config.train.optimizer) == (128, 0.9, 1e-4, "sgd")
+    schedule = build_schedule(config.train, 50_000)
+    assert schedule.steps == 64_000
+    rates = [schedule.at(step) for step in (400, 31_999, 32_000, 47_999, 48_000, 63_999)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert schedule.at(0) == pytest.approx(0.01 if depth >= 110 else 0.1)
+
+
+@pytest.mark.parametrize("path", [path for path in CLASSIFICATION if path.stem.startswith("imagenet_")], ids=lambda path: path.stem)
+def test_the_papers_imagenet_recipe(path):
+    config = load_config(path, kind=ClassificationConfig)
+    data, train = config.data, config.train
+    assert (data.size, data.shorter, data.flip, data.pca) == (224, (256, 480), 0.5, 0.1)
+    assert (train.batch_size, train.effective_lr, train.steps, train.weight_decay, train.momentum) == (256, 0.1, 600_000, 1e-4, 0.9)
+    assert (config.model.label_smoothing, config.model.network.zero_init_residual, train.schedule) == (0.0, None, "multistep")
+    assert config.eval.scales == (224, 256, 384, 480, 640)
+    network = config.model.network
+    wanted = {"a": "A", "b": "B", "c": "C"}.get(path.stem[-1])
+    assert network.shortcut == wanted
+    assert network.stride_placement == ("original" if network.name in ("resnet50", "resnet101", "resnet152") else None)
+
+
+def test_every_network_of_tables_2_to_6_has_its_config():
+    names = {path.stem for path in CLASSIFICATION}
+    deep = {f"imagenet_{name}" for name in ("plain18", "plain34", "resnet50", "resnet101", "resnet152", "vgg16")}
+    assert deep | {f"imagenet_resnet{depth}{kind}" for depth in (18, 34) for kind in "abc"} <= names
+    assert {f"cifar10_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)} | {
+        f"cifar10_plain{depth}" for depth in (20, 32, 44, 56)
+    } <= names

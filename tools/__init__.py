@@ -6,9 +6,11 @@ import runpy
 import sys
 
 COMMANDS = {
+    "train-cls": "train a classifier, or pretrain a backbone",
     "train-det": "train a Faster R-CNN",
     "eval": "score weights or a detections file",
     "predict": "detect in images and draw what was found",
+    "plot": "draw error curves and layer responses",
     "benchmark": "time the detector or a backbone against torchvision's",
     "compare-torchvision": "train the detector and one made of torchvision's parts by the same loop",
 }

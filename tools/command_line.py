@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from detres.build import with_data_root
+from detres.cls_config import ClassificationConfig
 from detres.config import Config, load_config
 from detres.engine.precision import faster_precision
 from detres.engine.train import Interrupted, NonFiniteLossError
@@ -19,9 +20,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "shapes_r18.yaml"
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
+def add_config_flags(parser: argparse.ArgumentParser, default: Path = DEFAULT_CONFIG) -> None:
     """Add --cfg, --set, --data, --seed and --device."""
-    parser.add_argument("--cfg", metavar="FILE", help=f"YAML configuration (default: {DEFAULT_CONFIG.name})")
+    parser.add_argument("--cfg", metavar="FILE", help=f"YAML configuration (default: {default.name})")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", default=[], help="override configuration keys, e.g. train.lr=0.01")
     parser.add_argument("--data", metavar="DIR", help="data folder (default: data.root of the configuration, then $DETRES_DATA)")
     parser.add_argument("--seed", type=int, help="overrides seed of the configuration")
@@ -51,13 +52,15 @@ def config_path(cfg: str | None, default: Path = DEFAULT_CONFIG) -> Path:
     return path
 
 
-def config_from(arguments: argparse.Namespace) -> Config:
+def config_from(
+    arguments: argparse.Namespace, kind: type[Config] | type[ClassificationConfig] = Config, default: Path = DEFAULT_CONFIG
+) -> Config | ClassificationConfig:
     """Return the checked configuration of the flags, precision and data root settled.
 
     The root is absolute, so that weights are scored from any directory.
     """
     overrides = [*arguments.set, *([f"seed={arguments.seed}"] if arguments.seed is not None else [])]
-    config = load_config(config_path(arguments.cfg), overrides)
+    config = load_config(config_path(arguments.cfg, default), overrides, kind)
     data = with_data_root(config.data, arguments.data)
     if data.root is not None:
         data = data.model_copy(update={"root": str(Path(data.root).absolute())})

@@ -1,4 +1,4 @@
-"""Score a detector, `python tools/eval.py --weights FILE`, or any results file, `--detections FILE --annotations FILE`."""
+"""Score a detector or a classifier, `python tools/eval.py --weights FILE`, or results, `--detections FILE --annotations FILE`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from backbones import PUBLISHED
 from detres.build import build_evaluation, load_detector, read_split, with_data_root
-from detres.config import load_config
+from detres.build_classifier import class_scores, is_classifier, load_classifier, protocol_of, published_classifier, read_held_out
+from detres.cls_config import ClassificationConfig
+from detres.config import load_config, with_overrides
 from detres.data.coco import read_coco
 from detres.data.voc import read_voc
-from detres.engine.checkpoint import write_text
+from detres.engine.checkpoint import replacing, write_text
+from detres.evaluation.classify import ensemble, score_classes
 from detres.evaluation.coco_ap import CocoResult, evaluate_coco
 from detres.evaluation.detection_files import read_coco_results, read_voc_results, to_coco_results
 from detres.evaluation.diagnose import explain
@@ -21,15 +27,21 @@ from detres.structures import Annotations, Predictions
 from detres.tools.command_line import add_config_flags, config_path, run
 
 PROTOCOLS = ("coco", "voc07", "voc12")
-WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections")
+WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections", "--save-scores")
 DETECTIONS_FLAGS = ("--annotations", "--split")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, read or detect, score; returns the exit status."""
-    parser = argparse.ArgumentParser(description="score a detector's weights, or a detections file")
+    parser = argparse.ArgumentParser(description="score the weights of a detector or a classifier, or a detections file")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--weights", metavar="FILE", help="best.safetensors of a run; it knows its model, classes, data and protocol")
+    what.add_argument(
+        "--weights",
+        metavar="FILE",
+        nargs="+",
+        help="a run's best.safetensors (detector) or weights.safetensors (classifier; several make an ensemble), "
+        "which know their model, classes, data and protocol; or, with --cfg, published classifiers by name",
+    )
     what.add_argument("--detections", metavar="FILE_OR_FOLDER", help="COCO results JSON, or a folder of VOC comp3/comp4 text files")
     parser.add_argument("--annotations", metavar="FILE_OR_FOLDER", help="with --detections: COCO JSON, or VOCdevkit/VOCyyyy")
     parser.add_argument("--split", metavar="NAME", help="with a VOC folder: the list in ImageSets/Main (default: test, else val)")
@@ -39,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--iou", type=float, metavar="T", help="VOC protocols: IoU from which a detection is right (default: 0.5)")
     parser.add_argument("--json", metavar="OUT", help="also write the numbers, as fractions, to this file")
     parser.add_argument("--save-detections", metavar="OUT", help="with --weights: also write the detections as COCO results")
+    parser.add_argument("--save-scores", metavar="OUT", help="with a classifier's --weights: also write probabilities and labels, .npz")
     add_config_flags(parser)
     arguments = parser.parse_args(argv)
     if arguments.detections and not arguments.annotations:
@@ -53,8 +66,54 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def score_weights(arguments: argparse.Namespace) -> None:
+    """Score a detector, or classifiers, by what the first of the files is."""
+    first = arguments.weights[0]
+    if first in PUBLISHED or is_classifier(Path(first)):
+        score_classifiers(arguments)
+    elif len(arguments.weights) > 1 or arguments.save_scores:
+        raise ValueError(f"{first} is a detector: several --weights, and --save-scores, go with classifiers")
+    else:
+        score_detector(arguments)
+
+
+def score_classifiers(arguments: argparse.Namespace) -> None:
+    """Run one classifier, or several as an ensemble, over held-out images and score them by the first one's protocol."""
+    for flag, value in (("--protocol", arguments.protocol), ("--iou", arguments.iou), ("--save-detections", arguments.save_detections)):
+        if value is not None:
+            raise ValueError(f"{flag} goes with detectors; a classifier's protocol is set by --set eval.views=ten_crop, and so on")
+    if not arguments.cfg and set(arguments.weights) <= PUBLISHED.keys():
+        raise ValueError(f"{arguments.weights[0]} is published: say how and on what to score it with --cfg configs/imagenet_resnet50.yaml")
+    models, config, class_map = [], None, None
+    for weights in arguments.weights:
+        if weights in PUBLISHED:
+            models.append((weights, published_classifier(weights)))
+            continue
+        model, own_config, own_classes = load_classifier(Path(weights))
+        config, class_map = config or own_config, class_map or own_classes
+        class_map.require_same(own_classes, arguments.weights[0], weights)
+        models.append((weights, model))
+    if arguments.cfg:
+        config = load_config(config_path(arguments.cfg), arguments.set, ClassificationConfig)
+    elif arguments.set:
+        config = with_overrides(config, arguments.set, arguments.weights[0])
+    config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
+    images = read_held_out(config.data)
+    if class_map is not None:
+        class_map.require_same(images.class_map, arguments.weights[0], images.source)
+    scores = ensemble([class_scores(config, model.to(arguments.device), images, arguments.device) for _, model in models])
+    result = score_classes(scores, images.class_map.names, protocol_of(config))
+    sys.stdout.write(f"{images.source}\n{', '.join(weights for weights, _ in models)}\n{result.table(per_class=True)}\n")
+    if arguments.save_scores:
+        with replacing(Path(arguments.save_scores)) as temporary, temporary.open("wb") as file:
+            np.savez(file, probabilities=scores.probabilities, labels=scores.labels, classes=np.array(images.class_map.names))
+    if arguments.json:
+        write_text(Path(arguments.json), json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+def score_detector(arguments: argparse.Namespace) -> None:
     """Run a detector over held-out images and score it."""
-    detector, config, class_map = load_detector(Path(arguments.weights))
+    weights = arguments.weights[0]
+    detector, config, class_map = load_detector(Path(weights))
     data, evaluation = config.data, config.eval
     if arguments.cfg or arguments.set:
         if not arguments.cfg:
@@ -67,7 +126,7 @@ def score_weights(arguments: argparse.Namespace) -> None:
         update={"data": with_data_root(data, arguments.data), "eval": evaluation.model_copy(update={"protocol": protocol})}
     )
     truth = read_split(config.data, "val")
-    class_map.require_same(truth.class_map, arguments.weights, truth.source)
+    class_map.require_same(truth.class_map, weights, truth.source)
     result, predictions = build_evaluation(config, detector.to(arguments.device), truth, arguments.device)()
     if arguments.iou is not None:
         result = score(truth, predictions, protocol, arguments.iou)

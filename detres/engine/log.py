@@ -115,7 +115,11 @@ class RunLog:
     def train(self, step: int, record: dict[str, float]) -> None:
         """Log one training record after `step` steps are done."""
         self._write("train", step, record)
-        losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in record.items() if name.startswith("loss"))
+        losses = "  ".join(
+            f"{name.removeprefix('loss_')} {value:.3f}"
+            for name, value in record.items()
+            if name.startswith("loss") or name.endswith("error")
+        )
         if self.bar is not None:
             self.bar.set_postfix_str(losses)
         else:

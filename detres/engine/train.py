@@ -64,8 +64,8 @@ def fit(
     """Train from `progress.step` to `steps`, evaluate, and return the last evaluation's metrics.
 
     model: called as model(images, targets), returns an object with .terms() (name -> scalar tensor) and .total().
-    batches: yields (images, targets) from step `progress.step` on; images and every target have .to(device), images also
-    len() and .ids.
+    batches: yields (images, targets) from step `progress.step` on; images have .to(device), len() and .ids; targets, or each
+    of a list of them, have .to(device).
     progress: updated in place. With no step left to do, this only evaluates.
     lr_at: rate of a 0-based step; a parameter group's "lr_scale", where it has one, multiplies it.
     evaluate: called every `eval_every` steps (0: never on the way) and at the end. save_best: called when
@@ -88,7 +88,8 @@ def fit(
                 group["lr"] = lr * group.get("lr_scale", 1.0)
             torch.manual_seed((seed * 1_000_003 + progress.step) % 2**63)
 
-            images, targets = images.to(device), [target.to(device) for target in targets]
+            images = images.to(device)
+            targets = [target.to(device) for target in targets] if isinstance(targets, list) else targets.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 losses = model(images, targets)
                 total = losses.total()
@@ -248,7 +249,7 @@ def _culprit(model: nn.Module, terms: dict[str, torch.Tensor], images: object, t
     if not bad:
         what = "finite loss but non-finite gradient"
         bad = [name for name, parameter in model.named_parameters() if parameter.grad is not None and not parameter.grad.isfinite().all()]
-    record = {"step": step, "lr": lr, "terms": values, "images": list(images.ids), "targets": [_plain(target) for target in targets]}
+    record = {"step": step, "lr": lr, "terms": values, "images": list(images.ids), "targets": _plain(targets)}
     write_text(folder / "nonfinite.json", json.dumps(without_nan(record)) + "\n")
     more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
     return (
@@ -259,7 +260,9 @@ def _culprit(model: nn.Module, terms: dict[str, torch.Tensor], images: object, t
 
 
 def _plain(target: object) -> object:
-    """A target as JSON: tensors become lists, dataclasses mappings."""
+    """Targets as JSON: tensors become lists, dataclasses mappings."""
+    if isinstance(target, list):
+        return [_plain(item) for item in target]
     if is_dataclass(target):
         return {field.name: _plain(getattr(target, field.name)) for field in fields(target)}
     return target.tolist() if isinstance(target, torch.Tensor) else target

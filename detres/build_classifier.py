@@ -1,0 +1,188 @@
+"""From a classification configuration to objects: labelled images, classifier, batches, scoring, weights files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from backbones import PUBLISHED, WeightsError, create_backbone, load_weights, read_metadata, save_weights
+from detres.cls_config import ClassificationConfig, ClassificationDataConfig, ClassificationTrainConfig, ClassifierConfig
+from detres.config import check
+from detres.data.array_batches import ArrayEvalBatches, ArrayTrainBatches
+from detres.data.coco import read_coco
+from detres.data.crops import CenterCrop, CropDataset, TrainCrop, WholeImage, crop_eval_loader, crop_train_loader
+from detres.data.images import decode_in_memory, hold_out, read_cifar10, read_image_folder
+from detres.data.object_crops import crop_objects
+from detres.data.shapes import ensure_shapes
+from detres.engine.checkpoint import CheckpointError
+from detres.engine.train import adamw, sgd
+from detres.evaluation.classify import ClassResult, ClassScores, center, classify, dense, score_classes, ten_crop
+from detres.models.classifier import Classifier
+from detres.structures import ClassMap, ClassTargets, CropBatch, ImageArrays, ImageFiles
+
+Images = ImageFiles | ImageArrays
+RUN_METADATA = ("config", "classes", "step")
+"""What tools/train_cls.py writes beside the weights, so that the file alone can be scored."""
+
+
+def read_class_splits(data: ClassificationDataConfig) -> tuple[Images, Images]:
+    """Return the training and the held-out images of a configuration whose root is settled.
+
+    Raises ClassMismatchError when their classes differ, and what the readers raise.
+    """
+    if data.format == "shapes":
+        root = ensure_shapes(Path(data.root) if data.root else None, num_train=data.shapes_train, num_val=data.shapes_val)
+        splits = [read_coco(root / "annotations" / f"{split}.json", root / split) for split in ("train", "val")]
+        train, val = (crop_objects(split, data.size) for split in splits)
+    elif data.format == "cifar10":
+        train = read_cifar10(Path(data.root), "train")
+        train, val = hold_out(train, data.hold_out) if data.hold_out else (train, read_cifar10(Path(data.root), "test"))
+    else:
+        train, val = (read_image_folder(Path(data.root) / split, classes=data.classes) for split in (data.train, data.val))
+        if data.in_memory:
+            train, val = decode_in_memory(train), decode_in_memory(val)
+    train.class_map.require_same(val.class_map, train.source, val.source)
+    return train, val
+
+
+def read_held_out(data: ClassificationDataConfig) -> Images:
+    """Return the held-out images alone; raises what the readers raise."""
+    if data.format == "folder":
+        images = read_image_folder(Path(data.root) / data.val, classes=data.classes)
+        return decode_in_memory(images) if data.in_memory else images
+    return read_class_splits(data)[1]
+
+
+def build_classifier(config: ClassifierConfig, num_classes: int, train: Images | None) -> Classifier:
+    """Return the classifier for K = `num_classes` classes, channels last, on the CPU.
+
+    train: the training images, whose mean is taken where the configuration says so; None where weights are about to be loaded
+    that know their own. Raises what backbones.create_backbone raises, ValueError for a network of another input size.
+    """
+    settings = config.network
+    net = create_backbone(
+        settings.name,
+        shortcut=settings.shortcut,
+        shortcut_padding=settings.shortcut_padding,
+        stride_placement=settings.stride_placement,
+        norm=settings.norm,
+        num_classes=num_classes,
+        zero_init_residual=settings.zero_init_residual,
+        weights=settings.weights if train is not None else None,
+    )
+    if config.mean != "network" and train is not None:
+        mean_image = torch.from_numpy(train.pixels.mean(axis=0, dtype=np.float64)).float().permute(2, 0, 1).contiguous()  # (3, H, W)
+        net.input_spec = replace(
+            net.input_spec,
+            mean=tuple(mean_image.mean(dim=(1, 2)).tolist()),
+            std=(1.0, 1.0, 1.0),
+            resize=mean_image.shape[1],
+            crop=mean_image.shape[1],
+            mean_image=mean_image if config.mean == "pixel" else None,
+        )
+    return Classifier(net=net, label_smoothing=config.label_smoothing).to(memory_format=torch.channels_last)
+
+
+def build_train_batches(
+    config: ClassificationConfig, images: Images, *, steps: int, start_step: int, device: torch.device
+) -> Iterable[tuple[CropBatch, ClassTargets]]:
+    """Return the augmented batches of the steps start_step..steps - 1."""
+    data, batch_size = config.data, config.train.batch_size
+    if isinstance(images, ImageArrays):
+        return ArrayTrainBatches(
+            images, batch_size=batch_size, seed=config.seed, steps=steps, start_step=start_step, pad=data.pad, flip=data.flip, device=device
+        )
+    dataset = CropDataset(images, TrainCrop(shorter=data.shorter, crop=data.size, flip=data.flip, pca=data.pca))
+    return crop_train_loader(dataset, batch_size=batch_size, steps=steps, seed=config.seed, start_step=start_step, num_workers=data.workers)
+
+
+def build_class_optimizer(settings: ClassificationTrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer over what learns in `model`; raises ValueError when nothing does."""
+    if settings.optimizer == "adamw":
+        return adamw(model, weight_decay=settings.weight_decay)
+    decay = settings.weight_decay
+    return sgd(model, momentum=settings.momentum, weight_decay=decay, norm_weight_decay=decay, bias_lr_scale=1.0)
+
+
+def protocol_of(config: ClassificationConfig) -> str:
+    """Return in words how held-out images are scored."""
+    if config.data.arrays:
+        return (
+            "whole images as they are"
+            if config.eval.views == "center"
+            else f"fully convolutional, shorter sides {list(config.eval.scales)}"
+        )
+    crop = f"{config.data.size} px of shorter side {config.eval.resize} px"
+    if config.eval.views == "center":
+        return f"centre crop, {crop}"
+    if config.eval.views == "ten_crop":
+        return f"10 crops (corners, centre, mirrors), {crop}"
+    return f"fully convolutional, shorter sides {list(config.eval.scales)} px and mirrors"
+
+
+def class_scores(config: ClassificationConfig, model: Classifier, images: Images, device: torch.device) -> ClassScores:
+    """Run the classifier over all images by the configuration's protocol."""
+    data, settings = config.data, config.eval
+    if settings.views == "center":
+        score = center(model)
+    elif settings.views == "ten_crop":
+        score = ten_crop(model, data.size)
+    else:
+        stride = model.net.strides[model.net.last_stage]
+        score = dense(model, settings.scales, max(1, data.size // stride))
+    if isinstance(images, ImageArrays):
+        batches = ArrayEvalBatches(images, batch_size=settings.batch_size)
+    elif settings.views == "center":
+        dataset = CropDataset(images, CenterCrop(shorter=settings.resize, crop=data.size))
+        batches = crop_eval_loader(dataset, batch_size=settings.batch_size, num_workers=data.workers)
+    else:  # images of different sizes come one by one
+        dataset = CropDataset(images, WholeImage(shorter=settings.resize if settings.views == "ten_crop" else None))
+        batches = crop_eval_loader(dataset, batch_size=1, num_workers=data.workers)
+    return classify(model, batches, device, score)
+
+
+def score_classifier(config: ClassificationConfig, model: Classifier, images: Images, device: torch.device) -> ClassResult:
+    """Score a classifier on images by the configuration's protocol."""
+    return score_classes(class_scores(config, model, images, device), images.class_map.names, protocol_of(config))
+
+
+def save_classifier(path: Path, model: Classifier, config: ClassificationConfig, class_map: ClassMap, step: int) -> None:
+    """Write weights that `backbones.load_weights` reads, and beside them what scoring needs."""
+    metadata = {"config": config.model_dump_json(), "classes": json.dumps(class_map.to_dict()), "step": str(step)}
+    save_weights(model.net, path, metadata)
+
+
+def is_classifier(path: Path) -> bool:
+    """Whether a weights file is one of `save_classifier`, by its metadata; a file that cannot be read is not."""
+    try:
+        return set(RUN_METADATA) <= read_metadata(path).keys()
+    except WeightsError:
+        return False
+
+
+def load_classifier(path: Path) -> tuple[Classifier, ClassificationConfig, ClassMap]:
+    """Rebuild a classifier from a file of `save_classifier`: in eval mode, with its configuration and classes.
+
+    Raises CheckpointError for a file of another kind, WeightsError when its weights do not fit its configuration.
+    """
+    metadata = read_metadata(path)
+    missing = [key for key in RUN_METADATA if key not in metadata]
+    if missing:
+        raise CheckpointError(f"{path} holds weights but not what a classifier needs beside them: {', '.join(missing)}")
+    config = check(ClassificationConfig, json.loads(metadata["config"]), str(path))
+    class_map = ClassMap.from_dict(json.loads(metadata["classes"]))
+    model = build_classifier(config.model, len(class_map), None)
+    load_weights(model.net, path)
+    model = Classifier(net=model.net, label_smoothing=config.model.label_smoothing)
+    return model.to(memory_format=torch.channels_last).eval(), config, class_map
+
+
+def published_classifier(name: str) -> Classifier:
+    """Return a network with published weights, in eval mode; raises KeyError for an unknown name, WeightsError offline."""
+    return Classifier(net=create_backbone(PUBLISHED[name].architecture, weights=name)).to(memory_format=torch.channels_last).eval()

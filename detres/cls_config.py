@@ -1,0 +1,107 @@
+"""Configuration of a classification run; read by `detres.config.load_config(path, overrides, ClassificationConfig)`.
+
+A default is the paper's ImageNet value (section 3.4) unless the comment beside it says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from detres.config import Count, Fraction, Positive, PositiveFloat, Section, TrainConfig
+
+
+class NetworkConfig(Section):
+    """Which network of `backbones` learns; None means the network's own default (section 4.1: B for ResNets, A on CIFAR)."""
+
+    name: str = "resnet50"
+    shortcut: Literal["A", "B", "C"] | None = None
+    shortcut_padding: Literal["end", "both"] | None = None
+    stride_placement: Literal["original", "torchvision"] | None = None
+    norm: Literal["batch", "sync", "group"] | None = None
+    zero_init_residual: bool | None = None  # not in the paper
+    weights: str | None = None  # to start from; the paper trains from scratch
+
+
+class ClassifierConfig(Section):
+    """The network and how its input is normalised."""
+
+    network: NetworkConfig = NetworkConfig()
+    mean: Literal["network", "channel", "pixel"] = "network"  # ImageNet's; or the training set's, by channel or pixel (paper), std 1
+    label_smoothing: Fraction = 0.0  # not in the paper
+
+
+class ClassificationDataConfig(Section):
+    """Where the labelled images are, and how they are cropped."""
+
+    format: Literal["shapes", "folder", "cifar10"]
+    root: str | None = None  # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder
+    train: str = "train"  # folder: the sub-folder with a folder a class
+    val: str = "val"
+    classes: tuple[str, ...] | None = None  # folder: only to train on a subset
+    in_memory: bool = False  # folder: images of one size, decoded once and held on the device
+    hold_out: Count = 0  # cifar10: training images held out and scored instead of the test set (section 4.2: 5000)
+    size: Positive = 224  # px of a crop; shapes: px to which objects are cut out
+    shorter: tuple[Positive, Positive] = (256, 480)  # px between which the shorter side is drawn
+    pad: Count = 4  # images in memory: px of black around, out of which crops are drawn (section 4.2)
+    flip: Fraction = 0.5
+    pca: Annotated[float, Field(ge=0)] = 0.1  # image files: standard deviation of AlexNet's colour shift
+    shapes_train: Positive = 2500  # shapes: images to draw
+    shapes_val: Positive = 200
+    workers: Count = 2
+
+    @property
+    def arrays(self) -> bool:
+        """Whether the images are held in memory."""
+        return self.format != "folder" or self.in_memory
+
+
+class ClassificationTrainConfig(TrainConfig):
+    """The optimisation; section 3.4. Weight decay is that of every weight, bias and norm, as in fb.resnet.torch."""
+
+    batch_size: Positive = 256
+    lr: PositiveFloat = 0.1
+    reference_batch: Positive = 256
+    warmup_steps: Count = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    recompute_batches: Count = 0  # training batches over which batch norm statistics are averaged at the end (appendix A)
+
+
+class ClassificationEvalConfig(Section):
+    """How held-out images are scored during training and by tools/eval.py."""
+
+    views: Literal["center", "ten_crop", "dense"] = "center"
+    resize: Positive = 256  # px of the shorter side before cropping; image files only
+    scales: tuple[Positive, ...] = (224, 256, 384, 480, 640)  # dense: shorter sides
+    batch_size: Positive = 100
+
+
+class ClassificationConfig(Section):
+    """One run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    seed: Count = 3
+    data: ClassificationDataConfig
+    model: ClassifierConfig = ClassifierConfig()
+    train: ClassificationTrainConfig
+    eval: ClassificationEvalConfig = ClassificationEvalConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ClassificationConfig:
+        data = self.data
+        if data.shorter[0] > data.shorter[1]:
+            raise ValueError(f"data.shorter {list(data.shorter)} is not in rising order")
+        if not data.arrays and data.shorter[0] < data.size:
+            raise ValueError(f"data.shorter {list(data.shorter)} px does not hold a crop of data.size {data.size} px")
+        if not data.arrays and self.eval.resize < data.size:
+            raise ValueError(f"eval.resize {self.eval.resize} px does not hold a crop of data.size {data.size} px")
+        if data.arrays and self.eval.views == "ten_crop":
+            raise ValueError("eval.views ten_crop needs images larger than the crop; images in memory are scored as they are")
+        if data.hold_out and data.format != "cifar10":
+            raise ValueError("data.hold_out applies to format cifar10; other formats have a validation folder of their own")
+        if self.model.mean != "network" and not data.arrays:
+            raise ValueError(f"model.mean {self.model.mean} applies to images in memory; for image files take network, ImageNet's means")
+        if self.model.mean != "network" and self.model.network.weights:
+            raise ValueError(f"model.mean {self.model.mean} does not go with model.network.weights, which expect the input they learned on")
+        return self

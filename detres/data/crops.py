@@ -1,0 +1,142 @@
+"""Crops for classification: AlexNet's scale and crop augmentation of image files (paper, section 3.4), and the loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from detres.data.loader import StepSampler, start_worker
+from detres.image_io import read_image, resize_image
+from detres.structures import ClassTargets, CropBatch, ImageFiles
+
+CropTransform = Callable[[np.ndarray, int], np.ndarray]
+
+PCA_VALUES = np.array([0.2175, 0.0188, 0.0045]) * 255
+PCA_VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+"""Of ImageNet's RGB pixels: eigenvalues on the 0..255 scale and eigenvectors in columns (fb.resnet.torch; the paper's own
+were never published)."""
+
+
+class TrainCrop:
+    """A square crop of a randomly scaled image or its mirror, its colours shifted.
+
+    shorter: (low, high) px, both included, between which the shorter side is drawn. crop: px. flip: probability. pca: standard
+    deviation of the shift along each principal component of colour, 0.1 in AlexNet; the shifted values are rounded and
+    clipped to 0..255. Raises ValueError when a scaled image could be smaller than the crop.
+    """
+
+    def __init__(self, *, shorter: tuple[int, int], crop: int, flip: float, pca: float) -> None:
+        if not crop <= shorter[0] <= shorter[1]:
+            raise ValueError(f"shorter sides {shorter[0]}..{shorter[1]} px do not hold a crop of {crop} px")
+        self.shorter, self.crop, self.flip, self.pca = shorter, crop, flip, pca
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """Return (crop, crop, 3) uint8, a pure function of the image (H, W, 3) uint8 and the seed."""
+        rng = np.random.default_rng(seed)
+        height, width = scaled_size(*image.shape[:2], int(rng.integers(self.shorter[0], self.shorter[1] + 1)))
+        top, left = int(rng.integers(0, height - self.crop + 1)), int(rng.integers(0, width - self.crop + 1))
+        crop = resized_window(image, (height, width), (top, left), self.crop)
+        if rng.random() < self.flip:
+            crop = crop[:, ::-1]
+        if self.pca:
+            shift = PCA_VECTORS @ (rng.normal(0, self.pca, 3) * PCA_VALUES)
+            crop = np.clip(np.rint(crop + shift.astype(np.float32)), 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(crop)
+
+
+class CenterCrop:
+    """The centre square of an image whose shorter side is scaled to `shorter` px; `shorter` is at least `crop`."""
+
+    def __init__(self, *, shorter: int, crop: int) -> None:
+        if shorter < crop:
+            raise ValueError(f"a shorter side of {shorter} px does not hold a crop of {crop} px")
+        self.shorter, self.crop = shorter, crop
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:  # noqa: ARG002
+        """Return (crop, crop, 3) uint8; nothing is random."""
+        height, width = scaled_size(*image.shape[:2], self.shorter)
+        return resized_window(image, (height, width), (round((height - self.crop) / 2), round((width - self.crop) / 2)), self.crop)
+
+
+class WholeImage:
+    """The whole image, its shorter side scaled to `shorter` px; None: as it is. For views that are cut out later."""
+
+    def __init__(self, *, shorter: int | None) -> None:
+        self.shorter = shorter
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:  # noqa: ARG002
+        """Return (h, w, 3) uint8; nothing is random."""
+        return image if self.shorter is None else resize_image(image, scaled_size(*image.shape[:2], self.shorter))
+
+
+def scaled_size(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """Return (h, w) px with the shorter side at `shorter` and the longer one rounded down, as torchvision does."""
+    return (shorter, max(shorter, shorter * width // height)) if height <= width else (max(shorter, shorter * height // width), shorter)
+
+
+def resized_window(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int) -> np.ndarray:
+    """Return the (side, side, 3) window at `corner` (top, left) of `image` resized to `size` (h, w), bilinear as Caffe resized.
+
+    Only the window's own pixels are computed, to a 32nd of a pixel.
+    """
+    scale_y, scale_x = image.shape[0] / size[0], image.shape[1] / size[1]
+    # pixel centres sit at +0.5: source = (target + corner + 0.5) * scale - 0.5
+    to_source = np.array([(scale_x, 0, (corner[1] + 0.5) * scale_x - 0.5), (0, scale_y, (corner[0] + 0.5) * scale_y - 0.5)])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, to_source, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+class CropDataset(Dataset):
+    """Image files and labels, read and cropped one by one; items are asked for with a seed."""
+
+    def __init__(self, images: ImageFiles, transform: CropTransform) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, int, str]:
+        """Return (crop (S, S, 3) uint8 RGB, label, file) for key (index, seed); raises ImageReadError naming a damaged file."""
+        index, seed = key
+        file = str(self.images.files[index])
+        return self.transform(read_image(file), seed), int(self.images.labels[index]), file
+
+
+def collate_crops(items: Sequence[tuple[np.ndarray, int, str]]) -> tuple[CropBatch, ClassTargets]:
+    """Return one batch of crops of one size, and its labels."""
+    crops, labels, files = zip(*items, strict=True)
+    pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)  # channels last in memory
+    return CropBatch(pixels, tuple(files)), ClassTargets(torch.tensor(labels))
+
+
+def crop_train_loader(
+    dataset: CropDataset, *, batch_size: int, steps: int, seed: int, start_step: int = 0, num_workers: int = 0
+) -> DataLoader:
+    """Return a loader of (CropBatch, ClassTargets) for the steps start_step..steps - 1, in StepSampler's order."""
+    sampler = StepSampler(
+        np.ones(len(dataset)), batch_size=batch_size, seed=seed, steps=steps, start_step=start_step, group_by_aspect=False
+    )
+    return _loader(dataset, sampler, num_workers)
+
+
+def crop_eval_loader(dataset: CropDataset, *, batch_size: int, num_workers: int = 0) -> DataLoader:
+    """Return a loader over all images once, in their order; the last batch may be short."""
+    items = [(index, 0) for index in range(len(dataset))]
+    return _loader(dataset, [items[start : start + batch_size] for start in range(0, len(items), batch_size)], num_workers)
+
+
+def _loader(dataset: CropDataset, batches: StepSampler | list[list[tuple[int, int]]], num_workers: int) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate_crops,
+        worker_init_fn=start_worker,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,259 @@
+"""tools/train_cls.py and the classification side of tools/eval.py, end to end on small real files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from backbones import load_weights, read_metadata, resnet_cifar
+from detres.build_classifier import load_classifier
+from detres.engine.train import Interrupted
+from detres.tools import eval as evaluate
+from detres.tools import train_cls, train_det
+from tests.tools.conftest import records
+
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+SMALL = [
+    "train.batch_size=16",
+    "train.reference_batch=16",
+    "train.steps=6",
+    "train.milestones=[4]",
+    "train.log_every=1",
+    "train.precision=fp32",
+]
+
+
+def write_cifar(root: Path, number: int = 40) -> Path:
+    """CIFAR-10's binary version with `number` rows a file, each class of a colour of its own."""
+    folder = root / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    (folder / "batches.meta.txt").write_text("\n".join(NAMES) + "\n\n")
+    rng = np.random.default_rng(0)
+    for name in [*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"]:
+        labels = rng.integers(0, 10, number).astype(np.uint8)
+        pixels = rng.integers(0, 60, (number, 3, 32, 32)) + (labels[:, None, None, None] * 19)
+        rows = np.concatenate((labels[:, None], pixels.reshape(number, -1).astype(np.uint8)), axis=1)
+        (folder / name).write_bytes(rows.tobytes())
+    return root
+
+
+def write_folder(root: Path, *, side: int = 40) -> Path:
+    """Two classes of JPEG files in train/ and val/, bright and dark."""
+    rng = np.random.default_rng(1)
+    for split, number in (("train", 12), ("val", 4)):
+        for name, level in (("dark", 40), ("bright", 200)):
+            (root / split / name).mkdir(parents=True)
+            for n in range(number):
+                image = np.clip(rng.normal(level, 20, (side, side + 8, 3)), 0, 255).astype(np.uint8)
+                cv2.imwrite(str(root / split / name / f"{n}.jpg"), image)
+    return root
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_cifar(tmp_path / "data")
+
+
+def train(*arguments: str) -> int:
+    return train_cls.main([*arguments, "--device", "cpu"])
+
+
+def test_cifar_from_files_to_weights(cifar: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--cfg", "configs/cifar10_resnet20.yaml", "--data", str(cifar), "--set", *SMALL, "train.eval_every=3") == 0
+    folder = Path("runs/cifar10_resnet20")
+    out = capsys.readouterr().out
+    assert "200 images of 10 classes" in out
+    assert "weights runs/cifar10_resnet20/weights.safetensors" in out
+    losses = records(folder, "train")
+    assert [record["step"] for record in losses] == [1, 2, 3, 4, 5, 6]
+    assert [round(record["lr"], 6) for record in losses] == [0.1] * 4 + [0.01] * 2
+    assert all(0 <= record["top1_error"] <= 1 for record in losses)
+    assert [record["step"] for record in records(folder, "eval")] == [3, 6]
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "metrics.json",
+        "last.pt",
+        "weights.safetensors",
+    }
+
+    pixels = np.concatenate([np.fromfile(file, np.uint8).reshape(-1, 3073)[:, 1:] for file in sorted(cifar.rglob("data_batch_*.bin"))])
+    mean_image = load_file(folder / "weights.safetensors")["input.mean_image"]
+    np.testing.assert_allclose(mean_image.numpy().ravel(), pixels.mean(axis=0), rtol=1e-5)
+    net = resnet_cifar(20)
+    assert load_weights(net, folder / "weights.safetensors").skipped == {}
+    assert torch.equal(net.input_spec.mean_image, mean_image)
+
+
+def test_eval_gives_the_runs_own_number_and_saves_scores(cifar: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--cfg", "configs/cifar10_plain20.yaml", "--data", str(cifar), "--set", *SMALL) == 0
+    folder = Path("runs/cifar10_plain20")
+    capsys.readouterr()
+    weights = str(folder / "weights.safetensors")
+    assert evaluate.main(["--weights", weights, "--json", "out.json", "--save-scores", "scores.npz", "--device", "cpu"]) == 0
+    assert "accuracy of each class" in capsys.readouterr().out
+    in_run, again = json.loads((folder / "metrics.json").read_text()), json.loads(Path("out.json").read_text())
+    assert in_run.pop("step") == 6
+    assert again == in_run
+    assert again["protocol"] == "whole images as they are"
+    saved = np.load("scores.npz")
+    assert float((saved["probabilities"].argmax(1) != saved["labels"]).mean()) == pytest.approx(again["top1_error"])
+    assert saved["classes"].tolist() == NAMES
+    assert evaluate.main(["--weights", weights, weights, "--json", "two.json", "--device", "cpu"]) == 0
+    assert json.loads(Path("two.json").read_text())["top1_error"] == again["top1_error"]
+
+
+def test_a_resumed_run_is_a_straight_one(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--cfg", "configs/cifar10_resnet20.yaml", "--data", str(cifar), "--set", *SMALL, "train.recompute_batches=2"]
+    assert train(*flags, "--out", "straight") == 0
+
+    def stopping(**arguments: object) -> object:
+        batches = arguments["batches"]
+        arguments["batches"] = (batch for number, batch in enumerate(batches) if number < 3)
+        try:
+            return real_fit(**arguments)
+        except ValueError:  # the batches ended early
+            arguments["save_last"](arguments["progress"])
+            raise Interrupted(arguments["progress"].step) from None
+
+    real_fit = train_cls.fit
+    monkeypatch.setattr(train_cls, "fit", stopping)
+    assert train(*flags, "--out", "halved") == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(cifar.parent)
+    assert train("--resume", "halved") == 0
+    straight, halved = (load_file(f"{name}/weights.safetensors") for name in ("straight", "halved"))
+    assert straight.keys() == halved.keys()
+    for name, tensor in straight.items():
+        assert torch.equal(tensor, halved[name]), name
+    assert records(Path("straight"), "eval") == records(Path("halved"), "eval")
+
+
+def test_an_image_folder_and_every_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_folder(tmp_path / "photos")
+    settings = [
+        *SMALL,
+        "name=photos",
+        "model.network.name=resnet20",
+        "data.size=32",
+        "data.shorter=[34,40]",
+        "data.workers=0",
+        "train.steps=8",
+        "train.milestones=[]",
+    ]
+    assert (
+        train(
+            "--cfg",
+            "configs/imagenet_resnet18b.yaml",
+            "--data",
+            str(data),
+            "--set",
+            *settings,
+            "eval.resize=36",
+            "train.recompute_batches=2",
+        )
+        == 0
+    )
+    weights = "runs/photos/weights.safetensors"
+    model, config, classes = load_classifier(Path(weights))
+    assert classes.names == ("bright", "dark")
+    assert config.data.root == str(data)
+    assert not model.training
+    for view, words in (("center", "centre crop, 32 px"), ("ten_crop", "10 crops"), ("dense", "fully convolutional")):
+        settings = [f"eval.views={view}", "eval.scales=[32,48]"]
+        assert evaluate.main(["--weights", weights, "--set", *settings, "--json", f"{view}.json", "--device", "cpu"]) == 0
+        result = json.loads(Path(f"{view}.json").read_text())
+        assert result["protocol"].startswith(words)
+        assert result["num_images"] == 8
+
+
+def test_a_detector_starts_from_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["data.shapes_train=8", "data.shapes_val=4"]
+    assert train("--set", *few, *SMALL, "train.milestones=[]", "train.warmup_steps=0", "train.steps=2", "data.size=32") == 0
+    weights = "runs/cls_shapes_r18/weights.safetensors"
+    assert json.loads(read_metadata(weights)["classes"])["names"] == ["circle", "square", "triangle", "star", "cross", "ring"]
+    settings = [*few, "train.steps=1", "train.warmup_steps=0", "train.lr=1e-9", "train.precision=fp32", f"model.backbone.weights={weights}"]
+    assert train_det.main(["--set", *settings, "--device", "cpu"]) == 0
+    given, found = load_file(weights), load_file("runs/shapes_r18/best.safetensors")
+    torch.testing.assert_close(found["backbone.layer2.0.conv1.weight"], given["layer2.0.conv1.weight"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["roi_head.conv5.1.conv2.weight"], given["layer4.1.conv2.weight"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function: arguments -> the one line on stderr, after exit status 2 and no run folder."""
+
+    def call(*arguments: str, main: Callable[[list[str]], int] = train_cls.main) -> str:
+        assert main([*arguments, "--device", "cpu"]) == 2
+        assert not Path("runs").exists()
+        return capsys.readouterr().err
+
+    return call
+
+
+def test_bad_settings(cifar: Path, refused: Callable[..., str]) -> None:
+    base = ["--cfg", "configs/cifar10_resnet20.yaml", "--data", str(cifar), "--set"]
+    for settings, message in (
+        (["model.network.nam=resnet20"], "unknown key 'model.network.nam'; did you mean 'name'"),
+        (["model.network.name=resnet21"], "unknown backbone 'resnet21', did you mean"),
+        (["model.network.name=plain20"], "plain20 has no shortcut"),
+        (["eval.views=ten_crop"], "ten_crop needs images larger than the crop"),
+        (["data.hold_out=200"], "cannot hold out 200 of 200 images"),
+        (["data.format=shapes", "data.hold_out=5"], "data.hold_out applies to format cifar10"),
+        (["model.network.weights=w.pth"], "model.mean pixel does not go with model.network.weights"),
+        (["data.format=folder"], "model.mean pixel applies to images in memory"),
+    ):
+        assert message in refused(*base, *settings)
+
+
+def test_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = ["--cfg", "configs/tiny_imagenet50_r18.yaml", "--data"]
+    cifar = ["--cfg", "configs/cifar10_resnet20.yaml", "--data"]
+    assert "data folder nowhere does not exist" in refused(*folder, "nowhere")
+    Path("empty").mkdir()
+    assert "image folder empty/train does not exist" in refused(*folder, str(Path("empty"))).replace(str(tmp_path) + "/", "")
+    assert "batches.meta.txt is missing" in refused(*cifar, "empty")
+    data = write_folder(tmp_path / "photos")
+    (data / "val" / "more").mkdir()
+    assert f"class folder {data}/val/more has no image" in refused(*folder, str(data))
+    cv2.imwrite(str(data / "val" / "more" / "x.png"), np.zeros((40, 48, 3), np.uint8))
+    message = refused(*folder, str(data))
+    assert "the class lists differ" in message
+    assert "3=more" in message
+    (data / "train" / "more").mkdir()
+    cv2.imwrite(str(data / "train" / "more" / "x.png"), np.zeros((41, 48, 3), np.uint8))
+    assert "data.in_memory wants one size" in refused(*folder, str(data))
+    (data / "train" / "more" / "x.png").write_bytes(b"no image")
+    assert "train/more/x.png cannot be read" in refused(*folder, str(data))
+    cut = write_cifar(tmp_path / "cut")
+    file = cut / "cifar-10-batches-bin" / "data_batch_3.bin"
+    file.write_bytes(file.read_bytes()[:-7])
+    assert f"{file} has {40 * 3073 - 7} bytes, expected a multiple of 3073" in refused(*cifar, str(cut))
+
+
+def test_scoring_that_makes_no_sense(cifar: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        train("--cfg", "configs/cifar10_resnet20.yaml", "--data", str(cifar), "--set", *SMALL, "train.steps=1", "train.milestones=[]") == 0
+    )
+    weights = "runs/cifar10_resnet20/weights.safetensors"
+    capsys.readouterr()
+    for arguments, message in (
+        (["--weights", weights, "--iou", "0.5"], "--iou goes with detectors"),
+        (["--weights", weights, "--set", "eval.view=dense"], "unknown key 'eval.view'; did you mean 'views'"),
+        (["--weights", "torchvision/resnet50.v1"], "is published: say how and on what to score it with --cfg"),
+        (["--weights", weights, "--data", "nowhere"], "data folder nowhere does not exist"),
+    ):
+        assert evaluate.main([*arguments, "--device", "cpu"]) == 2
+        assert message in capsys.readouterr().err

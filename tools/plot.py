@@ -1,0 +1,120 @@
+"""The paper's figures from runs of train_cls: `python tools/plot.py curves RUN... --out DIR`, or `responses WEIGHTS... --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from detres.build import with_data_root
+from detres.build_classifier import load_classifier, read_held_out
+from detres.data.array_batches import ArrayEvalBatches
+from detres.engine.checkpoint import replacing, write_text
+from detres.evaluation.responses import layer_responses
+from detres.structures import ImageArrays
+from detres.tools.command_line import add_device_flag, run
+
+RESPONSE_IMAGES = 1000
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and draw; returns the exit status."""
+    parser = argparse.ArgumentParser(description="draw the paper's figures from runs of train-cls")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    curves = kinds.add_parser("curves", help="training and test error over the steps (figures 1, 4 and 6)")
+    curves.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
+    curves.add_argument("--out", metavar="DIR", required=True, help="where curves.png and curves.csv go")
+    responses = kinds.add_parser("responses", help="standard deviations of layer responses (figure 7)")
+    responses.add_argument("weights", metavar="WEIGHTS", nargs="+", help="weights.safetensors of runs on images held in memory")
+    responses.add_argument("--out", metavar="DIR", required=True, help="where responses.png and responses.csv go")
+    responses.add_argument("--data", metavar="DIR", help="data folder (default: the run's own)")
+    add_device_flag(responses)
+    arguments = parser.parse_args(argv)
+    return run(lambda: draw_curves(arguments) if arguments.kind == "curves" else draw_responses(arguments))
+
+
+def draw_curves(arguments: argparse.Namespace) -> None:
+    """Draw training error thin, test error bold, as the paper does, and write both as a table."""
+    figure = Figure(figsize=(7, 5))
+    axes = figure.subplots()
+    rows = []
+    for number, folder in enumerate(arguments.runs):
+        errors = read_errors(Path(folder))
+        for kind, style in (("train", {"linewidth": 0.7, "alpha": 0.7}), ("eval", {"linewidth": 2.0})):
+            steps, values = zip(*errors[kind], strict=True)
+            label = f"{Path(folder).name} {'test' if kind == 'eval' else 'training'}"
+            axes.plot(steps, [100 * value for value in values], color=f"C{number}", label=label, **style)
+            rows += [(Path(folder).name, "test" if kind == "eval" else "training", step, value) for step, value in errors[kind]]
+    axes.set(xlabel="step", ylabel="error (%)", ylim=(0, None))
+    axes.legend(fontsize="small")
+    write(Path(arguments.out), "curves", figure, ("run", "set", "step", "top1_error"), rows)
+
+
+def read_errors(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return "train" and "eval" -> (step, top-1 error as a fraction), in order.
+
+    Raises ValueError naming the file when it is missing, damaged, or has none of the two.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: {folder} is no run folder of train-cls")
+    errors: dict[str, list[tuple[int, float]]] = {"train": [], "eval": []}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            if record.get("top1_error") is not None:
+                errors[record["kind"]].append((record["step"], record["top1_error"]))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number} is no record of a run ({error})") from None
+    for kind, found in errors.items():
+        if not found:
+            raise ValueError(f"{path} has no {kind} record with a top-1 error: draw runs of train-cls that have been scored")
+    return errors
+
+
+def draw_responses(arguments: argparse.Namespace) -> None:
+    """Draw the standard deviation of every 3x3 layer's response, in network order above and sorted below, and write the table."""
+    figure = Figure(figsize=(7, 6))
+    ordered, falling = figure.subplots(2, 1, sharex=True)
+    rows = []
+    for weights in arguments.weights:
+        model, config, _ = load_classifier(Path(weights))
+        model.to(arguments.device)
+        images = read_held_out(with_data_root(config.data, arguments.data))
+        if not isinstance(images, ImageArrays):
+            raise ValueError(f"{weights}: responses are measured on images held in memory (CIFAR-10, shapes, data.in_memory)")
+        few = ImageArrays(images.source, images.class_map, images.pixels[:RESPONSE_IMAGES], images.labels[:RESPONSE_IMAGES])
+        batches = (model.normalize(batch.pixels.to(arguments.device)) for batch, _ in ArrayEvalBatches(few, batch_size=100))
+        found = layer_responses(model.net, batches)
+        name = Path(weights).parent.name
+        ordered.plot(range(1, len(found) + 1), list(found.values()), label=name)
+        falling.plot(range(1, len(found) + 1), sorted(found.values(), reverse=True), label=name)
+        rows += [(name, number, layer, value) for number, (layer, value) in enumerate(found.items(), start=1)]
+    ordered.set(ylabel="std", title="layer index, original order")
+    falling.set(ylabel="std", xlabel="layer", title="sorted by magnitude")
+    ordered.legend(fontsize="small")
+    write(Path(arguments.out), "responses", figure, ("network", "layer", "norm", "std"), rows)
+
+
+def write(folder: Path, name: str, figure: Figure, header: tuple[str, ...], rows: list[tuple]) -> None:
+    """Write folder/name.png and folder/name.csv."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; give a folder")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerows([header, *rows])
+    write_text(folder / f"{name}.csv", text.getvalue())
+    figure.tight_layout()
+    with replacing(folder / f"{name}.png") as temporary:
+        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=120)
+    sys.stdout.write(f"{folder / f'{name}.png'}, {folder / f'{name}.csv'}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
