@@ -39,8 +39,11 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"{networks()}\n\n{published()}\n")
         return 0
     try:
+        name, *variant = arguments.describe.split()  # also as the list calls it: "resnet50 original", "resnet34 C"
+        for word in variant:
+            options["stride_placement" if word in ("original", "torchvision") else "shortcut"] = word
         with torch.device("meta"):
-            net = create_backbone(arguments.describe, **options)
+            net = create_backbone(name, **options)
         sys.stdout.write(f"{arguments.describe}\n{table(count(net, arguments.size))}\n")
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -130,11 +130,17 @@ def with_data_root(data: DataConfig, root: str | Path | None) -> DataConfig:
     """Return `data` with its root settled: `root` (--data), else the config's, else the environment variable DETRES_DATA.
 
     Raises ValueError when none of the three is given, FileNotFoundError when the folder is not there. The shapes data
-    need none.
+    need none; their root is the cache folder they are drawn into, and a folder that holds other files is refused.
     """
     chosen = root or data.root or os.environ.get("DETRES_DATA")
     if data.format == "shapes":
-        return data.model_copy(update={"root": str(root or data.root) if root or data.root else None})
+        cache = root or data.root
+        if cache and Path(cache).is_dir() and any(Path(cache).iterdir()) and not any(Path(cache).glob("shapes-v*")):
+            raise ValueError(
+                f"{cache} holds other files, and the data here are the embedded shapes, which are drawn into a cache folder of their own: "
+                "leave --data out, or name a configuration of your data with --cfg"
+            )
+        return data.model_copy(update={"root": str(cache) if cache else None})
     if not chosen:
         raise ValueError("where are the data? Give --data FOLDER, or data.root in the config, or the environment variable DETRES_DATA")
     if not Path(chosen).is_dir():

@@ -181,7 +181,10 @@ class TrainConfig(Section):
             raise ValueError(f"milestones {list(self.milestones)} are not in rising order")
         length = self.steps if self.steps is not None else self.epochs
         if self.milestones and self.milestones[-1] >= length:
-            raise ValueError(f"milestone {self.milestones[-1]:g} lies at or beyond the end of training, {length:g}")
+            raise ValueError(
+                f"milestone {self.milestones[-1]:g} lies at or beyond the end of training, {length:g}: "
+                "give train.milestones for this length, [] for none"
+            )
         if self.schedule == "cosine" and self.milestones:
             raise ValueError("schedule cosine has no milestones")
         return self
@@ -322,7 +325,7 @@ def _explain(section: type[Section], error: dict, source: str) -> str:
     if error["type"] == "extra_forbidden":
         valid = _keys_beside(section, location)
         near = difflib.get_close_matches(location[-1], valid, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"valid keys are: {', '.join(valid)}"
+        hint = f"did you mean '{'.'.join([*location[:-1], near[0]])}'?" if near else f"valid keys are: {', '.join(valid)}"
         return f"{source}: unknown key '{key}'; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("value_error", "missing"):

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: one each, also in the processes they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 SHARED_DATA = Path(os.environ.get("DETRES_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 

@@ -17,7 +17,7 @@ from detres.build import (
     save_detector,
     with_data_root,
 )
-from detres.config import Config, ModelConfig, TrainConfig, check
+from detres.config import Config, DataConfig, ModelConfig, TrainConfig, check
 from detres.structures import ClassMap
 from tests.helpers import CLASSES, make_batch, write_coco
 
@@ -80,6 +80,16 @@ def test_weights_that_expect_another_input_are_refused_with_the_setting_they_nee
     assert torch.equal(build_detector(model, 2).backbone.conv1.weight, net.conv1.weight)
     other_rounding = {**given, "mean": [102.98, 115.95, 122.77]}
     build_detector(check(ModelConfig, {**TINY, "backbone": backbone, "input": {**TINY["input"], **other_rounding}}, "test"), 2)
+
+
+def test_shapes_are_not_drawn_into_a_folder_of_other_files(tmp_path):
+    shapes = DataConfig(format="shapes")
+    assert with_data_root(shapes, tmp_path / "new").root == str(tmp_path / "new")
+    (tmp_path / "JPEGImages").mkdir()
+    with pytest.raises(ValueError, match=r"holds other files, .* leave --data out, or name a configuration of your data with --cfg"):
+        with_data_root(shapes, tmp_path)
+    (tmp_path / "shapes-v3-8-4-0").mkdir()
+    assert with_data_root(shapes, tmp_path).root == str(tmp_path)
 
 
 def test_settings_arrive_in_the_parts():

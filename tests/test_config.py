@@ -61,8 +61,8 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
     [
         ("sed=3", "sed", "seed"),
         ("train.learning_rate=1", "train.learning_rate", None),
-        ("model.roi.pool_sise=7", "model.roi.pool_sise", "pool_size"),
-        ("model.backbone.nam=resnet18", "model.backbone.nam", "name"),
+        ("model.roi.pool_sise=7", "model.roi.pool_sise", "model.roi.pool_size"),
+        ("model.backbone.nam=resnet18", "model.backbone.nam", "model.backbone.name"),
     ],
 )
 def test_an_unknown_key_is_named_at_every_depth(tmp_path, override, key, near):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import runpy
 import sys
 
@@ -19,10 +20,14 @@ COMMANDS = {
 def main() -> int:
     """Run `detres COMMAND ...` as tools/COMMAND.py would be."""
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        asked_for_help = sys.argv[1:] in ([], ["-h"], ["--help"])
+        if not asked_for_help:
+            near = difflib.get_close_matches(sys.argv[1], COMMANDS, n=1)
+            sys.stderr.write(f"unknown command '{sys.argv[1]}'" + (f", did you mean {near[0]}?" if near else "") + "\n")
         width = max(map(len, COMMANDS))
         sys.stdout.write("usage: detres COMMAND [ARGUMENTS]\n\n")
         sys.stdout.write("".join(f"  {name:<{width}}  {what}\n" for name, what in COMMANDS.items()))
-        return 0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2
+        return 0 if asked_for_help else 2
     name = sys.argv.pop(1)
     sys.argv[0] = f"detres {name}"
     runpy.run_module(f"detres.tools.{name.replace('-', '_')}", run_name="__main__")

@@ -26,15 +26,13 @@ RESPONSE_IMAGES = 1000
 def main(argv: list[str] | None = None) -> int:
     """Parse and draw; returns the exit status."""
     parser = argparse.ArgumentParser(description="draw the paper's figures from runs of train-cls")
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    curves = kinds.add_parser("curves", help="training and test error over the steps (figures 1, 4 and 6)")
-    curves.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
-    curves.add_argument("--out", metavar="DIR", required=True, help="where curves.png and curves.csv go")
-    responses = kinds.add_parser("responses", help="standard deviations of layer responses (figure 7)")
-    responses.add_argument("weights", metavar="WEIGHTS", nargs="+", help="weights.safetensors of runs on images held in memory")
-    responses.add_argument("--out", metavar="DIR", required=True, help="where responses.png and responses.csv go")
-    responses.add_argument("--data", metavar="DIR", help="data folder (default: the run's own)")
-    add_device_flag(responses)
+    parser.add_argument(
+        "kind", choices=("curves", "responses"), help="error over the steps (figures 1, 4, 6); strength of layers (figure 7)"
+    )
+    parser.add_argument("paths", metavar="RUN_OR_WEIGHTS", nargs="+", help="curves: run folders; responses: weights.safetensors of runs")
+    parser.add_argument("--out", metavar="DIR", required=True, help="where KIND.png and KIND.csv go")
+    parser.add_argument("--data", metavar="DIR", help="responses: data folder (default: the run's own)")
+    add_device_flag(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: draw_curves(arguments) if arguments.kind == "curves" else draw_responses(arguments))
 
@@ -44,7 +42,7 @@ def draw_curves(arguments: argparse.Namespace) -> None:
     figure = Figure(figsize=(7, 5))
     axes = figure.subplots()
     rows = []
-    for number, folder in enumerate(arguments.runs):
+    for number, folder in enumerate(arguments.paths):
         errors = read_errors(Path(folder))
         for kind, style in (("train", {"linewidth": 0.7, "alpha": 0.7}), ("eval", {"linewidth": 2.0})):
             steps, values = zip(*errors[kind], strict=True)
@@ -83,7 +81,7 @@ def draw_responses(arguments: argparse.Namespace) -> None:
     figure = Figure(figsize=(7, 6))
     ordered, falling = figure.subplots(2, 1, sharex=True)
     rows = []
-    for weights in arguments.weights:
+    for weights in arguments.paths:
         model, config, _ = load_classifier(Path(weights))
         model.to(arguments.device)
         images = read_held_out(with_data_root(config.data, arguments.data))

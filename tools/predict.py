@@ -15,7 +15,7 @@ from detres.build import load_detector
 from detres.draw import draw_boxes
 from detres.engine.checkpoint import replacing, write_text
 from detres.evaluation.detection_files import to_coco_results
-from detres.image_io import IMAGE_SUFFIXES, read_image
+from detres.image_io import IMAGE_SUFFIXES, ImageReadError, read_image
 from detres.structures import Detections, Predictions
 from detres.tools.command_line import add_device_flag, run
 
@@ -33,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Write a picture an image, and predictions.json: COCO results whose image_id is the file as given."""
+    """Write a picture an image, and predictions.json: COCO results whose image_id is the file as given.
+
+    Raises ImageReadError at the end when images could not be read; the others are written by then.
+    """
     out = Path(arguments.out)
     files = find_images([Path(item) for item in arguments.images])
     pictures = picture_names(files)
@@ -45,11 +48,16 @@ def predict(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out {out} already holds {name}; give another folder, nothing is overwritten")
     detector, _, class_map = load_detector(Path(arguments.weights))
     detector.to(arguments.device)
-    found: list[Detections] = []
+    found: dict[Path, Detections] = {}
+    unread: list[str] = []
     for file in files:
-        image = read_image(file)
-        detections = detector.predict([image])[0]
-        found.append(detections)
+        try:
+            image = read_image(file)
+        except ImageReadError as error:
+            unread.append(str(error))
+            sys.stdout.write(f"{file}: passed over, it cannot be read\n")
+            continue
+        detections = found[file] = detector.predict([image])[0]
         shown = detections.scores >= arguments.score
         labels = detections.labels[shown].tolist()
         captions = [f"{class_map.name_of(k)} {score:.2f}" for k, score in zip(labels, detections.scores[shown].tolist(), strict=True)]
@@ -57,15 +65,19 @@ def predict(arguments: argparse.Namespace) -> None:
         with replacing(out / pictures[file]) as temporary:
             temporary.write_bytes(cv2.imencode(".jpg", picture[:, :, ::-1])[1].tobytes())
         sys.stdout.write(f"{file}: {', '.join(captions) or 'nothing'}\n")
+    if not found:
+        raise ImageReadError(f"none of {len(files)} images could be read: {unread[0]}")
     predictions = Predictions(
         class_map=class_map,
-        image_ids=np.array([str(file) for file, each in zip(files, found, strict=True) for _ in range(len(each))], dtype=str),
-        boxes=torch.cat([each.boxes for each in found]).numpy(),
-        scores=torch.cat([each.scores for each in found]).numpy(),
-        labels=torch.cat([each.labels for each in found]).numpy(),
+        image_ids=np.array([str(file) for file, each in found.items() for _ in range(len(each))], dtype=str),
+        boxes=torch.cat([each.boxes for each in found.values()]).numpy(),
+        scores=torch.cat([each.scores for each in found.values()]).numpy(),
+        labels=torch.cat([each.labels for each in found.values()]).numpy(),
     )
     write_text(out / "predictions.json", json.dumps(to_coco_results(predictions)))
-    sys.stdout.write(f"{len(files)} pictures and predictions.json ({len(predictions)} detections) in {out}\n")
+    sys.stdout.write(f"{len(found)} pictures and predictions.json ({len(predictions)} detections) in {out}\n")
+    if unread:
+        raise ImageReadError(f"{len(unread)} of {len(files)} images could not be read and are not in {out}: {unread[0]}")
 
 
 def find_images(items: list[Path]) -> list[Path]:
@@ -75,7 +87,7 @@ def find_images(items: list[Path]) -> list[Path]:
         if item.is_dir():
             inside = sorted(path for path in item.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {item}")
+                raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {item} (folders in it are not searched)")
             files += inside
         elif item.is_file():
             files.append(item)

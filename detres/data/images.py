@@ -38,7 +38,7 @@ def read_image_folder(root: Path, *, classes: Sequence[str] | None = None) -> Im
     files, labels, other = [], [], 0
     names = list(classes) if classes is not None else names
     for label, name in enumerate(names):
-        found = sorted(path for path in (root / name).rglob("*") if path.is_file() and not path.name.startswith("."))
+        found = sorted(path for path in (root / name).rglob("*") if path.is_file() and not _hidden(path.relative_to(root)))
         images = [str(path) for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
         if not images:
             raise ValueError(
@@ -82,8 +82,11 @@ def read_cifar10(root: Path, split: str) -> ImageArrays:
 def decode_in_memory(images: ImageFiles) -> ImageArrays:
     """Return image files of one size as arrays, every file read once.
 
-    Raises ValueError naming the first file of another size than the one before, ImageReadError naming a damaged one.
+    Raises ValueError naming the first file of another size than the one before, or for no files; ImageReadError naming a
+    damaged one.
     """
+    if len(images) == 0:
+        raise ValueError(f"{images.source} has no images")
     pixels: np.ndarray | None = None
     for row, file in enumerate(images.files.tolist()):
         image = read_image(file)
@@ -111,6 +114,10 @@ def hold_out(images: ImageArrays, number: int) -> tuple[ImageArrays, ImageArrays
         rows = np.sort(rows)
         parts.append(ImageArrays(f"{images.source} {name} {number}", images.class_map, images.pixels[rows], images.labels[rows]))
     return parts[0], parts[1]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _cifar_names(path: Path) -> tuple[str, ...]:

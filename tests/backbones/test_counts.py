@@ -129,6 +129,10 @@ def test_the_command_describes_a_network(capsys):
     out = capsys.readouterr().out
     assert "[3x3, 512] x 3" in out
     assert "max pool, 4096-d fc, 4096-d fc, 1000-d fc" in out
+    assert main(["--describe", "resnet50 original"]) == 0
+    assert "3,857,973,248" in capsys.readouterr().out
+    assert main(["--describe", "resnet34 C"]) == 0
+    assert "22,716,840" in capsys.readouterr().out
     assert main(["--describe", "resnet20"]) == 0
     assert "conv1  32x32   3x3, 16 " in capsys.readouterr().out
 

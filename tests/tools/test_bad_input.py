@@ -111,7 +111,7 @@ def test_a_config_file(text: str, message: str, refused: Callable[..., str]) -> 
         (["--cfg", "gone.yaml"], "no config file gone.yaml"),
         (["--cfg", "tiny.yml"], "no config file tiny.yml; did you mean tiny.yaml?"),
         (["--cfg", "runs"], "no config file runs"),
-        (["--cfg", "tiny.yaml", "--set", "train.lrr=1"], "unknown key 'train.lrr'; did you mean 'lr'?"),
+        (["--cfg", "tiny.yaml", "--set", "train.lrr=1"], "unknown key 'train.lrr'; did you mean 'train.lr'?"),
         (["--cfg", "tiny.yaml", "--set", "train.batch_size=two"], "train.batch_size: Input should be a valid integer"),
         (["--cfg", "tiny.yaml", "--set", "train.steps"], "--set train.steps: expected key=value"),
         (["--cfg", "tiny.yaml", "--set", "name=../tiny"], "tiny.yaml with --set: name"),

@@ -124,8 +124,8 @@ def test_the_pictures_given_are_never_written_over(finished: FinishedRun, photos
     [
         (("photos", "photos/gone.jpg"), "error: no image or folder photos/gone.jpg"),
         (("empty",), "in folder empty"),
-        (("photos/notes.txt",), "error: image file photos/notes.txt cannot be read"),
-        (("photos/cut.jpg",), "error: image file photos/cut.jpg cannot be read"),
+        (("photos/notes.txt",), "error: none of 1 images could be read: image file photos/notes.txt cannot be read"),
+        (("photos/cut.jpg",), "error: none of 1 images could be read: image file photos/cut.jpg cannot be read"),
         (("photos/000001.jpg", "--out", "photos/notes.txt"), "error: --out photos/notes.txt is a file"),
     ],
 )
@@ -142,6 +142,17 @@ def test_what_cannot_be_read_is_named(
     assert not Path("out").exists()
 
 
+def test_one_image_that_cannot_be_read_does_not_cost_the_others(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "000002.jpg").write_bytes((photos / "000001.jpg").read_bytes()[:2000])
+    assert run(finished, photos, "--out", "out") == 2
+    error = capsys.readouterr().err
+    assert f"error: 1 of {VAL_IMAGES} images could not be read and are not in out: image file photos/000002.jpg" in error
+    assert set(found_in(Path("out"))) <= {f"photos/{number:06d}.jpg" for number in range(1, VAL_IMAGES + 1) if number != 2}
+    assert set(snapshot(Path("out"))) == {"predictions.json", *(f"{n:06d}.jpg" for n in range(1, VAL_IMAGES + 1) if n != 2)}
+
+
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # here predict is imported already
 def test_the_installed_command_is_the_script(
     finished: FinishedRun, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -155,4 +166,6 @@ def test_the_installed_command_is_the_script(
     monkeypatch.setattr(sys, "argv", ["detres", "pridect"])
     capsys.readouterr()
     assert tools.main() == 2
-    assert "train-det" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "train-det" in captured.out
+    assert captured.err == "unknown command 'pridect', did you mean predict?\n"

@@ -205,7 +205,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def test_bad_settings(cifar: Path, refused: Callable[..., str]) -> None:
     base = ["--cfg", "configs/cifar10_resnet20.yaml", "--data", str(cifar), "--set"]
     for settings, message in (
-        (["model.network.nam=resnet20"], "unknown key 'model.network.nam'; did you mean 'name'"),
+        (["model.network.nam=resnet20"], "unknown key 'model.network.nam'; did you mean 'model.network.name'"),
         (["model.network.name=resnet21"], "unknown backbone 'resnet21', did you mean"),
         (["model.network.name=plain20"], "plain20 has no shortcut"),
         (["eval.views=ten_crop"], "ten_crop needs images larger than the crop"),
@@ -251,7 +251,7 @@ def test_scoring_that_makes_no_sense(cifar: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     for arguments, message in (
         (["--weights", weights, "--iou", "0.5"], "--iou goes with detectors"),
-        (["--weights", weights, "--set", "eval.view=dense"], "unknown key 'eval.view'; did you mean 'views'"),
+        (["--weights", weights, "--set", "eval.view=dense"], "unknown key 'eval.view'; did you mean 'eval.views'"),
         (["--weights", "torchvision/resnet50.v1"], "is published: say how and on what to score it with --cfg"),
         (["--weights", weights, "--data", "nowhere"], "data folder nowhere does not exist"),
     ):

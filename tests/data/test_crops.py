@@ -1,0 +1,403 @@
+"""Crops: bilinear interpolation in float64, OpenCV's resize and torchvision's transforms are the witnesses."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import CenterCrop as TorchvisionCenterCrop
+from torchvision.transforms import Resize
+from torchvision.transforms.functional import InterpolationMode
+
+from detres.data.crops import (
+    PCA_VALUES,
+    PCA_VECTORS,
+    CenterCrop,
+    CropDataset,
+    TrainCrop,
+    WholeImage,
+    collate_crops,
+    crop_eval_loader,
+    crop_train_loader,
+    resized_window,
+    scaled_size,
+)
+from detres.data.loader import StepSampler
+from detres.image_io import ImageReadError
+from detres.structures import ClassMap, ClassTargets, CropBatch, ImageFiles
+
+Batch = tuple[CropBatch, ClassTargets]
+
+# warpAffine up to OpenCV 4 places each source coordinate to 1/32 px, so at most 1/64 px off, after rounding the two terms of
+# its sum to 1/1024 px. A value then moves by that times the step to the next pixel, along each axis.
+SHIFT = 1 / 64 + 1 / 1024
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def smooth(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Noise that was blurred and stretched to 0..255: neighbours differ little."""
+    blurred = cv2.GaussianBlur(noise(height, width, seed), (0, 0), 4).astype(np.float64)
+    return np.rint((blurred - blurred.min()) / np.ptp(blurred) * 255).astype(np.uint8)
+
+
+def steps_of(image: np.ndarray) -> float:
+    """The largest step between neighbours in a row plus that in a column."""
+    levels = image.astype(np.int64)
+    return float(np.abs(np.diff(levels, axis=0)).max() + np.abs(np.diff(levels, axis=1)).max())
+
+
+def bilinear(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int) -> np.ndarray:
+    """The window of the resized image in float64, pixel by pixel; pixel centres at + 0.5, the border repeated."""
+    height, width = image.shape[:2]
+    window = np.zeros((side, side, 3))
+    for row in range(side):
+        y = min(max((corner[0] + row + 0.5) * height / size[0] - 0.5, 0), height - 1)
+        y0 = int(y)
+        y1 = min(y0 + 1, height - 1)
+        for column in range(side):
+            x = min(max((corner[1] + column + 0.5) * width / size[1] - 0.5, 0), width - 1)
+            x0 = int(x)
+            x1 = min(x0 + 1, width - 1)
+            top = image[y0, x0] * (1 - (x - x0)) + image[y0, x1] * (x - x0)
+            bottom = image[y1, x0] * (1 - (x - x0)) + image[y1, x1] * (x - x0)
+            window[row, column] = top * (1 - (y - y0)) + bottom * (y - y0)
+    return window
+
+
+def random_window(seed: int, side: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Return (H, W) of an image, (h, w) it is resized to and the corner of a window of `side` px."""
+    rng = np.random.default_rng(seed)
+    height, width = (int(n) for n in rng.integers(30, 150, 2))
+    size = scaled_size(height, width, int(rng.integers(side, 220)))
+    return (height, width), size, (int(rng.integers(0, size[0] - side + 1)), int(rng.integers(0, size[1] - side + 1)))
+
+
+def off_by(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max())
+
+
+# ---- the size, and the window ----
+
+
+def test_scaled_sizes_by_hand() -> None:
+    assert scaled_size(100, 205, 33) == (33, 67)  # 33 * 205 / 100 = 67.65
+    assert scaled_size(205, 100, 33) == (67, 33)
+    assert scaled_size(640, 480, 256) == (341, 256)  # 341.33
+    assert scaled_size(7, 7, 224) == (224, 224)
+    assert scaled_size(1, 3, 2) == (2, 6)
+
+
+def test_scaled_sizes_are_torchvisions() -> None:
+    rng = np.random.default_rng(0)
+    for height, width, shorter in rng.integers(1, 60, (200, 3)).tolist():
+        assert scaled_size(height, width, shorter) == tuple(Resize(shorter)(torch.zeros(1, height, width)).shape[1:])
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (0, 14), (24, 0), (24, 14), (5, 9)])
+def test_a_window_at_the_images_own_size_is_its_pixels(corner: tuple[int, int]) -> None:
+    image = noise(40, 30)
+    window = resized_window(image, (40, 30), corner, 16)
+    assert window.dtype == np.uint8
+    assert np.array_equal(window, image[corner[0] : corner[0] + 16, corner[1] : corner[1] + 16])
+
+
+def test_a_window_twice_as_large_by_hand() -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[:, 1] = 100  # columns 0 and 100, read at -0.25 (border), 0.25, 0.75 and 1.25 (border)
+    image[1] += 80  # and rows: 80 more at the bottom
+    window = resized_window(image, (4, 4), (0, 0), 4)
+    assert window[0, :, 0].tolist() == [0, 25, 75, 100]
+    assert window[:, 0, 2].tolist() == [0, 20, 60, 80]
+    assert window[2, 1].tolist() == [85] * 3
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8, 0.5, 0.25])
+def test_windows_of_noise_are_exact_where_the_coordinates_are_32nds_of_a_pixel(factor: float) -> None:
+    image = noise(96, 112)
+    size = (round(96 * factor), round(112 * factor))
+    for corner in ((0, 0), (size[0] - 20, size[1] - 20), (3, 5)):
+        window = resized_window(image, size, corner, 20)
+        assert off_by(window, bilinear(image, size, corner, 20)) <= 0.5 + 1e-9  # rounding alone
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_window_is_the_one_interpolated_in_float(seed: int) -> None:
+    shape, size, corner = random_window(seed, 20)
+    image = smooth(*shape, seed)
+    tolerance = 0.5 + SHIFT * steps_of(image) + 0.01  # rounding, misplacement, weights of 15 bits
+    assert tolerance < 2
+    window = resized_window(image, size, corner, 20)
+    assert off_by(window, bilinear(image, size, corner, 20)) <= tolerance
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_window_is_cut_from_the_image_that_opencv_resizes(seed: int) -> None:
+    shape, size, corner = random_window(seed, 24)
+    image = smooth(*shape, seed)
+    resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    expected = resized[corner[0] : corner[0] + 24, corner[1] : corner[1] + 24]
+    assert SHIFT * steps_of(image) < 1.5
+    # The window is off by that and its rounding; resize, whose weights have 11 bits, by less than 1: together below 3.
+    assert off_by(resized_window(image, size, corner, 24), expected) <= 2
+
+
+# ---- training ----
+
+
+def test_a_crop_is_a_pure_function_of_image_and_seed() -> None:
+    transform = TrainCrop(shorter=(32, 64), crop=24, flip=0.5, pca=0.1)
+    image = noise(50, 70)
+    given = image.copy()
+    crops = [transform(image, seed) for seed in range(30)]
+    assert np.array_equal(image, given)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    again = [pickle.loads(pickle.dumps(transform))(image, seed) for seed in reversed(range(30))]
+    for crop, other in zip(crops, reversed(again), strict=True):
+        assert (crop.shape, crop.dtype, crop.flags.c_contiguous) == ((24, 24, 3), np.uint8, True)
+        assert np.array_equal(crop, other)
+    assert len({crop.tobytes() for crop in crops}) == 30
+
+
+def test_scales_corners_and_mirrors_cover_their_whole_ranges() -> None:
+    # Every crop of a small image that there can be: 16x24, 17x25 and 18x27 px hold 1 * 9, 2 * 10 and 3 * 12 corners.
+    image = noise(24, 36)
+    crops = {}
+    for shorter in (16, 17, 18):
+        size = scaled_size(24, 36, shorter)
+        for top in range(size[0] - 15):
+            for left in range(size[1] - 15):
+                window = resized_window(image, size, (top, left), 16)
+                crops[window.tobytes()] = (shorter, False)
+                crops[window[:, ::-1].tobytes()] = (shorter, True)
+    assert len(crops) == 2 * (9 + 20 + 36)
+    transform = TrainCrop(shorter=(16, 18), crop=16, flip=0.3, pca=0)
+    number = 3000
+    found = Counter(transform(image, seed).tobytes() for seed in range(number))
+    assert set(found) == set(crops)
+    drawn = Counter()
+    for crop, count in found.items():
+        drawn[crops[crop]] += count
+    for shorter in (16, 17, 18):  # a third each, within 4 standard deviations
+        assert abs(drawn[shorter, False] + drawn[shorter, True] - number / 3) < 4 * (number * 2 / 9) ** 0.5
+    mirrored = sum(count for (_, flipped), count in drawn.items() if flipped)
+    assert abs(mirrored - 0.3 * number) < 4 * (number * 0.3 * 0.7) ** 0.5
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_never_and_always_mirrored(flip: float) -> None:
+    image = noise(16, 16)
+    transform = TrainCrop(shorter=(16, 16), crop=16, flip=flip, pca=0)
+    for seed in range(50):
+        assert np.array_equal(transform(image, seed), image[:, ::-1] if flip else image)
+
+
+def test_principal_components_are_an_orthonormal_basis_in_columns() -> None:
+    assert np.allclose(PCA_VECTORS.T @ PCA_VECTORS, np.eye(3), atol=5e-4)  # of four decimals
+    # In photographs brightness varies most: along the first component all channels move the same way, by about as much.
+    first = PCA_VECTORS[:, np.argmax(PCA_VALUES)]
+    assert np.abs(first - np.sign(first[0]) / 3**0.5).max() < 0.01
+    assert (np.diff(PCA_VALUES) < 0).all()
+
+
+@pytest.mark.parametrize(("level", "pca"), [(128, 0.1), (128, 0.5), (3, 0.5), (250, 0.5)])
+def test_a_grey_image_is_shifted_by_the_formula(level: int, pca: float) -> None:
+    image = np.full((8, 8, 3), level, np.uint8)
+    transform = TrainCrop(shorter=(8, 8), crop=8, flip=0.5, pca=pca)
+    clipped = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        rng.integers(8, 9), rng.integers(0, 1), rng.integers(0, 1), rng.random()  # scale, top, left, mirror
+        alphas = rng.normal(0, pca, 3)
+        expected = [
+            level + sum(PCA_VECTORS[channel, k] * alphas[k] * (0.2175, 0.0188, 0.0045)[k] * 255 for k in range(3)) for channel in range(3)
+        ]
+        clipped += min(expected) < 0 or max(expected) > 255
+        crop = transform(image, seed)
+        assert (crop == crop[0, 0]).all()
+        assert off_by(crop[0, 0], np.clip(expected, 0, 255)) <= 0.5 + 1e-4
+    assert (clipped > 5) == (level != 128)
+
+
+def test_shifts_vary_along_the_components_as_stated() -> None:
+    image = np.full((2, 2, 3), 128, np.uint8)
+    transform = TrainCrop(shorter=(2, 2), crop=2, flip=0, pca=0.5)
+    number = 2000
+    shifts = np.array([transform(image, seed)[0, 0].astype(float) - 128 for seed in range(number)])
+    along = shifts @ PCA_VECTORS
+    expected = ((0.5 * PCA_VALUES) ** 2 + 1 / 12) ** 0.5  # rounding adds a twelfth
+    # A standard deviation of n draws has one of its own, 1 / sqrt(2 n) of it: 1.6 %; four of them.
+    assert np.abs(along.std(axis=0) / expected - 1).max() < 4 / (2 * number) ** 0.5
+    assert (np.abs(along.mean(axis=0)) < 4 * expected / number**0.5).all()
+    assert np.abs(np.corrcoef(along.T) - np.eye(3)).max() < 4 / number**0.5
+    large = shifts[np.abs(along[:, 0]) > 10]
+    assert len(large) > number / 2
+    assert (np.abs(np.sign(large).sum(axis=1)) == 3).all()
+
+
+def test_the_shift_is_one_for_the_whole_crop_and_comes_after_the_same_crop() -> None:
+    image = np.clip(smooth(40, 40), 60, 190)
+    for seed in range(20):
+        plain = TrainCrop(shorter=(24, 40), crop=24, flip=0.5, pca=0)(image, seed).astype(int)
+        shifted = TrainCrop(shorter=(24, 40), crop=24, flip=0.5, pca=0.1)(image, seed).astype(int)
+        moved = shifted - plain
+        assert (moved == moved[0, 0]).all()
+        assert np.abs(moved).max() < 30
+
+
+@pytest.mark.parametrize("shorter", [(31, 64), (64, 33), (0, 31)])
+def test_a_scale_that_cannot_hold_the_crop_is_refused(shorter: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"shorter sides {shorter[0]}\.\.{shorter[1]} px do not hold a crop of 32 px"):
+        TrainCrop(shorter=shorter, crop=32, flip=0.5, pca=0.1)
+
+
+# ---- scoring ----
+
+
+@pytest.mark.parametrize(
+    ("shape", "shorter", "crop"),
+    [((40, 60), 40, 24), ((60, 41), 32, 24), ((33, 80), 48, 48), ((50, 50), 31, 24), ((51, 37), 64, 33), ((37, 90), 29, 20)],
+)
+def test_the_centre_crop_lies_where_torchvisions_does(shape: tuple[int, int], shorter: int, crop: int) -> None:
+    image = smooth(*shape)
+    resize = Resize(shorter, interpolation=InterpolationMode.BILINEAR, antialias=False)
+    expected = TorchvisionCenterCrop(crop)(resize(torch.from_numpy(image).permute(2, 0, 1).float())).permute(1, 2, 0).numpy()
+    found = CenterCrop(shorter=shorter, crop=crop)(image, 0)
+    tolerance = 0.5 + SHIFT * steps_of(image) + 0.01
+    assert off_by(found, expected) <= tolerance
+    assert off_by(found[:, 1:], expected[:, :-1]) > 2 * tolerance  # a pixel to the side would be seen
+    assert off_by(found[1:], expected[:-1]) > 2 * tolerance
+
+
+def test_the_centre_crop_by_hand() -> None:
+    image = noise(20, 31)
+    found = CenterCrop(shorter=20, crop=16)(image, 0)
+    assert np.array_equal(found, image[2:18, 8:24])  # left (31 - 16) / 2 = 7.5, rounded to even
+    assert np.array_equal(found, CenterCrop(shorter=20, crop=16)(image, 99))
+    assert np.array_equal(CenterCrop(shorter=20, crop=20)(image[:, :20], 0), image[:, :20])
+    with pytest.raises(ValueError, match="a shorter side of 19 px does not hold a crop of 20 px"):
+        CenterCrop(shorter=19, crop=20)
+
+
+def test_the_whole_image_keeps_its_shape() -> None:
+    image = noise(30, 45)
+    assert np.array_equal(WholeImage(shorter=None)(image, 0), image)
+    assert np.array_equal(WholeImage(shorter=30)(image, 0), image)
+    scaled = WholeImage(shorter=20)(image, 0)
+    assert np.array_equal(scaled, cv2.resize(image, (30, 20), interpolation=cv2.INTER_LINEAR))
+
+
+# ---- data set and loaders ----
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageFiles:
+    """Ten PNG files; image n is noise of seed n."""
+    folder = tmp_path_factory.mktemp("images")
+    for n in range(10):
+        Image.fromarray(noise(20 + n, 30, n)).save(folder / f"{n}.png")
+    files = np.array([str(folder / f"{n}.png") for n in range(10)])
+    return ImageFiles("ten", ClassMap(("a", "b", "c"), (1, 2, 3)), files, np.arange(10) % 3)
+
+
+def crops_of(images: ImageFiles) -> CropDataset:
+    return CropDataset(images, TrainCrop(shorter=(18, 24), crop=16, flip=0.5, pca=0.1))
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second)
+    for (batch, targets), (other, other_targets) in zip(first, second, strict=True):
+        assert torch.equal(batch.pixels, other.pixels)
+        assert batch.ids == other.ids
+        assert torch.equal(targets.labels, other_targets.labels)
+
+
+def test_an_item_is_the_crop_its_label_and_its_file(images: ImageFiles) -> None:
+    dataset = crops_of(images)
+    assert len(dataset) == 10
+    crop, label, file = dataset[4, 77]
+    assert np.array_equal(crop, dataset.transform(noise(24, 30, 4), 77))
+    assert (label, file) == (1, images.files[4])
+
+
+def test_collate_by_hand() -> None:
+    crops = [noise(5, 5, seed) for seed in (0, 1)]
+    batch, targets = collate_crops([(crops[0], 2, "a.png"), (crops[1], 0, "b.png")])
+    assert (batch.pixels.shape, batch.pixels.dtype) == ((2, 3, 5, 5), torch.uint8)
+    assert batch.pixels[1, 2, 4, 3] == crops[1][4, 3, 2]
+    assert np.array_equal(batch.pixels.permute(0, 2, 3, 1).numpy(), np.stack(crops))
+    assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+    assert batch.ids == ("a.png", "b.png")
+    assert targets.labels.tolist() == [2, 0]
+    assert targets.labels.dtype == torch.int64
+
+
+def test_training_batches_are_those_of_the_sampler(images: ImageFiles) -> None:
+    dataset = crops_of(images)
+    batches = list(crop_train_loader(dataset, batch_size=3, steps=8, seed=5))
+    sampler = StepSampler(np.ones(10), batch_size=3, seed=5, steps=8, group_by_aspect=False)
+    assert_same(batches, [collate_crops([dataset[key] for key in keys]) for keys in sampler])
+    for epoch in (batches[:4], batches[4:]):  # four batches of three: every image, and two of them twice
+        assert {file for batch, _ in epoch for file in batch.ids} == set(images.files.tolist())
+    label_of = dict(zip(images.files.tolist(), images.labels.tolist(), strict=True))
+    assert all(targets.labels.tolist() == [label_of[file] for file in batch.ids] for batch, targets in batches)
+
+
+def test_batches_do_not_depend_on_workers_or_on_where_a_run_starts(images: ImageFiles) -> None:
+    arguments = {"batch_size": 4, "steps": 7, "seed": 3}
+    before = torch.get_rng_state()
+    alone = list(crop_train_loader(crops_of(images), **arguments))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(alone) == 7
+    assert_same(alone, list(crop_train_loader(crops_of(images), **arguments)))
+    assert_same(alone, list(crop_train_loader(crops_of(images), num_workers=2, **arguments)))
+    assert_same(alone[4:], list(crop_train_loader(crops_of(images), start_step=4, num_workers=1, **arguments)))
+    assert_same(alone[6:], list(crop_train_loader(crops_of(images), start_step=6, **arguments)))
+    other = list(crop_train_loader(crops_of(images), batch_size=4, steps=7, seed=4))
+    assert [batch.ids for batch, _ in alone] != [batch.ids for batch, _ in other]
+
+
+def test_scoring_sees_every_image_once_in_order(images: ImageFiles) -> None:
+    dataset = CropDataset(images, CenterCrop(shorter=20, crop=16))
+    loader = crop_eval_loader(dataset, batch_size=4, num_workers=1)
+    for _ in range(2):  # it can be gone through again
+        batches = list(loader)
+        assert [len(batch) for batch, _ in batches] == [4, 4, 2]
+        assert [file for batch, _ in batches for file in batch.ids] == images.files.tolist()
+        assert torch.cat([targets.labels for _, targets in batches]).tolist() == images.labels.tolist()
+    assert_same(batches, list(crop_eval_loader(dataset, batch_size=4)))
+    expected = np.stack([dataset.transform(noise(20 + n, 30, n), 0) for n in range(10)])
+    assert np.array_equal(torch.cat([batch.pixels for batch, _ in batches]).permute(0, 2, 3, 1).numpy(), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_file_is_named(images: ImageFiles, num_workers: int, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(Path(images.files[0]).read_bytes()[:900])
+    broken = ImageFiles("broken", images.class_map, np.array([str(damaged), *images.files[1:]]), images.labels)
+    with pytest.raises(ImageReadError, match=r"damaged\.png"):
+        list(crop_eval_loader(crops_of(broken), batch_size=4, num_workers=num_workers))
+
+
+def test_no_images(images: ImageFiles) -> None:
+    none = crops_of(ImageFiles("none", images.class_map, images.files[:0], images.labels[:0]))
+    assert len(none) == 0
+    assert list(crop_eval_loader(none, batch_size=4)) == []
+    with pytest.raises(ValueError, match="0 images in batches of 4"):
+        crop_train_loader(none, batch_size=4, steps=1, seed=0)
+
+
+def test_crops_of_different_sizes_do_not_make_a_batch(images: ImageFiles) -> None:
+    with pytest.raises(ValueError, match="same shape"):
+        list(crop_eval_loader(CropDataset(images, WholeImage(shorter=None)), batch_size=2))
+    sizes = [tuple(batch.pixels.shape) for batch, _ in crop_eval_loader(CropDataset(images, WholeImage(shorter=None)), batch_size=1)]
+    assert sizes == [(1, 3, 20 + n, 30) for n in range(10)]

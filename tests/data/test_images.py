@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detres.data.images import CIFAR10_FILES, decode_in_memory, hold_out, read_cifar10, read_image_folder
+from detres.image_io import ImageReadError
+from detres.structures import ClassMap, ImageArrays, ImageFiles
+
+CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def write_image(path: Path, color: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (3, 4)) -> Path:
+    """Write an image of (h, w) in one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (size[1], size[0]), color).save(path)
+    return path
+
+
+def cifar_row(label: int, number: int) -> tuple[bytes, np.ndarray]:
+    """The bytes of row `number` as CIFAR-10's page describes them (a label, the red plane row by row, green, blue), and the image."""
+    image = np.zeros((32, 32, 3), np.uint8)
+    row = [label]
+    for channel in range(3):
+        for y in range(32):
+            for x in range(32):
+                value = (7 * y + 3 * x + 80 * channel + 11 * number) % 256
+                row.append(value)
+                image[y, x, channel] = value
+    return bytes(row), image
+
+
+def write_cifar(root: Path, rows: int = 2) -> dict[str, list[tuple[int, np.ndarray]]]:
+    """Write the six files with `rows` rows each and return split -> the labels and images in them."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "batches.meta.txt").write_text("\n".join(CIFAR_NAMES) + "\n\n")
+    written: dict[str, list[tuple[int, np.ndarray]]] = {"train": [], "test": []}
+    names = [f"data_batch_{n}.bin" for n in (1, 2, 3, 4, 5)] + ["test_batch.bin"]
+    for file, name in enumerate(names):
+        content = b""
+        for row in range(rows):
+            label = (3 * file + 9 * row) % 10
+            data, image = cifar_row(label, rows * file + row)
+            content += data
+            written["test" if name == "test_batch.bin" else "train"].append((label, image))
+        (root / name).write_bytes(content)
+    return written
+
+
+def numbered(num: int) -> ImageArrays:
+    """`num` images of 2x2 px that hold their own number, labelled by it modulo 3."""
+    numbers = np.arange(num)
+    pixels = np.repeat(numbers, 12).reshape(num, 2, 2, 3).astype(np.uint8)
+    return ImageArrays("numbers", ClassMap(("a", "b", "c"), (1, 2, 3)), pixels, (numbers % 3).astype(np.int64))
+
+
+# ---- a folder a class ----
+
+
+def test_folder_by_hand(tmp_path: Path) -> None:
+    for name in ("owl/b.png", "owl/a.JPG", "cat/z.jpeg", "cat/deep/er/y.png", "cat/a.bmp", "Dog/1.webp"):
+        write_image(tmp_path / name)
+    images = read_image_folder(tmp_path)
+    assert images.class_map == ClassMap(("Dog", "cat", "owl"), (1, 2, 3))
+    expected = ["Dog/1.webp", "cat/a.bmp", "cat/deep/er/y.png", "cat/z.jpeg", "owl/a.JPG", "owl/b.png"]
+    assert images.files.tolist() == [str(tmp_path / name) for name in expected]
+    assert images.labels.tolist() == [0, 1, 1, 1, 2, 2]
+    assert images.labels.dtype == np.int64
+    assert len(images) == 6
+    assert images.source == str(tmp_path)
+
+
+def test_dot_names_and_other_files_are_passed_over_and_the_others_counted(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/.2.png", "cat/.thumbnails/3.png", "cat/deep/.cache/more/4.png", ".git/5.png", "dog/6.png"):
+        write_image(tmp_path / name)
+    for name in ("cat/readme.txt", "cat/deep/boxes.xml", "dog/png", ".hidden", "beside.png"):
+        (tmp_path / name).write_text("no image")
+    images = read_image_folder(tmp_path)
+    assert images.class_map.names == ("cat", "dog")
+    assert images.files.tolist() == [str(tmp_path / "cat/1.png"), str(tmp_path / "dog/6.png")]
+    assert images.source == f"{tmp_path} (3 files that are no images passed over)"
+
+
+def test_a_root_below_a_folder_with_a_dot_is_read(tmp_path: Path) -> None:
+    file = write_image(tmp_path / ".cache" / "set" / "cat" / "1.png")
+    assert read_image_folder(tmp_path / ".cache" / "set").files.tolist() == [str(file)]
+
+
+def test_asked_for_classes_come_in_their_order_and_alone(tmp_path: Path) -> None:
+    for name in ("ant/1.png", "bee/1.png", "cow/1.png", "cow/2.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "empty").mkdir()  # not asked for, so no fault
+    images = read_image_folder(tmp_path, classes=["cow", "ant"])
+    assert images.class_map == ClassMap(("cow", "ant"), (1, 2))
+    assert images.files.tolist() == [str(tmp_path / name) for name in ("cow/1.png", "cow/2.png", "ant/1.png")]
+    assert images.labels.tolist() == [0, 0, 1]
+
+
+def test_a_linked_class_folder_counts(tmp_path: Path) -> None:
+    write_image(tmp_path / "elsewhere" / "1.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "cat").symlink_to(tmp_path / "elsewhere")
+    assert read_image_folder(tmp_path / "root").files.tolist() == [str(tmp_path / "root" / "cat" / "1.png")]
+
+
+def test_every_file_has_the_label_of_its_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    written = {write_image(tmp_path / f"class{rng.integers(5)}" / f"sub{rng.integers(3)}" / f"{number}.png") for number in range(60)}
+    images = read_image_folder(tmp_path)
+    assert {Path(file) for file in images.files} == written
+    assert len(images.files) == len(written)
+    assert images.class_map.names == tuple(sorted({file.relative_to(tmp_path).parts[0] for file in written}))
+    for file, label in zip(images.files, images.labels, strict=True):
+        assert images.class_map.names[label] == Path(file).relative_to(tmp_path).parts[0]
+    assert [Path(file) for file in images.files] == sorted(written)
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist or is not a folder"):
+        read_image_folder(tmp_path / "nowhere")
+    write_image(tmp_path / "flat" / "1.png")
+    (tmp_path / "flat" / ".dots").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"1\.png does not exist or is not a folder"):
+        read_image_folder(tmp_path / "flat" / "1.png")
+    with pytest.raises(ValueError, match="flat has no class folders"):
+        read_image_folder(tmp_path / "flat")
+    write_image(tmp_path / "set" / "cat" / "1.png")
+    write_image(tmp_path / "set" / "dog" / ".1.png")
+    (tmp_path / "set" / "dog" / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"class folder \S*dog has no image"):
+        read_image_folder(tmp_path / "set")
+    with pytest.raises(ValueError, match="no folder for class cow, Cat; it has cat, dog"):
+        read_image_folder(tmp_path / "set", classes=["cow", "cat", "Cat"])
+    with pytest.raises(ValueError, match="name cat is given to more than one class"):
+        read_image_folder(tmp_path / "set", classes=["cat", "cat"])
+
+
+def test_a_missing_class_lists_eight_of_many(tmp_path: Path) -> None:
+    for number in range(11):
+        write_image(tmp_path / f"c{number:02}" / "1.png")
+    with pytest.raises(ValueError, match="it has c00, c01, c02, c03, c04, c05, c06, c07 and 3 more"):
+        read_image_folder(tmp_path, classes=["x"])
+
+
+# ---- CIFAR-10 ----
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("below", [True, False])
+def test_cifar_is_read_as_it_was_written(tmp_path: Path, split: str, below: bool) -> None:
+    written = write_cifar(tmp_path / "cifar-10-batches-bin")[split]
+    images = read_cifar10(tmp_path if below else tmp_path / "cifar-10-batches-bin", split)
+    assert images.class_map == ClassMap(CIFAR_NAMES, tuple(range(1, 11)))
+    assert images.labels.tolist() == [label for label, _ in written]
+    assert images.labels.dtype == np.int64
+    assert images.pixels.dtype == np.uint8
+    assert images.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(images.pixels, np.stack([image for _, image in written]))
+    assert images.source == f"{tmp_path / 'cifar-10-batches-bin'} ({split})"
+
+
+def test_cifar_red_comes_first(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    row = bytes([6]) + bytes([200]) * 1024 + bytes([100]) * 1024 + bytes([50]) * 1023 + bytes([51])
+    (tmp_path / "test_batch.bin").write_bytes(row)
+    images = read_cifar10(tmp_path, "test")
+    assert images.labels.tolist() == [6]
+    assert images.pixels[0, 0, 0].tolist() == [200, 100, 50]
+    assert images.pixels[0, 31, 31].tolist() == [200, 100, 51]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 3072, b"\0" * (2 * 3073 + 1)])
+def test_a_cut_off_cifar_file_is_named(tmp_path: Path, content: bytes) -> None:
+    write_cifar(tmp_path)
+    (tmp_path / "data_batch_3.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"data_batch_3\.bin has {len(content)} bytes, expected a multiple of 3073"):
+        read_cifar10(tmp_path, "train")
+    assert len(read_cifar10(tmp_path, "test")) == 2
+
+
+def test_a_cifar_label_out_of_range_is_named_with_its_row(tmp_path: Path) -> None:
+    write_cifar(tmp_path, rows=3)
+    content = bytearray((tmp_path / "data_batch_2.bin").read_bytes())
+    content[2 * 3073] = 10
+    (tmp_path / "data_batch_2.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"data_batch_2\.bin, row 2: label 10, expected 0\.\.9"):
+        read_cifar10(tmp_path, "train")
+
+
+def test_missing_cifar_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"batches\.meta\.txt is missing"):
+        read_cifar10(tmp_path, "test")
+    write_cifar(tmp_path)
+    (tmp_path / "data_batch_5.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"data_batch_5\.bin is missing"):
+        read_cifar10(tmp_path, "train")
+    (tmp_path / "batches.meta.txt").write_text("\n".join(CIFAR_NAMES[:9]))
+    with pytest.raises(ValueError, match="names 9 classes, expected CIFAR-10's ten"):
+        read_cifar10(tmp_path, "test")
+
+
+def test_cifar_files_are_the_official_six() -> None:
+    assert sum(CIFAR10_FILES.values(), ()) == (*(f"data_batch_{n}.bin" for n in (1, 2, 3, 4, 5)), "test_batch.bin")
+
+
+# ---- files into memory ----
+
+
+def files_of(paths: list[Path]) -> ImageFiles:
+    return ImageFiles("a set", ClassMap(("a", "b"), (1, 2)), np.array([str(path) for path in paths]), np.arange(len(paths)) % 2)
+
+
+def test_decoding_gives_the_pixels_written(tmp_path: Path) -> None:
+    written = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    for path, pixels in zip(paths, written, strict=True):
+        Image.fromarray(pixels).save(path)
+    files = files_of(paths)
+    images = decode_in_memory(files)
+    np.testing.assert_array_equal(images.pixels, written)
+    assert images.pixels.dtype == np.uint8
+    assert images.labels.tolist() == [0, 1, 0, 1, 0]
+    assert (images.source, images.class_map) == (files.source, files.class_map)
+
+
+def test_decoding_errors(tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / f"{n}.png", size=size) for n, size in enumerate([(3, 4), (3, 4), (4, 3), (5, 5)])]
+    with pytest.raises(ValueError, match=r"2\.png has 3x4 px, the files before it 4x3"):
+        decode_in_memory(files_of(paths))
+    paths[1].write_bytes(b"\x89PNG no more")
+    with pytest.raises(ImageReadError, match=r"1\.png"):
+        decode_in_memory(files_of(paths))
+    with pytest.raises(ImageReadError, match=r"gone\.png does not exist"):
+        decode_in_memory(files_of([tmp_path / "gone.png"]))
+    with pytest.raises(ValueError, match="a set has no images"):
+        decode_in_memory(files_of([]))
+
+
+# ---- holding out ----
+
+
+@pytest.mark.parametrize(("num", "number"), [(2, 1), (10, 3), (50, 49), (200, 20)])
+def test_held_out_images_are_disjoint_complete_and_in_order(num: int, number: int) -> None:
+    images = numbered(num)
+    kept, held = hold_out(images, number)
+    assert (len(kept), len(held)) == (num - number, number)
+    of_kept, of_held = (part.pixels[:, 0, 0, 0].tolist() for part in (kept, held))
+    assert sorted(of_kept + of_held) == list(range(num))
+    assert of_kept == sorted(of_kept)
+    assert of_held == sorted(of_held)
+    for part in (kept, held):
+        assert (part.pixels == part.pixels[:, :1, :1, :1]).all()
+        assert (part.labels == part.pixels[:, 0, 0, 0] % 3).all()
+        assert part.class_map == images.class_map
+
+
+def test_holding_out_is_always_the_same_and_nested() -> None:
+    images = numbered(100)
+    first, second = hold_out(images, 10)[1], hold_out(images, 10)[1]
+    np.testing.assert_array_equal(first.pixels, second.pixels)
+    # pinned: results on these images are only comparable while the draw stays
+    assert first.pixels[:, 0, 0, 0].tolist() == [5, 16, 20, 36, 52, 72, 82, 90, 93, 94]
+    more = hold_out(images, 30)[1]
+    assert set(first.pixels[:, 0, 0, 0]) < set(more.pixels[:, 0, 0, 0])
+    assert (hold_out(images, 10)[0].source, first.source) == ("numbers without 10", "numbers held out 10")
+
+
+@pytest.mark.parametrize("number", [0, -1, 5, 6])
+def test_holding_out_none_or_all_is_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=f"numbers: cannot hold out {number} of 5 images"):
+        hold_out(numbered(5), number)
+
+
+def test_nothing_can_be_held_out_of_nothing() -> None:
+    with pytest.raises(ValueError, match="cannot hold out 1 of 0 images"):
+        hold_out(numbered(0), 1)

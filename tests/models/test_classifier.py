@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones import InputSpec, resnet_cifar
+from detres.models.classifier import Classifier
+from detres.structures import ClassLoss, ClassMap, ClassTargets, CropBatch, ImageArrays, ImageFiles
+from tests.backbones.nets import randomise_norms
+
+K = 10
+
+
+def make_classifier(label_smoothing: float = 0.0, **spec) -> Classifier:
+    net = randomise_norms(resnet_cifar(8, num_classes=K))
+    net.input_spec = dataclasses.replace(net.input_spec, **spec)
+    return Classifier(net=net, label_smoothing=label_smoothing)
+
+
+def constant_classifier(bias: list[float], label_smoothing: float = 0.0) -> Classifier:
+    """Logits that are `bias` whatever the image."""
+    net = resnet_cifar(8, num_classes=len(bias))
+    nn.init.zeros_(net.fc.weight)
+    net.fc.bias.data = torch.tensor(bias)
+    return Classifier(net=net, label_smoothing=label_smoothing)
+
+
+def make_crops(num: int, height: int = 32, width: int = 32) -> CropBatch:
+    pixels = torch.randint(0, 256, (num, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    return CropBatch(pixels, tuple(range(num)))
+
+
+def targets_of(*labels: int) -> ClassTargets:
+    return ClassTargets(torch.tensor(labels))
+
+
+# ---- normalising ----
+
+
+def test_normalising_by_hand() -> None:
+    pixels = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 2, 4)
+    rgb = make_classifier(mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0)).normalize(pixels)
+    assert rgb.shape == (1, 3, 2, 4)
+    assert rgb.dtype == torch.float32
+    assert rgb[0, :, 1, 3].tolist() == [4.5, 4.5, 3.375]
+    bgr = make_classifier(mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0), channel_order="bgr").normalize(pixels)
+    assert bgr[0, :, 0, 2].tolist() == [14.5, 4.5, 0.875]  # (30 - 1) / 2, (20 - 2) / 4, (10 - 3) / 8
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@pytest.mark.parametrize("with_image", [True, False])
+@pytest.mark.parametrize("size", [(32, 32), (32, 28), (16, 16)])
+def test_normalising_equals_numpy_and_the_specification(order: str, with_image: bool, size: tuple[int, int]) -> None:
+    mean_image = torch.rand(3, 32, 32) * 255 if with_image else None
+    model = make_classifier(channel_order=order, mean_image=mean_image)
+    images = make_crops(3, *size)
+    found = model.normalize(images.pixels)
+    spec = model.net.input_spec
+    torch.testing.assert_close(found, spec.normalize(images.pixels), rtol=1e-6, atol=1e-6)
+    own_size = with_image and size == (32, 32)
+    mean = mean_image.double().numpy() if own_size else np.array(spec.mean).reshape(3, 1, 1)
+    values = images.pixels.double().numpy()
+    values = values[:, ::-1] if order == "bgr" else values
+    np.testing.assert_allclose(found.numpy(), (values - mean) / np.array(spec.std).reshape(3, 1, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_the_mean_image_is_for_images_of_its_own_size_alone() -> None:
+    image = torch.arange(3 * 32 * 32, dtype=torch.float32).view(3, 32, 32) / 100
+    model = make_classifier(mean=(5.0, 6.0, 7.0), std=(1.0, 1.0, 1.0), mean_image=image)
+    black = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    assert torch.equal(model.normalize(black)[0], -image)
+    for height, width in ((32, 31), (31, 32), (64, 64)):
+        other = model.normalize(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+        assert (other == -torch.tensor([5.0, 6.0, 7.0]).view(3, 1, 1)).all()
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@pytest.mark.parametrize("last", [True, False])
+def test_the_network_sees_channels_last_and_the_images_stay_as_they_are(order: str, last: bool) -> None:
+    model = make_classifier(channel_order=order)
+    pixels = make_crops(2).pixels.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    before = pixels.clone()
+    found = model.normalize(pixels)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert not found.is_contiguous()
+    assert torch.equal(pixels, before)
+    assert torch.equal(model.normalize(pixels), found)
+
+
+def test_means_are_buffers_that_no_checkpoint_holds() -> None:
+    model = make_classifier(mean_image=torch.zeros(3, 32, 32))
+    assert {name for name, _ in model.named_buffers(recurse=False)} == {"mean", "mean_image", "std"}
+    assert all(name.startswith("net.") for name in model.state_dict())
+
+
+# ---- loss and logits ----
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_loss_is_the_cross_entropy_of_the_normalised_images(smoothing: float, training: bool) -> None:
+    model = make_classifier(smoothing, channel_order="bgr").train(training)
+    images, targets = make_crops(6), targets_of(0, 9, 3, 3, 5, 1)
+    spec = model.net.input_spec
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    logits = model.net((images.pixels.float().flip(1) - mean) / std)
+    found = model(images, targets)
+    torch.testing.assert_close(found.loss_cls, F.cross_entropy(logits, targets.labels, label_smoothing=smoothing))
+    assert found.top1_error.item() == pytest.approx((logits.argmax(dim=1) != targets.labels).double().mean().item())
+
+
+def test_loss_and_error_by_hand() -> None:
+    model = constant_classifier([math.log(6), math.log(3), 0.0])  # probabilities 0.6, 0.3, 0.1
+    found = model(make_crops(4), targets_of(0, 0, 1, 2))
+    assert found.loss_cls.item() == pytest.approx(-(2 * math.log(0.6) + math.log(0.3) + math.log(0.1)) / 4, rel=1e-5)
+    assert found.top1_error.item() == 0.5
+    assert model(make_crops(2), targets_of(0, 0)).top1_error.item() == 0.0
+    assert model(make_crops(3), targets_of(1, 2, 1)).top1_error.item() == 1.0
+
+
+def test_label_smoothing_by_hand() -> None:
+    model = constant_classifier([math.log(6), math.log(3), 0.0], label_smoothing=0.3)
+    found = model(make_crops(2), targets_of(1, 1)).loss_cls.item()
+    assert found == pytest.approx(-(0.1 * math.log(0.6) + 0.8 * math.log(0.3) + 0.1 * math.log(0.1)), rel=1e-5)
+
+
+def test_loss_or_logits_by_the_argument_alone() -> None:
+    model = make_classifier()
+    images, targets = make_crops(3), targets_of(1, 2, 3)
+    for mode in (True, False):
+        model.train(mode)
+        assert isinstance(model(images, targets), ClassLoss)
+        logits = model(images)
+        assert isinstance(logits, Tensor)
+        assert logits.shape == (3, K)
+        assert logits.dtype == torch.float32
+
+
+def test_images_are_scored_one_by_one_in_eval_mode() -> None:
+    model = make_classifier().eval()
+    images = make_crops(4)
+    alone = torch.cat([model(CropBatch(image[None], (0,))) for image in images.pixels])
+    torch.testing.assert_close(model(images), alone, rtol=1e-4, atol=1e-5)
+    assert model(make_crops(0)).shape == (0, K)
+
+
+def test_logits_are_float32_under_autocast() -> None:
+    model = make_classifier().eval()
+    images = make_crops(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, loss = model(images), model(images, targets_of(1, 2))
+    assert logits.dtype == loss.loss_cls.dtype == torch.float32
+    assert not torch.equal(logits, model(images))
+
+
+def test_every_parameter_gets_a_gradient_of_the_loss_and_the_error_gives_none() -> None:
+    model = make_classifier().train()
+    found = model(make_crops(4), targets_of(1, 2, 3, 4))
+    assert not found.top1_error.requires_grad
+    found.total().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_loss_starts_near_that_of_guessing() -> None:
+    model = Classifier(net=resnet_cifar(20, num_classes=K)).train()
+    labels = torch.arange(40) % K
+    found = model(make_crops(40), ClassTargets(labels))
+    assert found.loss_cls.item() == pytest.approx(math.log(K), abs=0.5)
+    assert found.top1_error.item() > 0.6
+
+
+def test_a_few_steps_learn_four_images() -> None:
+    model = Classifier(net=resnet_cifar(8, num_classes=4)).train()
+    images, targets = make_crops(4, 16, 16), targets_of(0, 1, 2, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(30):
+        loss = model(images, targets)
+        optimizer.zero_grad()
+        loss.total().backward()
+        optimizer.step()
+    assert loss.loss_cls.item() < 0.1
+    assert loss.top1_error.item() == 0.0
+
+
+def test_a_label_beyond_the_classes_is_refused() -> None:
+    with pytest.raises(IndexError, match="Target 10 is out of bounds"):
+        make_classifier()(make_crops(2), targets_of(0, K))
+    with pytest.raises(ValueError, match="to match target batch_size"):
+        make_classifier()(make_crops(2), targets_of(0))
+
+
+# ---- the values that travel ----
+
+
+def test_losses_and_their_total() -> None:
+    loss = ClassLoss(torch.tensor(1.5), torch.tensor(0.25))
+    assert loss.total() is loss.loss_cls
+    assert loss.terms() == {"loss_cls": loss.loss_cls, "top1_error": loss.top1_error}
+    assert list(loss.terms()) == ["loss_cls", "top1_error"]
+
+
+def test_batches_move_between_devices() -> None:
+    images, targets = make_crops(3), targets_of(0, 1, 2)
+    assert len(images) == 3
+    moved, labels = images.to("meta"), targets.to("meta")
+    assert moved.pixels.device.type == labels.labels.device.type == "meta"
+    assert moved.ids == images.ids
+    assert moved.pixels.shape == images.pixels.shape
+    assert images.pixels.device.type == "cpu"
+    assert torch.equal(images.to("cpu").pixels, images.pixels)
+
+
+def test_sets_have_the_length_of_their_images() -> None:
+    classes = ClassMap(("a", "b"), (1, 2))
+    labels = np.array([0, 1, 1])
+    assert len(ImageFiles("files", classes, np.array(["1.png", "2.png", "3.png"]), labels)) == 3
+    assert len(ImageArrays("arrays", classes, np.zeros((3, 4, 5, 3), np.uint8), labels)) == 3
+    assert len(ImageFiles("none", classes, np.array([], dtype=str), labels[:0])) == 0
+    assert len(ImageArrays("none", classes, np.zeros((0, 4, 5, 3), np.uint8), labels[:0])) == 0
+
+
+def test_a_plain_specification_is_imagenets() -> None:
+    model = make_classifier()
+    assert model.mean.flatten().tolist() == pytest.approx(InputSpec().mean)
+    assert model.std.flatten().tolist() == pytest.approx(InputSpec().std)
+    assert torch.equal(model.mean_image, model.mean)
