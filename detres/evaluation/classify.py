@@ -72,11 +72,13 @@ class ClassResult:
 def score_classes(scores: ClassScores, names: Sequence[str], protocol: str) -> ClassResult:
     """Score probabilities; of equal ones the earlier class counts as better. With fewer than five classes top-5 error is 0.
 
-    Raises ValueError for no images, or probabilities that are not finite or not for len(names) classes.
+    Raises ValueError for no images, labels out of range, or probabilities that are not finite or not for len(names) classes.
     """
     probabilities, labels = scores.probabilities, scores.labels
     if len(labels) == 0 or probabilities.shape != (len(labels), len(names)):
         raise ValueError(f"scores {probabilities.shape} and {len(labels)} labels for {len(names)} classes do not belong together")
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise ValueError(f"labels {labels.min()}..{labels.max()} for {len(names)} classes, expected 0..{len(names) - 1}")
     if not np.isfinite(probabilities).all():
         raise ValueError(f"image {int(np.flatnonzero(~np.isfinite(probabilities).all(axis=1))[0])}: scores are NaN or infinite")
     order = np.argsort(-probabilities, axis=1, kind="stable")
@@ -97,7 +99,7 @@ def score_classes(scores: ClassScores, names: Sequence[str], protocol: str) -> C
 def classify(
     model: nn.Module, batches: Iterable[tuple[CropBatch, ClassTargets]], device: torch.device, score: Callable[[Tensor], Tensor]
 ) -> ClassScores:
-    """Run a classifier in eval mode over all batches; its train/eval state is put back afterwards.
+    """Run a classifier in eval mode over all batches; its train/eval state is put back afterwards. Raises ValueError for no batches.
 
     score: pixels (N, 3, H, W) uint8 on the device -> probabilities (N, K): one of `center`, `ten_crop`, `dense` of this module,
     applied to the model.
@@ -105,10 +107,14 @@ def classify(
     was_training = model.training
     model.eval()
     found, labels = [], []
-    for images, targets in batches:
-        found.append(score(images.pixels.to(device)).float().cpu().numpy())
-        labels.append(targets.labels.cpu().numpy())
-    model.train(was_training)
+    try:
+        for images, targets in batches:
+            found.append(score(images.pixels.to(device)).float().cpu().numpy())
+            labels.append(targets.labels.cpu().numpy())
+    finally:
+        model.train(was_training)
+    if not found:
+        raise ValueError("no images to classify")
     return ClassScores(np.concatenate(found), np.concatenate(labels))
 
 

@@ -25,7 +25,7 @@ def layer_responses(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, floa
     def record(name: str) -> object:
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
             values = output.double()
-            sums[name] += torch.stack((torch.tensor(float(values.numel())), values.sum().cpu(), values.square().sum().cpu()))
+            sums[name] += torch.stack((torch.tensor(values.numel(), dtype=torch.float64), values.sum().cpu(), values.square().sum().cpu()))
 
         return net.get_submodule(name).register_forward_hook(hook)
 

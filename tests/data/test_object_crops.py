@@ -71,6 +71,12 @@ def test_squares_by_hand(tmp_path: Path, box: tuple[float, ...], rows: tuple[int
     assert crops.labels.tolist() == [1]
 
 
+def test_the_margin_of_a_large_box_by_hand(tmp_path: Path) -> None:
+    image = noise(80, 90)
+    crops = crop_objects(write_set(tmp_path, [image], [[((15, 30, 70, 45), 3)]]), 66)  # 55 * 1.2 about (42.5, 37.5)
+    np.testing.assert_array_equal(crops.pixels[0], image[4:70, 10:76])  # corner (9.5, 4.5), half to even
+
+
 def test_a_set_by_hand(tmp_path: Path) -> None:
     images = [noise(20, 30, seed) for seed in range(4)]
     first, second, last = (10, 5, 20, 10), (0, 0, 30, 10), (0, 0, 5, 5)
