@@ -275,7 +275,7 @@ def test_classify_takes_images_of_different_sizes_one_by_one(model: Classifier) 
 
 
 def test_classify_needs_batches(model: Classifier) -> None:
-    with pytest.raises(ValueError, match="at least one array"):
+    with pytest.raises(ValueError, match="no images to classify"):
         classify(model.train(), [], CPU, center(model))
     assert model.training
 
@@ -297,12 +297,8 @@ def test_an_ensemble_of_different_images_is_refused() -> None:
         ensemble([first, scores_of([[0.9, 0.1]], [0])])
 
 
-def test_labels_out_of_range_and_no_batches():
+def test_labels_out_of_range() -> None:
     probabilities = np.full((2, 3), 1 / 3, np.float32)
     for labels in ([0, 3], [-1, 0]):
         with pytest.raises(ValueError, match=rf"labels {min(labels)}\.\.{max(labels)} for 3 classes, expected 0\.\.2"):
             score_classes(ClassScores(probabilities, np.array(labels)), "abc", "p")
-    model = torch.nn.Identity().train()
-    with pytest.raises(ValueError, match="no images to classify"):
-        classify(model, [], torch.device("cpu"), lambda pixels: pixels)
-    assert model.training
