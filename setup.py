@@ -33,7 +33,7 @@ setup(
         "numpy>=1.26",
         "pycocotools>=2.0.8",
         "albumentations==2.0.8",
-        "opencv-python-headless>=4.10",
+        "opencv-python-headless>=4.11",
         "pillow>=10.2",
         "pyyaml>=6.0",
         "pydantic>=2.7",

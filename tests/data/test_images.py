@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from detres.data.images import CIFAR10_FILES, decode_in_memory, hold_out, read_cifar10, read_image_folder
-from detres.image_io import ImageReadError
+from detres.image_io import ImageReadError, read_image
 from detres.structures import ClassMap, ImageArrays, ImageFiles
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -118,6 +119,43 @@ def test_every_file_has_the_label_of_its_folder(tmp_path: Path) -> None:
     assert [Path(file) for file in images.files] == sorted(written)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".JPEG", ".Png"])
+def test_every_ending_that_can_be_read_is_taken(tmp_path: Path, suffix: str) -> None:
+    file = write_image(tmp_path / "cat" / f"a{suffix}")
+    assert read_image_folder(tmp_path).files.tolist() == [str(file)]
+    assert read_image(file).shape == (3, 4, 3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_trees_are_read_as_torchvision_reads_them(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = ["a", "B", "c d", "é", "10", "9"]
+    files = [tmp_path / name / "first.bmp" for name in names]
+    for _ in range(40):
+        folders = rng.choice(names, rng.integers(1, 4)).tolist()
+        files.append(tmp_path.joinpath(*folders, f"{rng.integers(1000)}{rng.choice(['.png', '.JPG', '.txt'])}"))
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"not opened")
+    images, witness = read_image_folder(tmp_path), ImageFolder(tmp_path)
+    assert list(images.class_map.names) == witness.classes
+    assert sorted(zip(images.files.tolist(), images.labels.tolist(), strict=True)) == sorted(witness.samples)
+
+
+def test_tiny_imagenet_is_read_as_torchvision_reads_it(shared_data) -> None:
+    root = shared_data("tiny_imagenet50")
+    for split, number in (("train", 10_000), ("val", 1000)):
+        images, witness = read_image_folder(root / split), ImageFolder(root / split)
+        assert list(images.class_map.names) == witness.classes
+        assert list(zip(images.files.tolist(), images.labels.tolist(), strict=True)) == witness.samples
+        assert np.bincount(images.labels).tolist() == [number // 50] * 50
+    held = decode_in_memory(images)
+    assert held.pixels.shape == (1000, 64, 64, 3)
+    for row in range(0, 1000, 97):
+        np.testing.assert_array_equal(held.pixels[row], np.asarray(witness[row][0]))
+        assert held.labels[row] == witness[row][1]
+
+
 def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere does not exist or is not a folder"):
         read_image_folder(tmp_path / "nowhere")
@@ -224,6 +262,13 @@ def test_decoding_gives_the_pixels_written(tmp_path: Path) -> None:
     assert images.pixels.dtype == np.uint8
     assert images.labels.tolist() == [0, 1, 0, 1, 0]
     assert (images.source, images.class_map) == (files.source, files.class_map)
+
+
+@pytest.mark.parametrize(("size", "shown"), [((5, 9), "9x5"), ((4, 8), "8x4"), ((1, 8), "8x1")])  # numpy would spread the last
+def test_one_side_that_differs_is_enough(tmp_path: Path, size: tuple[int, int], shown: str) -> None:
+    paths = [write_image(tmp_path / f"{n}.png", size=one) for n, one in enumerate([(5, 8), size])]
+    with pytest.raises(ValueError, match=rf"1\.png has {shown} px, the files before it 8x5: data\.in_memory wants one size"):
+        decode_in_memory(files_of(paths))
 
 
 def test_decoding_errors(tmp_path: Path) -> None:

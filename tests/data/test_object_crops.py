@@ -61,6 +61,8 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
         ((0, 8, 5, 18), (7, 19), (0, 12)),  # about (2.5, 13): left -3.5 -> 0
         ((0, 0, 30, 10), (0, 20), (5, 25)),  # 36 px do not fit into 20 rows: 20 about (15, 5)
         ((5.25, 5.25, 5.5, 5.75), (5, 6), (5, 6)),  # less than a pixel: one, about (5.4, 5.5); left 4.9 -> 5
+        ((5, 5, 5, 5), (4, 5), (4, 5)),  # nothing: one pixel all the same; 4.5 -> 4
+        ((-8, -2, 2, 8), (0, 12), (0, 12)),  # sticks out of the image itself
     ],
 )
 def test_squares_by_hand(tmp_path: Path, box: tuple[float, ...], rows: tuple[int, int], columns: tuple[int, int]) -> None:
@@ -109,6 +111,23 @@ def test_squares_lie_about_the_boxes_and_inside_the_image(tmp_path: Path) -> Non
         expected = np.clip((corners + ends)[:, axis] / 2, side / 2, length - side / 2)
         # half a pixel by rounding the corner, a quarter by rounding the side, half a level by rounding the resized values
         assert np.abs(found - expected).max() <= 1.25
+
+
+def test_objects_lie_in_their_crops_as_a_whole(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cut = 0
+    for _ in range(60):
+        height, width = (int(n) for n in rng.integers(10, 50, 2))
+        x1, y1 = int(rng.integers(0, width)), int(rng.integers(0, height))
+        x2, y2 = int(rng.integers(x1 + 1, width + 1)), int(rng.integers(y1 + 1, height + 1))
+        image = np.zeros((height, width, 3), np.uint8)
+        image[y1:y2, x1:x2] = 255
+        longer, shorter = max(x2 - x1, y2 - y1), min(x2 - x1, y2 - y1)
+        side = min(round(1.2 * longer), height, width)
+        crop = crop_objects(write_set(tmp_path, [image], [[((x1, y1, x2, y2), 1)]]), side).pixels[0, ..., 0]  # not resized
+        assert int((crop == 255).sum()) == min(longer, side) * shorter
+        cut += longer > side
+    assert 3 < cut < 40  # boxes longer than the image's shorter side
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
