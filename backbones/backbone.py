@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbones.catalogue import InputSpec
+from backbones.norm import conv_norm
 
 
 class Backbone(nn.Module):
@@ -23,7 +24,8 @@ class Backbone(nn.Module):
 
     channels, strides: stage -> channels of its output and pixels an output cell steps by, known without a forward.
     last_stage: the one the classifier reads. num_features: values that go into the classifier. input_spec: what the weights
-    expect as input; loading weights sets it. frozen_stages: see `freeze`.
+    expect as input; loading weights sets it. traits: what a state dict does not show and weights must agree on, such as where
+    a bottleneck's stride sits. frozen_stages: see `freeze`.
     """
 
     last_stage: str
@@ -32,10 +34,11 @@ class Backbone(nn.Module):
     head_prefix = "fc."
     """Of the parameters behind the last stage: weights files may lack them or have them in another size."""
 
-    def __init__(self, *, in_channels: int, input_spec: InputSpec) -> None:
+    def __init__(self, *, in_channels: int, input_spec: InputSpec, traits: dict[str, str]) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.input_spec = input_spec
+        self.traits = traits
         self.channels: dict[str, int] = {}
         self.strides: dict[str, int] = {}
         self.frozen_stages = 0
@@ -58,11 +61,6 @@ class Backbone(nn.Module):
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Return logits (N, num_classes) for the last stage's map; pre_logits, or no classifier: what goes into it, (N, C)."""
         raise NotImplementedError
-
-    @property
-    def traits(self) -> dict[str, str]:
-        """What a state dict does not show and weights must agree on, such as where a bottleneck's stride sits."""
-        return {}
 
     # what they share
 
@@ -154,11 +152,28 @@ class Backbone(nn.Module):
         return x
 
 
-class AveragedBackbone(Backbone):
-    """A backbone whose head is the average over the last map and one linear layer `fc` (None: no classifier)."""
+class ResidualBackbone(Backbone):
+    """What ResNets and the CIFAR nets share: conv1, bn1, relu, then conv2 in layer1, conv3 in layer2, ..., an average and `fc`.
 
+    fc: one linear layer, None without classifier.
+    """
+
+    conv1: nn.Conv2d
+    bn1: nn.Module
+    relu: nn.ReLU
     avgpool: nn.AdaptiveAvgPool2d
     fc: nn.Linear | None
+
+    def run_stage(self, stage: str, x: Tensor) -> Tensor:
+        if stage == "conv1":
+            return self.relu(conv_norm(self.conv1, self.bn1, x))
+        return self.run_blocks(stage, getattr(self, self.output_module(stage)), x)
+
+    def stage_modules(self, stage: str) -> list[nn.Module]:
+        return [self.conv1, self.bn1] if stage == "conv1" else [getattr(self, self.output_module(stage))]
+
+    def output_module(self, stage: str) -> str:
+        return "relu" if stage == "conv1" else f"layer{int(stage.removeprefix('conv')) - 1}"
 
     def get_classifier(self) -> nn.Linear | None:
         """Return the last layer, None without."""

@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.backbone import AveragedBackbone
+from backbones.backbone import ResidualBackbone
 from backbones.catalogue import IMAGENET
 from backbones.norm import NormKind, conv_norm, make_norm
 from backbones.shortcuts import ShortcutKind, ShortcutRule
@@ -22,7 +22,6 @@ from backbones.weights import load_weights
 StridePlacement = Literal["original", "torchvision"]
 
 STAGES = ("conv1", "conv2", "conv3", "conv4", "conv5")
-_LAYER_OF_STAGE = {"conv2": "layer1", "conv3": "layer2", "conv4": "layer3", "conv5": "layer4"}
 
 
 class BasicBlock(nn.Module):
@@ -110,7 +109,7 @@ def zero_last_norms(net: nn.Module) -> None:
             nn.init.zeros_(module.last_norm.weight)
 
 
-class ResNet(AveragedBackbone):
+class ResNet(ResidualBackbone):
     """A residual network that classifies (`forward`) or gives feature maps by stage name (`feature_maps`).
 
     block, depths: kind of block and their number in conv2..conv5. shortcut: A, B or C of the paper, or "none" (plain; basic
@@ -137,16 +136,16 @@ class ResNet(AveragedBackbone):
         zero_init_residual: bool,
         weights: str | Path | None,
     ) -> None:
-        super().__init__(in_channels=in_channels, input_spec=IMAGENET)
+        rule = ShortcutRule(shortcut)
+        traits = rule.traits | ({"stride_placement": stride_placement} if block is Bottleneck else {})
+        super().__init__(in_channels=in_channels, input_spec=IMAGENET, traits=traits)
         if stride_placement not in ("original", "torchvision"):
             raise ValueError(f"unknown stride_placement '{stride_placement}', expected original or torchvision")
-        rule = ShortcutRule(shortcut)
         make_block = block
         if block is Bottleneck:
             if shortcut == "none":
                 raise ValueError("shortcut 'none' goes with basic blocks: the paper has no plain net of bottlenecks")
             make_block = functools.partial(Bottleneck, stride_placement=stride_placement)
-        self._traits = rule.traits | ({"stride_placement": stride_placement} if block is Bottleneck else {})
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = make_norm(norm, 64)
         self.relu = nn.ReLU(inplace=True)  # torchvision's IntermediateLayerGetter runs the children in order
@@ -162,7 +161,7 @@ class ResNet(AveragedBackbone):
                 blocks.append(make_block(channels, width, stride=stride, shortcut=rule, norm=norm))
                 channels = width * block.expansion
             stage = f"conv{number + 2}"
-            self.add_module(_LAYER_OF_STAGE[stage], nn.Sequential(*blocks))
+            self.add_module(self.output_module(stage), nn.Sequential(*blocks))
             self.channels[stage] = channels
         self.last_stage, self.num_features = "conv5", channels
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -174,22 +173,8 @@ class ResNet(AveragedBackbone):
             load_weights(self, weights)
         self.freeze(freeze_at)
 
-    @property
-    def traits(self) -> dict[str, str]:
-        return dict(self._traits)
-
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
-        if stage == "conv1":
-            return self.relu(conv_norm(self.conv1, self.bn1, x))
-        if stage == "conv2":
-            x = self.maxpool(x)
-        return self.run_blocks(stage, getattr(self, _LAYER_OF_STAGE[stage]), x)
-
-    def stage_modules(self, stage: str) -> list[nn.Module]:
-        return [self.conv1, self.bn1] if stage == "conv1" else [getattr(self, _LAYER_OF_STAGE[stage])]
-
-    def output_module(self, stage: str) -> str:
-        return "relu" if stage == "conv1" else _LAYER_OF_STAGE[stage]
+        return super().run_stage(stage, self.maxpool(x) if stage == "conv2" else x)
 
     def pop_stage(self, stage: str) -> nn.Sequential:
         """Take the last stage, and the classifier, out of the network and return it as a module of its own.
@@ -199,8 +184,8 @@ class ResNet(AveragedBackbone):
         last = list(self.channels)[-1]
         if stage != last or stage == "conv1":
             raise ValueError(f"cannot take out {stage}: the last stage of this network is {last}")
-        module = getattr(self, _LAYER_OF_STAGE[stage])
-        delattr(self, _LAYER_OF_STAGE[stage])
+        module = getattr(self, self.output_module(stage))
+        delattr(self, self.output_module(stage))
         self.fc = None
         del self.channels[stage], self.strides[stage]
         return module

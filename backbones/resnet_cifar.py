@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from backbones.backbone import AveragedBackbone
+from backbones.backbone import ResidualBackbone
 from backbones.catalogue import CIFAR
-from backbones.norm import NormKind, conv_norm, make_norm
+from backbones.norm import NormKind, make_norm
 from backbones.resnet import BasicBlock, initialize_convolutions, zero_last_norms
 from backbones.shortcuts import PaddingSide, ShortcutKind, ShortcutRule
 from backbones.weights import load_weights
@@ -26,10 +26,8 @@ CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)
 PLAIN_CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 """The plain nets of figure 6; the deepest stays above 60 % error."""
 
-_LAYER_OF_STAGE = {"conv2": "layer1", "conv3": "layer2", "conv4": "layer3"}
 
-
-class CifarResNet(AveragedBackbone):
+class CifarResNet(ResidualBackbone):
     """A network of 6n + 2 weighted layers: one 3x3 convolution, three stages of n blocks, one linear layer.
 
     depth: 6n + 2. shortcut: "A" (the paper's choice here), "B", "C" or "none" (plain). shortcut_padding: side of A's zero
@@ -52,25 +50,24 @@ class CifarResNet(AveragedBackbone):
         zero_init_residual: bool,
         weights: str | Path | None,
     ) -> None:
-        super().__init__(in_channels=in_channels, input_spec=CIFAR)
+        rule = ShortcutRule(shortcut, shortcut_padding)
+        super().__init__(in_channels=in_channels, input_spec=CIFAR, traits=rule.traits)
         blocks_per_stage, left_over = divmod(depth - 2, 6)
         if blocks_per_stage < 1 or left_over:
             raise ValueError(f"no CIFAR network of {depth} layers: the depth is 6n + 2, such as {', '.join(map(str, CIFAR_DEPTHS))}")
-        rule = ShortcutRule(shortcut, shortcut_padding)
-        self._traits = rule.traits
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = make_norm(norm, 16)
         self.relu = nn.ReLU(inplace=True)
         self.channels["conv1"], self.strides["conv1"] = 16, 1
         channels = 16
-        for number, (stage, layer) in enumerate(_LAYER_OF_STAGE.items()):
+        for number, stage in enumerate(("conv2", "conv3", "conv4")):
             width = 16 << number
             blocks = []
             for index in range(blocks_per_stage):
                 stride = 2 if index == 0 and number > 0 else 1
                 blocks.append(BasicBlock(channels, width, stride=stride, shortcut=rule, norm=norm))
                 channels = width
-            self.add_module(layer, nn.Sequential(*blocks))
+            self.add_module(self.output_module(stage), nn.Sequential(*blocks))
             self.channels[stage], self.strides[stage] = width, 1 << number
         self.last_stage, self.num_features = "conv4", channels
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -81,21 +78,6 @@ class CifarResNet(AveragedBackbone):
         if weights is not None:
             load_weights(self, weights)
         self.freeze(freeze_at)
-
-    @property
-    def traits(self) -> dict[str, str]:
-        return dict(self._traits)
-
-    def run_stage(self, stage: str, x: Tensor) -> Tensor:
-        if stage == "conv1":
-            return self.relu(conv_norm(self.conv1, self.bn1, x))
-        return self.run_blocks(stage, getattr(self, _LAYER_OF_STAGE[stage]), x)
-
-    def stage_modules(self, stage: str) -> list[nn.Module]:
-        return [self.conv1, self.bn1] if stage == "conv1" else [getattr(self, _LAYER_OF_STAGE[stage])]
-
-    def output_module(self, stage: str) -> str:
-        return "relu" if stage == "conv1" else _LAYER_OF_STAGE[stage]
 
 
 def resnet_cifar(

@@ -47,7 +47,7 @@ class VGG(Backbone):
         freeze_at: int,
         weights: str | Path | None,
     ) -> None:
-        super().__init__(in_channels=in_channels, input_spec=IMAGENET)
+        super().__init__(in_channels=in_channels, input_spec=IMAGENET, traits={})
         layers: list[nn.Module] = []
         self._layers_of_stage: dict[str, tuple[int, int]] = {}
         channels = in_channels

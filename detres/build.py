@@ -135,7 +135,7 @@ def with_data_root(data: DataConfig, root: str | Path | None) -> DataConfig:
     chosen = root or data.root or os.environ.get("DETRES_DATA")
     if data.format == "shapes":
         cache = root or data.root
-        if cache and Path(cache).is_dir() and any(Path(cache).iterdir()) and not any(Path(cache).glob("shapes-v*")):
+        if cache and Path(cache).is_dir() and any(Path(cache).iterdir()) and not any(Path(cache).glob("*shapes-v*")):
             raise ValueError(
                 f"{cache} holds other files, and the data here are the embedded shapes, which are drawn into a cache folder of their own: "
                 "leave --data out, or name a configuration of your data with --cfg"

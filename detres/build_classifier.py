@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from backbones import PUBLISHED, WeightsError, create_backbone, load_weights, read_metadata, save_weights
-from detres.cls_config import ClassificationConfig, ClassificationDataConfig, ClassificationTrainConfig, ClassifierConfig
+from backbones import PUBLISHED, Backbone, WeightsError, create_backbone, read_metadata, save_weights
+from detres.cls_config import ClassificationConfig, ClassificationDataConfig, ClassificationTrainConfig, ClassifierConfig, NetworkConfig
 from detres.config import check
 from detres.data.array_batches import ArrayEvalBatches, ArrayTrainBatches
 from detres.data.coco import read_coco
@@ -59,14 +59,9 @@ def read_held_out(data: ClassificationDataConfig) -> Images:
     return read_class_splits(data)[1]
 
 
-def build_classifier(config: ClassifierConfig, num_classes: int, train: Images | None) -> Classifier:
-    """Return the classifier for K = `num_classes` classes, channels last, on the CPU.
-
-    train: the training images, whose mean is taken where the configuration says so; None where weights are about to be loaded
-    that know their own. Raises what backbones.create_backbone raises, ValueError for a network of another input size.
-    """
-    settings = config.network
-    net = create_backbone(
+def build_network(settings: NetworkConfig, num_classes: int, weights: str | Path | None) -> Backbone:
+    """Return the network, from `weights` where given; raises what backbones.create_backbone raises."""
+    return create_backbone(
         settings.name,
         shortcut=settings.shortcut,
         shortcut_padding=settings.shortcut_padding,
@@ -74,9 +69,17 @@ def build_classifier(config: ClassifierConfig, num_classes: int, train: Images |
         norm=settings.norm,
         num_classes=num_classes,
         zero_init_residual=settings.zero_init_residual,
-        weights=settings.weights if train is not None else None,
+        weights=weights,
     )
-    if config.mean != "network" and train is not None:
+
+
+def build_classifier(config: ClassifierConfig, train: Images) -> Classifier:
+    """Return a classifier for the classes of `train`, whose mean is taken where the configuration says so; channels last, on the CPU.
+
+    Raises what backbones.create_backbone raises.
+    """
+    net = build_network(config.network, len(train.class_map), config.network.weights)
+    if config.mean != "network":
         mean_image = torch.from_numpy(train.pixels.mean(axis=0, dtype=np.float64)).float().permute(2, 0, 1).contiguous()  # (3, H, W)
         net.input_spec = replace(
             net.input_spec,
@@ -177,9 +180,7 @@ def load_classifier(path: Path) -> tuple[Classifier, ClassificationConfig, Class
         raise CheckpointError(f"{path} holds weights but not what a classifier needs beside them: {', '.join(missing)}")
     config = check(ClassificationConfig, json.loads(metadata["config"]), str(path))
     class_map = ClassMap.from_dict(json.loads(metadata["classes"]))
-    model = build_classifier(config.model, len(class_map), None)
-    load_weights(model.net, path)
-    model = Classifier(net=model.net, label_smoothing=config.model.label_smoothing)
+    model = Classifier(net=build_network(config.model.network, len(class_map), path), label_smoothing=config.model.label_smoothing)
     return model.to(memory_format=torch.channels_last).eval(), config, class_map
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detres.build import build_detector, build_schedule
-from detres.build_classifier import build_classifier
+from detres.build_classifier import build_network
 from detres.cls_config import ClassificationConfig
 from detres.config import load_config
 
@@ -59,8 +59,8 @@ def test_a_classification_config_loads_under_its_own_name_and_builds(path):
     config = load_config(path, kind=ClassificationConfig)
     assert config.name == path.stem
     with torch.device("meta"):
-        model = build_classifier(config.model, 10, None)
-    assert model.net.get_classifier().out_features == 10
+        net = build_network(config.model.network, 10, None)
+    assert net.get_classifier().out_features == 10
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110, 1202])

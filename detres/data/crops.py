@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detres.data.loader import StepSampler, start_worker
+from detres.data.loader import StepSampler, make_loader
 from detres.image_io import read_image, resize_image
 from detres.structures import ClassTargets, CropBatch, ImageFiles
 
@@ -75,7 +75,7 @@ class WholeImage:
 
 def scaled_size(height: int, width: int, shorter: int) -> tuple[int, int]:
     """Return (h, w) px with the shorter side at `shorter` and the longer one rounded down, as torchvision does."""
-    return (shorter, max(shorter, shorter * width // height)) if height <= width else (max(shorter, shorter * height // width), shorter)
+    return (shorter, shorter * width // height) if height <= width else (shorter * height // width, shorter)
 
 
 def resized_window(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int) -> np.ndarray:
@@ -120,23 +120,12 @@ def crop_train_loader(
     sampler = StepSampler(
         np.ones(len(dataset)), batch_size=batch_size, seed=seed, steps=steps, start_step=start_step, group_by_aspect=False
     )
-    return _loader(dataset, sampler, num_workers)
+    return make_loader(dataset, collate_crops, sampler, num_workers)
 
 
 def crop_eval_loader(dataset: CropDataset, *, batch_size: int, num_workers: int = 0) -> DataLoader:
     """Return a loader over all images once, in their order; the last batch may be short."""
     items = [(index, 0) for index in range(len(dataset))]
-    return _loader(dataset, [items[start : start + batch_size] for start in range(0, len(items), batch_size)], num_workers)
-
-
-def _loader(dataset: CropDataset, batches: StepSampler | list[list[tuple[int, int]]], num_workers: int) -> DataLoader:
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=collate_crops,
-        worker_init_fn=start_worker,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
+    return make_loader(
+        dataset, collate_crops, [items[start : start + batch_size] for start in range(0, len(items), batch_size)], num_workers
     )

@@ -121,29 +121,32 @@ def train_loader(
     The batches depend on neither num_workers nor start_step, so a resumed run sees what a straight one would.
     """
     sampler = StepSampler(dataset.aspect_ratios(), batch_size=batch_size, seed=seed, steps=steps, start_step=start_step)
-    return _loader(dataset, sampler, num_workers)
+    return make_loader(dataset, collate, sampler, num_workers)
 
 
 def eval_loader(dataset: DetectionDataset, *, batch_size: int, num_workers: int = 0) -> DataLoader:
     """Return a loader of (ImageBatch, list[Target]) over all images once, in their order; the last batch may be short."""
     items = [(index, 0) for index in range(len(dataset))]
-    return _loader(dataset, [items[i : i + batch_size] for i in range(0, len(items), batch_size)], num_workers)
+    return make_loader(dataset, collate, [items[i : i + batch_size] for i in range(0, len(items), batch_size)], num_workers)
 
 
-def _loader(dataset: DetectionDataset, batches: StepSampler | list[list[tuple[int, int]]], num_workers: int) -> DataLoader:
+def make_loader(
+    dataset: Dataset, collate_items: Callable, batches: StepSampler | list[list[tuple[int, int]]], num_workers: int
+) -> DataLoader:
+    """Return a loader over `batches` of (index, item seed), each put together by `collate_items`; one thread a worker."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=collate,
-        worker_init_fn=start_worker,
+        collate_fn=collate_items,
+        worker_init_fn=_start_worker,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the default would advance the global one, on which the model's sampling depends
     )
 
 
-def start_worker(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     """One thread a worker: more would only compete with the other workers and the training process."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -156,7 +156,7 @@ def dense(model: nn.Module, shorter: Sequence[int], cells: int) -> Callable[[Ten
         probabilities = []
         for side in shorter:
             factor = side / min(height, width)
-            size = (max(side, round(height * factor)), max(side, round(width * factor)))
+            size = (round(height * factor), round(width * factor))
             scaled = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).to(torch.uint8)
             for view in (scaled, scaled.flip(3)):
                 probabilities.append(_dense_softmax(net, net.forward_features(model.normalize(view)), cells))
