@@ -205,6 +205,7 @@ def build_schedule(settings: TrainConfig, num_images: int) -> Schedule:
         shape=settings.schedule,
         milestones=milestones,
         gamma=settings.gamma,
+        patience=settings.patience,
         warmup_steps=settings.warmup_steps,
         warmup_factor=settings.warmup_factor,
     )

@@ -159,9 +159,10 @@ class TrainConfig(Section):
     lr_scaling: Literal["linear", "none"] = "linear"
     steps: Positive | None = None
     epochs: PositiveFloat | None = None
-    schedule: Literal["multistep", "cosine"] = "multistep"
+    schedule: Literal["multistep", "plateau", "cosine"] = "multistep"
     milestones: tuple[PositiveFloat, ...] = ()  # where lr is multiplied by gamma
     gamma: Fraction = 0.1
+    patience: Positive = 5  # plateau: evaluations in a row without a better score, after which lr is multiplied by gamma
     warmup_steps: Count = 500  # Detectron; py-faster-rcnn has no warm-up
     warmup_factor: Fraction = 1 / 3
     optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw, not the paper's, for short runs from random weights
@@ -185,8 +186,10 @@ class TrainConfig(Section):
                 f"milestone {self.milestones[-1]:g} lies at or beyond the end of training, {length:g}: "
                 "give train.milestones for this length, [] for none"
             )
-        if self.schedule == "cosine" and self.milestones:
-            raise ValueError("schedule cosine has no milestones")
+        if self.schedule != "multistep" and self.milestones:
+            raise ValueError(f"schedule {self.schedule} has no milestones")
+        if self.schedule == "plateau" and not self.eval_every:
+            raise ValueError("schedule plateau waits for evaluations: give train.eval_every")
         return self
 
     def in_steps(self, num_images: int) -> tuple[int, tuple[int, ...]]:

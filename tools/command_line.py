@@ -83,8 +83,7 @@ def run(command: Callable[[], None]) -> int:
     """Call `command` and return the exit status: 0, 2 after bad input (one line on stderr), 1 after a non-finite loss, 130 after Ctrl-C."""
     try:
         command()
-    except Interrupted as stopped:
-        sys.stderr.write(f"\n{stopped}\n")
+    except Interrupted:  # what to do next was printed where the run folder is known
         return 130
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped\n")

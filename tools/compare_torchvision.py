@@ -19,7 +19,8 @@ from detres.config import Config, to_yaml
 from detres.data.loader import train_loader
 from detres.engine.checkpoint import write_text
 from detres.engine.log import RunLog, new_run_folder, write_environment
-from detres.engine.train import Progress, fit
+from detres.engine.progress import Progress
+from detres.engine.train import fit
 from detres.tools.command_line import add_config_flags, config_from, run
 from detres.tools.torchvision_parts import TorchvisionParts
 
@@ -80,8 +81,7 @@ def train_and_score(config: Config, model: nn.Module, folder: Path, device: torc
                 train_set, batch_size=settings.batch_size, steps=schedule.steps, seed=config.seed, num_workers=config.data.workers
             ),
             progress=Progress(),
-            steps=schedule.steps,
-            lr_at=schedule.at,
+            schedule=schedule,
             evaluate=evaluate,
             best_metric=config.eval.best_metric,
             save_last=keep_nothing,

@@ -26,13 +26,14 @@ from detres.cls_config import ClassificationConfig
 from detres.config import check, load_config, to_yaml
 from detres.engine.checkpoint import load_model_state, load_state, save_state, write_text
 from detres.engine.log import RunLog, new_run_folder, write_environment
-from detres.engine.train import Interrupted, Progress, fit
+from detres.engine.progress import Progress
+from detres.engine.train import Interrupted, fit
 from detres.models.classifier import Classifier
 from detres.structures import ClassMap
 from detres.tools.command_line import CONFIGS, add_config_flags, config_from, config_path, newest_run, run
 
 DEFAULT_CONFIG = CONFIGS / "cls_shapes_r18.yaml"
-STATE_KEYS = ("config", "classes", "step", "best", "model", "optimizer")
+STATE_KEYS = ("config", "classes", "progress", "model", "optimizer")
 WEIGHTS = "weights.safetensors"
 """Of the last step, not of the best: choosing by the test set would flatter the number."""
 
@@ -96,10 +97,10 @@ def train(
     progress = Progress()
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(step=state["step"], best=state["best"])
+        progress = Progress(**state["progress"])
     write_environment(folder, device)
     log = RunLog(folder, console=sys.stdout, steps=schedule.steps, start_step=progress.step)
-    log.line(to_yaml(config).rstrip())
+    log.line(f"configuration: {folder / 'config.yaml'}")
     log.line(
         f"train {training.source}: {len(training)} images of {len(training.class_map)} classes\nval   {held_out.source}: {len(held_out)}"
     )
@@ -119,8 +120,7 @@ def train(
         tree = {
             "config": config.model_dump_json(),
             "classes": training.class_map.to_dict(),
-            "step": progress.step,
-            "best": progress.best,
+            "progress": progress.to_dict(),
             "model": {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
             "optimizer": optimizer.state_dict(),
         }
@@ -132,8 +132,7 @@ def train(
             optimizer=optimizer,
             batches=build_train_batches(config, training, steps=schedule.steps, start_step=progress.step, device=device),
             progress=progress,
-            steps=schedule.steps,
-            lr_at=schedule.at,
+            schedule=schedule,
             evaluate=evaluate,
             best_metric="top1",
             save_last=save_last,

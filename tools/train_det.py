@@ -27,14 +27,15 @@ from detres.data.loader import train_loader
 from detres.draw import contact_sheet, draw_boxes
 from detres.engine.checkpoint import load_model_state, load_state, replacing, save_state, write_text
 from detres.engine.log import RunLog, new_run_folder, write_environment
-from detres.engine.train import Interrupted, Progress, fit
+from detres.engine.progress import Progress
+from detres.engine.train import Interrupted, fit
 from detres.evaluation.detection_files import to_coco_results
 from detres.evaluation.diagnose import explain
 from detres.image_io import read_image
 from detres.structures import Annotations, ClassMap, Predictions
 from detres.tools.command_line import add_config_flags, config_from, config_path, newest_run, run
 
-STATE_KEYS = ("config", "classes", "step", "best", "model", "optimizer")
+STATE_KEYS = ("config", "classes", "progress", "model", "optimizer")
 PICTURE_IMAGES = 12
 PICTURE_SCORE = 0.5
 
@@ -114,10 +115,10 @@ def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *
     progress = Progress()
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(step=state["step"], best=state["best"])
+        progress = Progress(**state["progress"])
     write_environment(folder, device)
     log = RunLog(folder, console=sys.stdout, steps=steps, start_step=progress.step)
-    log.line(to_yaml(config).rstrip())
+    log.line(f"configuration: {folder / 'config.yaml'}")
     log.line(f"train {data.train.describe()}\nval   {data.val.describe()}")
     log.line(
         f"{folder}: steps {progress.step}..{steps}, lr {settings.effective_lr:g} at batch {settings.batch_size} "
@@ -145,8 +146,7 @@ def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *
         tree = {
             "config": config.model_dump_json(),
             "classes": data.train.class_map.to_dict(),
-            "step": progress.step,
-            "best": progress.best,
+            "progress": progress.to_dict(),
             "model": {name: tensor.contiguous() for name, tensor in detector.state_dict().items()},
             "optimizer": optimizer.state_dict(),
         }
@@ -166,8 +166,7 @@ def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *
             optimizer=optimizer,
             batches=loader,
             progress=progress,
-            steps=steps,
-            lr_at=schedule.at,
+            schedule=schedule,
             evaluate=evaluate,
             best_metric=config.eval.best_metric,
             save_last=save_last,

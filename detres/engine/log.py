@@ -112,6 +112,11 @@ class RunLog:
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
 
+    def first_step(self, loss: float) -> None:
+        """Show that the first step is done, long before the first record is due; writes nothing."""
+        if self.bar is None:
+            self.line(f"step {self.start_step + 1}/{self.steps}  loss {loss:.3f}  {time.monotonic() - self.started:.1f} s to start")
+
     def train(self, step: int, record: dict[str, float]) -> None:
         """Log one training record after `step` steps are done."""
         self._write("train", step, record)

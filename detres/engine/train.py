@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ from torch import nn
 
 from detres.engine.checkpoint import write_text
 from detres.engine.log import RunLog, without_nan
+from detres.engine.progress import Progress
+from detres.engine.schedule import Schedule
 
 Metrics = dict[str, float | None]
 
@@ -32,22 +35,13 @@ class Interrupted(Exception):
         self.step = step
 
 
-@dataclass
-class Progress:
-    """How far a run is: steps done, the best value of the deciding metric so far (None: not evaluated yet)."""
-
-    step: int = 0
-    best: float | None = None
-
-
 def fit(
     *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Iterable,
     progress: Progress,
-    steps: int,
-    lr_at: Callable[[int], float],
+    schedule: Schedule,
     evaluate: Callable[[], Metrics],
     best_metric: str,
     save_last: Callable[[Progress], None],
@@ -61,29 +55,47 @@ def fit(
     clip_grad_norm: float | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Metrics:
-    """Train from `progress.step` to `steps`, evaluate, and return the last evaluation's metrics.
+    """Train from `progress.step` to `schedule.steps`, evaluate, and return the last evaluation's metrics.
 
     model: called as model(images, targets), returns an object with .terms() (name -> scalar tensor) and .total().
     batches: yields (images, targets) from step `progress.step` on; images have .to(device), len() and .ids; targets, or each
     of a list of them, have .to(device).
     progress: updated in place. With no step left to do, this only evaluates.
-    lr_at: rate of a 0-based step; a parameter group's "lr_scale", where it has one, multiplies it.
-    evaluate: called every `eval_every` steps (0: never on the way) and at the end. save_best: called when
-    metrics[best_metric] exceeds all before; None (nothing to measure) never does.
-    save_last: called every `save_every` steps, after every evaluation and on Ctrl-C or SIGTERM.
+    schedule: the rate of a step; a parameter group's "lr_scale", where it has one, multiplies it. One that waits for the training
+    error needs a term "top1_error".
+    evaluate: called every `eval_every` steps (0: never on the way) and at the end; first of all when the run stopped where one
+    was due. save_best: called when metrics[best_metric] exceeds all before; None (nothing to measure) never does.
+    save_last: called every `save_every` steps, before and after every evaluation, and on Ctrl-C or SIGTERM.
     clip_grad_norm: largest 2-norm of all gradients together. precision: "bf16" runs the forward under autocast.
     Randomness inside the model (sampling) is seeded from (seed, step), so a resumed run repeats a straight one.
 
     Raises NonFiniteLossError before the weights are touched, Interrupted after saving, ValueError when `batches` ends early.
     """
-    if progress.step >= steps:
-        return evaluate()
+    steps = schedule.steps
+
+    def evaluation_is_due() -> bool:
+        on_the_way = eval_every > 0 and progress.step > 0 and progress.step % eval_every == 0
+        return progress.step >= steps or (on_the_way and progress.step not in progress.scores)
+
+    def scored() -> Metrics:
+        metrics = evaluate()
+        model.train()
+        log.evaluation(progress.step, metrics)
+        if progress.see_score(metrics[best_metric]):
+            save_best(progress)
+        save_last(progress)
+        return metrics
+
+    if evaluation_is_due():
+        metrics = scored()
+        if progress.step >= steps:
+            return metrics
     window = _Window()
     model.train()
     with _StopSignals() as stop:
         for images, targets in batches:
             window.data_ready()
-            lr = lr_at(progress.step)
+            lr = schedule.at(progress)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
             torch.manual_seed((seed * 1_000_003 + progress.step) % 2**63)
@@ -103,27 +115,25 @@ def fit(
             if clip_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, grad_norm)
             optimizer.step()
+            terms = losses.terms()
+            if schedule.waits_for_error(progress):
+                progress.see_error(terms["top1_error"].item(), schedule.warmup_until_error)
             progress.step += 1
-            window.step_done({"loss": total, **losses.terms(), "grad_norm": grad_norm}, len(images))
+            window.step_done({"loss": total, **terms, "grad_norm": grad_norm}, len(images))
 
-            last = progress.step == steps
-            evaluating = last or (eval_every > 0 and progress.step % eval_every == 0)
             log.advance(progress.step)
-            if last or progress.step % log_every == 0:
+            if progress.step == steps or progress.step % log_every == 0:
                 log.train(progress.step, window.flush() | {"lr": lr})
-            if evaluating:
-                metrics = evaluate()
-                model.train()
-                log.evaluation(progress.step, metrics)
-                if _improves(metrics[best_metric], progress.best):
-                    progress.best = metrics[best_metric]
-                    save_best(progress)
-            if evaluating or stop.asked or progress.step % save_every == 0:
+            elif progress.step == log.start_step + 1:
+                log.first_step(total.item())
+            if evaluation_is_due() or stop.asked or progress.step % save_every == 0:
                 save_last(progress)
-            if last:
-                return metrics
             if stop.asked:
                 raise Interrupted(progress.step)
+            if evaluation_is_due():
+                metrics = scored()
+            if progress.step == steps:
+                return metrics
             window.wait_for_data()
     raise ValueError(f"the batches ended after step {progress.step}, expected {steps}")
 
@@ -170,10 +180,6 @@ def _learning(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter],
     if not weights + biases + norms:
         raise ValueError("no parameter of the model learns: all are frozen")
     return weights, biases, norms
-
-
-def _improves(value: float | None, best: float | None) -> bool:
-    return value is not None and not math.isnan(value) and (best is None or value > best)
 
 
 class _Window:
@@ -239,6 +245,7 @@ class _StopSignals:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        sys.stderr.write("\nstopping when this step (and the evaluation, if one is under way) is done and saved; once more stops at once\n")
 
 
 def _culprit(model: nn.Module, terms: dict[str, torch.Tensor], images: object, targets: list, step: int, lr: float, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C as a terminal sends it: to the training process and to its loader's workers at once."""
+"""Ctrl-C as a terminal sends it, SIGTERM as a scheduler does: to the training process and to its loader's workers at once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 import torch
-from torch.utils.data import DataLoader
 from detres.engine.checkpoint import save_state
 from detres.engine.log import RunLog
-from detres.engine.train import Interrupted, Progress, fit
+from detres.data.loader import make_loader
+from detres.engine.progress import Progress
+from detres.engine.schedule import Schedule
+from detres.engine.train import Interrupted, fit
 
 class Images(list):
     ids = ("a",)
@@ -49,8 +51,8 @@ class Model(torch.nn.Linear):
 model, folder = Model(1, 1), Path(sys.argv[1])
 try:
     fit(
-        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), progress=Progress(), steps=1000, lr_at=lambda step: 0.0,
-        batches=DataLoader(Slow(), batch_size=None, num_workers=2, collate_fn=lambda item: (Images([item]), [])),
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), progress=Progress(), schedule=Schedule(lr=0.0, steps=1000),
+        batches=make_loader(Slow(), lambda items: (Images(items), []), [[index] for index in range(1000)], 2),
         evaluate=dict, best_metric="AP", save_best=print, save_last=lambda p: save_state(folder / "last.pt", {"step": p.step}),
         log=RunLog(folder, console=sys.stderr, steps=1000), device=torch.device("cpu"), seed=0, log_every=100, eval_every=0,
         save_every=1000,
@@ -62,14 +64,15 @@ except Interrupted as stopped:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals to a process group")
-def test_ctrl_c_while_waiting_for_workers_saves_the_last_step(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_while_waiting_for_workers_saves_the_last_step(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         for _ in range(2):
             assert process.stdout.readline() == "step\n"
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         out, errors = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from detres.engine.checkpoint import load_state, save_state
 from detres.engine.log import RunLog
+from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
-from detres.engine.train import Interrupted, NonFiniteLossError, Progress, adamw, fit, sgd
+from detres.engine.train import Interrupted, NonFiniteLossError, adamw, fit, sgd
 from detres.structures import Target
 
 CPU = torch.device("cpu")
@@ -87,8 +88,8 @@ class Run:
 
     def resumed(self) -> Run:
         """A fresh model and optimizer, filled from last.pt."""
-        state = load_state(self.folder / "last.pt", ("model", "optimizer", "step", "best"))
-        run = Run(self.folder, self.steps, Progress(state["step"], state["best"]), self.scores)
+        state = load_state(self.folder / "last.pt", ("model", "optimizer", "progress"))
+        run = Run(self.folder, self.steps, Progress(**state["progress"]), self.scores)
         nn.init.zeros_(run.model.linear.weight)
         run.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
@@ -96,7 +97,7 @@ class Run:
 
     def save_last(self, progress: Progress) -> None:
         self.saved.append(("last", progress.step))
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": progress.step, "best": progress.best}
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "progress": progress.to_dict()}
         save_state(self.folder / "last.pt", state)
 
     def evaluate(self) -> dict[str, float | None]:
@@ -111,8 +112,7 @@ class Run:
             "optimizer": self.optimizer,
             "batches": batches(self.progress.step, self.steps),
             "progress": self.progress,
-            "steps": self.steps,
-            "lr_at": Schedule(lr=0.05, steps=self.steps, milestones=(7,), warmup_steps=3).at,
+            "schedule": Schedule(lr=0.05, steps=self.steps, milestones=(7,), warmup_steps=3),
             "evaluate": self.evaluate,
             "best_metric": "AP",
             "save_last": self.save_last,
@@ -149,7 +149,7 @@ def test_a_step_is_sgd_with_momentum_done_by_hand(tmp_path):
     run = Run(tmp_path, steps=2)
     weight, bias = run.model.linear.weight.detach().clone(), run.model.linear.bias.detach().clone()
     velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
-    run.fit(lr_at=lambda step: (0.1, 0.01)[step])
+    run.fit(schedule=Schedule(lr=0.1, steps=2, milestones=(1,)))
     for step, (batch, targets) in enumerate(batches(0, 2)):
         torch.manual_seed(3 * 1_000_003 + step)
         rows = torch.randperm(8)[:4]
@@ -176,9 +176,9 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(tmp_path, stop_at):
 
 def test_training_fits_and_ends_with_an_evaluation(tmp_path):
     run = Run(tmp_path, steps=60)
-    metrics = run.fit(lr_at=lambda _: 0.02, log_every=20)
+    metrics = run.fit(schedule=Schedule(lr=0.02, steps=60), log_every=20)
     assert metrics == {"AP": 60.0}
-    assert run.saved == [("eval", 60), ("best", 60), ("last", 60)]
+    assert run.saved == [("last", 60), ("eval", 60), ("best", 60), ("last", 60)]
     losses = [record["loss_fit"] for record in run.records("train")]
     assert losses[2] < 0.1 * losses[0]
 
@@ -188,10 +188,10 @@ def test_evaluations_on_the_way_keep_the_best_and_the_last(tmp_path):
     run = Run(tmp_path, scores=scores.get)
     run.fit(eval_every=2, save_every=3)
     assert [event for event in run.saved if event[0] == "best"] == [("best", 4), ("best", 10)]
-    assert [step for what, step in run.saved if what == "last"] == [2, 3, 4, 6, 8, 9, 10]
-    assert [event for event in run.saved if event[1] == 4] == [("eval", 4), ("best", 4), ("last", 4)]
+    assert [step for what, step in run.saved if what == "last"] == [2, 2, 3, 4, 4, 6, 6, 8, 8, 9, 10, 10]
+    assert [event for event in run.saved if event[1] == 4] == [("last", 4), ("eval", 4), ("best", 4), ("last", 4)]
     assert [record["AP"] for record in run.records("eval")] == [None, 0.5, 0.4, None, 0.6]
-    assert load_state(tmp_path / "last.pt", ("best",))["best"] == 0.6
+    assert Progress(**load_state(tmp_path / "last.pt", ("progress",))["progress"]).best == 0.6
 
 
 def test_a_best_value_of_zero_counts_and_must_be_exceeded(tmp_path):
@@ -201,7 +201,7 @@ def test_a_best_value_of_zero_counts_and_must_be_exceeded(tmp_path):
 
 
 def test_a_resumed_run_remembers_its_best(tmp_path):
-    run = Run(tmp_path, progress=Progress(step=6, best=8.5))
+    run = Run(tmp_path, progress=Progress(step=6, scores={4: 8.5, 6: 8.0}))
     run.fit(eval_every=2)
     assert [event for event in run.saved if event[0] == "best"] == [("best", 10)]
 
@@ -221,8 +221,80 @@ def test_a_finished_run_is_scored_again_without_a_step(tmp_path):
     again = run.resumed()
     before = {name: tensor.clone() for name, tensor in again.model.state_dict().items()}
     assert again.fit() == {"AP": 10.0}
-    assert again.saved == [("eval", 10)]
+    assert again.saved == [("eval", 10), ("best", 10), ("last", 10)]
     assert same_tensors(before, again.model.state_dict())
+
+
+def test_a_run_that_broke_off_in_an_evaluation_is_evaluated_first_of_all(tmp_path):
+    class Crash(Exception):
+        pass
+
+    def crash() -> None:
+        raise Crash
+
+    run = Run(tmp_path)
+    with pytest.raises(Crash):
+        run.fit(eval_every=4, evaluate=crash)
+    again = run.resumed()
+    assert again.progress.step == 4
+    again.fit(eval_every=4)
+    assert [event for event in again.saved if event[0] == "eval"] == [("eval", 4), ("eval", 8), ("eval", 10)]
+
+
+def test_a_stop_where_an_evaluation_is_due_leaves_it_to_the_resumed_run(tmp_path):
+    def interrupting() -> Iterator:
+        for step, batch in enumerate(batches(0, 10)):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    run = Run(tmp_path)
+    with pytest.raises(Interrupted):
+        run.fit(batches=interrupting(), eval_every=4)
+    assert run.saved == [("last", 4)]
+    again = run.resumed()
+    again.fit(eval_every=4)
+    assert again.saved[0] == ("eval", 4)
+
+
+class Guessing(Regression):
+    """Its training error is 0.5 for ever."""
+
+    def forward(self, batch: Batch, targets: list[Tensor]) -> Terms:
+        losses = super().forward(batch, targets)
+        return TermsWithError(losses.loss_fit, losses.loss_size, torch.tensor(0.5))
+
+
+@dataclass(frozen=True)
+class TermsWithError(Terms):
+    top1_error: Tensor
+
+    def terms(self) -> dict[str, Tensor]:
+        return {**super().terms(), "top1_error": self.top1_error}
+
+
+@pytest.mark.parametrize(("threshold", "rates"), [(0.6, [0.005] + [0.05] * 3), (0.4, [0.005] * 4)])
+def test_the_warm_up_that_waits_for_the_error_sees_the_model_s(tmp_path, threshold, rates):
+    run = Run(tmp_path, steps=4)
+    run.model = Guessing()
+    run.optimizer = sgd(run.model, momentum=0.9, weight_decay=0.0)
+    run.fit(schedule=Schedule(lr=0.05, steps=4, warmup_factor=0.1, warmup_until_error=threshold), log_every=1)
+    assert [record["lr"] for record in run.records("train")] == pytest.approx(rates)
+
+
+def test_a_plateau_lowers_the_rate_and_a_resumed_run_keeps_it_low(tmp_path):
+    schedule = Schedule(lr=0.05, steps=10, shape="plateau", patience=2)
+    rates = {}
+    for name, stops in (("straight", ()), ("resumed", (5, 7))):
+        run = Run(tmp_path / name, scores=lambda _: 0.3)
+        for stop in stops:
+            with pytest.raises(ValueError, match="ended"):
+                run.fit(schedule=schedule, eval_every=1, log_every=1, batches=batches(run.progress.step, stop))
+            run = run.resumed()
+        run.fit(schedule=schedule, eval_every=1, log_every=1)
+        rates[name] = [record["lr"] for record in run.records("train")]
+    assert rates["straight"] == pytest.approx([0.05] * 3 + [0.005] * 2 + [0.0005] * 2 + [0.00005] * 2 + [0.000005])
+    assert rates["resumed"] == rates["straight"]
 
 
 def test_batches_that_end_early_are_an_error(tmp_path):
@@ -322,7 +394,7 @@ def test_clipping_bounds_the_step_and_the_record_keeps_the_true_norm(tmp_path):
     run = Run(tmp_path, steps=1)
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.0)  # no lr_scale: 1
     before = torch.cat([parameter.detach().flatten().clone() for parameter in run.model.parameters()])
-    run.fit(lr_at=lambda _: 0.5, clip_grad_norm=0.1)
+    run.fit(schedule=Schedule(lr=0.5, steps=1), clip_grad_norm=0.1)
     after = torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
     assert (after - before).norm().item() == pytest.approx(0.05, rel=1e-4)
     assert run.records("train")[0]["grad_norm"] > 1
@@ -339,7 +411,7 @@ def test_records_are_means_over_the_steps_since_the_last_one(tmp_path):
             assert record[name] == pytest.approx(sum(single[step][name] for step in steps) / len(steps), rel=1e-5)
         assert record["loss"] == pytest.approx(record["loss_fit"] + 0.1 * record["loss_size"], rel=1e-5)
     schedule = Schedule(lr=0.05, steps=5, milestones=(7,), warmup_steps=3)
-    assert [record["lr"] for record in every.records("train")] == [schedule.at(step) for step in range(5)]
+    assert [record["lr"] for record in every.records("train")] == [schedule.at(Progress(step)) for step in range(5)]
 
 
 def test_times_tell_waiting_for_data_from_computing_and_leave_out_evaluation(tmp_path):
