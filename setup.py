@@ -39,6 +39,7 @@ setup(
         "pydantic>=2.7",
         "safetensors>=0.4.5",
         "defusedxml>=0.7.1",
+        "fsspec>=2023.5",
         "tqdm>=4.66",
         "matplotlib>=3.8",
         "tensorboard>=2.16",

@@ -129,6 +129,7 @@ def _same_input(given: InputConfig, expected: InputSpec) -> bool:
 def with_data_root(data: DataConfig, root: str | Path | None) -> DataConfig:
     """Return `data` with its root settled: `root` (--data), else the config's, else the environment variable DETRES_DATA.
 
+    A folder becomes an absolute path, so that weights are scored from any directory; shards may be behind a URL.
     Raises ValueError when none of the three is given, FileNotFoundError when the folder is not there. The shapes data
     need none; their root is the cache folder they are drawn into, and a folder that holds other files is refused.
     """
@@ -140,12 +141,14 @@ def with_data_root(data: DataConfig, root: str | Path | None) -> DataConfig:
                 f"{cache} holds other files, and the data here are the embedded shapes, which are drawn into a cache folder of their own: "
                 "leave --data out, or name a configuration of your data with --cfg"
             )
-        return data.model_copy(update={"root": str(cache) if cache else None})
+        return data.model_copy(update={"root": str(Path(cache).absolute()) if cache else None})
     if not chosen:
         raise ValueError("where are the data? Give --data FOLDER, or data.root in the config, or the environment variable DETRES_DATA")
+    if data.format == "shards" and "://" in str(chosen):
+        return data.model_copy(update={"root": str(chosen)})
     if not Path(chosen).is_dir():
         raise FileNotFoundError(f"data folder {chosen} does not exist or is not a folder")
-    return data.model_copy(update={"root": str(chosen)})
+    return data.model_copy(update={"root": str(Path(chosen).absolute())})
 
 
 def read_split(data: DataConfig, split: str, *, boxes: str | None = None) -> Annotations:

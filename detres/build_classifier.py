@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torchvision.transforms.v2 import MixUp
 
 from backbones import PUBLISHED, Backbone, WeightsError, create_backbone, read_metadata, save_weights
+from detres.build import build_schedule
 from detres.cls_config import ClassificationConfig, ClassificationDataConfig, ClassificationTrainConfig, ClassifierConfig, NetworkConfig
 from detres.config import check
 from detres.data.array_batches import ArrayEvalBatches, ArrayTrainBatches
 from detres.data.coco import read_coco
 from detres.data.crops import CenterCrop, CropDataset, TrainCrop, WholeImage, crop_eval_loader, crop_train_loader
+from detres.data.encoded import ImageFiles, ImageShards
 from detres.data.images import decode_in_memory, hold_out, read_cifar10, read_image_folder
 from detres.data.object_crops import crop_objects
 from detres.data.shapes import ensure_shapes
+from detres.data.shards import read_shards
 from detres.engine.checkpoint import CheckpointError
+from detres.engine.schedule import Schedule
 from detres.engine.train import adamw, sgd
 from detres.evaluation.classify import ClassResult, ClassScores, center, classify, dense, score_classes, ten_crop
 from detres.models.classifier import Classifier
-from detres.structures import ClassMap, ClassTargets, CropBatch, ImageArrays, ImageFiles
+from detres.structures import ClassMap, ClassTargets, CropBatch, ImageArrays
 
-Images = ImageFiles | ImageArrays
+Images = ImageFiles | ImageShards | ImageArrays
 RUN_METADATA = ("config", "classes", "step")
 """What tools/train_cls.py writes beside the weights, so that the file alone can be scored."""
 
@@ -44,19 +49,27 @@ def read_class_splits(data: ClassificationDataConfig) -> tuple[Images, Images]:
         train = read_cifar10(Path(data.root), "train")
         train, val = hold_out(train, data.hold_out) if data.hold_out else (train, read_cifar10(Path(data.root), "test"))
     else:
-        train, val = (read_image_folder(Path(data.root) / split, classes=data.classes) for split in (data.train, data.val))
+        train = _read_encoded(data, data.train, data.classes)
+        val = _read_encoded(data, data.val, train.class_map.names if data.format == "shards" else data.classes)
         if data.in_memory:
-            train, val = decode_in_memory(train), decode_in_memory(val)
+            train, val = decode_in_memory(train, damaged=data.damaged), decode_in_memory(val)
     train.class_map.require_same(val.class_map, train.source, val.source)
     return train, val
 
 
-def read_held_out(data: ClassificationDataConfig) -> Images:
-    """Return the held-out images alone; raises what the readers raise."""
-    if data.format == "folder":
-        images = read_image_folder(Path(data.root) / data.val, classes=data.classes)
-        return decode_in_memory(images) if data.in_memory else images
-    return read_class_splits(data)[1]
+def read_held_out(data: ClassificationDataConfig, class_map: ClassMap | None) -> Images:
+    """Return the held-out images alone; class_map: the classifier's, which names the numbers of shards. Raises what the readers raise."""
+    if data.format in ("shapes", "cifar10"):
+        return read_class_splits(data)[1]
+    named = class_map.names if class_map is not None and data.format == "shards" else data.classes
+    images = _read_encoded(data, data.val, named)
+    return decode_in_memory(images) if data.in_memory else images
+
+
+def _read_encoded(data: ClassificationDataConfig, split: str, classes: Sequence[str] | None) -> ImageFiles | ImageShards:
+    if data.format == "shards":
+        return read_shards(data.root, split, classes=classes, show=lambda line: print(line, flush=True))
+    return read_image_folder(Path(data.root) / split, classes=classes)
 
 
 def build_network(settings: NetworkConfig, num_classes: int, weights: str | Path | None) -> Backbone:
@@ -73,7 +86,7 @@ def build_network(settings: NetworkConfig, num_classes: int, weights: str | Path
     )
 
 
-def build_classifier(config: ClassifierConfig, train: Images) -> Classifier:
+def build_classifier(config: ClassifierConfig, train: Images, *, mixup: float = 0.0) -> Classifier:
     """Return a classifier for the classes of `train`, whose mean is taken where the configuration says so; channels last, on the CPU.
 
     Raises what backbones.create_backbone raises.
@@ -89,7 +102,8 @@ def build_classifier(config: ClassifierConfig, train: Images) -> Classifier:
             crop=mean_image.shape[1],
             mean_image=mean_image if config.mean == "pixel" else None,
         )
-    return Classifier(net=net, label_smoothing=config.label_smoothing).to(memory_format=torch.channels_last)
+    mixing = MixUp(alpha=mixup, num_classes=len(train.class_map)) if mixup else None
+    return Classifier(net=net, label_smoothing=config.label_smoothing, mixup=mixing).to(memory_format=torch.channels_last)
 
 
 def build_train_batches(
@@ -101,8 +115,14 @@ def build_train_batches(
         return ArrayTrainBatches(
             images, batch_size=batch_size, seed=config.seed, steps=steps, start_step=start_step, pad=data.pad, flip=data.flip, device=device
         )
-    dataset = CropDataset(images, TrainCrop(shorter=data.shorter, crop=data.size, flip=data.flip, pca=data.pca))
+    transform = TrainCrop(shorter=data.shorter, crop=data.size, flip=data.flip, pca=data.pca, randaugment=data.randaugment)
+    dataset = CropDataset(images, transform, damaged=data.damaged)
     return crop_train_loader(dataset, batch_size=batch_size, steps=steps, seed=config.seed, start_step=start_step, num_workers=data.workers)
+
+
+def build_class_schedule(settings: ClassificationTrainConfig, num_images: int) -> Schedule:
+    """Return the schedule, its length and milestones in steps, for a training set of `num_images`."""
+    return replace(build_schedule(settings, num_images), warmup_until_error=settings.warmup_until_error)
 
 
 def build_class_optimizer(settings: ClassificationTrainConfig, model: nn.Module) -> torch.optim.Optimizer:

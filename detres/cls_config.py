@@ -35,18 +35,20 @@ class ClassifierConfig(Section):
 class ClassificationDataConfig(Section):
     """Where the labelled images are, and how they are cropped."""
 
-    format: Literal["shapes", "folder", "cifar10"]
-    root: str | None = None  # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder
-    train: str = "train"  # folder: the sub-folder with a folder a class
+    format: Literal["shapes", "folder", "shards", "cifar10"]
+    root: str | None = None  # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder; shards: or a URL
+    train: str = "train"  # folder: the sub-folder with a folder a class; shards: a sub-folder of *.tar, or train-{000..146}.tar
     val: str = "val"
-    classes: tuple[str, ...] | None = None  # folder: only to train on a subset
-    in_memory: bool = False  # folder: images of one size, decoded once and held on the device
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # folder: only to train on a subset; shards: names of 0, 1, ...
+    damaged: Literal["error", "skip"] = "error"  # training images that cannot be read: skipped ones are listed in skipped.txt
+    in_memory: bool = False  # folder, shards: images of one size, decoded once and held on the device
     hold_out: Count = 0  # cifar10: training images held out and scored instead of the test set (section 4.2: 5000)
     size: Positive = 224  # px of a crop; shapes: px to which objects are cut out
     shorter: tuple[Positive, Positive] = (256, 480)  # px between which the shorter side is drawn
     pad: Count = 4  # images in memory: px of black around, out of which crops are drawn (section 4.2)
     flip: Fraction = 0.5
     pca: Annotated[float, Field(ge=0)] = 0.1  # image files: standard deviation of AlexNet's colour shift
+    randaugment: Annotated[int, Field(ge=0, le=30)] = 0  # image files: magnitude of two random operations; not in the paper
     shapes_train: Positive = 2500  # shapes: images to draw
     shapes_val: Positive = 200
     workers: Count = 2
@@ -54,7 +56,7 @@ class ClassificationDataConfig(Section):
     @property
     def arrays(self) -> bool:
         """Whether the images are held in memory."""
-        return self.format != "folder" or self.in_memory
+        return self.format in ("shapes", "cifar10") or self.in_memory
 
 
 class ClassificationTrainConfig(TrainConfig):
@@ -64,6 +66,9 @@ class ClassificationTrainConfig(TrainConfig):
     lr: PositiveFloat = 0.1
     reference_batch: Positive = 256
     warmup_steps: Count = 0
+    warmup_until_error: Fraction | None = None  # warmup_factor * lr until the training error is below it (section 4.2: 0.8)
+    mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha; not in the paper
+    compile: bool | Literal["auto"] = False  # training steps by torch.compile, on a GPU as CUDA graphs; auto: on a GPU
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     recompute_batches: Count = 0  # training batches over which batch norm statistics are averaged at the end (appendix A)
 
@@ -100,6 +105,10 @@ class ClassificationConfig(Section):
             raise ValueError("eval.views ten_crop needs images larger than the crop; images in memory are scored as they are")
         if data.hold_out and data.format != "cifar10":
             raise ValueError("data.hold_out applies to format cifar10; other formats have a validation folder of their own")
+        if data.randaugment and data.arrays:
+            raise ValueError("data.randaugment applies to image files read one by one, not to images in memory")
+        if self.train.warmup_until_error is not None and self.train.warmup_steps:
+            raise ValueError("give either train.warmup_steps or train.warmup_until_error")
         if self.model.mean != "network" and not data.arrays:
             raise ValueError(f"model.mean {self.model.mean} applies to images in memory; for image files take network, ImageNet's means")
         if self.model.mean != "network" and self.model.network.weights:

@@ -37,27 +37,35 @@ class ImageReadError(OSError):
 
 
 def read_image(path: str | Path, stated_size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return an image file as (H, W, 3) uint8 RGB, C-contiguous and writable, turned as its EXIF orientation says.
+    """Return an image file as `decode_image` does; raises ImageReadError also when it is missing or cannot be opened."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ImageReadError(f"image file {path} does not exist") from None
+    except OSError as error:
+        raise ImageReadError(f"image file {path} cannot be read: {error}") from None
+    return decode_image(data, str(path), stated_size)
+
+
+def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return an encoded image as (H, W, 3) uint8 RGB, C-contiguous and writable, turned as its EXIF orientation says.
 
     Grey, palette, 1-bit and CMYK images become RGB; an alpha channel is dropped and the colours under it kept, as detection
     toolkits have it; 16-bit values are scaled by 1/257 (colour: their high byte), not clipped.
-    stated_size: (h, w) px that the annotations give, 0 where they do not. When it fits only the pixels as stored, the labels
-    were made on those, so they are returned unturned (TIFF excepted: always turned). Raises ImageReadError for a file that is
-    missing, truncated, no image, or of 32-bit pixels; ValueError naming file and sizes when the stated size fits neither way.
+    name: of the file, for messages. stated_size: (h, w) px that the annotations give, 0 where they do not. When it fits only
+    the pixels as stored, the labels were made on those, so they are returned unturned (TIFF excepted: always turned). Raises
+    ImageReadError for data that are truncated, no image, or of 32-bit pixels; ValueError naming file and sizes when the stated size
+    fits neither way.
     """
-    path = Path(path)
     try:
-        data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             pixels = _decode_jpeg(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
             if pixels is None:
                 pixels = _to_rgb(image)
             # Asked for after decoding: Pillow turns TIFF files by itself and then clears the tag.
             swap, flip_rows, flip_columns = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1), _UPRIGHT[1])
-    except FileNotFoundError:
-        raise ImageReadError(f"image file {path} does not exist") from None
     except _DECODER_ERRORS as error:
-        raise ImageReadError(f"image file {path} cannot be read: {error}") from None
+        raise ImageReadError(f"image file {name} cannot be read: {error}") from None
 
     stored = pixels.shape[:2]
     upright = stored[::-1] if swap else stored
@@ -67,7 +75,7 @@ def read_image(path: str | Path, stated_size: tuple[int, int] | None = None) -> 
         pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
     elif stated != stored:
         raise ValueError(
-            f"{path}: the annotations say {stated[1]}x{stated[0]} px, the file is {upright[1]}x{upright[0]}; "
+            f"{name}: the annotations say {stated[1]}x{stated[0]} px, the file is {upright[1]}x{upright[0]}; "
             "boxes would be misplaced. Correct the size in the annotations, or the file"
         )
     return np.ascontiguousarray(pixels)

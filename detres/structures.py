@@ -316,30 +316,21 @@ class Predictions:
         return len(self.scores)
 
 
-# ---- classification: disk -> ImageFiles or ImageArrays -> CropBatch, ClassTargets -> ClassLoss or logits ----
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """A labelled set of image files: `files` (M,) str, full paths, and `labels` (M,) int64, 0..K-1 in the order of class_map.names."""
-
-    source: str
-    class_map: ClassMap
-    files: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.files)
+# ---- classification: disk -> encoded images (detres/data/encoded.py) or ImageArrays -> CropBatch, ClassTargets -> ClassLoss or logits ----
 
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """A labelled set of small images of one size, in memory: `pixels` (M, H, W, 3) uint8 RGB, `labels` (M,) int64, 0..K-1."""
+    """A labelled set of small images of one size, in memory: `pixels` (M, H, W, 3) uint8 RGB, `labels` (M,) int64, 0..K-1.
+
+    damaged: files that were left out because they could not be read.
+    """
 
     source: str
     class_map: ClassMap
     pixels: np.ndarray
     labels: np.ndarray
+    damaged: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -347,16 +338,20 @@ class ImageArrays:
 
 @dataclass(frozen=True)
 class CropBatch:
-    """N images of one size for a classifier: `pixels` (N, 3, H, W) uint8 RGB, normalised by the model on its device; N `ids`."""
+    """N images of one size for a classifier: `pixels` (N, 3, H, W) uint8 RGB, normalised by the model on its device; N `ids`.
+
+    damaged: images that could not be read, whose places others of the batch have taken.
+    """
 
     pixels: Tensor
     ids: tuple[ImageId, ...]
+    damaged: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def to(self, device: torch.device | str) -> CropBatch:
-        return CropBatch(self.pixels.to(device, non_blocking=True), self.ids)
+        return CropBatch(self.pixels.to(device, non_blocking=True), self.ids, self.damaged)
 
 
 @dataclass(frozen=True)

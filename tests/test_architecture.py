@@ -21,7 +21,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.config": (set(), {"pydantic", "yaml"}),
     "detres.cls_config": ({"detres.config"}, {"pydantic"}),
     "detres.models": (LEAVES | {"backbones"}, {"torch", "torchvision", "numpy"}),
-    "detres.data": (LEAVES, {"torch", "numpy", "cv2", "albumentations", "defusedxml"}),
+    "detres.data": (LEAVES, {"torch", "torchvision", "numpy", "cv2", "albumentations", "defusedxml", "fsspec"}),
     "detres.evaluation": (LEAVES, {"torch", "numpy", "pycocotools"}),
     "detres.engine": ({"detres.structures"}, {"torch", "torchvision", "numpy", "cv2", "safetensors", "tqdm"}),
     "detres.build": (
@@ -29,8 +29,10 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         {"torch"},
     ),
     "detres.build_classifier": (
-        LEAVES | {"backbones", "detres.config", "detres.cls_config", "detres.models", "detres.data", "detres.evaluation", "detres.engine"},
-        {"torch", "numpy"},
+        LEAVES
+        | {"backbones", "detres.config", "detres.cls_config", "detres.models", "detres.data", "detres.evaluation", "detres.engine"}
+        | {"detres.build"},
+        {"torch", "torchvision", "numpy"},
     ),
 }
 

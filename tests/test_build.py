@@ -18,6 +18,7 @@ from detres.build import (
     with_data_root,
 )
 from detres.config import Config, DataConfig, ModelConfig, TrainConfig, check
+from detres.engine.progress import Progress
 from detres.structures import ClassMap
 from tests.helpers import CLASSES, make_batch, write_coco
 
@@ -136,7 +137,7 @@ def test_optimizer_and_schedule_follow_the_settings():
     settings = check(TrainConfig, tree, "test")
     schedule = build_schedule(settings, num_images=20)
     assert (schedule.steps, schedule.milestones) == (8, (4,))
-    assert [schedule.at(3), schedule.at(4)] == pytest.approx([0.05, 0.005])
+    assert [schedule.at(Progress(3)), schedule.at(Progress(4))] == pytest.approx([0.05, 0.005])
     assert isinstance(build_optimizer(settings, model), torch.optim.SGD)
     assert isinstance(build_optimizer(settings.model_copy(update={"optimizer": "adamw"}), model), torch.optim.AdamW)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from detres.build import build_detector, build_schedule
-from detres.build_classifier import build_network
+from detres.build import build_detector
+from detres.build_classifier import build_class_schedule, build_network
 from detres.cls_config import ClassificationConfig
 from detres.config import load_config
+from detres.engine.progress import Progress
 
 ALL = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 CLASSIFICATION = [path for path in ALL if path.stem.startswith(("cls_", "cifar10_", "imagenet_", "tiny_imagenet50_"))]
@@ -75,11 +76,11 @@ def test_the_papers_cifar_recipe(kind, depth):
     assert config.model.network.shortcut == ("A" if kind == "resnet" else None)
     assert (config.model.mean, config.data.pad, config.data.flip) == ("pixel", 4, 0.5)
     assert (config.train.batch_size, config.train.momentum, config.train.weight_decay, config.train.optimizer) == (128, 0.9, 1e-4, "sgd")
-    schedule = build_schedule(config.train, 50_000)
+    schedule = build_class_schedule(config.train, 50_000)
     assert schedule.steps == 64_000
-    rates = [schedule.at(step) for step in (400, 31_999, 32_000, 47_999, 48_000, 63_999)]
+    rates = [schedule.at(Progress(step, warmed_up=True)) for step in (400, 31_999, 32_000, 47_999, 48_000, 63_999)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    assert schedule.at(0) == pytest.approx(0.01 if depth >= 110 else 0.1)
+    assert schedule.at(Progress()) == pytest.approx(0.01 if depth >= 110 else 0.1)
 
 
 @pytest.mark.parametrize("path", [path for path in CLASSIFICATION if path.stem.startswith("imagenet_")], ids=lambda path: path.stem)

@@ -55,18 +55,13 @@ def config_path(cfg: str | None, default: Path = DEFAULT_CONFIG) -> Path:
 def config_from(
     arguments: argparse.Namespace, kind: type[Config] | type[ClassificationConfig] = Config, default: Path = DEFAULT_CONFIG
 ) -> Config | ClassificationConfig:
-    """Return the checked configuration of the flags, precision and data root settled.
-
-    The root is absolute, so that weights are scored from any directory.
-    """
+    """Return the checked configuration of the flags, precision and data root settled."""
     overrides = [*arguments.set, *([f"seed={arguments.seed}"] if arguments.seed is not None else [])]
     config = load_config(config_path(arguments.cfg, default), overrides, kind)
-    data = with_data_root(config.data, arguments.data)
-    if data.root is not None:
-        data = data.model_copy(update={"root": str(Path(data.root).absolute())})
     precision = config.train.precision
     if precision == "auto":
         precision = faster_precision(arguments.device)
+    data = with_data_root(config.data, arguments.data)
     return config.model_copy(update={"data": data, "train": config.train.model_copy(update={"precision": precision})})
 
 

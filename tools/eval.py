@@ -97,7 +97,7 @@ def score_classifiers(arguments: argparse.Namespace) -> None:
     elif arguments.set:
         config = with_overrides(config, arguments.set, arguments.weights[0])
     config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
-    images = read_held_out(config.data)
+    images = read_held_out(config.data, class_map)
     if class_map is not None:
         class_map.require_same(images.class_map, arguments.weights[0], images.source)
     scores = ensemble([class_scores(config, model.to(arguments.device), images, arguments.device) for _, model in models])

@@ -82,9 +82,9 @@ def draw_responses(arguments: argparse.Namespace) -> None:
     ordered, falling = figure.subplots(2, 1, sharex=True)
     rows = []
     for weights in arguments.paths:
-        model, config, _ = load_classifier(Path(weights))
+        model, config, class_map = load_classifier(Path(weights))
         model.to(arguments.device)
-        images = read_held_out(with_data_root(config.data, arguments.data))
+        images = read_held_out(with_data_root(config.data, arguments.data), class_map)
         if not isinstance(images, ImageArrays):
             raise ValueError(f"{weights}: responses are measured on images held in memory (CIFAR-10, shapes, data.in_memory)")
         few = ImageArrays(images.source, images.class_map, images.pixels[:RESPONSE_IMAGES], images.labels[:RESPONSE_IMAGES])

@@ -7,15 +7,17 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from backbones import recompute_batch_norm
-from detres.build import build_schedule
+from detres.build import with_data_root
 from detres.build_classifier import (
     Images,
     build_class_optimizer,
+    build_class_schedule,
     build_classifier,
     build_train_batches,
     read_class_splits,
@@ -29,11 +31,12 @@ from detres.engine.log import RunLog, new_run_folder, write_environment
 from detres.engine.progress import Progress
 from detres.engine.train import Interrupted, fit
 from detres.models.classifier import Classifier
-from detres.structures import ClassMap
+from detres.structures import ClassMap, ClassTargets, CropBatch, ImageArrays
 from detres.tools.command_line import CONFIGS, add_config_flags, config_from, config_path, newest_run, run
 
 DEFAULT_CONFIG = CONFIGS / "cls_shapes_r18.yaml"
 STATE_KEYS = ("config", "classes", "progress", "model", "optimizer")
+DAMAGED = "skipped.txt"
 WEIGHTS = "weights.safetensors"
 """Of the last step, not of the best: choosing by the test set would flatter the number."""
 
@@ -57,7 +60,7 @@ def start(arguments: argparse.Namespace) -> None:
     config = config_from(arguments, ClassificationConfig, DEFAULT_CONFIG)
     torch.manual_seed(config.seed)
     images = read_class_splits(config.data)
-    model = build_classifier(config.model, images[0])
+    model = build_classifier(config.model, images[0], mixup=config.train.mixup)
     folder = new_run_folder(config.name, arguments.out)
     write_text(folder / "config.yaml", to_yaml(config))
     train(config, images, model, folder, state=None, device=arguments.device)
@@ -70,10 +73,10 @@ def resume(arguments: argparse.Namespace) -> None:
     state = load_state(folder / "last.pt", STATE_KEYS)
     config = check(ClassificationConfig, json.loads(state["config"]), str(folder / "last.pt"))
     if arguments.data:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"root": str(Path(arguments.data).absolute())})})
+        config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
     images = read_class_splits(config.data)
     ClassMap.from_dict(state["classes"]).require_same(images[0].class_map, str(folder / "last.pt"), images[0].source)
-    model = build_classifier(config.model, images[0])
+    model = build_classifier(config.model, images[0], mixup=config.train.mixup)
     load_model_state(model, state["model"], folder / "last.pt")
     train(config, images, model, folder, state=state, device=arguments.device)
 
@@ -91,8 +94,10 @@ def train(
     started = time.monotonic()
     training, held_out = images
     settings = config.train
-    schedule = build_schedule(settings, len(training))
+    schedule = build_class_schedule(settings, len(training))
     model.to(device)
+    if settings.compile is True or (settings.compile == "auto" and device.type == "cuda"):
+        model.compile_training()
     optimizer = build_class_optimizer(settings, model)
     progress = Progress()
     if state is not None:
@@ -109,6 +114,11 @@ def train(
         f"(lr {settings.lr:g} for {settings.reference_batch}), device {device}, {torch.get_num_threads()} threads"
     )
 
+    damaged = folder / DAMAGED
+    if isinstance(training, ImageArrays) and training.damaged:
+        write_text(damaged, "".join(f"{name}\n" for name in training.damaged))
+        log.line(f"{len(training.damaged)} damaged images left out, listed in {damaged}")
+    batches = build_train_batches(config, training, steps=schedule.steps, start_step=progress.step, device=device)
     results = []
 
     def evaluate() -> dict[str, float]:
@@ -130,7 +140,7 @@ def train(
         fit(
             model=model,
             optimizer=optimizer,
-            batches=build_train_batches(config, training, steps=schedule.steps, start_step=progress.step, device=device),
+            batches=naming_damaged(batches, damaged, log),
             progress=progress,
             schedule=schedule,
             evaluate=evaluate,
@@ -159,6 +169,18 @@ def train(
     write_text(folder / "metrics.json", json.dumps({"step": progress.step, **results[-1].to_dict()}, indent=2))
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     sys.stdout.write(f"done in {minutes} min {seconds} s; weights {folder / WEIGHTS}\n")
+
+
+def naming_damaged(batches: Iterable[tuple[CropBatch, ClassTargets]], path: Path, log: RunLog) -> Iterator[tuple[CropBatch, ClassTargets]]:
+    """Pass the batches on; write the names of images that could not be read into `path`, each once, and say so."""
+    known = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+    for images, targets in batches:
+        new = [name for name in images.damaged if name not in known]
+        if new:
+            known.update(new)
+            write_text(path, "".join(f"{name}\n" for name in sorted(known)))
+            log.line(f"damaged, skipped: {', '.join(new)} ({len(known)} so far, listed in {path})")
+        yield images, targets
 
 
 def average_statistics(config: ClassificationConfig, model: Classifier, training: Images, step: int, device: torch.device) -> None:

@@ -21,6 +21,7 @@ from detres.build import (
     load_detector,
     read_split,
     save_detector,
+    with_data_root,
 )
 from detres.config import Config, check, load_config, to_yaml
 from detres.data.loader import train_loader
@@ -76,7 +77,7 @@ def resume(arguments: argparse.Namespace) -> None:
     state = load_state(folder / "last.pt", STATE_KEYS)
     config = check(Config, json.loads(state["config"]), str(folder / "last.pt"))
     if arguments.data:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"root": str(Path(arguments.data).absolute())})})
+        config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
     data = read_data(config)
     ClassMap.from_dict(state["classes"]).require_same(data.train.class_map, str(folder / "last.pt"), data.train.source)
     detector = build_detector(config.model, len(data.train.class_map), pretrained=False)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import RandAugment
 
+from detres.data.encoded import ImageFiles, ImageShards
 from detres.data.loader import StepSampler, make_loader
-from detres.image_io import read_image, resize_image
-from detres.structures import ClassTargets, CropBatch, ImageFiles
+from detres.image_io import ImageReadError, decode_image, resize_image
+from detres.structures import ClassTargets, CropBatch
 
 CropTransform = Callable[[np.ndarray, int], np.ndarray]
+Item = tuple[np.ndarray | None, int, str]
 
 PCA_VALUES = np.array([0.2175, 0.0188, 0.0045]) * 255
 PCA_VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
@@ -26,13 +30,15 @@ class TrainCrop:
 
     shorter: (low, high) px, both included, between which the shorter side is drawn. crop: px. flip: probability. pca: standard
     deviation of the shift along each principal component of colour, 0.1 in AlexNet; the shifted values are rounded and
-    clipped to 0..255. Raises ValueError when a scaled image could be smaller than the crop.
+    clipped to 0..255. randaugment: magnitude, 1..30, of two random operations before that (Cubuk et al. 2020, by torchvision; not in
+    the paper); 0 is none. Raises ValueError when a scaled image could be smaller than the crop.
     """
 
-    def __init__(self, *, shorter: tuple[int, int], crop: int, flip: float, pca: float) -> None:
+    def __init__(self, *, shorter: tuple[int, int], crop: int, flip: float, pca: float, randaugment: int = 0) -> None:
         if not crop <= shorter[0] <= shorter[1]:
             raise ValueError(f"shorter sides {shorter[0]}..{shorter[1]} px do not hold a crop of {crop} px")
         self.shorter, self.crop, self.flip, self.pca = shorter, crop, flip, pca
+        self.randaugment = RandAugment(magnitude=randaugment) if randaugment else None
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
         """Return (crop, crop, 3) uint8, a pure function of the image (H, W, 3) uint8 and the seed."""
@@ -42,6 +48,10 @@ class TrainCrop:
         crop = resized_window(image, (height, width), (top, left), self.crop)
         if rng.random() < self.flip:
             crop = crop[:, ::-1]
+        if self.randaugment is not None:
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+                torch.manual_seed(int(rng.integers(2**63 - 1)))
+                crop = self.randaugment(torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         if self.pca:
             shift = PCA_VECTORS @ (rng.normal(0, self.pca, 3) * PCA_VALUES)
             crop = np.clip(np.rint(crop + shift.astype(np.float32)), 0, 255).astype(np.uint8)
@@ -91,26 +101,45 @@ def resized_window(image: np.ndarray, size: tuple[int, int], corner: tuple[int, 
 
 
 class CropDataset(Dataset):
-    """Image files and labels, read and cropped one by one; items are asked for with a seed."""
+    """Encoded images and labels, read and cropped one by one; items are asked for with a seed.
 
-    def __init__(self, images: ImageFiles, transform: CropTransform) -> None:
-        self.images, self.transform = images, transform
+    damaged: whether an image that cannot be read is an error, or its place is taken by another of its batch and its name given there.
+    """
+
+    def __init__(self, images: ImageFiles | ImageShards, transform: CropTransform, *, damaged: Literal["error", "skip"] = "error") -> None:
+        self.images, self.transform, self.damaged = images, transform, damaged
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, int, str]:
-        """Return (crop (S, S, 3) uint8 RGB, label, file) for key (index, seed); raises ImageReadError naming a damaged file."""
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        """Return (crop (S, S, 3) uint8 RGB, label, name) for key (index, seed); the crop is None for a damaged image to be skipped.
+
+        Raises ImageReadError naming a damaged one that is not.
+        """
         index, seed = key
-        file = str(self.images.files[index])
-        return self.transform(read_image(file), seed), int(self.images.labels[index]), file
+        name = self.images.name(index)
+        try:
+            crop = self.transform(decode_image(self.images.read_bytes(index), name), seed)
+        except ImageReadError:
+            if self.damaged == "error":
+                raise
+            crop = None
+        return crop, int(self.images.labels[index]), name
 
 
-def collate_crops(items: Sequence[tuple[np.ndarray, int, str]]) -> tuple[CropBatch, ClassTargets]:
-    """Return one batch of crops of one size, and its labels."""
-    crops, labels, files = zip(*items, strict=True)
+def collate_crops(items: Sequence[Item]) -> tuple[CropBatch, ClassTargets]:
+    """Return one batch of crops of one size, and its labels; good images take the places of damaged ones in turn.
+
+    Raises ImageReadError when all are damaged.
+    """
+    good = [item for item in items if item[0] is not None]
+    damaged = tuple(name for crop, _, name in items if crop is None)
+    if not good:
+        raise ImageReadError(f"none of the {len(items)} images of a batch can be read, the first is {damaged[0]}")
+    crops, labels, names = zip(*(good * len(items))[: len(items)], strict=True)
     pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)  # channels last in memory
-    return CropBatch(pixels, tuple(files)), ClassTargets(torch.tensor(labels))
+    return CropBatch(pixels, names, damaged), ClassTargets(torch.tensor(labels))
 
 
 def crop_train_loader(

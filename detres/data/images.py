@@ -1,20 +1,24 @@
-"""Labelled images for classification: a folder a class, and CIFAR-10 in its official binary layout."""
+"""Labelled images for classification: a folder a class, and CIFAR-10 in its official layouts."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from torchvision.datasets import CIFAR10
 
-from detres.image_io import IMAGE_SUFFIXES, read_image
-from detres.structures import ClassMap, ImageArrays, ImageFiles
+from detres.data.encoded import ImageFiles, ImageShards
+from detres.image_io import IMAGE_SUFFIXES, ImageReadError, decode_image
+from detres.structures import ClassMap, ImageArrays
 
 CIFAR10_FILES = {"train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test": ("test_batch.bin",)}
 _CIFAR_SIDE = 32
 _CIFAR_ROW = 1 + 3 * _CIFAR_SIDE**2
 _CIFAR_FOLDER = "cifar-10-batches-bin"
+_CIFAR_PYTHON_FOLDER = "cifar-10-batches-py"
 
 
 def read_image_folder(root: Path, *, classes: Sequence[str] | None = None) -> ImageFiles:
@@ -52,14 +56,18 @@ def read_image_folder(root: Path, *, classes: Sequence[str] | None = None) -> Im
     return ImageFiles(source, class_map, np.array(files), np.array(labels, dtype=np.int64))
 
 
-def read_cifar10(root: Path, split: str) -> ImageArrays:
-    """Read a split, "train" (50,000) or "test" (10,000), of CIFAR-10's binary version: rows of a label and 3 x 32 x 32 bytes.
+def read_cifar10(root: Path, split: Literal["train", "test"]) -> ImageArrays:
+    """Read the 50,000 or 10,000 images of CIFAR-10's binary version: rows of a label and 3 x 32 x 32 bytes.
 
-    root: the folder cifar-10-batches-bin, or the one that holds it. Raises FileNotFoundError naming a file that is missing,
-    ValueError naming file and row for a size that is no multiple of a row or a label beyond 9.
+    root: the folder cifar-10-batches-bin, or the one that holds it; or, likewise, cifar-10-batches-py, the Python version, which
+    torchvision reads after checking that every file is the official one, for its files are pickles. Raises FileNotFoundError
+    naming a file that is missing, ValueError naming file and row for a size that is no multiple of a row or a label beyond 9, and
+    for a Python version with a wrong checksum.
     """
     root = Path(root)
-    root = root / _CIFAR_FOLDER if (root / _CIFAR_FOLDER).is_dir() else root
+    root = next((root / name for name in (_CIFAR_FOLDER, _CIFAR_PYTHON_FOLDER) if (root / name).is_dir()), root)
+    if root.name == _CIFAR_PYTHON_FOLDER:
+        return _read_python_cifar10(root, split)
     names = _cifar_names(root / "batches.meta.txt")
     pixels, labels = [], []
     for name in CIFAR10_FILES[split]:
@@ -79,17 +87,35 @@ def read_cifar10(root: Path, split: str) -> ImageArrays:
     return ImageArrays(f"{root} ({split})", class_map, np.ascontiguousarray(np.concatenate(pixels)), np.concatenate(labels))
 
 
-def decode_in_memory(images: ImageFiles) -> ImageArrays:
-    """Return image files of one size as arrays, every file read once.
+def _read_python_cifar10(root: Path, split: str) -> ImageArrays:
+    try:
+        data = CIFAR10(str(root.parent), train=split == "train", download=False)
+    except RuntimeError:
+        raise ValueError(f"{root}: a file is missing or is not the official one by its checksum, so it was not opened") from None
+    class_map = ClassMap(tuple(data.classes), tuple(range(1, len(data.classes) + 1)))
+    return ImageArrays(f"{root} ({split})", class_map, data.data, np.array(data.targets, dtype=np.int64))
 
-    Raises ValueError naming the first file of another size than the one before, or for no files; ImageReadError naming a
-    damaged one.
+
+def decode_in_memory(images: ImageFiles | ImageShards, *, damaged: Literal["error", "skip"] = "error") -> ImageArrays:
+    """Return encoded images of one size as arrays, every one read once.
+
+    damaged: whether an image that cannot be read is an error, or left out and listed. Raises ValueError naming the first image of
+    another size than the one before, for no images, and for none that can be read; ImageReadError naming a damaged one.
     """
     if len(images) == 0:
         raise ValueError(f"{images.source} has no images")
     pixels: np.ndarray | None = None
-    for row, file in enumerate(images.files.tolist()):
-        image = read_image(file)
+    good, left_out = [], []
+    for row in range(len(images)):
+        file = images.name(row)
+        try:
+            image = decode_image(images.read_bytes(row), file)
+        except ImageReadError:
+            if damaged == "error":
+                raise
+            left_out.append(file)
+            continue
+        good.append(row)
         if pixels is None:
             pixels = np.empty((len(images), *image.shape), np.uint8)
         if image.shape != pixels.shape[1:]:
@@ -98,7 +124,10 @@ def decode_in_memory(images: ImageFiles) -> ImageArrays:
                 f"{file} has {image.shape[1]}x{image.shape[0]} px, the files before it {expected}: data.in_memory wants one size"
             )
         pixels[row] = image
-    return ImageArrays(images.source, images.class_map, pixels, images.labels)
+    if pixels is None:
+        raise ImageReadError(f"{images.source}: none of the {len(images)} images can be read, the first is {images.name(0)}")
+    pixels, labels = (pixels, images.labels) if len(good) == len(images) else (pixels[good], images.labels[good])
+    return ImageArrays(images.source, images.class_map, pixels, labels, tuple(left_out))
 
 
 def hold_out(images: ImageArrays, number: int) -> tuple[ImageArrays, ImageArrays]:

@@ -60,7 +60,7 @@ def fit(
     model: called as model(images, targets), returns an object with .terms() (name -> scalar tensor) and .total().
     batches: yields (images, targets) from step `progress.step` on; images have .to(device), len() and .ids; targets, or each
     of a list of them, have .to(device).
-    progress: updated in place. With no step left to do, this only evaluates.
+    progress: updated in place. With no step left to do, this only evaluates; after a finished run nothing is written.
     schedule: the rate of a step; a parameter group's "lr_scale", where it has one, multiplies it. One that waits for the training
     error needs a term "top1_error".
     evaluate: called every `eval_every` steps (0: never on the way) and at the end; first of all when the run stopped where one
@@ -86,10 +86,10 @@ def fit(
         save_last(progress)
         return metrics
 
+    if progress.step >= steps:
+        return evaluate() if progress.step in progress.scores else scored()
     if evaluation_is_due():
-        metrics = scored()
-        if progress.step >= steps:
-            return metrics
+        scored()
     window = _Window()
     model.train()
     with _StopSignals() as stop:

@@ -28,9 +28,10 @@ from detres.data.crops import (
     resized_window,
     scaled_size,
 )
+from detres.data.encoded import ImageFiles
 from detres.data.loader import StepSampler
 from detres.image_io import ImageReadError
-from detres.structures import ClassMap, ClassTargets, CropBatch, ImageFiles
+from detres.structures import ClassMap, ClassTargets, CropBatch
 
 Batch = tuple[CropBatch, ClassTargets]
 

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from detres.data.encoded import ImageFiles
 from detres.data.images import CIFAR10_FILES, decode_in_memory, hold_out, read_cifar10, read_image_folder
 from detres.image_io import ImageReadError, read_image
-from detres.structures import ClassMap, ImageArrays, ImageFiles
+from detres.structures import ClassMap, ImageArrays
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

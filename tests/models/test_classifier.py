@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones import InputSpec, resnet_cifar
+from detres.data.encoded import ImageFiles
 from detres.models.classifier import Classifier
-from detres.structures import ClassLoss, ClassMap, ClassTargets, CropBatch, ImageArrays, ImageFiles
+from detres.structures import ClassLoss, ClassMap, ClassTargets, CropBatch, ImageArrays
 from tests.backbones.nets import randomise_norms
 
 K = 10

@@ -166,7 +166,7 @@ def test_a_run_to_resume(flags: list[str], message: str, refused: Callable[..., 
 
 def test_a_run_whose_data_have_gone(finished: FinishedRun, coco: Path, refused: Callable[..., str]) -> None:
     shutil.copytree(finished.folder, "runs/copy")
-    assert "no annotation file" in refused("--resume", "runs/copy", "--data", "elsewhere")
+    assert "data folder elsewhere does not exist" in refused("--resume", "runs/copy", "--data", "elsewhere")
     change_train_json(coco, lambda content: content["categories"][0].update(name="disc"))
     assert "the class lists differ" in refused("--resume", "runs/copy", "--data", coco)
 

@@ -1,0 +1,72 @@
+"""Labelled sets of encoded images: files of their own, or members of tar shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import numpy as np
+
+from detres.image_io import ImageReadError
+from detres.structures import ClassMap
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """A labelled set of image files: `files` (M,) str, full paths, and `labels` (M,) int64, 0..K-1 in the order of class_map.names."""
+
+    source: str
+    class_map: ClassMap
+    files: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """Return the path of an image."""
+        return str(self.files[index])
+
+    def read_bytes(self, index: int) -> bytes:
+        """Return an encoded image; raises ImageReadError when the file is gone or cannot be opened."""
+        try:
+            return Path(self.files[index]).read_bytes()
+        except FileNotFoundError:
+            raise ImageReadError(f"image file {self.files[index]} does not exist") from None
+        except OSError as error:
+            raise ImageReadError(f"image file {self.files[index]} cannot be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class ImageShards:
+    """A labelled set of M images in tar files, local or remote, and where each lies in them.
+
+    urls: of the tar files. shards (M,) int32: which of them. offsets, sizes (M,) int64: bytes of the encoded image. keys (M,) str:
+    names inside the tar file. labels (M,) int64, 0..K-1.
+    """
+
+    source: str
+    class_map: ClassMap
+    urls: tuple[str, ...]
+    shards: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    keys: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """Return the tar file of an image, and its name in it."""
+        return f"{self.urls[self.shards[index]]}: {self.keys[index]}"
+
+    def read_bytes(self, index: int) -> bytes:
+        """Return an encoded image by one read of its byte range; raises ImageReadError when the tar file cannot be read."""
+        url, start = self.urls[self.shards[index]], int(self.offsets[index])
+        try:
+            files, path = fsspec.core.url_to_fs(url)
+            return files.cat_file(path, start=start, end=start + int(self.sizes[index]))
+        except Exception as error:  # each file system of fsspec has errors of its own
+            raise ImageReadError(f"{self.name(index)} cannot be read: {error}") from None
