@@ -26,8 +26,9 @@ from detres.evaluation.detect import detect
 from detres.evaluation.voc_ap import VocResult, evaluate_voc
 from detres.models.anchors import AnchorGenerator
 from detres.models.box_coder import BoxCoder
-from detres.models.faster_rcnn import FasterRCNN, PixelNormalizer
+from detres.models.faster_rcnn import FasterRCNN
 from detres.models.matcher import Matcher
+from detres.models.normalizer import PixelNormalizer
 from detres.models.roi_head import BoxPredictor, RoIHead
 from detres.models.roi_pool import RoIPooler
 from detres.models.rpn import RPN, ProposalCounts, RPNHead

@@ -1,41 +1,61 @@
-"""Time the detector, or a backbone alone, against torchvision's, same weights, same process: `python tools/benchmark.py`."""
+"""Time a detector, a backbone, or the input and training of a classifier against torchvision's: `python tools/benchmark.py WHAT`.
+
+Both do the same job in the same process, in turns.
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
-from torchvision import ops
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchvision import ops, transforms
 
 from backbones import create_backbone, fold_batch_norm
 from detres.boxes import nms
 from detres.build import build_detector
 from detres.config import ModelConfig, check
+from detres.data.array_batches import ArrayTrainBatches
+from detres.data.crops import CropDataset, TrainCrop
+from detres.data.images import read_image_folder
 from detres.data.shapes import draw_shapes_image
+from detres.engine.log import RunLog
+from detres.engine.precision import faster_precision
+from detres.engine.progress import Progress
+from detres.engine.schedule import Schedule
+from detres.engine.train import fit, sgd
 from detres.image_io import pad_images, resize_image, resized_size
+from detres.models.classifier import Classifier
 from detres.models.roi_pool import roi_align
-from detres.structures import ImageBatch, Target
+from detres.structures import ClassMap, ImageArrays, ImageBatch, Target
 from detres.tools.command_line import add_device_flag, run
 from detres.tools.torchvision_parts import TorchvisionParts
 
 NUM_CLASSES = 80
+FLIP_AND_NORMALIZE = (transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize((0.49, 0.48, 0.45), (0.2, 0.2, 0.2)))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and time; returns the exit status."""
-    parser = argparse.ArgumentParser(description="time the detector, or a backbone alone, against torchvision's")
-    parser.add_argument("what", nargs="?", default="detector", choices=("detector", "backbone"), help="default: %(default)s")
+    parser = argparse.ArgumentParser(description="time parts of this toolkit against torchvision's")
+    parser.add_argument("what", nargs="?", default="detector", choices=tuple(JOBS), help="default: %(default)s")
     parser.add_argument("--backbone", default="resnet50", choices=("resnet18", "resnet34", "resnet50", "resnet101"))
     parser.add_argument("--shorter", type=int, default=600, help="detector: px of the image's shorter side (default: %(default)s)")
     parser.add_argument("--rois", type=int, default=300, help="detector: proposals an image (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="backbone: images of 224 px (default: %(default)s)")
+    parser.add_argument("--images", metavar="DIR", help="crops: JPEG files, a folder a class (default: drawn ones of 500x375 px)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; the median counts (default: %(default)s)")
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
@@ -49,7 +69,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
         f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads; "
         f"medians of {arguments.repeats}, ours and theirs in turns\n"
     )
-    (benchmark_backbone if arguments.what == "backbone" else benchmark_detector)(arguments)
+    JOBS[arguments.what](arguments)
 
 
 def benchmark_backbone(arguments: argparse.Namespace) -> None:
@@ -130,6 +150,106 @@ def benchmark_detector(arguments: argparse.Namespace) -> None:
         device,
         repeats,
     )
+
+
+def benchmark_cifar(arguments: argparse.Namespace) -> None:
+    """Time training steps of ResNet-20 at batch 128, images in to weights updated: `fit` on images in memory, in the faster precision,
+    against a plain loop in float32 over torchvision's transforms in two loader workers."""
+    device, steps, batch_size = arguments.device, 30, 128
+    rng = np.random.default_rng(0)
+    class_map = ClassMap(tuple("0123456789"), tuple(range(10)))
+    pixels, labels = rng.integers(0, 256, (20_000, 32, 32, 3), np.uint8), rng.integers(0, 10, 20_000)
+    images = ImageArrays("random", class_map, pixels, labels)
+    precision = faster_precision(device)
+    model = Classifier(net=create_backbone("resnet20", num_classes=10)).to(device, memory_format=torch.channels_last)
+    optimizer = sgd(model, momentum=0.9, weight_decay=1e-4, norm_weight_decay=1e-4, bias_lr_scale=1.0)
+    net = create_backbone("resnet20", num_classes=10).to(device)
+    plain = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    dataset = PillowImages(images, transforms.Compose([transforms.RandomCrop(32, padding=4), *FLIP_AND_NORMALIZE]))
+    sampler = RandomSampler(dataset, num_samples=steps * batch_size)
+    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=2, persistent_workers=True, pin_memory=device.type == "cuda")
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            log = RunLog(Path(folder), console=io.StringIO(), steps=steps)
+            fit(
+                model=model,
+                optimizer=optimizer,
+                batches=ArrayTrainBatches(images, batch_size=batch_size, seed=0, steps=steps, device=device),
+                progress=Progress(),
+                schedule=Schedule(lr=0.1, steps=steps),
+                evaluate=lambda: {"top1": None},
+                best_metric="top1",
+                save_last=lambda progress: None,  # noqa: ARG005
+                save_best=lambda progress: None,  # noqa: ARG005
+                log=log,
+                device=device,
+                seed=0,
+                log_every=steps,
+                eval_every=0,
+                save_every=steps,
+                precision=precision,
+            )
+            log.close()
+
+    def theirs() -> None:
+        net.train()
+        for pixels, labels in loader:
+            plain.zero_grad()
+            nn.functional.cross_entropy(net(pixels.to(device)), labels.to(device)).backward()
+            plain.step()
+
+    row(f"{steps} training steps, ResNet-20, batch {batch_size}, {precision}", ours, theirs, device, arguments.repeats)
+
+
+def benchmark_crops(arguments: argparse.Namespace) -> None:
+    """Time reading JPEG files into random 224 px crops, on one core: decoding, scaling, cropping, mirroring; ours shifts colours too."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(arguments.images) if arguments.images else drawn_photographs(Path(folder))
+        files = read_image_folder(root)
+        dataset = CropDataset(files, TrainCrop(shorter=(256, 480), crop=224, flip=0.5, pca=0.1))
+        chosen = np.random.default_rng(0).permutation(len(files))[:200].tolist()
+        then = transforms.Compose([transforms.RandomCrop(224), transforms.RandomHorizontalFlip(), transforms.PILToTensor()])
+
+        def ours() -> None:
+            for index in chosen:
+                dataset[index, index]
+
+        def theirs() -> None:
+            for index in chosen:
+                image = Image.open(files.name(index)).convert("RGB")
+                then(transforms.functional.resize(image, int(torch.randint(256, 481, ()))))
+
+        threads = torch.get_num_threads()
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)
+        row(f"{len(chosen)} JPEG files to 224 px crops, one core", ours, theirs, torch.device("cpu"), arguments.repeats)
+        torch.set_num_threads(threads)
+
+
+class PillowImages(Dataset):
+    """Images in memory as torchvision's own CIFAR-10 gives them: through Pillow, one by one."""
+
+    def __init__(self, images: ImageArrays, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images.pixels[index])), int(self.images.labels[index])
+
+
+def drawn_photographs(folder: Path) -> Path:
+    """Write 200 drawn images of 500x375 px as JPEG files of one class, and return the folder."""
+    (folder / "drawn").mkdir()
+    for number in range(200):
+        pixels = resize_image(draw_shapes_image(0, "val", number)[0], (375, 500))
+        Image.fromarray(pixels).save(folder / "drawn" / f"{number:03d}.jpg", quality=90)
+    return folder
+
+
+JOBS = {"detector": benchmark_detector, "backbone": benchmark_backbone, "cifar": benchmark_cifar, "crops": benchmark_crops}
 
 
 def row(job: str, ours: Callable[[], object], theirs: Callable[[], object], device: torch.device, repeats: int) -> None:

@@ -88,7 +88,7 @@ def draw_responses(arguments: argparse.Namespace) -> None:
         if not isinstance(images, ImageArrays):
             raise ValueError(f"{weights}: responses are measured on images held in memory (CIFAR-10, shapes, data.in_memory)")
         few = ImageArrays(images.source, images.class_map, images.pixels[:RESPONSE_IMAGES], images.labels[:RESPONSE_IMAGES])
-        batches = (model.normalize(batch.pixels.to(arguments.device)) for batch, _ in ArrayEvalBatches(few, batch_size=100))
+        batches = (model.normalizer(batch.pixels.to(arguments.device)) for batch, _ in ArrayEvalBatches(few, batch_size=100))
         found = layer_responses(model.net, batches)
         name = Path(weights).parent.name
         ordered.plot(range(1, len(found) + 1), list(found.values()), label=name)

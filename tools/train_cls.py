@@ -187,7 +187,7 @@ def average_statistics(config: ClassificationConfig, model: Classifier, training
     """Average the batch norm statistics over augmented batches that training would have seen next (paper, appendix A)."""
     end = step + config.train.recompute_batches
     batches = build_train_batches(config, training, steps=end, start_step=step, device=device)
-    recompute_batch_norm(model.net, (model.normalize(images.pixels.to(device)) for images, _ in itertools.islice(batches, end - step)))
+    recompute_batch_norm(model.net, (model.normalizer(images.pixels.to(device)) for images, _ in itertools.islice(batches, end - step)))
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def dense(model: nn.Module, shorter: Sequence[int], cells: int) -> Callable[[Ten
             size = (round(height * factor), round(width * factor))
             scaled = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).to(torch.uint8)
             for view in (scaled, scaled.flip(3)):
-                probabilities.append(_dense_softmax(net, net.forward_features(model.normalize(view)), cells))
+                probabilities.append(_dense_softmax(net, net.forward_features(model.normalizer(view)), cells))
         return torch.stack(probabilities).mean(dim=0)
 
     return score

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import MixUp
 
 from backbones import Backbone
+from detres.models.normalizer import PixelNormalizer
 from detres.structures import ClassLoss, ClassTargets, CropBatch
 
 
@@ -27,14 +28,11 @@ class Classifier(nn.Module):
         self.mixup = mixup
         self.compiled: Callable[[Tensor], Tensor] | None = None
         spec = net.input_spec
-        mean = torch.tensor(spec.mean).view(3, 1, 1)
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("mean_image", mean if spec.mean_image is None else spec.mean_image, persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
+        self.normalizer = PixelNormalizer(mean=spec.mean, std=spec.std, channel_order=spec.channel_order, mean_image=spec.mean_image)
 
     def forward(self, images: CropBatch, targets: ClassTargets | None = None) -> ClassLoss | Tensor:
         """Return ClassLoss when targets are given, else logits (N, K); decided by the argument alone."""
-        pixels = self.normalize(images.pixels)
+        pixels = self.normalizer(images.pixels)
         if targets is None:
             return self.net(pixels).float()
         wanted = targets.labels
@@ -53,9 +51,3 @@ class Classifier(nn.Module):
         on_gpu = next(self.net.parameters()).is_cuda
         # the method, not the module, which would be a second child of this one
         self.compiled = torch.compile(self.net.forward, dynamic=False, mode="reduce-overhead" if on_gpu else "default")
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Return (N, 3, H, W) uint8 RGB as float32 in channels last; another size than the mean image's takes the channels' means."""
-        pixels = pixels.flip(1) if self.net.input_spec.channel_order == "bgr" else pixels
-        mean = self.mean_image if self.mean_image.shape == pixels.shape[1:] else self.mean
-        return pixels.to(dtype=torch.float32, memory_format=torch.channels_last).sub_(mean).div_(self.std)

@@ -7,40 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from backbones.resnet import ResNet
 from detres.boxes import scale_boxes
 from detres.image_io import pad_images, read_image, resize_image, resized_size
+from detres.models.normalizer import PixelNormalizer
 from detres.models.roi_head import RoIHead
 from detres.models.rpn import RPN
 from detres.structures import Detections, ImageBatch, Losses, Target
-
-
-class PixelNormalizer(nn.Module):
-    """Turns uint8 RGB batches into what the backbone was trained on: (x - mean) / std, padding 0 afterwards.
-
-    mean, std: three values on the 0..255 scale in the order of `channel_order`; "bgr" reverses the channels first.
-    """
-
-    def __init__(self, *, mean: tuple[float, float, float], std: tuple[float, float, float], channel_order: Literal["rgb", "bgr"]) -> None:
-        super().__init__()
-        self.channel_order = channel_order
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: ImageBatch) -> Tensor:
-        """Return (N, 3, H, W) float32, channels last."""
-        pixels = images.pixels.flip(1) if self.channel_order == "bgr" else images.pixels
-        x = pixels.to(dtype=torch.float32, memory_format=torch.channels_last).sub_(self.mean).div_(self.std)
-        for n, (height, width) in enumerate(images.sizes):
-            x[n, :, height:] = 0
-            x[n, :, :, width:] = 0
-        return x
 
 
 class FasterRCNN(nn.Module):
@@ -67,7 +45,7 @@ class FasterRCNN(nn.Module):
         """
         if targets is not None and len(targets) != len(images):
             raise ValueError(f"{len(images)} images but {len(targets)} targets")
-        feature = self.backbone.feature_maps(self.normalizer(images), stages=("conv4",))["conv4"]
+        feature = self.backbone.feature_maps(self.normalizer(images.pixels, images.sizes), stages=("conv4",))["conv4"]
         proposals, rpn_losses = self.rpn(feature, images, targets)
         if targets is None:
             return self.roi_head.detect(feature, proposals, images)

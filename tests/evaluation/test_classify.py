@@ -194,7 +194,7 @@ def naive_dense(model: Classifier, pixels: Tensor, sizes: list[tuple[int, int]],
         for size in sizes:
             scaled = torchvision_resize(image[None], list(size), antialias=True)
             for view in (scaled, scaled.flip(3)):
-                feature = net.forward_features(model.normalize(view))[0]
+                feature = net.forward_features(model.normalizer(view))[0]
                 height, width = feature.shape[1:]
                 of_windows = []
                 for top in range(max(height - cells, 0) + 1):

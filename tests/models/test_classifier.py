@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.v2 import MixUp
 
 from backbones import InputSpec, resnet_cifar
 from detres.data.encoded import ImageFiles
@@ -46,11 +48,11 @@ def targets_of(*labels: int) -> ClassTargets:
 
 def test_normalising_by_hand() -> None:
     pixels = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 2, 4)
-    rgb = make_classifier(mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0)).normalize(pixels)
+    rgb = make_classifier(mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0)).normalizer(pixels)
     assert rgb.shape == (1, 3, 2, 4)
     assert rgb.dtype == torch.float32
     assert rgb[0, :, 1, 3].tolist() == [4.5, 4.5, 3.375]
-    bgr = make_classifier(mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0), channel_order="bgr").normalize(pixels)
+    bgr = make_classifier(mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0), channel_order="bgr").normalizer(pixels)
     assert bgr[0, :, 0, 2].tolist() == [14.5, 4.5, 0.875]  # (30 - 1) / 2, (20 - 2) / 4, (10 - 3) / 8
 
 
@@ -61,7 +63,7 @@ def test_normalising_equals_numpy_and_the_specification(order: str, with_image: 
     mean_image = torch.rand(3, 32, 32) * 255 if with_image else None
     model = make_classifier(channel_order=order, mean_image=mean_image)
     images = make_crops(3, *size)
-    found = model.normalize(images.pixels)
+    found = model.normalizer(images.pixels)
     spec = model.net.input_spec
     torch.testing.assert_close(found, spec.normalize(images.pixels), rtol=1e-6, atol=1e-6)
     own_size = with_image and size == (32, 32)
@@ -75,9 +77,9 @@ def test_the_mean_image_is_for_images_of_its_own_size_alone() -> None:
     image = torch.arange(3 * 32 * 32, dtype=torch.float32).view(3, 32, 32) / 100
     model = make_classifier(mean=(5.0, 6.0, 7.0), std=(1.0, 1.0, 1.0), mean_image=image)
     black = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    assert torch.equal(model.normalize(black)[0], -image)
+    assert torch.equal(model.normalizer(black)[0], -image)
     for height, width in ((32, 31), (31, 32), (64, 64)):
-        other = model.normalize(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+        other = model.normalizer(torch.zeros(1, 3, height, width, dtype=torch.uint8))
         assert (other == -torch.tensor([5.0, 6.0, 7.0]).view(3, 1, 1)).all()
 
 
@@ -87,16 +89,16 @@ def test_the_network_sees_channels_last_and_the_images_stay_as_they_are(order: s
     model = make_classifier(channel_order=order)
     pixels = make_crops(2).pixels.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     before = pixels.clone()
-    found = model.normalize(pixels)
+    found = model.normalizer(pixels)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert not found.is_contiguous()
     assert torch.equal(pixels, before)
-    assert torch.equal(model.normalize(pixels), found)
+    assert torch.equal(model.normalizer(pixels), found)
 
 
 def test_means_are_buffers_that_no_checkpoint_holds() -> None:
     model = make_classifier(mean_image=torch.zeros(3, 32, 32))
-    assert {name for name, _ in model.named_buffers(recurse=False)} == {"mean", "mean_image", "std"}
+    assert {name for name, _ in model.normalizer.named_buffers()} == {"mean", "mean_image", "std"}
     assert all(name.startswith("net.") for name in model.state_dict())
 
 
@@ -129,6 +131,52 @@ def test_label_smoothing_by_hand() -> None:
     model = constant_classifier([math.log(6), math.log(3), 0.0], label_smoothing=0.3)
     found = model(make_crops(2), targets_of(1, 1)).loss_cls.item()
     assert found == pytest.approx(-(0.1 * math.log(0.6) + 0.8 * math.log(0.3) + 0.1 * math.log(0.1)), rel=1e-5)
+
+
+def test_mixup_mixes_each_image_with_another_and_the_targets_alike() -> None:
+    """alpha is so large that the share is a half; with another image of the batch, its neighbour in torchvision's reading."""
+    model = make_classifier(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    model.mixup = MixUp(alpha=1e8, num_classes=K)
+    seen = []
+    model.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    images, targets = make_crops(4), targets_of(3, 1, 4, 1)
+    found = model(images, targets)
+    pixels = images.pixels.float()
+    torch.testing.assert_close(seen[0], (pixels + pixels.roll(1, 0)) / 2, rtol=1e-3, atol=0.1)
+    soft = (F.one_hot(targets.labels, K) + F.one_hot(targets.labels.roll(1), K)).float() / 2
+    expected = -(soft * model.net(seen[0]).log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(found.loss_cls, expected, rtol=1e-3, atol=1e-4)
+    assert model(images).shape == (4, K)
+    torch.testing.assert_close(seen[-1], pixels)  # scoring is never mixed
+
+
+def test_mixup_is_seeded_by_torch() -> None:
+    model = make_classifier()
+    model.mixup = MixUp(alpha=0.2, num_classes=K)
+    images, targets = make_crops(4), targets_of(3, 1, 4, 1)
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(model(images, targets).loss_cls.item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.slow
+def test_compiled_training_steps_give_the_loss_and_gradients_of_plain_ones() -> None:
+    plain = make_classifier().train()
+    compiled = copy.deepcopy(plain)
+    compiled.compile_training()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    images, targets = make_crops(8), targets_of(*range(8))
+    for _ in range(2):
+        losses = [model(images, targets) for model in (plain, compiled)]
+        torch.testing.assert_close(losses[1].loss_cls, losses[0].loss_cls, rtol=1e-4, atol=1e-5)
+        for loss in losses:
+            loss.total().backward()
+    for (name, one), two in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad, rtol=1e-3, atol=1e-4, msg=name)
+    for (name, one), two in zip(plain.named_buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_loss_or_logits_by_the_argument_alone() -> None:
@@ -230,7 +278,7 @@ def test_sets_have_the_length_of_their_images() -> None:
 
 
 def test_a_plain_specification_is_imagenets() -> None:
-    model = make_classifier()
-    assert model.mean.flatten().tolist() == pytest.approx(InputSpec().mean)
-    assert model.std.flatten().tolist() == pytest.approx(InputSpec().std)
-    assert torch.equal(model.mean_image, model.mean)
+    normalizer = make_classifier().normalizer
+    assert normalizer.mean.flatten().tolist() == pytest.approx(InputSpec().mean)
+    assert normalizer.std.flatten().tolist() == pytest.approx(InputSpec().std)
+    assert normalizer.mean_image is None

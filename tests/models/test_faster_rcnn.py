@@ -8,7 +8,7 @@ import torch
 
 from detres.build import build_detector
 from detres.config import ModelConfig, check
-from detres.models.faster_rcnn import PixelNormalizer
+from detres.models.normalizer import PixelNormalizer
 from detres.structures import Losses
 from tests.helpers import make_batch, make_target
 
@@ -30,10 +30,10 @@ def detector():
 def test_normalizer_by_hand():
     images = make_batch([(30, 32)])
     normalizer = PixelNormalizer(mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0), channel_order="rgb")
-    x = normalizer(images)
+    x = normalizer(images.pixels, images.sizes)
     assert x[0, 1, 5, 7].item() == pytest.approx((float(images.pixels[0, 1, 5, 7]) - 20) / 4)
     assert (x[0, :, 30:] == 0).all()
-    bgr = PixelNormalizer(mean=(30.0, 20.0, 10.0), std=(8.0, 4.0, 2.0), channel_order="bgr")(images)
+    bgr = PixelNormalizer(mean=(30.0, 20.0, 10.0), std=(8.0, 4.0, 2.0), channel_order="bgr")(images.pixels, images.sizes)
     torch.testing.assert_close(bgr, x.flip(1))
 
 
@@ -66,8 +66,8 @@ def test_padding_does_not_reach_the_detections(detector):
     pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
     pixels[0, :, :64, :64] = alone.pixels[0]
     together = type(alone)(pixels, ((64, 64), (96, 96)), ((64, 64), (96, 96)), (1, 2))
-    normal = detector.normalizer(together)
-    torch.testing.assert_close(normal[0, :, :64, :64], detector.normalizer(alone)[0])
+    normal = detector.normalizer(together.pixels, together.sizes)
+    torch.testing.assert_close(normal[0, :, :64, :64], detector.normalizer(alone.pixels, alone.sizes)[0])
     assert (normal[0, :, 64:] == 0).all()
     assert (normal[0, :, :, 64:] == 0).all()
 

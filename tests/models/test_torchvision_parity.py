@@ -107,7 +107,7 @@ def test_same_proposals_detections_and_losses(name, width, batch):
     captured = {}
     theirs.model.rpn.register_forward_hook(lambda _module, _inputs, outputs: captured.update(proposals=outputs[0]))
     with torch.no_grad():
-        feature = ours.backbone.feature_maps(ours.normalizer(images))["conv4"]
+        feature = ours.backbone.feature_maps(ours.normalizer(images.pixels, images.sizes))["conv4"]
         proposals, _ = ours.rpn(feature, images, None)
         found, expected = ours(images), theirs(images)
     for mine, reference in zip(proposals, captured["proposals"], strict=True):

@@ -43,3 +43,11 @@ def test_benchmark_prints_a_row_a_job(capsys):
     assert benchmark.main(["--backbone", "resnet18", "--shorter", "128", "--rois", "20", "--repeats", "1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "times faster" in line]
     assert [row.split(",")[0].split()[0] for row in rows] == ["inference", "forward", "RoIAlign", "NMS"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["cifar", "crops"])
+def test_benchmark_of_the_classifier_s_input(what, capsys):
+    assert benchmark.main([what, "--repeats", "1"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "times faster" in line]
+    assert float(row.split("times faster")[0].split()[-1]) > 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +179,67 @@ def test_an_image_folder_and_every_view(tmp_path: Path, monkeypatch: pytest.Monk
         assert result["num_images"] == 8
 
 
+def write_shards(root: Path, folder: Path) -> Path:
+    """The images of `folder` in webdataset shards, one a class and split: train-0.tar, train-1.tar, val-0.tar, val-1.tar."""
+    root.mkdir()
+    for split in ("train", "val"):
+        for label, name in enumerate(("bright", "dark")):
+            with tarfile.open(root / f"{split}-{label}.tar", "w") as tar:
+                for file in sorted((folder / split / name).iterdir()):
+                    for suffix, content in ((".jpg", file.read_bytes()), (".cls", str(label).encode())):
+                        member = tarfile.TarInfo(f"{name}_{file.stem}{suffix}")
+                        member.size = len(content)
+                        tar.addfile(member, io.BytesIO(content))
+    return root
+
+
+PHOTOS = [
+    *SMALL,
+    *("name=photos", "model.network.name=resnet20", "train.milestones=[]"),
+    *("data.size=32", "data.shorter=[34,40]", "data.workers=0", "eval.resize=36"),
+]
+
+
+def test_shards_train_as_the_same_files_in_folders_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = write_folder(tmp_path / "photos")
+    shards = write_shards(tmp_path / "tars", folder)
+    modern = ["data.randaugment=9", "train.mixup=0.2", "model.label_smoothing=0.1", "train.schedule=plateau", "train.eval_every=2"]
+    base = ["--cfg", "configs/imagenet_resnet18b.yaml", "--set", *PHOTOS, *modern, "train.patience=1"]
+    named = ["data.format=shards", "data.train=train-{0..1}.tar", "data.val=val-*.tar", "data.classes=[bright,dark]"]
+    assert train(*base, "--data", str(folder), "--out", "folders") == 0
+    assert train(*base, *named, "--data", str(shards), "--out", "shards") == 0
+    assert train(*base, *named, "--data", f"file://{shards}", "--out", "remote") == 0
+    one = load_file("folders/weights.safetensors")
+    for other in ("shards", "remote"):
+        two = load_file(f"{other}/weights.safetensors")
+        assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+        assert records(Path("folders"), "eval") == records(Path(other), "eval")
+    assert evaluate.main(["--weights", "remote/weights.safetensors", "--json", "out.json", "--device", "cpu"]) == 0
+    assert json.loads(Path("out.json").read_text())["top1_error"] == records(Path("folders"), "eval")[-1]["top1_error"]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_damaged_training_images_are_named_and_skipped_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], in_memory: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_folder(tmp_path / "photos", side=32 if in_memory else 40)
+    damaged = [data / "train" / "bright" / "3.jpg", data / "train" / "dark" / "7.jpg"]
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:300])
+    more = ["data.in_memory=true"] if in_memory else []
+    flags = ["--cfg", "configs/imagenet_resnet18b.yaml", "--data", str(data), "--set", *PHOTOS, *more]
+    assert train(*flags, "--out", "refused") == 2
+    assert "3.jpg cannot be read" in capsys.readouterr().err
+    assert train(*flags, "data.damaged=skip", "--out", "skipped") == 0
+    assert sorted(Path("skipped/skipped.txt").read_text().split()) == [str(file) for file in damaged]
+    assert str(damaged[1]) in capsys.readouterr().out or in_memory
+    (data / "val" / "dark" / "0.jpg").write_bytes(b"no image")  # what is scored is never left out
+    assert train(*flags, "data.damaged=skip", "--out", "scored") == 2
+    assert "val/dark/0.jpg cannot be read" in capsys.readouterr().err
+
+
 def test_a_detector_starts_from_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     few = ["data.shapes_train=8", "data.shapes_val=4"]
@@ -213,6 +276,11 @@ def test_bad_settings(cifar: Path, refused: Callable[..., str]) -> None:
         (["data.format=shapes", "data.hold_out=5"], "data.hold_out applies to format cifar10"),
         (["model.network.weights=w.pth"], "model.mean pixel does not go with model.network.weights"),
         (["data.format=folder"], "model.mean pixel applies to images in memory"),
+        (["data.randaugment=9"], "data.randaugment applies to image files"),
+        (["data.classes=[]"], "data.classes"),
+        (["train.warmup_until_error=0.8", "train.warmup_steps=4"], "either train.warmup_steps or train.warmup_until_error"),
+        (["train.schedule=plateau"], "schedule plateau has no milestones"),
+        (["train.schedule=plateau", "train.milestones=[]", "train.eval_every=0"], "give train.eval_every"),
     ):
         assert message in refused(*base, *settings)
 
