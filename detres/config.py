@@ -327,13 +327,23 @@ def _explain(section: type[Section], error: dict, source: str) -> str:
     key = ".".join(str(part) for part in error["loc"]) or section.__name__
     if error["type"] == "extra_forbidden":
         valid = _keys_beside(section, location)
-        near = difflib.get_close_matches(location[-1], valid, n=1)
-        hint = f"did you mean '{'.'.join([*location[:-1], near[0]])}'?" if near else f"valid keys are: {', '.join(valid)}"
+        near = [".".join([*location[:-1], name]) for name in difflib.get_close_matches(location[-1], valid, n=1)]
+        near = near or [path for path in _all_keys(section) if path.rpartition(".")[2] == location[-1]]
+        hint = f"did you mean '{near[0]}'?" if near else f"valid keys are: {', '.join(valid)}"
         return f"{source}: unknown key '{key}'; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("value_error", "missing"):
         return f"{source}: {key}: {message}"
     return f"{source}: {key}: {message}, got {error['input']!r}"
+
+
+def _all_keys(section: type[Section]) -> list[str]:
+    """Every key at every depth, dotted, the shallow ones first."""
+    inside = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            inside += [f"{name}.{key}" for key in _all_keys(field.annotation)]
+    return [*section.model_fields, *sorted(inside, key=lambda key: key.count("."))]
 
 
 def _keys_beside(section: type[Section], location: list[str]) -> list[str]:

@@ -60,6 +60,8 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
     ("override", "key", "near"),
     [
         ("sed=3", "sed", "seed"),
+        ("steps=3", "steps", "train.steps"),
+        ("model.pool=roi_align", "model.pool", "model.roi.pool"),
         ("train.learning_rate=1", "train.learning_rate", None),
         ("model.roi.pool_sise=7", "model.roi.pool_sise", "model.roi.pool_size"),
         ("model.backbone.nam=resnet18", "model.backbone.nam", "model.backbone.name"),

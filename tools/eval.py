@@ -138,11 +138,13 @@ def score_detector(arguments: argparse.Namespace) -> None:
 def score_detections(arguments: argparse.Namespace) -> None:
     """Score a results file or folder against annotations; no image is needed."""
     annotations, detections = Path(arguments.annotations), Path(arguments.detections)
-    truth, usual_protocol = read_truth(annotations, arguments.split)
+    truth, usual_protocol, split = read_truth(annotations, arguments.split)
     protocol = arguments.protocol or usual_protocol
     require_own_iou(protocol, arguments.iou)
     if detections.is_dir():
-        predictions, absent = read_voc_results(detections, truth)
+        predictions, absent, of_split = read_voc_results(detections, truth)
+        if of_split != split:
+            sys.stdout.write(f"note: the results are named after the split {of_split}, and are scored on {split or annotations}\n")
         if absent:
             sys.stdout.write(f"note: no results file for {', '.join(absent)}: taken as no detections\n")
     else:
@@ -150,17 +152,17 @@ def score_detections(arguments: argparse.Namespace) -> None:
     report(truth, predictions, score(truth, predictions, protocol, arguments.iou), arguments.json)
 
 
-def read_truth(path: Path, split: str | None) -> tuple[Annotations, str]:
-    """Read ground truth as it stands; return it with the protocol that goes with it."""
+def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | None]:
+    """Read ground truth as it stands; return it with the protocol that goes with it, and a VOC folder's split."""
     if not path.is_dir():
         if split:
             raise ValueError("--split goes with a VOC folder; a COCO JSON file is a split by itself")
-        return read_coco(path, None, boxes="keep"), "coco"
+        return read_coco(path, None, boxes="keep"), "coco", None
     lists = {file.stem for file in (path / "ImageSets" / "Main").glob("*.txt")}
     split = split or ("test" if "test" in lists else "val")
     year = re.search(r"(19|20)\d\d$", path.resolve().name)
     protocol = "voc12" if year and int(year[0]) >= 2010 else "voc07"
-    return read_voc(path, [split], boxes="keep", check_images=False), protocol
+    return read_voc(path, [split], boxes="keep", check_images=False), protocol, split
 
 
 def require_own_iou(protocol: str, iou: float | None) -> None:

@@ -49,8 +49,8 @@ class TrainCrop:
         if rng.random() < self.flip:
             crop = crop[:, ::-1]
         if self.randaugment is not None:
-            with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-                torch.manual_seed(int(rng.integers(2**63 - 1)))
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from the CPU's global generator
+                torch.default_generator.manual_seed(int(rng.integers(2**63 - 1)))  # torch.manual_seed would also seed the GPU's
                 crop = self.randaugment(torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         if self.pca:
             shift = PCA_VECTORS @ (rng.normal(0, self.pca, 3) * PCA_VALUES)

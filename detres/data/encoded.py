@@ -63,10 +63,17 @@ class ImageShards:
         return f"{self.urls[self.shards[index]]}: {self.keys[index]}"
 
     def read_bytes(self, index: int) -> bytes:
-        """Return an encoded image by one read of its byte range; raises ImageReadError when the tar file cannot be read."""
-        url, start = self.urls[self.shards[index]], int(self.offsets[index])
+        """Return an encoded image by one read of its byte range; raises ImageReadError when the tar file does not give it."""
+        url, start, size = self.urls[self.shards[index]], int(self.offsets[index]), int(self.sizes[index])
         try:
             files, path = fsspec.core.url_to_fs(url)
-            return files.cat_file(path, start=start, end=start + int(self.sizes[index]))
+            buffered = getattr(files.cat_file, "__func__", None) is fsspec.AbstractFileSystem.cat_file  # which may read 5 MB ahead
+            data = files.cat_file(path, start=start, end=start + size, **({"cache_type": "none"} if buffered else {}))
         except Exception as error:  # each file system of fsspec has errors of its own
             raise ImageReadError(f"{self.name(index)} cannot be read: {error}") from None
+        if len(data) != size:
+            raise ImageReadError(
+                f"{self.name(index)} cannot be read: asked for {size} bytes, got {len(data)}; "
+                "the tar file has changed, or its server gives no byte ranges"
+            )
+        return data

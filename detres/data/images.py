@@ -93,7 +93,7 @@ def _read_python_cifar10(root: Path, split: str) -> ImageArrays:
     except RuntimeError:
         raise ValueError(f"{root}: a file is missing or is not the official one by its checksum, so it was not opened") from None
     class_map = ClassMap(tuple(data.classes), tuple(range(1, len(data.classes) + 1)))
-    return ImageArrays(f"{root} ({split})", class_map, data.data, np.array(data.targets, dtype=np.int64))
+    return ImageArrays(f"{root} ({split})", class_map, np.ascontiguousarray(data.data), np.array(data.targets, dtype=np.int64))
 
 
 def decode_in_memory(images: ImageFiles | ImageShards, *, damaged: Literal["error", "skip"] = "error") -> ImageArrays:

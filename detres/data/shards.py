@@ -7,6 +7,7 @@ is one read of a byte range, so shards are shuffled image by image and a run res
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -25,9 +26,11 @@ from detres.data.encoded import ImageShards
 from detres.image_io import IMAGE_SUFFIXES
 from detres.structures import ClassMap
 
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 _THREADS = 8
 _BLOCK = 512  # bytes of a tar header
+_LONGEST_END = 1 << 20  # bytes; tar fills its last record, of 10 KiB unless told otherwise, with zeros
+_FACTS = ("size", "mtime", "LastModified", "Last-Modified", "ETag", "updated", "blob_id")  # what file systems say of a file
 
 
 class ShardError(ValueError):
@@ -40,24 +43,30 @@ def read_shards(
     """Read which images the shards of `pattern` hold; the images themselves stay where they are.
 
     root: a folder or a URL that fsspec opens (https://, s3://, gs://, hf://, ...; some want a package of their own). pattern, below
-    root: a folder of *.tar, a name with a range such as train-{000..146}.tar, or one with * in it. classes: the names of the
-    classes 0..K-1; without them the numbers are the names. show: called with a line before shards are indexed, which passes once
-    over all of them.
+    root: a folder of *.tar, a name with one or more ranges such as train-{000..146}.tar, or one with * in it; what * finds is in
+    order of the names, those that start with a dot passed over. classes: the names of the classes 0..K-1; without them the
+    numbers are the names. show: called with a line before shards are indexed, which passes once over all of them.
 
-    Raises FileNotFoundError naming a shard that is not there; ShardError for one that ends early, is compressed or no tar, has an
-    image without class or a class without image; ValueError for a class number beyond `classes`, and, without those, for a
-    number below the largest of which there is no image: numbers that begin at 1 would give a class too many.
+    Raises FileNotFoundError naming a shard that is not there; ShardError for one that cannot be read, ends early, is compressed
+    or no tar, goes on behind its end, has an image without class or a class without image, or two of either, or has links in
+    their place; ValueError for a class number beyond `classes`, and, without those, for a number below the largest of which
+    there is no image: numbers that begin at 1 would give a class too many. OSError where the index cannot be kept.
     """
     urls = _expand(root, pattern)
-    missing = [url for url in urls if not _exists(url)]
-    if missing:
-        raise FileNotFoundError(f"{missing[0]} is missing" + (f", and {len(missing) - 1} shards more" if len(missing) > 1 else ""))
-    known = [_cached_index(url) for url in urls]
-    unknown = [url for url, path in zip(urls, known, strict=True) if not path.is_file()]
-    if unknown:
-        show(f"indexing {len(unknown)} of {len(urls)} shards of {root}: once only")
     with ThreadPoolExecutor(_THREADS) as threads:
-        parts = list(threads.map(_load_or_make_index, urls, known))
+        infos = list(threads.map(_info, urls))
+        missing = [(url, info) for url, info in zip(urls, infos, strict=True) if isinstance(info, FileNotFoundError)]
+        if missing:
+            url, error = missing[0]
+            reason = f" ({error.__cause__})" if error.__cause__ else ""
+            raise FileNotFoundError(f"{url} is missing{reason}" + (f", and {len(missing) - 1} shards more" if len(missing) > 1 else ""))
+        known = [_cached_index(url, info) for url, info in zip(urls, infos, strict=True)]
+        loaded = list(threads.map(_load_index, known))
+        unknown = [number for number, index in enumerate(loaded) if index is None]
+        if unknown:
+            show(f"indexing {len(unknown)} of {len(urls)} shards of {root}: once only")
+        made = iter(list(threads.map(_make_index, [urls[number] for number in unknown], [known[number] for number in unknown])))
+        parts = [next(made) if index is None else index for index in loaded]
     labels = np.concatenate([part.labels for part in parts])
     source = f"{root}/{pattern} ({len(urls)} shards)"
     names = tuple(classes) if classes is not None else tuple(map(str, range(int(labels.max()) + 1)))
@@ -98,59 +107,93 @@ class _Index:
 
 def _expand(root: str, pattern: str) -> list[str]:
     """The URLs of all shards, in order."""
-    whole = f"{root.rstrip('/')}/{pattern}"
-    ranges = re.search(r"\{(\d+)\.\.(\d+)\}", whole)
-    if ranges:
-        first, last = ranges[1], ranges[2]
-        if len(first) != len(last) or int(first) > int(last):
-            raise ValueError(f"{pattern}: expected a rising range of numbers of one width, for example {{000..146}}")
-        numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
-        return [whole[: ranges.start()] + number + whole[ranges.end() :] for number in numbers]
-    if "*" not in whole and whole.endswith(".tar"):
-        return [whole]
-    whole = whole if "*" in whole else f"{whole}/*.tar"
-    files, path = _filesystem(whole)
-    found = sorted(files.glob(path))
+    root = root if root.endswith("://") else root.rstrip("/") + "/"
+    return [url for name in _expand_ranges(pattern) for url in _find(root, name)]
+
+
+def _expand_ranges(pattern: str) -> list[str]:
+    ranges = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if not ranges:
+        return [pattern]
+    first, last = ranges[1], ranges[2]
+    if len(first) != len(last) or int(first) > int(last):
+        raise ValueError(f"{pattern}: expected a rising range of numbers of one width, for example {{000..146}}")
+    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    rests = _expand_ranges(pattern[ranges.end() :])
+    return [pattern[: ranges.start()] + number + rest for number in numbers for rest in rests]
+
+
+def _find(root: str, name: str) -> list[str]:
+    """The URLs of the shards of a name without ranges: of one shard, of a folder, or with * in it; root ends with a slash."""
+    if "*" not in name:
+        if re.search(r"\.(tar|tgz)[^/]*$", name):  # also a compressed one, to say so, and one with a query behind
+            return [root + name]
+        name = f"{name}/*.tar".lstrip("/").replace("//", "/")
+    files, path = _filesystem(glob.escape(root) + name)
+    try:
+        found = sorted(file for file in files.glob(path) if not file.rpartition("/")[2].startswith("."))
+    except FileNotFoundError:
+        found = []
+    except Exception as error:  # each file system of fsspec has errors of its own
+        raise ShardError(f"{root}{name} cannot be listed: {error}") from None
     if not found:
         raise FileNotFoundError(
-            f"no shard {whole}; give data.train and data.val a folder of *.tar, or names such as train-{{000..146}}.tar"
+            f"no shard {root}{name}; give data.train and data.val a folder of *.tar, or names such as train-{{000..146}}.tar"
         )
-    return [files.unstrip_protocol(file) if "://" in root else file for file in found]
+    caches = root[: root.rfind("::") + 2] if "::" in root else ""  # of a root such as simplecache::s3://bucket
+    return [caches + files.unstrip_protocol(file) if "://" in root else file for file in found]
 
 
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         return fsspec.core.url_to_fs(url)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise ValueError(f"{url} cannot be opened: {error}") from None
 
 
-def _exists(url: str) -> bool:
+def _info(url: str) -> dict | FileNotFoundError:
+    """What its file system says of a shard, or why there is none."""
     files, path = _filesystem(url)
-    return files.exists(path)
+    try:
+        return files.info(path)
+    except FileNotFoundError as error:
+        return error
+    except Exception as error:  # each file system of fsspec has errors of its own
+        raise ShardError(f"{url} cannot be reached: {error}") from None
 
 
-def _cached_index(url: str) -> Path:
+def _cached_index(url: str, info: dict) -> Path:
     """Where the index of a shard is kept: by its address and by what tells a changed file from the old one."""
-    files, path = _filesystem(url)
-    info = files.info(path)
-    facts = [_INDEX_VERSION, url if "://" in url else str(Path(url).absolute())]
-    facts += [str(info.get(name)) for name in ("size", "mtime", "LastModified", "ETag", "updated")]
+    facts = [_INDEX_VERSION, url if "://" in url else str(Path(url).absolute()), *(str(info.get(name)) for name in _FACTS)]
     cache = Path(os.environ.get("DETRES_CACHE") or Path.home() / ".cache" / "detres")
     return cache / "shards" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.npz"
 
 
-def _load_or_make_index(url: str, path: Path) -> _Index:
-    if path.is_file():
+def _load_index(path: Path) -> _Index | None:
+    """The index that is kept; None where there is none, or a damaged one."""
+    try:
         with np.load(path) as saved:
             return _Index(**{name: saved[name] for name in ("keys", "offsets", "sizes", "labels")})
+    except Exception:  # what numpy and zipfile raise depends on where the damage is
+        return None
+
+
+def _make_index(url: str, path: Path) -> _Index:
     files, where = _filesystem(url)
-    with files.open(where, "rb") as file:
-        index = _index(file, url)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with files.open(where, "rb") as file:
+            index = _index(file, url)
+    except ShardError:
+        raise
+    except Exception as error:  # each file system of fsspec has errors of its own
+        raise ShardError(f"{url} cannot be read: {error}") from None
     unfinished = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.npz")
-    np.savez(unfinished, keys=index.keys, offsets=index.offsets, sizes=index.sizes, labels=index.labels)
-    unfinished.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(unfinished, keys=index.keys, offsets=index.offsets, sizes=index.sizes, labels=index.labels)
+        unfinished.replace(path)
+    except OSError as error:
+        raise OSError(f"the index of {url} cannot be kept: {error}; give another folder in DETRES_CACHE") from None
     return index
 
 
@@ -159,24 +202,34 @@ def _index(file: BinaryIO, url: str) -> _Index:
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
             for member in tar:
-                split = re.fullmatch(r"((?:.*/)?[^./][^.]*)\.([^/]+)", member.name)
-                if not member.isfile() or split is None:
+                split = re.fullmatch(r"((?:.*/)?[^./][^./]*)\.([^/]+)", member.name, re.DOTALL)
+                if split is None or member.isdir():
                     continue
                 key, field = split[1], split[2].lower()
-                if f".{field.rpartition('.')[2]}" in IMAGE_SUFFIXES:
+                is_image = f".{field.rpartition('.')[2]}" in IMAGE_SUFFIXES
+                if (is_image or field == "cls") and (not member.isreg() or member.issparse()):
+                    raise ShardError(
+                        f"{url}: {member.name} is a link or sparse, not the bytes; pack with tar --dereference --hard-dereference"
+                    )
+                if is_image:
                     if key in images:
-                        raise ShardError(f"{url}: {member.name} and {images[key][0]} are two images of one sample")
+                        raise ShardError(f"{url}: {images[key][0]} and {member.name} are two images of one sample")
                     images[key] = (member.name, member.offset_data, member.size)
                 elif field == "cls":
+                    if key in labels:
+                        raise ShardError(f"{url}: {member.name} is there twice")
                     labels[key] = _class_number(tar.extractfile(member).read(), f"{url}, {member.name}")
             end = tar.offset
     except tarfile.TarError as error:
         raise ShardError(f"{url} is cut short or no uncompressed tar: {error}") from None
     file.seek(end)
-    if file.read(_BLOCK) != bytes(_BLOCK):
+    rest = file.read(_LONGEST_END + 1)
+    if rest[:_BLOCK] != bytes(_BLOCK):
         raise ShardError(f"{url} is cut short or damaged: no header and no end of the archive at byte {end}")
+    if rest.strip(b"\0") or len(rest) > _LONGEST_END:
+        raise ShardError(f"{url} goes on behind its end at byte {end}: damaged, half downloaded, or archives joined without tar -A")
     without_class, without_image = [key for key in images if key not in labels], [key for key in labels if key not in images]
     if without_class:
         raise ShardError(f"{url}: {images[without_class[0]][0]} has no class; expected {without_class[0]}.cls with a number in it")
@@ -193,5 +246,5 @@ def _index(file: BinaryIO, url: str) -> _Index:
 def _class_number(content: bytes, where: str) -> int:
     text = content.strip()
     if not re.fullmatch(rb"\d{1,6}", text):
-        raise ShardError(f"{where} holds {text[:20]!r}, expected a class number, 0 or more")
+        raise ShardError(f"{where} holds {text[:20]!r}, expected a class number, 0..999999")
     return int(text)

@@ -36,9 +36,10 @@ def to_coco_results(predictions: Predictions) -> list[dict]:
 def read_coco_results(path: str | Path, truth: Annotations) -> Predictions:
     """Read a COCO results file: a list of {image_id, category_id, bbox [x, y, w, h], score}.
 
-    Numbers stay float64, as written. Ids must be those of `truth`; images without detections need no record; an empty list
-    is no predictions. Raises FileNotFoundError, or DetectionFileError naming file and record: not such a list, a missing
-    key, a value of the wrong type, NaN, a negative side, an image or category that `truth` does not have.
+    Numbers stay float64, as written. Ids must be those of `truth`, or paths of its image files, as tools/predict.py writes them;
+    images without detections need no record; an empty list is no predictions. Raises FileNotFoundError, or DetectionFileError
+    naming file and record: not such a list, a missing key, a value of the wrong type, NaN, a negative side, an image or category
+    that `truth` does not have.
     """
     path = Path(path)
     try:
@@ -61,7 +62,7 @@ def read_coco_results(path: str | Path, truth: Annotations) -> Predictions:
             f"{path}: record {bad[0]} has bbox {record['bbox']} and score {record['score']}, expected finite [x, y, w, h] with "
             f"w, h >= 0 and a finite score ({len(bad)} such)"
         )
-    image_ids = [record["image_id"] for record in records]
+    image_ids = _ids_of_files([record["image_id"] for record in records], truth)
     _require_images(image_ids, truth, lambda index: f"{path}: record {index}")
     label_of = {source_id: label for label, source_id in enumerate(truth.class_map.source_ids, start=1)}
     labels = [label_of.get(record["category_id"]) for record in records]
@@ -95,8 +96,8 @@ def _require_record(record: object, where: str) -> None:
         )
 
 
-def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Predictions, list[str]]:
-    """Read a folder of VOC results, comp3_det_SPLIT_CLASS.txt or comp4_..., and return it with the classes that have no file.
+def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Predictions, list[str], str]:
+    """Read a folder of VOC results, comp3_det_SPLIT_CLASS.txt or comp4_...; return it, the classes that have no file, and SPLIT.
 
     A line is: image-id score xmin ymin xmax ymax, 1-based inclusive pixels; xmin and ymin lose 1; numbers stay float64. Raises
     FileNotFoundError for no such folder or files, DetectionFileError for files of more than one competition or split, for a
@@ -131,7 +132,8 @@ def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Prediction
         scores=table[:, 0],
         labels=np.array(labels, np.int64),
     )
-    return predictions, [name for name in truth.class_map.names if name not in by_class]
+    ((_, split),) = runs
+    return predictions, [name for name in truth.class_map.names if name not in by_class], split
 
 
 def _read_voc_file(path: Path, truth: Annotations) -> tuple[list, np.ndarray]:
@@ -183,6 +185,19 @@ def to_voc_results(predictions: Predictions, *, split: str, competition: str = "
         ]
         files[f"{competition}_det_{split}_{name}.txt"] = "".join(f"{line}\n" for line in lines)
     return files
+
+
+def _ids_of_files(image_ids: list[int | str], truth: Annotations) -> list[int | str]:
+    """Replace paths by the ids of the images whose files have that name, where names are unique."""
+    known = set(truth.image_ids.tolist())
+    if all(image_id in known for image_id in image_ids):
+        return image_ids
+    names = [Path(file).name for file in truth.image_files.tolist()]
+    by_name = dict(zip(names, truth.image_ids.tolist(), strict=True)) if len(set(names)) == len(names) else {}
+    return [
+        by_name.get(Path(image_id).name, image_id) if isinstance(image_id, str) and image_id not in known else image_id
+        for image_id in image_ids
+    ]
 
 
 def _require_images(image_ids: list, truth: Annotations, where: Callable[[int], str]) -> None:

@@ -348,7 +348,7 @@ def test_parts_of_networks_are_not_given_another_ones_name(tmp_path):
     popped.pop_stage("conv5")
     torch.save(popped.state_dict(), tmp_path / "part.pth")
     torch.save(resnet18(norm="group").state_dict(), tmp_path / "group.pth")
-    with pytest.raises(WeightsError, match=r"does not fit this network\. Tensors missing"):
+    with pytest.raises(WeightsError, match=r"does not fit this network, a resnet18\. Tensors missing"):
         resnet18(weights=tmp_path / "part.pth")
     with pytest.raises(WeightsError, match="no batch norm statistics: build the network with norm='group'"):
         resnet18(weights=tmp_path / "group.pth")

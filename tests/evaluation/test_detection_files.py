@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -95,6 +96,15 @@ def test_bad_coco_results_are_named(content: object, message: str, tmp_path: Pat
     assert str(path) in str(caught.value)
 
 
+def test_paths_of_the_image_files_do_for_ids(tmp_path: Path) -> None:
+    path = write(tmp_path / "found.json", [RECORD | {"image_id": f"/elsewhere/{Path(TRUTH.image_files[1]).name}"}, RECORD])
+    assert read_coco_results(path, TRUTH).image_ids.tolist() == [9, 7]
+    twice = dataclasses.replace(TRUTH, image_files=np.array(["a/1.jpg", "b/1.jpg"]))
+    path = write(tmp_path / "twice.json", [RECORD | {"image_id": "b/1.jpg"}])
+    with pytest.raises(DetectionFileError, match=r"image 'b/1\.jpg' is not in"):
+        read_coco_results(path, twice)
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no detections file .*gone.json"):
         read_coco_results(tmp_path / "gone.json", TRUTH)
@@ -104,9 +114,9 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 def test_voc_lines_by_hand(tmp_path: Path) -> None:
     write(tmp_path / "comp4_det_val_cat.txt", "000007 0.5 1 1 10 20\n\na b 0.25 3.5 4 5 6.25\n")
-    found, absent = read_voc_results(tmp_path, NAMED)
+    found, absent, split = read_voc_results(tmp_path, NAMED)
     same(found, predictions_of([("000007", 1, 0.5, (0, 0, 10, 20)), ("a b", 1, 0.25, (2.5, 3, 5, 6.25))]))
-    assert absent == ["dog"]
+    assert (absent, split) == (["dog"], "val")
 
 
 def test_voc_results_by_hand() -> None:
@@ -123,8 +133,8 @@ def test_voc_results_come_back(tmp_path: Path) -> None:
     truth, predictions = random_scene(0)  # integers and scores of one decimal survive the rounding; integer image ids too
     for name, text in to_voc_results(predictions, split="val").items():
         write(tmp_path / name, text)
-    found, absent = read_voc_results(tmp_path, truth)
-    assert absent == []
+    found, absent, split = read_voc_results(tmp_path, truth)
+    assert (absent, split) == ([], "val")
 
     def rows(p: Predictions) -> list[tuple]:
         return sorted(zip(p.image_ids.tolist(), p.labels.tolist(), p.scores.round(6).tolist(), p.boxes.tolist(), strict=True))
@@ -139,9 +149,9 @@ def test_longest_class_name_wins(tmp_path: Path) -> None:
     truth = truth_of([("a", 1, (0, 0, 9, 9))], ["a"], ClassMap(("table", "dining_table"), (1, 2)))
     write(tmp_path / "comp4_det_test_dining_table.txt", "a 0.5 1 1 9 9\n")
     write(tmp_path / "comp4_det_test_table.txt", "")
-    found, absent = read_voc_results(tmp_path, truth)
+    found, absent, split = read_voc_results(tmp_path, truth)
     assert found.labels.tolist() == [2]
-    assert absent == []
+    assert (absent, split) == ([], "test")
 
 
 @pytest.mark.parametrize(

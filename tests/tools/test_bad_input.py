@@ -329,7 +329,7 @@ def photograph(coco: Path) -> Path:
 def test_backbone_weights_of_another_architecture(refused: Callable[..., str]) -> None:
     torch.save(create_backbone("resnet34").state_dict(), "other.pth")
     message = refused("--cfg", "tiny.yaml", "--set", "model.backbone.weights=other.pth")
-    assert "other.pth does not fit this network. The file looks like resnet34." in message
+    assert "other.pth does not fit this network, a resnet18. The file looks like resnet34." in message
     assert "no weights file gone.pth" in refused("--cfg", "tiny.yaml", "--set", "model.backbone.weights=gone.pth")
 
 

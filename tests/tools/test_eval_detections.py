@@ -114,6 +114,14 @@ def test_voc_text_files_of_the_ground_truth_score_one(voc_year: Path, tmp_path: 
     assert score(tmp_path / "results", voc_year, "--split", "val", "--protocol", "voc07")["protocol"].startswith("PASCAL VOC 2007")
 
 
+def test_results_named_after_another_split_are_said_to_be(voc_year: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = voc_results(voc_year, tmp_path / "results")
+    for file in list(folder.iterdir()):
+        file.rename(folder / file.name.replace("_val_", "_test_"))
+    assert score(folder, voc_year, "--split", "val")["mAP"] == 1
+    assert "named after the split test, and are scored on val" in capsys.readouterr().out
+
+
 def test_json_results_score_against_a_voc_folder(voc_year: Path, tmp_path: Path) -> None:
     results = voc_results(voc_year, tmp_path / "results")
     names = list(score(results, voc_year, "--split", "val")["per_class"])
