@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms.v2 import MixUp
 
 from backbones import PUBLISHED, Backbone, WeightsError, create_backbone, read_metadata, save_weights
 from detres.build import build_schedule
-from detres.cls_config import ClassificationConfig, ClassificationDataConfig, ClassificationTrainConfig, ClassifierConfig, NetworkConfig
+from detres.cls_config import ClassificationConfig, ClassificationDataConfig, ClassificationTrainConfig, NetworkConfig
 from detres.config import check
 from detres.data.array_batches import ArrayEvalBatches, ArrayTrainBatches
 from detres.data.coco import read_coco
@@ -28,10 +28,13 @@ from detres.engine.checkpoint import CheckpointError
 from detres.engine.schedule import Schedule
 from detres.engine.train import adamw, sgd
 from detres.evaluation.classify import ClassResult, ClassScores, center, classify, dense, score_classes, ten_crop
+from detres.image_io import ImageReadError
 from detres.models.classifier import Classifier
 from detres.structures import ClassMap, ClassTargets, CropBatch, ImageArrays
 
 Images = ImageFiles | ImageShards | ImageArrays
+MEAN_IMAGES = 5000
+"""Of this many crops the mean of a pixel is known to about 1 of 255."""
 RUN_METADATA = ("config", "classes", "step")
 """What tools/train_cls.py writes beside the weights, so that the file alone can be scored."""
 
@@ -86,24 +89,41 @@ def build_network(settings: NetworkConfig, num_classes: int, weights: str | Path
     )
 
 
-def build_classifier(config: ClassifierConfig, train: Images, *, mixup: float = 0.0) -> Classifier:
+def build_classifier(config: ClassificationConfig, train: Images) -> Classifier:
     """Return a classifier for the classes of `train`, whose mean is taken where the configuration says so; channels last, on the CPU.
 
     Raises what backbones.create_backbone raises.
     """
-    net = build_network(config.network, len(train.class_map), config.network.weights)
-    if config.mean != "network":
-        mean_image = torch.from_numpy(train.pixels.mean(axis=0, dtype=np.float64)).float().permute(2, 0, 1).contiguous()  # (3, H, W)
+    settings, num_classes = config.model, len(train.class_map)
+    net = build_network(settings.network, num_classes, settings.network.weights)
+    if settings.mean != "network":
+        mean_image = mean_of(train, config)  # (3, H, W)
         net.input_spec = replace(
             net.input_spec,
             mean=tuple(mean_image.mean(dim=(1, 2)).tolist()),
             std=(1.0, 1.0, 1.0),
-            resize=mean_image.shape[1],
+            resize=mean_image.shape[1] if config.data.arrays else config.eval.resize,
             crop=mean_image.shape[1],
-            mean_image=mean_image if config.mean == "pixel" else None,
+            mean_image=mean_image if settings.mean == "pixel" else None,
         )
-    mixing = MixUp(alpha=mixup, num_classes=len(train.class_map)) if mixup else None
-    return Classifier(net=net, label_smoothing=config.label_smoothing, mixup=mixing).to(memory_format=torch.channels_last)
+    mixup = MixUp(alpha=config.train.mixup, num_classes=num_classes) if config.train.mixup else None
+    return Classifier(net=net, label_smoothing=settings.label_smoothing, mixup=mixup).to(memory_format=torch.channels_last)
+
+
+def mean_of(images: Images, config: ClassificationConfig) -> Tensor:
+    """Return the mean image (3, H, W) float32: of all images in memory, or of centre crops of MEAN_IMAGES files at even distances."""
+    if isinstance(images, ImageArrays):
+        return torch.from_numpy(images.pixels.mean(axis=0, dtype=np.float64)).float().permute(2, 0, 1).contiguous()
+    size = config.data.size
+    crops = CropDataset(images, CenterCrop(shorter=config.eval.resize, crop=size), damaged=config.data.damaged)
+    total, number = np.zeros((size, size, 3)), 0
+    for index in np.unique(np.linspace(0, len(images) - 1, MEAN_IMAGES).round().astype(int)).tolist():
+        crop, _, _ = crops[index, 0]
+        if crop is not None:
+            total, number = total + crop, number + 1
+    if number == 0:
+        raise ImageReadError(f"{images.source}: no image for the mean can be read")
+    return torch.from_numpy(total / number).float().permute(2, 0, 1).contiguous()
 
 
 def build_train_batches(

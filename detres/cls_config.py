@@ -109,8 +109,6 @@ class ClassificationConfig(Section):
             raise ValueError("data.randaugment applies to image files read one by one, not to images in memory")
         if self.train.warmup_until_error is not None and self.train.warmup_steps:
             raise ValueError("give either train.warmup_steps or train.warmup_until_error")
-        if self.model.mean != "network" and not data.arrays:
-            raise ValueError(f"model.mean {self.model.mean} applies to images in memory; for image files take network, ImageNet's means")
         if self.model.mean != "network" and self.model.network.weights:
             raise ValueError(f"model.mean {self.model.mean} does not go with model.network.weights, which expect the input they learned on")
         return self

@@ -60,7 +60,7 @@ def start(arguments: argparse.Namespace) -> None:
     config = config_from(arguments, ClassificationConfig, DEFAULT_CONFIG)
     torch.manual_seed(config.seed)
     images = read_class_splits(config.data)
-    model = build_classifier(config.model, images[0], mixup=config.train.mixup)
+    model = build_classifier(config, images[0])
     folder = new_run_folder(config.name, arguments.out)
     write_text(folder / "config.yaml", to_yaml(config))
     train(config, images, model, folder, state=None, device=arguments.device)
@@ -76,7 +76,7 @@ def resume(arguments: argparse.Namespace) -> None:
         config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
     images = read_class_splits(config.data)
     ClassMap.from_dict(state["classes"]).require_same(images[0].class_map, str(folder / "last.pt"), images[0].source)
-    model = build_classifier(config.model, images[0], mixup=config.train.mixup)
+    model = build_classifier(config, images[0])
     load_model_state(model, state["model"], folder / "last.pt")
     train(config, images, model, folder, state=state, device=arguments.device)
 

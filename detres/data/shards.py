@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import os
+import posixpath
 import re
 import tarfile
 import uuid
@@ -59,7 +61,7 @@ def read_shards(
         if missing:
             url, error = missing[0]
             reason = f" ({error.__cause__})" if error.__cause__ else ""
-            raise FileNotFoundError(f"{url} is missing{reason}" + (f", and {len(missing) - 1} shards more" if len(missing) > 1 else ""))
+            raise FileNotFoundError(f"{url} is missing{reason}" + (f", and {len(missing) - 1} more" if len(missing) > 1 else ""))
         known = [_cached_index(url, info) for url, info in zip(urls, infos, strict=True)]
         loaded = list(threads.map(_load_index, known))
         unknown = [number for number, index in enumerate(loaded) if index is None]
@@ -112,15 +114,13 @@ def _expand(root: str, pattern: str) -> list[str]:
 
 
 def _expand_ranges(pattern: str) -> list[str]:
-    ranges = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if not ranges:
-        return [pattern]
-    first, last = ranges[1], ranges[2]
-    if len(first) != len(last) or int(first) > int(last):
-        raise ValueError(f"{pattern}: expected a rising range of numbers of one width, for example {{000..146}}")
-    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
-    rests = _expand_ranges(pattern[ranges.end() :])
-    return [pattern[: ranges.start()] + number + rest for number in numbers for rest in rests]
+    text, *others = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
+    choices = [[text]]
+    for first, last, text in zip(others[::3], others[1::3], others[2::3], strict=True):
+        if len(first) != len(last) or int(first) > int(last):
+            raise ValueError(f"{pattern}: expected a rising range of numbers of one width, for example {{000..146}}")
+        choices.append([f"{number:0{len(first)}d}{text}" for number in range(int(first), int(last) + 1)])
+    return ["".join(choice) for choice in itertools.product(*choices)]
 
 
 def _find(root: str, name: str) -> list[str]:
@@ -128,7 +128,7 @@ def _find(root: str, name: str) -> list[str]:
     if "*" not in name:
         if re.search(r"\.(tar|tgz)[^/]*$", name):  # also a compressed one, to say so, and one with a query behind
             return [root + name]
-        name = f"{name}/*.tar".lstrip("/").replace("//", "/")
+        name = f"{posixpath.normpath(name.strip('/'))}/*.tar".removeprefix("./")
     files, path = _filesystem(glob.escape(root) + name)
     try:
         found = sorted(file for file in files.glob(path) if not file.rpartition("/")[2].startswith("."))

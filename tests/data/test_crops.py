@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop as TorchvisionCenterCrop
 from torchvision.transforms import Resize
 from torchvision.transforms.functional import InterpolationMode
+from torchvision.transforms.v2 import RandAugment
 
 from detres.data.crops import (
     PCA_VALUES,
@@ -262,6 +264,56 @@ def test_a_scale_that_cannot_hold_the_crop_is_refused(shorter: tuple[int, int]) 
         TrainCrop(shorter=shorter, crop=32, flip=0.5, pca=0.1)
 
 
+@pytest.mark.parametrize("magnitude", [1, 9, 30])
+def test_randaugment_is_a_pure_function_of_image_and_seed(magnitude: int) -> None:
+    transform = TrainCrop(shorter=(32, 64), crop=24, flip=0.5, pca=0.1, randaugment=magnitude)
+    image = noise(50, 70)
+    given = image.copy()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    crops = [transform(image, seed) for seed in range(60)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(image, given)
+    torch.manual_seed(6)
+    np.random.seed(6)
+    again = [pickle.loads(pickle.dumps(transform))(image, seed) for seed in reversed(range(60))]
+    for crop, other in zip(crops, reversed(again), strict=True):
+        assert (crop.shape, crop.dtype, crop.flags.c_contiguous) == ((24, 24, 3), np.uint8, True)
+        assert np.array_equal(crop, other)
+    assert len({crop.tobytes() for crop in crops}) > 50
+
+
+@pytest.mark.parametrize("magnitude", [1, 9, 30])
+def test_randaugment_is_torchvisions_on_the_crop_there_would_be_without_it(magnitude: int) -> None:
+    image = smooth(40, 40)
+    changed = 0
+    for seed in range(40):
+        plain = TrainCrop(shorter=(24, 40), crop=24, flip=0.5, pca=0)(image, seed)
+        found = TrainCrop(shorter=(24, 40), crop=24, flip=0.5, pca=0, randaugment=magnitude)(image, seed)
+        rng = np.random.default_rng(seed)
+        height, width = scaled_size(40, 40, int(rng.integers(24, 41)))
+        rng.integers(0, height - 23), rng.integers(0, width - 23), rng.random()  # top, left, mirror
+        torch.manual_seed(int(rng.integers(2**63 - 1)))
+        expected = RandAugment(num_ops=2, magnitude=magnitude)(torch.from_numpy(plain).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        assert np.array_equal(found, expected)
+        changed += not np.array_equal(found, plain)
+    assert changed > 20
+
+
+def test_randaugment_of_magnitude_0_is_left_out() -> None:
+    arguments = {"shorter": (32, 64), "crop": 24, "flip": 0.5, "pca": 0.1}
+    image = noise(50, 70)
+    for seed in range(20):
+        assert np.array_equal(TrainCrop(**arguments, randaugment=0)(image, seed), TrainCrop(**arguments)(image, seed))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_randaugment_leaves_the_generator_of_the_gpu_alone() -> None:
+    before = torch.cuda.get_rng_state()
+    TrainCrop(shorter=(8, 8), crop=8, flip=0.5, pca=0, randaugment=9)(noise(8, 8), 3)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
 # ---- scoring ----
 
 
@@ -387,6 +439,71 @@ def test_a_damaged_file_is_named(images: ImageFiles, tmp_path: Path) -> None:
     broken = ImageFiles("broken", images.class_map, np.array([str(damaged), *images.files[1:]]), images.labels)
     with pytest.raises(ImageReadError, match=r"damaged\.png"):
         list(crop_eval_loader(crops_of(broken), batch_size=4))
+
+
+def with_damage(images: ImageFiles, folder: Path, rows: Sequence[int]) -> ImageFiles:
+    """The set with the files of `rows` cut off in the middle, or gone in odd rows."""
+    files = images.files.tolist()
+    for row in rows:
+        files[row] = str(folder / f"damaged{row}.png")
+        if row % 2 == 0:
+            Path(files[row]).write_bytes(Path(images.files[row]).read_bytes()[:900])
+    return ImageFiles("damaged", images.class_map, np.array(files), images.labels)
+
+
+def test_good_images_take_the_places_of_damaged_ones_in_turn_by_hand() -> None:
+    crops = [noise(5, 5, seed) for seed in (0, 1)]
+    items = [(None, 2, "w.png"), (crops[0], 2, "a.png"), (None, 1, "x.png"), (None, 0, "y.png"), (crops[1], 0, "b.png"), (None, 1, "x.png")]
+    batch, targets = collate_crops(items)
+    assert batch.ids == ("a.png", "b.png", "a.png", "b.png", "a.png", "b.png")
+    assert batch.damaged == ("w.png", "x.png", "y.png", "x.png")
+    assert targets.labels.tolist() == [2, 0, 2, 0, 2, 0]
+    for row, pixels in enumerate(batch.pixels):
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), crops[row % 2])
+    assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+    assert batch.to("cpu").damaged == batch.damaged
+    assert collate_crops(items[1:2])[0].damaged == ()
+
+
+def test_a_batch_of_damaged_images_alone_is_an_error() -> None:
+    with pytest.raises(ImageReadError, match=r"none of the 2 images of a batch can be read, the first is w\.png"):
+        collate_crops([(None, 2, "w.png"), (None, 0, "x.png")])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damaged_files_are_an_error_or_skipped(images: ImageFiles, tmp_path: Path, num_workers: int) -> None:
+    broken = with_damage(images, tmp_path, [1, 4, 6])
+    transform = TrainCrop(shorter=(18, 24), crop=16, flip=0.5, pca=0.1)
+    arguments = {"batch_size": 4, "steps": 6, "seed": 3, "num_workers": num_workers}
+    with pytest.raises(ImageReadError, match=r"damaged[146]\.png"):
+        list(crop_train_loader(CropDataset(broken, transform), **arguments))
+    batches = list(crop_train_loader(CropDataset(broken, transform, damaged="skip"), **arguments))
+    whole = list(crop_train_loader(CropDataset(images, transform), **arguments))
+    assert len(batches) == len(whole) == 6
+    row_of = {file: row for row, file in enumerate(images.files.tolist())}
+    for (batch, targets), (other, other_targets) in zip(batches, whole, strict=True):
+        good = [place for place, file in enumerate(other.ids) if row_of[file] not in (1, 4, 6)]
+        places = [good[place % len(good)] for place in range(4)]
+        assert batch.ids == tuple(other.ids[place] for place in places)
+        assert torch.equal(batch.pixels, other.pixels[places])
+        assert torch.equal(targets.labels, other_targets.labels[places])
+        assert batch.damaged == tuple(broken.files[row_of[file]] for file in other.ids if row_of[file] in (1, 4, 6))
+    assert {name for batch, _ in batches for name in batch.damaged} == {str(tmp_path / f"damaged{row}.png") for row in (1, 4, 6)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_all_files_damaged_is_an_error_that_names_one(images: ImageFiles, tmp_path: Path, num_workers: int) -> None:
+    dataset = CropDataset(with_damage(images, tmp_path, range(10)), TrainCrop(shorter=(18, 24), crop=16, flip=0.5, pca=0), damaged="skip")
+    with pytest.raises(ImageReadError, match=r"none of the 4 images of a batch can be read, the first is \S*damaged\d\.png"):
+        list(crop_train_loader(dataset, batch_size=4, steps=2, seed=0, num_workers=num_workers))
+
+
+def test_only_what_cannot_be_read_is_skipped(images: ImageFiles) -> None:
+    def faulty(image: np.ndarray, seed: int) -> np.ndarray:
+        raise ValueError(f"a fault of the program, {seed} {image.shape}")
+
+    with pytest.raises(ValueError, match="a fault of the program"):
+        list(crop_eval_loader(CropDataset(images, faulty, damaged="skip"), batch_size=4))
 
 
 def test_no_images(images: ImageFiles) -> None:

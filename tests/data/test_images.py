@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import hashlib
+import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import CIFAR10, ImageFolder
 
 from detres.data.encoded import ImageFiles
 from detres.data.images import CIFAR10_FILES, decode_in_memory, hold_out, read_cifar10, read_image_folder
@@ -241,6 +244,69 @@ def test_missing_cifar_files_are_named(tmp_path: Path) -> None:
         read_cifar10(tmp_path, "test")
 
 
+def write_python_cifar(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 2) -> None:
+    """Write what `write_cifar` does as the pickles of CIFAR-10's page, and make them the official ones."""
+    folder.mkdir(parents=True)
+
+    def write(name: str, content: dict) -> str:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    sums = []
+    for file, name in enumerate([*(f"data_batch_{n}" for n in (1, 2, 3, 4, 5)), "test_batch"]):
+        labels = [(3 * file + 9 * row) % 10 for row in range(rows)]
+        data = [np.frombuffer(cifar_row(label, rows * file + row)[0], np.uint8)[1:] for row, label in enumerate(labels)]
+        sums.append([name, write(name, {"batch_label": name, "data": np.stack(data), "labels": labels, "filenames": ["x.png"] * rows})])
+    meta = write("batches.meta", {"label_names": list(CIFAR_NAMES), "num_vis": 3072})
+    monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", sums[5:])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": meta})
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("below", [True, False])
+def test_the_python_version_of_cifar_is_the_binary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, below: bool) -> None:
+    write_cifar(tmp_path / "binary" / "cifar-10-batches-bin", rows=3)
+    folder = tmp_path / "python" / "cifar-10-batches-py"
+    write_python_cifar(folder, monkeypatch, rows=3)
+    images, expected = read_cifar10(folder.parent if below else folder, split), read_cifar10(tmp_path / "binary", split)
+    np.testing.assert_array_equal(images.pixels, expected.pixels)
+    np.testing.assert_array_equal(images.labels, expected.labels)
+    assert (images.pixels.dtype, images.labels.dtype, images.pixels.flags.c_contiguous) == (np.uint8, np.int64, True)
+    assert images.class_map == expected.class_map
+    assert images.source == f"{folder} ({split})"
+
+
+def test_beside_the_binary_version_the_python_one_is_not_opened(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "cifar-10-batches-bin")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert read_cifar10(tmp_path, "test").source == f"{tmp_path / 'cifar-10-batches-bin'} (test)"
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "data_batch_5", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("change", ["missing", "bytes"])
+def test_a_changed_file_of_the_python_version_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, split: str, change: str
+) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    write_python_cifar(folder, monkeypatch)
+    if change == "missing":
+        (folder / name).unlink()
+    else:  # a pickle that would make a folder
+        (folder / name).write_bytes(b"cos\nmkdir\n(V" + str(tmp_path / "harm").encode() + b"\ntR.")
+    with pytest.raises(ValueError, match=rf"{re.escape(str(folder))}: a file is missing or is not the official one by its checksum"):
+        read_cifar10(tmp_path, split)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_made_up_pickles_are_not_the_official_ones(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        write_python_cifar(tmp_path / "cifar-10-batches-py", patch)
+    with pytest.raises(ValueError, match="so it was not opened"):
+        read_cifar10(tmp_path, "train")
+
+
 def test_cifar_files_are_the_official_six() -> None:
     assert sum(CIFAR10_FILES.values(), ()) == (*(f"data_batch_{n}.bin" for n in (1, 2, 3, 4, 5)), "test_batch.bin")
 
@@ -283,6 +349,48 @@ def test_decoding_errors(tmp_path: Path) -> None:
         decode_in_memory(files_of([tmp_path / "gone.png"]))
     with pytest.raises(ValueError, match="a set has no images"):
         decode_in_memory(files_of([]))
+
+
+def test_damaged_files_are_left_out_and_listed(tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / f"{n}.png", color=(n, 2 * n, 3 * n)) for n in range(7)]
+    paths[0].write_bytes(b"no image")
+    paths[3].write_bytes(paths[3].read_bytes()[:40])
+    paths[4].unlink()
+    files = ImageFiles("a set", ClassMap(tuple("abcdefg"), tuple(range(1, 8))), np.array([str(path) for path in paths]), np.arange(7))
+    images = decode_in_memory(files, damaged="skip")
+    assert images.damaged == (str(paths[0]), str(paths[3]), str(paths[4]))
+    assert images.labels.tolist() == [1, 2, 5, 6]
+    assert images.pixels.shape == (4, 3, 4, 3)
+    assert images.pixels[:, 0, 0].tolist() == [[n, 2 * n, 3 * n] for n in (1, 2, 5, 6)]
+    assert len(images) == 4
+    assert images.class_map == files.class_map
+    with pytest.raises(ImageReadError, match=r"0\.png"):
+        decode_in_memory(files, damaged="error")
+
+
+def test_without_damage_nothing_is_left_out(tmp_path: Path) -> None:
+    files = files_of([write_image(tmp_path / f"{n}.png", color=(n, n, n)) for n in range(3)])
+    images, same = decode_in_memory(files, damaged="skip"), decode_in_memory(files)
+    np.testing.assert_array_equal(images.pixels, same.pixels)
+    assert images.labels.tolist() == same.labels.tolist() == [0, 1, 0]
+    assert images.damaged == same.damaged == ()
+
+
+def test_damage_does_not_excuse_another_size(tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / f"{n}.png", size=size) for n, size in enumerate([(5, 5), (3, 4), (4, 3)])]
+    paths[0].write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2\.png has 3x4 px, the files before it 4x3"):
+        decode_in_memory(files_of(paths), damaged="skip")
+
+
+def test_all_files_damaged_is_an_error(tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / f"{n}.png") for n in range(3)]
+    for path in paths:
+        path.write_bytes(b"")
+    with pytest.raises(ImageReadError, match=r"a set: none of the 3 images can be read, the first is \S*0\.png"):
+        decode_in_memory(files_of(paths), damaged="skip")
+    with pytest.raises(ValueError, match="a set has no images"):
+        decode_in_memory(files_of([]), damaged="skip")
 
 
 # ---- holding out ----

@@ -219,6 +219,24 @@ def test_shards_train_as_the_same_files_in_folders_do(tmp_path: Path, monkeypatc
     assert json.loads(Path("out.json").read_text())["top1_error"] == records(Path("folders"), "eval")[-1]["top1_error"]
 
 
+@pytest.mark.parametrize("mean", ["pixel", "channel"])
+def test_the_mean_of_image_files_is_that_of_their_centre_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mean: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_folder(tmp_path / "photos")
+    flags = ["--cfg", "configs/imagenet_resnet18b.yaml", "--data", str(data), "--set", *PHOTOS, "eval.resize=40", "train.steps=1"]
+    assert train(*flags, f"model.mean={mean}") == 0
+    crops = [cv2.imread(str(file))[4:36, 8:40, ::-1] for file in sorted((data / "train").rglob("*.jpg"))]
+    expected = np.mean(crops, axis=0)
+    model, _, _ = load_classifier(Path("runs/photos/weights.safetensors"))
+    spec = model.net.input_spec
+    assert spec.mean == pytest.approx(expected.mean(axis=(0, 1)), rel=1e-5)
+    assert (spec.std, spec.resize, spec.crop) == ((1.0, 1.0, 1.0), 40, 32)
+    if mean == "pixel":
+        np.testing.assert_allclose(spec.mean_image.permute(1, 2, 0).numpy(), expected, rtol=1e-5)
+    else:
+        assert spec.mean_image is None
+
+
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_damaged_training_images_are_named_and_skipped_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], in_memory: bool
@@ -275,7 +293,6 @@ def test_bad_settings(cifar: Path, refused: Callable[..., str]) -> None:
         (["data.hold_out=200"], "cannot hold out 200 of 200 images"),
         (["data.format=shapes", "data.hold_out=5"], "data.hold_out applies to format cifar10"),
         (["model.network.weights=w.pth"], "model.mean pixel does not go with model.network.weights"),
-        (["data.format=folder"], "model.mean pixel applies to images in memory"),
         (["data.randaugment=9"], "data.randaugment applies to image files"),
         (["data.classes=[]"], "data.classes"),
         (["train.warmup_until_error=0.8", "train.warmup_steps=4"], "either train.warmup_steps or train.warmup_until_error"),
