@@ -103,7 +103,8 @@ def resized_window(image: np.ndarray, size: tuple[int, int], corner: tuple[int, 
 class CropDataset(Dataset):
     """Encoded images and labels, read and cropped one by one; items are asked for with a seed.
 
-    damaged: whether an image that cannot be read is an error, or its place is taken by another of its batch and its name given there.
+    damaged: whether an image that cannot be decoded is an error, or its place is taken by another of its batch and its name given
+    there. A file that is gone, or a server that does not answer, is always an error.
     """
 
     def __init__(self, images: ImageFiles | ImageShards, transform: CropTransform, *, damaged: Literal["error", "skip"] = "error") -> None:
@@ -115,12 +116,13 @@ class CropDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         """Return (crop (S, S, 3) uint8 RGB, label, name) for key (index, seed); the crop is None for a damaged image to be skipped.
 
-        Raises ImageReadError naming a damaged one that is not.
+        Raises ImageReadError naming one that is not.
         """
         index, seed = key
         name = self.images.name(index)
+        data = self.images.read_bytes(index)
         try:
-            crop = self.transform(decode_image(self.images.read_bytes(index), name), seed)
+            crop = self.transform(decode_image(data, name), seed)
         except ImageReadError:
             if self.damaged == "error":
                 raise

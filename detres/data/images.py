@@ -99,8 +99,9 @@ def _read_python_cifar10(root: Path, split: str) -> ImageArrays:
 def decode_in_memory(images: ImageFiles | ImageShards, *, damaged: Literal["error", "skip"] = "error") -> ImageArrays:
     """Return encoded images of one size as arrays, every one read once.
 
-    damaged: whether an image that cannot be read is an error, or left out and listed. Raises ValueError naming the first image of
-    another size than the one before, for no images, and for none that can be read; ImageReadError naming a damaged one.
+    damaged: whether an image that cannot be decoded is an error, or left out and listed; one that is gone is always an error. Raises
+    ValueError naming the first image of another size than the one before, and for no images; ImageReadError naming a damaged
+    one, and when none can be read.
     """
     if len(images) == 0:
         raise ValueError(f"{images.source} has no images")
@@ -108,8 +109,9 @@ def decode_in_memory(images: ImageFiles | ImageShards, *, damaged: Literal["erro
     good, left_out = [], []
     for row in range(len(images)):
         file = images.name(row)
+        data = images.read_bytes(row)
         try:
-            image = decode_image(images.read_bytes(row), file)
+            image = decode_image(data, file)
         except ImageReadError:
             if damaged == "error":
                 raise

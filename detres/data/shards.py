@@ -117,8 +117,9 @@ def _expand_ranges(pattern: str) -> list[str]:
     text, *others = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
     choices = [[text]]
     for first, last, text in zip(others[::3], others[1::3], others[2::3], strict=True):
-        if len(first) != len(last) or int(first) > int(last):
-            raise ValueError(f"{pattern}: expected a rising range of numbers of one width, for example {{000..146}}")
+        padded = len(first) > 1 and first.startswith("0")
+        if int(first) > int(last) or (padded and len(first) != len(last)):
+            raise ValueError(f"{pattern}: expected a rising range, {{0..146}}, or with numbers of one width, {{000..146}}")
         choices.append([f"{number:0{len(first)}d}{text}" for number in range(int(first), int(last) + 1)])
     return ["".join(choice) for choice in itertools.product(*choices)]
 

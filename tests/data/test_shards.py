@@ -153,6 +153,13 @@ def test_a_hundred_shards_in_order(tmp_path: Path) -> None:
         assert_images_are(read_shards(str(tmp_path), pattern), paths)
 
 
+def test_numbers_without_leading_zeros(tmp_path: Path) -> None:
+    paths = write_set(tmp_path, num=12, each=1)
+    named = [path.rename(tmp_path / f"t-{number}.tar") for number, path in enumerate(paths)]
+    assert_images_are(read_shards(str(tmp_path), "t-{0..11}.tar"), named)
+    assert_images_are(read_shards(str(tmp_path), "t-{8..11}.tar", classes=["a", "b", "c", "d"]), named[8:])
+
+
 def test_relative_roots_links_and_odd_folder_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = write_set(tmp_path / "old [1] *" / "a?")
     (tmp_path / "link").symlink_to(paths[0].parent)
@@ -213,9 +220,9 @@ def test_a_folder_without_shards(tmp_path: Path, pattern: str) -> None:
         read_shards(str(tmp_path), pattern)
 
 
-@pytest.mark.parametrize("pattern", ["t-{5..2}.tar", "t-{0..10}.tar", "t-{00..9}.tar", "t-{0..1}-{3..2}.tar"])
+@pytest.mark.parametrize("pattern", ["t-{5..2}.tar", "t-{00..100}.tar", "t-{00..9}.tar", "t-{0..1}-{3..2}.tar"])
 def test_a_badly_written_range(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"{pattern}: expected a rising range of numbers of one width")):
+    with pytest.raises(ValueError, match=re.escape(f"{pattern}: expected a rising range, {{0..146}}, or with numbers of one width")):
         read_shards(str(tmp_path), pattern)
 
 
