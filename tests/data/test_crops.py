@@ -442,12 +442,11 @@ def test_a_damaged_file_is_named(images: ImageFiles, tmp_path: Path) -> None:
 
 
 def with_damage(images: ImageFiles, folder: Path, rows: Sequence[int]) -> ImageFiles:
-    """The set with the files of `rows` cut off in the middle, or gone in odd rows."""
+    """The set with the files of `rows` cut off in the middle, or without a sign of an image in odd rows."""
     files = images.files.tolist()
     for row in rows:
         files[row] = str(folder / f"damaged{row}.png")
-        if row % 2 == 0:
-            Path(files[row]).write_bytes(Path(images.files[row]).read_bytes()[:900])
+        Path(files[row]).write_bytes(Path(images.files[row]).read_bytes()[:900] if row % 2 == 0 else b"")
     return ImageFiles("damaged", images.class_map, np.array(files), images.labels)
 
 
@@ -496,6 +495,12 @@ def test_all_files_damaged_is_an_error_that_names_one(images: ImageFiles, tmp_pa
     dataset = CropDataset(with_damage(images, tmp_path, range(10)), TrainCrop(shorter=(18, 24), crop=16, flip=0.5, pca=0), damaged="skip")
     with pytest.raises(ImageReadError, match=r"none of the 4 images of a batch can be read, the first is \S*damaged\d\.png"):
         list(crop_train_loader(dataset, batch_size=4, steps=2, seed=0, num_workers=num_workers))
+
+
+def test_a_file_that_is_gone_is_never_skipped(images: ImageFiles) -> None:
+    gone = ImageFiles("gone", images.class_map, np.array(["/nowhere/x.png", *images.files[1:].tolist()]), images.labels)
+    with pytest.raises(ImageReadError, match=r"/nowhere/x\.png does not exist"):
+        list(crop_eval_loader(CropDataset(gone, WholeImage(shorter=20), damaged="skip"), batch_size=1))
 
 
 def test_only_what_cannot_be_read_is_skipped(images: ImageFiles) -> None:

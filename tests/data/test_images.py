@@ -355,7 +355,7 @@ def test_damaged_files_are_left_out_and_listed(tmp_path: Path) -> None:
     paths = [write_image(tmp_path / f"{n}.png", color=(n, 2 * n, 3 * n)) for n in range(7)]
     paths[0].write_bytes(b"no image")
     paths[3].write_bytes(paths[3].read_bytes()[:40])
-    paths[4].unlink()
+    paths[4].write_bytes(b"")
     files = ImageFiles("a set", ClassMap(tuple("abcdefg"), tuple(range(1, 8))), np.array([str(path) for path in paths]), np.arange(7))
     images = decode_in_memory(files, damaged="skip")
     assert images.damaged == (str(paths[0]), str(paths[3]), str(paths[4]))
@@ -366,6 +366,9 @@ def test_damaged_files_are_left_out_and_listed(tmp_path: Path) -> None:
     assert images.class_map == files.class_map
     with pytest.raises(ImageReadError, match=r"0\.png"):
         decode_in_memory(files, damaged="error")
+    paths[4].unlink()
+    with pytest.raises(ImageReadError, match=r"4\.png does not exist"):
+        decode_in_memory(files, damaged="skip")
 
 
 def test_without_damage_nothing_is_left_out(tmp_path: Path) -> None:
