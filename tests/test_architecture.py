@@ -22,7 +22,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.cls_config": ({"detres.config"}, {"pydantic"}),
     "detres.models": (LEAVES | {"backbones"}, {"torch", "torchvision", "numpy"}),
     "detres.data": (LEAVES, {"torch", "torchvision", "numpy", "cv2", "albumentations", "defusedxml", "fsspec"}),
-    "detres.evaluation": (LEAVES, {"torch", "numpy", "pycocotools"}),
+    "detres.evaluation": (LEAVES, {"torch", "numpy", "pycocotools", "tqdm"}),
     "detres.engine": ({"detres.structures"}, {"torch", "torchvision", "numpy", "cv2", "safetensors", "tqdm"}),
     "detres.build": (
         LEAVES | {"backbones", "detres.config", "detres.models", "detres.data", "detres.evaluation", "detres.engine"},

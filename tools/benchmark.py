@@ -99,9 +99,35 @@ def benchmark_backbone(arguments: argparse.Namespace) -> None:
     error = (infer(folded, last) - infer(theirs, images)).abs().max() / infer(theirs, images).abs().max()
     row(f"forward, {job}", lambda: infer(ours, images), lambda: infer(theirs, images), device, repeats)
     row("  folded, channels last", lambda: infer(folded, last), lambda: infer(theirs, images), device, repeats)
+    compiled = torch.compile(folded)
+    row("  the same, compiled", lambda: infer(compiled, last), lambda: infer(theirs, images), device, repeats)
+    calls = convolutions_of(folded, last)
+    row("  its convolutions alone, the floor", lambda: run_calls(calls), lambda: infer(theirs, images), device, repeats)
     half, half_images = fold_batch_norm(ours).to(memory_format=torch.channels_last).bfloat16(), last.bfloat16()
     row("  folded, channels last, bfloat16", lambda: infer(half, half_images), lambda: infer(theirs, images), device, repeats)
     sys.stdout.write(f"largest difference of the folded logits: {error:.1e} of the largest logit\n")
+
+
+def convolutions_of(net: nn.Module, images: Tensor) -> list[tuple[nn.Module, Tensor]]:
+    """Return every convolution of a network with the input it gets for `images`."""
+    calls = []
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, _: calls.append((module, inputs[0].clone())))
+        for module in net.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    with torch.inference_mode():
+        net(images)
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
+def run_calls(calls: list[tuple[nn.Module, Tensor]]) -> None:
+    """Run modules on their inputs."""
+    with torch.inference_mode():
+        for module, x in calls:
+            module(x)
 
 
 def benchmark_detector(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from detres.structures import ClassTargets, CropBatch
 
@@ -108,7 +109,7 @@ def classify(
     model.eval()
     found, labels = [], []
     try:
-        for images, targets in batches:
+        for images, targets in tqdm(batches, desc="scoring", unit="batch", leave=False, disable=None):  # on a terminal only
             found.append(score(images.pixels.to(device)).float().cpu().numpy())
             labels.append(targets.labels.cpu().numpy())
     finally:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from detres.boxes import scale_boxes
 from detres.structures import ClassMap, ImageBatch, Predictions, Target
@@ -22,7 +23,7 @@ def detect(model: nn.Module, batches: Iterable[tuple[ImageBatch, list[Target]]],
     was_training = model.training
     model.eval()
     image_ids, boxes, scores, labels = [], [], [], []
-    for images, _ in batches:
+    for images, _ in tqdm(batches, desc="scoring", unit="batch", leave=False, disable=None):  # on a terminal only
         for n, found in enumerate(model(images.to(device))):
             found = found.to("cpu")
             image_ids.extend([images.ids[n]] * len(found))
