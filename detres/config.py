@@ -272,6 +272,11 @@ def to_yaml(config: Section) -> str:
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
 
 
+def what_differs(config: Section) -> str:
+    """Return as YAML the settings that are not the defaults."""
+    return yaml.safe_dump(json.loads(config.model_dump_json(exclude_defaults=True)), sort_keys=False, default_flow_style=None, width=120)
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses duplicate keys and reads 1e-4 as a number."""
 

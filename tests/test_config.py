@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from detres.config import Config, ConfigError, check, load_config, to_yaml
+from detres.config import Config, ConfigError, check, load_config, to_yaml, what_differs
 
 SMALL = """\
 name: small
@@ -43,6 +43,17 @@ def test_a_config_cannot_be_changed(tmp_path):
     config = load_config(write(tmp_path, SMALL))
     with pytest.raises(ValidationError):
         config.train.lr = 1.0
+
+
+def test_what_differs_from_the_defaults_is_all_there_is_to_say(tmp_path):
+    config = load_config(write(tmp_path, SMALL), ["train.lr=0.5", "model.roi.pool_size=7", "eval.batch_size=1"])
+    text = what_differs(config)
+    assert "pool_size: 7" in text
+    assert "nms_thresh" not in text
+    assert "eval" not in text  # 1 is the default
+    again = tmp_path / "again.yaml"
+    again.write_text(text)
+    assert load_config(again) == config
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "+1e-4"])

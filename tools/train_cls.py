@@ -25,7 +25,7 @@ from detres.build_classifier import (
     score_classifier,
 )
 from detres.cls_config import ClassificationConfig
-from detres.config import check, load_config, to_yaml
+from detres.config import check, load_config, to_yaml, what_differs
 from detres.engine.checkpoint import load_model_state, load_state, save_state, write_text
 from detres.engine.log import RunLog, new_run_folder, write_environment
 from detres.engine.progress import Progress
@@ -105,7 +105,7 @@ def train(
         progress = Progress(**state["progress"])
     write_environment(folder, device)
     log = RunLog(folder, console=sys.stdout, steps=schedule.steps, start_step=progress.step)
-    log.line(f"configuration: {folder / 'config.yaml'}")
+    log.line(f"{what_differs(config)}every setting, defaults included: {folder / 'config.yaml'}")
     log.line(
         f"train {training.source}: {len(training)} images of {len(training.class_map)} classes\nval   {held_out.source}: {len(held_out)}"
     )

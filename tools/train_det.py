@@ -23,7 +23,7 @@ from detres.build import (
     save_detector,
     with_data_root,
 )
-from detres.config import Config, check, load_config, to_yaml
+from detres.config import Config, check, load_config, to_yaml, what_differs
 from detres.data.loader import train_loader
 from detres.draw import contact_sheet, draw_boxes
 from detres.engine.checkpoint import load_model_state, load_state, replacing, save_state, write_text
@@ -119,7 +119,7 @@ def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *
         progress = Progress(**state["progress"])
     write_environment(folder, device)
     log = RunLog(folder, console=sys.stdout, steps=steps, start_step=progress.step)
-    log.line(f"configuration: {folder / 'config.yaml'}")
+    log.line(f"{what_differs(config)}every setting, defaults included: {folder / 'config.yaml'}")
     log.line(f"train {data.train.describe()}\nval   {data.val.describe()}")
     log.line(
         f"{folder}: steps {progress.step}..{steps}, lr {settings.effective_lr:g} at batch {settings.batch_size} "
