@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import MixUp
 
-from backbones import PUBLISHED, Backbone, WeightsError, create_backbone, read_metadata, save_weights
+from backbones import PUBLISHED, Backbone, InputSpec, WeightsError, create_backbone, read_metadata, save_weights
 from detres.build import build_schedule
 from detres.cls_config import ClassificationConfig, ClassificationDataConfig, ClassificationTrainConfig, NetworkConfig
 from detres.config import check
@@ -89,25 +89,29 @@ def build_network(settings: NetworkConfig, num_classes: int, weights: str | Path
     )
 
 
-def build_classifier(config: ClassificationConfig, train: Images) -> Classifier:
-    """Return a classifier for the classes of `train`, whose mean is taken where the configuration says so; channels last, on the CPU.
+def build_classifier(config: ClassificationConfig, num_classes: int, *, resumed: InputSpec | None = None) -> Classifier:
+    """Return a classifier in channels last, on the CPU, from model.network.weights where there are any.
 
-    Raises what backbones.create_backbone raises.
+    resumed: the input of the network whose weights are about to be loaded into it; then no others are looked for. Raises what
+    backbones.create_backbone raises.
     """
-    settings, num_classes = config.model, len(train.class_map)
-    net = build_network(settings.network, num_classes, settings.network.weights)
-    if settings.mean != "network":
-        mean_image = mean_of(train, config)  # (3, H, W)
-        net.input_spec = replace(
-            net.input_spec,
-            mean=tuple(mean_image.mean(dim=(1, 2)).tolist()),
-            std=(1.0, 1.0, 1.0),
-            resize=mean_image.shape[1] if config.data.arrays else config.eval.resize,
-            crop=mean_image.shape[1],
-            mean_image=mean_image if settings.mean == "pixel" else None,
-        )
+    settings = config.model
+    net = build_network(settings.network, num_classes, settings.network.weights if resumed is None else None)
+    net.input_spec = resumed or net.input_spec
     mixup = MixUp(alpha=config.train.mixup, num_classes=num_classes) if config.train.mixup else None
     return Classifier(net=net, label_smoothing=settings.label_smoothing, mixup=mixup).to(memory_format=torch.channels_last)
+
+
+def input_of(config: ClassificationConfig, train: Images) -> InputSpec:
+    """Return an input with the mean of `train`, by channel or by pixel as the configuration says, and no deviation."""
+    mean_image = mean_of(train, config)
+    return InputSpec(
+        mean=tuple(mean_image.mean(dim=(1, 2)).tolist()),
+        std=(1.0, 1.0, 1.0),
+        resize=mean_image.shape[1] if config.data.arrays else config.eval.resize,
+        crop=mean_image.shape[1],
+        mean_image=mean_image if config.model.mean == "pixel" else None,
+    )
 
 
 def mean_of(images: Images, config: ClassificationConfig) -> Tensor:
@@ -178,7 +182,8 @@ def class_scores(config: ClassificationConfig, model: Classifier, images: Images
         score = ten_crop(model, data.size)
     else:
         stride = model.net.strides[model.net.last_stage]
-        score = dense(model, settings.scales, max(1, data.size // stride))
+        side = images.pixels.shape[1] if isinstance(images, ImageArrays) else data.size
+        score = dense(model, settings.scales, max(1, side // stride))
     if isinstance(images, ImageArrays):
         batches = ArrayEvalBatches(images, batch_size=settings.batch_size)
     elif settings.views == "center":
@@ -187,7 +192,7 @@ def class_scores(config: ClassificationConfig, model: Classifier, images: Images
     else:  # images of different sizes come one by one
         dataset = CropDataset(images, WholeImage(shorter=settings.resize if settings.views == "ten_crop" else None))
         batches = crop_eval_loader(dataset, batch_size=1, num_workers=data.workers)
-    return classify(model, batches, device, score)
+    return classify(model, batches, device, score, len(images.class_map))
 
 
 def score_classifier(config: ClassificationConfig, model: Classifier, images: Images, device: torch.device) -> ClassResult:

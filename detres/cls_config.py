@@ -66,7 +66,9 @@ class ClassificationTrainConfig(TrainConfig):
     lr: PositiveFloat = 0.1
     reference_batch: Positive = 256
     warmup_steps: Count = 0
-    warmup_until_error: Fraction | None = None  # warmup_factor * lr until the training error is below it (section 4.2: 0.8)
+    warmup_until_error: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # warmup_factor * lr until the training error is below it (section 4.2: 0.8)
+    )
     mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha; not in the paper
     compile: bool | Literal["auto"] = False  # training steps by torch.compile, on a GPU as CUDA graphs; auto: on a GPU
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -78,7 +80,7 @@ class ClassificationEvalConfig(Section):
 
     views: Literal["center", "ten_crop", "dense"] = "center"
     resize: Positive = 256  # px of the shorter side before cropping; image files only
-    scales: tuple[Positive, ...] = (224, 256, 384, 480, 640)  # dense: shorter sides
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)  # dense: shorter sides
     batch_size: Positive = 100
 
 
@@ -103,6 +105,12 @@ class ClassificationConfig(Section):
             raise ValueError(f"eval.resize {self.eval.resize} px does not hold a crop of data.size {data.size} px")
         if data.arrays and self.eval.views == "ten_crop":
             raise ValueError("eval.views ten_crop needs images larger than the crop; images in memory are scored as they are")
+        if data.arrays and self.eval.views == "dense" and self.eval.scales == ClassificationEvalConfig().scales:
+            raise ValueError("eval.scales are those of photographs; give some near the size of the images in memory, [32, 40] for CIFAR-10")
+        if data.format in ("shapes", "cifar10") and (data.classes is not None or data.damaged == "skip"):
+            raise ValueError(f"data.classes and data.damaged do not apply to format {data.format}")
+        if self.train.recompute_batches and self.model.network.norm == "group":
+            raise ValueError("train.recompute_batches averages statistics of batch norm, and model.network.norm is group: give 0")
         if data.hold_out and data.format != "cifar10":
             raise ValueError("data.hold_out applies to format cifar10; other formats have a validation folder of their own")
         if data.randaugment and data.arrays:

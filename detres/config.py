@@ -190,6 +190,11 @@ class TrainConfig(Section):
             raise ValueError(f"schedule {self.schedule} has no milestones")
         if self.schedule == "plateau" and not self.eval_every:
             raise ValueError("schedule plateau waits for evaluations: give train.eval_every")
+        if self.schedule == "plateau" and self.steps is not None and self.patience * self.eval_every >= self.steps:
+            raise ValueError(
+                f"schedule plateau would never act: train.patience {self.patience} evaluations, one every {self.eval_every} steps, "
+                f"are not over before the end, step {self.steps}"
+            )
         return self
 
     def in_steps(self, num_images: int) -> tuple[int, tuple[int, ...]]:
@@ -262,7 +267,8 @@ def check(section: type[Section], tree: dict, source: str) -> Section:
         # JSON mode takes lists for tuples and is strict about the rest: no "12" for 12, no true for 1.
         return section.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(section, e, source) for e in error.errors())) from None
+        by_key = {tuple(part for part in e["loc"] if part not in _UNION_TAGS): e for e in error.errors()}
+        raise ConfigError("\n".join(_explain(section, e, source) for e in by_key.values())) from None
     except TypeError as error:
         raise ConfigError(f"{source}: {error}") from None
 
@@ -327,9 +333,13 @@ def _apply(tree: dict, override: str) -> None:
     node[last] = _parse(value, f"--set {override}")
 
 
+_UNION_TAGS = ("bool", "literal['auto']")
+"""What pydantic puts into the location of an error in a setting of two types, one error a type."""
+
+
 def _explain(section: type[Section], error: dict, source: str) -> str:
-    location = [part for part in error["loc"] if isinstance(part, str)]
-    key = ".".join(str(part) for part in error["loc"]) or section.__name__
+    location = [part for part in error["loc"] if isinstance(part, str) and part not in _UNION_TAGS]
+    key = ".".join(str(part) for part in error["loc"] if part not in _UNION_TAGS) or section.__name__
     if error["type"] == "extra_forbidden":
         valid = _keys_beside(section, location)
         near = [".".join([*location[:-1], name]) for name in difflib.get_close_matches(location[-1], valid, n=1)]

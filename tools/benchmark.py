@@ -56,10 +56,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rois", type=int, default=300, help="detector: proposals an image (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="backbone: images of 224 px (default: %(default)s)")
     parser.add_argument("--images", metavar="DIR", help="crops: JPEG files, a folder a class (default: drawn ones of 500x375 px)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; the median counts (default: %(default)s)")
+    parser.add_argument("--repeats", type=at_least_one, default=5, help="timed runs of each; the median counts (default: %(default)s)")
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: benchmark(arguments))
+
+
+def at_least_one(text: str) -> int:
+    """Return a number of repeats; raises argparse.ArgumentTypeError below 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of repeats, expected 1 or more")
+    return int(text)
 
 
 def benchmark(arguments: argparse.Namespace) -> None:

@@ -21,12 +21,16 @@ DEFAULT_CONFIG = CONFIGS / "shapes_r18.yaml"
 
 
 def add_config_flags(parser: argparse.ArgumentParser, default: Path = DEFAULT_CONFIG) -> None:
-    """Add --cfg, --set, --data, --seed and --device."""
+    """Add --cfg, --set, --data and --device."""
     parser.add_argument("--cfg", metavar="FILE", help=f"YAML configuration (default: {default.name})")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", default=[], help="override configuration keys, e.g. train.lr=0.01")
     parser.add_argument("--data", metavar="DIR", help="data folder (default: data.root of the configuration, then $DETRES_DATA)")
-    parser.add_argument("--seed", type=int, help="overrides seed of the configuration")
     add_device_flag(parser)
+
+
+def add_seed_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --seed."""
+    parser.add_argument("--seed", type=int, help="overrides seed of the configuration")
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +79,8 @@ def newest_run(name: str) -> Path:
 
 
 def run(command: Callable[[], None]) -> int:
-    """Call `command` and return the exit status: 0, 2 after bad input (one line on stderr), 1 after a non-finite loss, 130 after Ctrl-C."""
+    """Call `command` and return the exit status: 0, 2 after bad input (one line on stderr), 1 after a non-finite loss or the end of
+    a worker, 130 after Ctrl-C."""
     try:
         command()
     except Interrupted:  # what to do next was printed where the run folder is known
@@ -89,6 +94,11 @@ def run(command: Callable[[], None]) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {_message(error)}\n")
         return 2
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        sys.stderr.write(f"error: {error}. Too little memory is the usual cause: try a smaller data.workers\n")
+        return 1
     return 0
 
 

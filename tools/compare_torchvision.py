@@ -21,7 +21,7 @@ from detres.engine.checkpoint import write_text
 from detres.engine.log import RunLog, new_run_folder, write_environment
 from detres.engine.progress import Progress
 from detres.engine.train import fit
-from detres.tools.command_line import add_config_flags, config_from, run
+from detres.tools.command_line import add_config_flags, add_seed_flag, config_from, run
 from detres.tools.torchvision_parts import TorchvisionParts
 
 
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse and train both; returns the exit status."""
     parser = argparse.ArgumentParser(description="train our detector and one made of torchvision's parts by the same loop")
     add_config_flags(parser)
+    add_seed_flag(parser)
     parser.add_argument("--out", metavar="DIR", help="folder for the logs (default: runs/NAME-comparison)")
     arguments = parser.parse_args(argv)
     return run(lambda: compare(arguments))

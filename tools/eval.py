@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
 def score_weights(arguments: argparse.Namespace) -> None:
     """Score a detector, or classifiers, by what the first of the files is."""
     first = arguments.weights[0]
+    if first not in PUBLISHED and not Path(first).is_file():
+        raise FileNotFoundError(f"no weights file at {first}")
     if first in PUBLISHED or is_classifier(Path(first)):
         score_classifiers(arguments)
     elif len(arguments.weights) > 1 or arguments.save_scores:
@@ -78,6 +80,9 @@ def score_weights(arguments: argparse.Namespace) -> None:
 
 def score_classifiers(arguments: argparse.Namespace) -> None:
     """Run one classifier, or several as an ensemble, over held-out images and score them by the first one's protocol."""
+    foreign = [setting for setting in arguments.set if not setting.startswith(("data.", "eval."))]
+    if foreign:
+        raise ValueError(f"--set {foreign[0]}: only data.* and eval.* say how weights are scored")
     for flag, value in (("--protocol", arguments.protocol), ("--iou", arguments.iou), ("--save-detections", arguments.save_detections)):
         if value is not None:
             raise ValueError(f"{flag} goes with detectors; a classifier's protocol is set by --set eval.views=ten_crop, and so on")
@@ -148,7 +153,9 @@ def score_detections(arguments: argparse.Namespace) -> None:
         if absent:
             sys.stdout.write(f"note: no results file for {', '.join(absent)}: taken as no detections\n")
     else:
-        predictions = read_coco_results(detections, truth)
+        predictions, by_name = read_coco_results(detections, truth)
+        if by_name:
+            sys.stdout.write(f"note: the images of {by_name} detections were told by their file names, folders apart\n")
     report(truth, predictions, score(truth, predictions, protocol, arguments.iou), arguments.json)
 
 

@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", metavar="DIR", help="responses: data folder (default: the run's own)")
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
+    if arguments.kind == "curves" and arguments.data:
+        parser.error("--data goes with responses; curves are read from the run folders")
     return run(lambda: draw_curves(arguments) if arguments.kind == "curves" else draw_responses(arguments))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -21,22 +20,20 @@ from detres.build import (
     load_detector,
     read_split,
     save_detector,
-    with_data_root,
 )
-from detres.config import Config, check, load_config, to_yaml, what_differs
+from detres.config import Config, to_yaml
 from detres.data.loader import train_loader
 from detres.draw import contact_sheet, draw_boxes
-from detres.engine.checkpoint import load_model_state, load_state, replacing, save_state, write_text
-from detres.engine.log import RunLog, new_run_folder, write_environment
+from detres.engine.checkpoint import load_model_state, replacing, write_text
+from detres.engine.log import new_run_folder
 from detres.engine.progress import Progress
-from detres.engine.train import Interrupted, fit
 from detres.evaluation.detection_files import to_coco_results
 from detres.evaluation.diagnose import explain
 from detres.image_io import read_image
 from detres.structures import Annotations, ClassMap, Predictions
-from detres.tools.command_line import add_config_flags, config_from, config_path, newest_run, run
+from detres.tools.command_line import DEFAULT_CONFIG, config_from, run
+from detres.tools.training import TrainingRun, add_training_flags, read_run, require_resumable
 
-STATE_KEYS = ("config", "classes", "progress", "model", "optimizer")
 PICTURE_IMAGES = 12
 PICTURE_SCORE = 0.5
 
@@ -44,16 +41,13 @@ PICTURE_SCORE = 0.5
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train; returns the exit status."""
     parser = argparse.ArgumentParser(description="train a Faster R-CNN")
-    add_config_flags(parser)
-    parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/NAME, else the next free runs/NAME-2, ...)")
-    parser.add_argument("--resume", metavar="DIR", nargs="?", const="", help="continue a run (default: the newest of runs/NAME, -2, ...)")
+    add_training_flags(parser, DEFAULT_CONFIG)
     parser.add_argument("--init-from", metavar="FILE", help="start from a trained detector's weights (best.safetensors)")
     arguments = parser.parse_args(argv)
-    if arguments.resume is not None:
-        if arguments.set or arguments.out or arguments.init_from or arguments.seed is not None:
-            parser.error("--resume continues with the run's own settings; --set, --seed, --out and --init-from start a new run")
-        return run(lambda: resume(arguments))
-    return run(lambda: start(arguments))
+    if arguments.resume is None:
+        return run(lambda: start(arguments))
+    require_resumable(parser, arguments, "--init-from")
+    return run(lambda: resume(arguments))
 
 
 def start(arguments: argparse.Namespace) -> None:
@@ -73,11 +67,7 @@ def start(arguments: argparse.Namespace) -> None:
 
 def resume(arguments: argparse.Namespace) -> None:
     """Continue an interrupted run with its own configuration."""
-    folder = Path(arguments.resume) if arguments.resume else newest_run(load_config(config_path(arguments.cfg)).name)
-    state = load_state(folder / "last.pt", STATE_KEYS)
-    config = check(Config, json.loads(state["config"]), str(folder / "last.pt"))
-    if arguments.data:
-        config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
+    folder, state, config = read_run(arguments, Config, DEFAULT_CONFIG)
     data = read_data(config)
     ClassMap.from_dict(state["classes"]).require_same(data.train.class_map, str(folder / "last.pt"), data.train.source)
     detector = build_detector(config.model, len(data.train.class_map), pretrained=False)
@@ -107,33 +97,18 @@ def read_data(config: Config) -> Data:
 
 def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *, state: dict | None, device: torch.device) -> None:
     """Train to the configured end, then print the table and draw a picture."""
-    started = time.monotonic()
     settings = config.train
     schedule = build_schedule(settings, len(data.train))
-    steps = schedule.steps
     detector.to(device)
-    optimizer = build_optimizer(settings, detector)
-    progress = Progress()
-    if state is not None:
-        optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(**state["progress"])
-    write_environment(folder, device)
-    log = RunLog(folder, console=sys.stdout, steps=steps, start_step=progress.step)
-    log.line(f"{what_differs(config)}every setting, defaults included: {folder / 'config.yaml'}")
-    log.line(f"train {data.train.describe()}\nval   {data.val.describe()}")
-    log.line(
-        f"{folder}: steps {progress.step}..{steps}, lr {settings.effective_lr:g} at batch {settings.batch_size} "
-        f"(lr {settings.lr:g} for {settings.reference_batch}), device {device}, {torch.get_num_threads()} threads"
-    )
     evaluation = build_evaluation(config, detector, data.val, device)
     last_result = []
 
     def evaluate() -> dict[str, float | None]:
         result, predictions = evaluation()
         last_result[:] = [result, predictions]
-        log.line(result.table())
+        training_run.log.line(result.table())
         for cause in explain(data.val, predictions, result.metrics[config.eval.best_metric]):
-            log.line(f"note: {cause}")
+            training_run.log.line(f"note: {cause}")
         return result.metrics
 
     def save_best(progress: Progress) -> None:
@@ -143,51 +118,28 @@ def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *
         write_text(folder / "metrics.json", json.dumps({"step": progress.step, **result.to_dict()}, indent=2))
         draw_picture(folder / "val.jpg", data.val, predictions)
 
-    def save_last(progress: Progress) -> None:
-        tree = {
-            "config": config.model_dump_json(),
-            "classes": data.train.class_map.to_dict(),
-            "progress": progress.to_dict(),
-            "model": {name: tensor.contiguous() for name, tensor in detector.state_dict().items()},
-            "optimizer": optimizer.state_dict(),
-        }
-        save_state(folder / "last.pt", tree)
-
-    loader = train_loader(
-        data.train_set,
-        batch_size=settings.batch_size,
-        steps=steps,
-        seed=config.seed,
-        start_step=progress.step,
-        num_workers=config.data.workers,
-    )
-    try:
-        fit(
-            model=detector,
-            optimizer=optimizer,
-            batches=loader,
-            progress=progress,
-            schedule=schedule,
-            evaluate=evaluate,
-            best_metric=config.eval.best_metric,
-            save_last=save_last,
-            save_best=save_best,
-            log=log,
-            device=device,
+    with TrainingRun(
+        folder,
+        command="train_det",
+        config=config,
+        class_map=data.train.class_map,
+        model=detector,
+        optimizer=build_optimizer(settings, detector),
+        schedule=schedule,
+        device=device,
+        state=state,
+    ) as training_run:
+        training_run.announce(f"train {data.train.describe()}\nval   {data.val.describe()}")
+        batches = train_loader(
+            data.train_set,
+            batch_size=settings.batch_size,
+            steps=schedule.steps,
             seed=config.seed,
-            log_every=settings.log_every,
-            eval_every=settings.eval_every,
-            save_every=settings.save_every,
-            clip_grad_norm=settings.clip_grad_norm,
-            precision=settings.precision,
+            start_step=training_run.progress.step,
+            num_workers=config.data.workers,
         )
-    except Interrupted as stopped:
-        log.line(f"stopped after step {stopped.step}; continue with: python tools/train_det.py --resume {folder}")
-        raise
-    finally:
-        log.close()
-    minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    sys.stdout.write(f"done in {minutes} min {seconds} s; weights {folder / 'best.safetensors'}, picture {folder / 'val.jpg'}\n")
+        training_run.fit(batches, evaluate=evaluate, best_metric=config.eval.best_metric, save_best=save_best)
+    sys.stdout.write(f"done in {training_run.duration()}; weights {folder / 'best.safetensors'}, picture {folder / 'val.jpg'}\n")
 
 
 def draw_picture(path: Path, truth: Annotations, predictions: Predictions) -> None:

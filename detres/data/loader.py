@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import cv2
@@ -150,10 +150,10 @@ def make_loader(
 def _start_worker(_worker: int) -> None:
     """One thread a worker: more would only compete with the other workers and the training process.
 
-    A terminal sends Ctrl-C, and a scheduler SIGTERM, to the whole process group: the training process stops in good order and
-    needs its workers until then. A second SIGTERM, with which it would end a worker that hangs, does end it.
+    And a process group of its own: a terminal sends Ctrl-C, and `timeout` SIGTERM, to the whole group of the training process, which
+    stops in good order and needs its workers until then.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TextIO
 
@@ -89,11 +90,12 @@ def without_nan(value: object) -> object:
 class RunLog:
     """Writes metrics.jsonl (one JSON object a line), TensorBoard events and progress on the console.
 
-    console: a terminal gets one progress bar, anything else plain lines. start_step: the steps already done; records
-    beyond it, left by an interrupted run, are cut away so that no step is there twice.
+    console: a terminal gets one progress bar, anything else plain lines. start_step: the steps already done; scored: those at which
+    there was an evaluation. Records of other steps and evaluations, left by an interrupted run, are cut away so that none is
+    there twice.
     """
 
-    def __init__(self, folder: Path, *, console: TextIO, steps: int, start_step: int = 0) -> None:
+    def __init__(self, folder: Path, *, console: TextIO, steps: int, start_step: int = 0, scored: Collection[int] = ()) -> None:
         self.folder = folder
         self.console = console
         self.steps = steps
@@ -101,7 +103,7 @@ class RunLog:
         self.started = time.monotonic()
         path = folder / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= start_step]
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_of(line, start_step, scored)]
             write_text(path, "".join(f"{line}\n" for line in kept))
         self.metrics = path.open("a", encoding="utf-8")
         self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
@@ -136,6 +138,10 @@ class RunLog:
         """Log the numbers of an evaluation after `step` steps."""
         self._write("eval", step, record)
 
+    def averaged(self, step: int, record: dict[str, float | None]) -> None:
+        """Log the numbers of an evaluation with averaged batch norm statistics, after all steps."""
+        self._write("averaged", step, record)
+
     def line(self, text: str) -> None:
         """Print one line (or several) without disturbing the progress bar."""
         if self.bar is not None:
@@ -159,11 +165,13 @@ class RunLog:
                 self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
 
-def _step_of(line: str) -> int:
+def _is_of(line: str, start_step: int, scored: Collection[int]) -> bool:
+    """Whether a record belongs to what a resumed run has done; a line cut off by a crash does not."""
     try:
-        return int(json.loads(line)["step"])
+        record = json.loads(line)
+        return record["step"] <= start_step and (record["kind"] == "train" or (record["kind"] == "eval" and record["step"] in scored))
     except (ValueError, KeyError, TypeError):
-        return 1 << 62  # a line cut off by a crash
+        return False
 
 
 def _clock(seconds: float) -> str:

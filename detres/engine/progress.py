@@ -14,14 +14,13 @@ class Progress:
     """What a run has done; `fit` updates it in place, a checkpoint holds it.
 
     step: steps done. scores: step -> deciding metric of the evaluation there, None where there was nothing to measure.
-    error_sum, error_weight: of the running mean of the training error, kept only while the warm-up waits for it. warmed_up:
-    whether that mean has fallen below what the warm-up waits for.
+    training_error: running mean, 1 before the first step, kept only while the warm-up waits for it. warmed_up: whether it has
+    fallen below what the warm-up waits for.
     """
 
     step: int = 0
     scores: dict[int, float | None] = field(default_factory=dict)
-    error_sum: float = 0.0
-    error_weight: float = 0.0
+    training_error: float = 1.0
     warmed_up: bool = False
 
     @property
@@ -31,15 +30,15 @@ class Progress:
 
     def see_error(self, error: float, threshold: float) -> None:
         """Take in the training error of one step, a fraction; below `threshold` on the running mean the warm-up is over."""
-        keep = 1 - 1 / _MEMORY
-        self.error_sum, self.error_weight = keep * self.error_sum + error, keep * self.error_weight + 1
-        self.warmed_up = self.error_sum / self.error_weight < threshold
+        self.training_error += (error - self.training_error) / _MEMORY
+        self.warmed_up = self.training_error < threshold
 
     def see_score(self, score: float | None) -> bool:
-        """Take in the evaluation at this step; return whether it is better than all others. NaN and None never are."""
-        others = [value for step, value in self.scores.items() if step != self.step and _is_number(value)]
+        """Take in the evaluation at this step; return whether it is better than all before. NaN and None never are."""
+        self.scores.pop(self.step, None)
+        improved = _is_number(score) and (self.best is None or score > self.best)
         self.scores[self.step] = score
-        return _is_number(score) and score > max(others, default=-math.inf)
+        return improved
 
     def to_dict(self) -> dict:
         """Return plain values for a checkpoint."""

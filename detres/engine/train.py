@@ -86,13 +86,17 @@ def fit(
         save_last(progress)
         return metrics
 
-    if progress.step >= steps:
-        return evaluate() if progress.step in progress.scores else scored()
-    if evaluation_is_due():
-        scored()
-    window = _Window()
-    model.train()
+    if progress.step >= steps and progress.step in progress.scores:
+        return evaluate()
     with _StopSignals() as stop:
+        if evaluation_is_due():
+            metrics = scored()
+            if stop.asked:
+                raise Interrupted(progress.step)
+            if progress.step >= steps:
+                return metrics
+        window = _Window()
+        model.train()
         for images, targets in batches:
             window.data_ready()
             lr = schedule.at(progress)
@@ -132,6 +136,8 @@ def fit(
                 raise Interrupted(progress.step)
             if evaluation_is_due():
                 metrics = scored()
+                if stop.asked:
+                    raise Interrupted(progress.step)
             if progress.step == steps:
                 return metrics
             window.wait_for_data()

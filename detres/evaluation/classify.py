@@ -98,9 +98,15 @@ def score_classes(scores: ClassScores, names: Sequence[str], protocol: str) -> C
 
 @torch.inference_mode()
 def classify(
-    model: nn.Module, batches: Iterable[tuple[CropBatch, ClassTargets]], device: torch.device, score: Callable[[Tensor], Tensor]
+    model: nn.Module,
+    batches: Iterable[tuple[CropBatch, ClassTargets]],
+    device: torch.device,
+    score: Callable[[Tensor], Tensor],
+    num_classes: int,
 ) -> ClassScores:
-    """Run a classifier in eval mode over all batches; its train/eval state is put back afterwards. Raises ValueError for no batches.
+    """Run a classifier in eval mode over all batches; its train/eval state is put back afterwards.
+
+    Raises ValueError for no batches, and in the first one when the classifier has not `num_classes` classes.
 
     score: pixels (N, 3, H, W) uint8 on the device -> probabilities (N, K): one of `center`, `ten_crop`, `dense` of this module,
     applied to the model.
@@ -111,6 +117,8 @@ def classify(
     try:
         for images, targets in tqdm(batches, desc="scoring", unit="batch", leave=False, disable=None):  # on a terminal only
             found.append(score(images.pixels.to(device)).float().cpu().numpy())
+            if found[0].shape[1] != num_classes:
+                raise ValueError(f"the classifier tells {found[0].shape[1]} classes apart, the images are of {num_classes}")
             labels.append(targets.labels.cpu().numpy())
     finally:
         model.train(was_training)

@@ -33,8 +33,8 @@ def to_coco_results(predictions: Predictions) -> list[dict]:
     ]
 
 
-def read_coco_results(path: str | Path, truth: Annotations) -> Predictions:
-    """Read a COCO results file: a list of {image_id, category_id, bbox [x, y, w, h], score}.
+def read_coco_results(path: str | Path, truth: Annotations) -> tuple[Predictions, int]:
+    """Read a COCO results file: a list of {image_id, category_id, bbox [x, y, w, h], score}; return it and how many were told by file name.
 
     Numbers stay float64, as written. Ids must be those of `truth`, or paths of its image files, as tools/predict.py writes them;
     images without detections need no record; an empty list is no predictions. Raises FileNotFoundError, or DetectionFileError
@@ -62,7 +62,8 @@ def read_coco_results(path: str | Path, truth: Annotations) -> Predictions:
             f"{path}: record {bad[0]} has bbox {record['bbox']} and score {record['score']}, expected finite [x, y, w, h] with "
             f"w, h >= 0 and a finite score ({len(bad)} such)"
         )
-    image_ids = _ids_of_files([record["image_id"] for record in records], truth)
+    given = [record["image_id"] for record in records]
+    image_ids = _ids_of_files(given, truth)
     _require_images(image_ids, truth, lambda index: f"{path}: record {index}")
     label_of = {source_id: label for label, source_id in enumerate(truth.class_map.source_ids, start=1)}
     labels = [label_of.get(record["category_id"]) for record in records]
@@ -73,13 +74,14 @@ def read_coco_results(path: str | Path, truth: Annotations) -> Predictions:
             f"{path}: record {index} has category_id {records[index]['category_id']!r} ({labels.count(None)} of {len(labels)} "
             f"detections have an unknown one); {truth.source} has {known}"
         )
-    return Predictions(
+    predictions = Predictions(
         class_map=truth.class_map,
         image_ids=np.array(image_ids, dtype=truth.image_ids.dtype),
         boxes=np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1),
         scores=scores,
         labels=np.array(labels, np.int64),
     )
+    return predictions, sum(one != other for one, other in zip(given, image_ids, strict=True))
 
 
 def _require_record(record: object, where: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import MixUp
 
-from backbones import Backbone
+from backbones import Backbone, InputSpec
 from detres.models.normalizer import PixelNormalizer
 from detres.structures import ClassLoss, ClassTargets, CropBatch
 
@@ -27,7 +27,11 @@ class Classifier(nn.Module):
         self.label_smoothing = label_smoothing
         self.mixup = mixup
         self.compiled: Callable[[Tensor], Tensor] | None = None
-        spec = net.input_spec
+        self.take_input(net.input_spec)
+
+    def take_input(self, spec: InputSpec) -> None:
+        """Normalise as `spec` says from now on; the network keeps it, and takes it along into its weights file."""
+        self.net.input_spec = spec
         self.normalizer = PixelNormalizer(mean=spec.mean, std=spec.std, channel_order=spec.channel_order, mean_image=spec.mean_image)
 
     def forward(self, images: CropBatch, targets: ClassTargets | None = None) -> ClassLoss | Tensor:

@@ -35,7 +35,7 @@ class PixelNormalizer(nn.Module):
         pixels = pixels.flip(1) if self.channel_order == "bgr" else pixels
         own_size = self.mean_image is not None and self.mean_image.shape == pixels.shape[1:]
         mean = self.mean_image if own_size else self.mean
-        x = pixels.to(dtype=torch.float32, memory_format=torch.channels_last).sub_(mean).div_(self.std)
+        x = pixels.to(dtype=torch.float32, copy=True, memory_format=torch.channels_last).sub_(mean).div_(self.std)
         for n, (height, width) in enumerate(sizes):
             x[n, :, height:] = 0
             x[n, :, :, width:] = 0

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,9 @@ class Model(torch.nn.Linear):
     def forward(self, images, targets):
         sys.stdout.write("step\\n")
         sys.stdout.flush()
+        self.steps = getattr(self, "steps", 0) + 1
+        if sys.argv[2:] == [str(self.steps)]:
+            raise RuntimeError("out of memory")
         return Loss(super().forward(torch.ones(1, 1)).sum())
 
 model, folder = Model(1, 1), Path(sys.argv[1])
@@ -80,3 +84,24 @@ def test_a_signal_to_all_while_waiting_for_workers_saves_the_last_step(tmp_path,
     assert process.returncode == 3, errors
     assert out.splitlines()[-1] == f"stopped after {step}"
     assert step == 2 + out.count("step\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_an_error_in_a_step_ends_the_process_and_its_workers(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), "3"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("RuntimeError: out of memory")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="finds the workers in /proc")
+def test_a_killed_worker_ends_the_process(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "step\n"
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "DataLoader worker" in errors

@@ -67,13 +67,21 @@ def test_the_rate_falls_after_every_so_many_evaluations_without_a_better_score()
 def test_resnet_110_s_warm_up_waits_for_the_training_error():
     schedule = Schedule(lr=0.1, steps=1000, milestones=(500,), warmup_factor=0.1, warmup_until_error=0.8)
     progress = Progress()
-    for error in (0.9, 0.9, 0.65):  # running means 0.9, 0.9, 0.816
-        progress.see_error(error, 0.8)
-        assert schedule.at(progress) == pytest.approx(0.01)
-    progress.see_error(0.7, 0.8)  # 0.786
+    assert schedule.at(progress) == pytest.approx(0.01)
+    progress.training_error = 0.805
+    progress.see_error(0.4, 0.8)  # 0.80095
+    assert schedule.at(progress) == pytest.approx(0.01)
+    progress.see_error(0.4, 0.8)  # 0.79694
+    assert progress.training_error == pytest.approx(0.7969405)
     assert progress.warmed_up
     assert schedule.at(progress) == pytest.approx(0.1)
     assert schedule.at(Progress(499)) == pytest.approx(0.01)
+
+
+def test_one_lucky_batch_does_not_end_the_warm_up():
+    progress = Progress()
+    progress.see_error(0.0, 0.8)
+    assert not progress.warmed_up
 
 
 def test_the_training_error_is_a_mean_over_about_a_hundred_steps():

@@ -106,7 +106,7 @@ class Run:
         return {"AP": self.scores(self.progress.step)}
 
     def fit(self, **changed: object) -> dict[str, float | None]:
-        log = RunLog(self.folder, console=io.StringIO(), steps=self.steps, start_step=self.progress.step)
+        log = RunLog(self.folder, console=io.StringIO(), steps=self.steps, start_step=self.progress.step, scored=self.progress.scores)
         settings = {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -257,6 +257,55 @@ def test_a_stop_where_an_evaluation_is_due_leaves_it_to_the_resumed_run(tmp_path
     assert again.saved[0] == ("eval", 4)
 
 
+def test_a_stop_during_an_evaluation_ends_after_it(tmp_path):
+    run = Run(tmp_path)
+
+    def evaluate() -> dict[str, float]:
+        if run.progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run.evaluate()
+
+    for last, steps in ((False, 10), (True, 4)):
+        run = Run(tmp_path / str(last), steps=steps)
+        with pytest.raises(Interrupted):
+            run.fit(eval_every=2, evaluate=evaluate)
+        assert run.progress.step == 4
+        assert run.saved[-2:] == [("best", 4), ("last", 4)]
+        again = run.resumed()
+        again.fit(eval_every=2)
+        assert [record["step"] for record in again.records("eval")] == list(range(2, steps + 1, 2))
+
+
+def test_a_stop_during_the_evaluation_that_was_left_over(tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(ValueError, match="ended"):
+        run.fit(batches=batches(0, 4), save_every=4)
+
+    def evaluate() -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return again.evaluate()
+
+    again = run.resumed()
+    with pytest.raises(Interrupted):
+        again.fit(eval_every=4, evaluate=evaluate)
+    assert again.saved == [("eval", 4), ("best", 4), ("last", 4)]
+
+
+def test_an_evaluation_that_was_logged_but_not_saved_is_logged_once(tmp_path):
+    class Crash(Exception):
+        pass
+
+    def crash(_: Progress) -> None:
+        raise Crash
+
+    run = Run(tmp_path)
+    with pytest.raises(Crash):
+        run.fit(eval_every=4, save_best=crash)
+    again = run.resumed()
+    again.fit(eval_every=4)
+    assert [record["step"] for record in again.records("eval")] == [4, 8, 10]
+
+
 class Guessing(Regression):
     """Its training error is 0.5 for ever."""
 
@@ -273,7 +322,7 @@ class TermsWithError(Terms):
         return {**super().terms(), "top1_error": self.top1_error}
 
 
-@pytest.mark.parametrize(("threshold", "rates"), [(0.6, [0.005] + [0.05] * 3), (0.4, [0.005] * 4)])
+@pytest.mark.parametrize(("threshold", "rates"), [(0.991, [0.005] * 2 + [0.05] * 2), (0.4, [0.005] * 4)])  # means 0.995, 0.99005, ...
 def test_the_warm_up_that_waits_for_the_error_sees_the_model_s(tmp_path, threshold, rates):
     run = Run(tmp_path, steps=4)
     run.model = Guessing()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -257,7 +258,7 @@ def test_classify_gives_all_scores_in_order_in_eval_mode_and_restores_the_mode(m
     expected = probabilities(model, pixels).numpy()
     model.train(training)
     state = {name: value.clone() for name, value in model.net.state_dict().items()}
-    scores = classify(model, batches_of(pixels, labels, [3, 3, 1]), CPU, center(model))
+    scores = classify(model, batches_of(pixels, labels, [3, 3, 1]), CPU, center(model), 10)
     assert all(module.training == training for module in model.modules())
     assert all(torch.equal(value, state[name]) for name, value in model.net.state_dict().items())
     np.testing.assert_allclose(scores.probabilities, expected, rtol=0, atol=1e-5)
@@ -269,14 +270,27 @@ def test_classify_gives_all_scores_in_order_in_eval_mode_and_restores_the_mode(m
 def test_classify_takes_images_of_different_sizes_one_by_one(model: Classifier) -> None:
     images = [random_pixels(1, 34, 40), random_pixels(1, 50, 32)]
     batches = [(CropBatch(image, (n,)), ClassTargets(torch.tensor([n]))) for n, image in enumerate(images)]
-    scores = classify(model, batches, CPU, ten_crop(model, 32))
+    scores = classify(model, batches, CPU, ten_crop(model, 32), 10)
     expected = torch.cat([run(ten_crop(model, 32), image) for image in images]).numpy()
     np.testing.assert_allclose(scores.probabilities, expected, rtol=0, atol=1e-6)
 
 
+def test_classify_says_at_once_that_the_classes_are_others(model: Classifier) -> None:
+    seen = []
+
+    def batches() -> Iterator:
+        for batch in batches_of(random_pixels(4, 32, 32), [0, 1, 2, 3], [2, 2]):
+            seen.append(len(batch[0]))
+            yield batch
+
+    with pytest.raises(ValueError, match="the classifier tells 10 classes apart, the images are of 3"):
+        classify(model, batches(), CPU, center(model), 3)
+    assert seen == [2]
+
+
 def test_classify_needs_batches(model: Classifier) -> None:
     with pytest.raises(ValueError, match="no images to classify"):
-        classify(model.train(), [], CPU, center(model))
+        classify(model.train(), [], CPU, center(model), 10)
     assert model.training
 
 

@@ -112,7 +112,7 @@ def test_overlaps_on_a_threshold_fall_on_pycocotools_side(tmp_path: Path) -> Non
     ]
     found_file.write_text(json.dumps(found))
     truth = read_coco(truth_file, None, boxes="keep")
-    result = evaluate_coco(truth, read_coco_results(found_file, truth))
+    result = evaluate_coco(truth, read_coco_results(found_file, truth)[0])
     assert list(result.metrics.values()) == [None if v == -1 else v for v in stats_of(truth_file, found_file)]
 
 

@@ -38,7 +38,7 @@ def same(a: Predictions, b: Predictions) -> None:
 
 
 def test_coco_record_by_hand(tmp_path: Path) -> None:
-    found = read_coco_results(write(tmp_path / "d.json", [RECORD]), TRUTH)
+    found = read_coco_results(write(tmp_path / "d.json", [RECORD]), TRUTH)[0]
     same(found, predictions_of([(7, 2, 0.25, (1.5, 2, 4.5, 6))]))
     assert to_coco_results(found) == [RECORD]
 
@@ -56,7 +56,7 @@ def test_coco_results_come_back_exactly_and_pycocotools_reads_them(seed: int, tm
         predictions.labels,
     )
     path = write(tmp_path / "d.json", to_coco_results(predictions))
-    same(read_coco_results(path, truth), predictions)
+    same(read_coco_results(path, truth)[0], predictions)
     coco = COCO()
     coco.dataset = {"images": [{"id": int(i)} for i in truth.image_ids], "categories": [{"id": 5}, {"id": 17}], "annotations": []}
     coco.createIndex()
@@ -64,7 +64,7 @@ def test_coco_results_come_back_exactly_and_pycocotools_reads_them(seed: int, tm
 
 
 def test_no_detections(tmp_path: Path) -> None:
-    found = read_coco_results(write(tmp_path / "d.json", to_coco_results(predictions_of([]))), TRUTH)
+    found = read_coco_results(write(tmp_path / "d.json", to_coco_results(predictions_of([]))), TRUTH)[0]
     assert len(found) == 0
     assert found.boxes.shape == (0, 4)
 
@@ -98,7 +98,8 @@ def test_bad_coco_results_are_named(content: object, message: str, tmp_path: Pat
 
 def test_paths_of_the_image_files_do_for_ids(tmp_path: Path) -> None:
     path = write(tmp_path / "found.json", [RECORD | {"image_id": f"/elsewhere/{Path(TRUTH.image_files[1]).name}"}, RECORD])
-    assert read_coco_results(path, TRUTH).image_ids.tolist() == [9, 7]
+    found, by_name = read_coco_results(path, TRUTH)
+    assert (found.image_ids.tolist(), by_name) == ([9, 7], 1)
     twice = dataclasses.replace(TRUTH, image_files=np.array(["a/1.jpg", "b/1.jpg"]))
     path = write(tmp_path / "twice.json", [RECORD | {"image_id": "b/1.jpg"}])
     with pytest.raises(DetectionFileError, match=r"image 'b/1\.jpg' is not in"):
@@ -190,6 +191,6 @@ def test_many_records_take_seconds(tmp_path: Path) -> None:
     for name, text in to_voc_results(many, split="val").items():
         write(tmp_path / name, text)
     started = time.perf_counter()
-    assert len(read_coco_results(path, truth)) == num
+    assert len(read_coco_results(path, truth)[0]) == num
     assert len(read_voc_results(tmp_path, truth)[0]) == num
     assert time.perf_counter() - started < 8

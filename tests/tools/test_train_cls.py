@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from backbones import load_weights, read_metadata, resnet_cifar
 from detres.build_classifier import load_classifier
 from detres.engine.train import Interrupted
 from detres.tools import eval as evaluate
-from detres.tools import train_cls, train_det
+from detres.tools import train_cls, train_det, training
 from tests.tools.conftest import records
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -127,8 +128,8 @@ def test_a_resumed_run_is_a_straight_one(cifar: Path, monkeypatch: pytest.Monkey
             arguments["save_last"](arguments["progress"])
             raise Interrupted(arguments["progress"].step) from None
 
-    real_fit = train_cls.fit
-    monkeypatch.setattr(train_cls, "fit", stopping)
+    real_fit = training.fit
+    monkeypatch.setattr(training, "fit", stopping)
     assert train(*flags, "--out", "halved") == 130
     monkeypatch.undo()
     monkeypatch.chdir(cifar.parent)
@@ -196,7 +197,7 @@ def write_shards(root: Path, folder: Path) -> Path:
 PHOTOS = [
     *SMALL,
     *("name=photos", "model.network.name=resnet20", "train.milestones=[]"),
-    *("data.size=32", "data.shorter=[34,40]", "data.workers=0", "eval.resize=36"),
+    *("data.size=32", "data.shorter=[34,40]", "data.workers=0", "eval.resize=36", "train.recompute_batches=0"),
 ]
 
 
@@ -258,6 +259,37 @@ def test_damaged_training_images_are_named_and_skipped_or_refused(
     assert "val/dark/0.jpg cannot be read" in capsys.readouterr().err
 
 
+def test_a_resumed_run_keeps_its_mean_and_asks_for_no_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_folder(tmp_path / "photos")
+    flags = ["--cfg", "configs/imagenet_resnet18b.yaml", "--data", str(data), "--set", *PHOTOS]
+    assert train(*flags, "model.mean=pixel", "--out", "mean") == 0
+    mean = load_file("mean/weights.safetensors")["input.mean_image"]
+    shutil.copy("mean/weights.safetensors", "init.safetensors")
+    assert train(*flags, "model.network.weights=init.safetensors", "--out", "started") == 0
+    Path("init.safetensors").unlink()
+    for file in (data / "train").rglob("*.jpg"):
+        cv2.imwrite(str(file), np.zeros((40, 48, 3), np.uint8))
+    for folder in ("mean", "started"):  # both networks learned on that mean
+        assert train("--resume", folder) == 0
+        assert torch.equal(load_file(f"{folder}/weights.safetensors")["input.mean_image"], mean)
+        assert [record["step"] for record in records(Path(folder), "eval")] == [6]
+
+
+def test_averaged_statistics_are_scored_once_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_folder(tmp_path / "photos")
+    damaged = data / "train" / "dark" / "7.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    flags = ["--cfg", "configs/imagenet_resnet18b.yaml", "--data", str(data), "--set", *PHOTOS, "train.steps=1", "data.damaged=skip"]
+    assert train(*flags, "train.recompute_batches=3", "--out", "run") == 0
+    assert Path("run/skipped.txt").read_text() == f"{damaged}\n"  # met at the latest among the 48 + 16 images of an epoch of 24
+    for _ in range(2):
+        assert [len(records(Path("run"), kind)) for kind in ("eval", "averaged")] == [1, 1]
+        assert json.loads(Path("run/metrics.json").read_text())["loss"] == records(Path("run"), "averaged")[0]["loss"]
+        assert train("--resume", "run") == 0
+
+
 def test_a_detector_starts_from_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     few = ["data.shapes_train=8", "data.shapes_val=4"]
@@ -295,9 +327,15 @@ def test_bad_settings(cifar: Path, refused: Callable[..., str]) -> None:
         (["model.network.weights=w.pth"], "model.mean pixel does not go with model.network.weights"),
         (["data.randaugment=9"], "data.randaugment applies to image files"),
         (["data.classes=[]"], "data.classes"),
+        (["data.classes=[cat]"], "data.classes and data.damaged do not apply to format cifar10"),
+        (["eval.views=dense"], "eval.scales are those of photographs"),
+        (["eval.views=dense", "eval.scales=[]"], "eval.scales"),
+        (["model.network.norm=group", "train.recompute_batches=9"], "averages statistics of batch norm"),
+        (["train.compile=fast"], "train.compile"),
         (["train.warmup_until_error=0.8", "train.warmup_steps=4"], "either train.warmup_steps or train.warmup_until_error"),
         (["train.schedule=plateau"], "schedule plateau has no milestones"),
         (["train.schedule=plateau", "train.milestones=[]", "train.eval_every=0"], "give train.eval_every"),
+        (["train.schedule=plateau", "train.milestones=[]", "train.steps=10000"], "would never act"),
     ):
         assert message in refused(*base, *settings)
 
@@ -337,6 +375,8 @@ def test_scoring_that_makes_no_sense(cifar: Path, capsys: pytest.CaptureFixture[
     for arguments, message in (
         (["--weights", weights, "--iou", "0.5"], "--iou goes with detectors"),
         (["--weights", weights, "--set", "eval.view=dense"], "unknown key 'eval.view'; did you mean 'eval.views'"),
+        (["--weights", "nowhere.safetensors", weights], "no weights file at nowhere.safetensors"),
+        (["--weights", weights, "--set", "model.network.name=resnet56"], "only data.* and eval.* say how weights are scored"),
         (["--weights", "torchvision/resnet50.v1"], "is published: say how and on what to score it with --cfg"),
         (["--weights", weights, "--data", "nowhere"], "data folder nowhere does not exist"),
     ):

@@ -24,6 +24,7 @@ from detres.data.shapes import SHAPES_CLASSES
 from detres.engine.checkpoint import load_state
 from detres.engine.progress import Progress
 from detres.tools import train_det
+from detres.tools.training import STATE_KEYS
 from tests.tools.conftest import (
     COCO_FLAGS,
     SPARSE_IDS,
@@ -43,7 +44,7 @@ Train = Callable[..., Path]
 
 
 def state_of(folder: Path) -> dict:
-    return load_state(folder / "last.pt", train_det.STATE_KEYS)
+    return load_state(folder / "last.pt", STATE_KEYS)
 
 
 def same_outcome(one: Path, other: Path) -> bool:
