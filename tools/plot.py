@@ -68,7 +68,7 @@ def read_errors(folder: Path) -> dict[str, list[tuple[int, float]]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
-            if record.get("top1_error") is not None:
+            if record["kind"] in errors and record.get("top1_error") is not None:
                 errors[record["kind"]].append((record["step"], record["top1_error"]))
         except (ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}, line {number} is no record of a run ({error})") from None

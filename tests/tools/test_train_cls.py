@@ -19,7 +19,7 @@ from backbones import load_weights, read_metadata, resnet_cifar
 from detres.build_classifier import load_classifier
 from detres.engine.train import Interrupted
 from detres.tools import eval as evaluate
-from detres.tools import train_cls, train_det, training
+from detres.tools import plot, train_cls, train_det, training
 from tests.tools.conftest import records
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -288,6 +288,11 @@ def test_averaged_statistics_are_scored_once_apart(tmp_path: Path, monkeypatch: 
         assert [len(records(Path("run"), kind)) for kind in ("eval", "averaged")] == [1, 1]
         assert json.loads(Path("run/metrics.json").read_text())["loss"] == records(Path("run"), "averaged")[0]["loss"]
         assert train("--resume", "run") == 0
+    assert plot.main(["curves", "run", "--out", "figures"]) == 0
+    assert [line.split(",")[:3] for line in Path("figures/curves.csv").read_text().splitlines()[1:]] == [
+        ["run", "training", "1"],
+        ["run", "test", "1"],
+    ]
 
 
 def test_a_detector_starts_from_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
