@@ -159,18 +159,12 @@ def build_class_optimizer(settings: ClassificationTrainConfig, model: nn.Module)
 
 def protocol_of(config: ClassificationConfig) -> str:
     """Return in words how held-out images are scored."""
+    if config.eval.views == "dense":
+        return f"fully convolutional, shorter sides {list(config.eval.scales)} px and mirrors"
     if config.data.arrays:
-        return (
-            "whole images as they are"
-            if config.eval.views == "center"
-            else f"fully convolutional, shorter sides {list(config.eval.scales)}"
-        )
-    crop = f"{config.data.size} px of shorter side {config.eval.resize} px"
-    if config.eval.views == "center":
-        return f"centre crop, {crop}"
-    if config.eval.views == "ten_crop":
-        return f"10 crops (corners, centre, mirrors), {crop}"
-    return f"fully convolutional, shorter sides {list(config.eval.scales)} px and mirrors"
+        return "whole images as they are"
+    crops = "centre crop" if config.eval.views == "center" else "10 crops (corners, centre, mirrors)"
+    return f"{crops}, {config.data.size} px of shorter side {config.eval.resize} px"
 
 
 def class_scores(config: ClassificationConfig, model: Classifier, images: Images, device: torch.device) -> ClassScores:
