@@ -12,7 +12,7 @@ COMMANDS = {
     "eval": "score weights or a detections file",
     "predict": "detect in images and draw what was found",
     "plot": "draw error curves and layer responses",
-    "benchmark": "time the detector or a backbone against torchvision's",
+    "benchmark": "time parts of the toolkit against torchvision's",
     "compare-torchvision": "train the detector and one made of torchvision's parts by the same loop",
 }
 
