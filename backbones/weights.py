@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from backbones.backbone import Backbone
@@ -128,7 +128,7 @@ def save_weights(net: Backbone, path: str | Path, metadata: dict[str, str] | Non
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata=facts)
+        temporary.write_bytes(safetensors_bytes(tensors, metadata=facts))  # save_file would make it unreadable for others
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

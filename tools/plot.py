@@ -49,7 +49,8 @@ def draw_curves(arguments: argparse.Namespace) -> None:
         for kind, style in (("train", {"linewidth": 0.7, "alpha": 0.7}), ("eval", {"linewidth": 2.0})):
             steps, values = zip(*errors[kind], strict=True)
             label = f"{Path(folder).name} {'test' if kind == 'eval' else 'training'}"
-            axes.plot(steps, [100 * value for value in values], color=f"C{number}", label=label, **style)
+            marker = "o" if len(steps) == 1 else None  # a line of one point would not be seen
+            axes.plot(steps, [100 * value for value in values], color=f"C{number}", label=label, marker=marker, **style)
             rows += [(Path(folder).name, "test" if kind == "eval" else "training", step, value) for step, value in errors[kind]]
     axes.set(xlabel="step", ylabel="error (%)", ylim=(0, None))
     axes.legend(fontsize="small")

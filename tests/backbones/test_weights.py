@@ -27,6 +27,7 @@ from backbones import (
     resnet18,
     resnet34,
     resnet50,
+    save_weights,
     vgg16,
 )
 from tests.backbones.nets import randomise_norms, torchvision_net
@@ -362,3 +363,10 @@ def test_importing_backbones_brings_neither_detres_nor_torchvision():
     code = "import sys, backbones; print([name for name in sys.modules if name.split('.')[0] in ('detres', 'torchvision')])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_a_weights_file_can_be_read_by_whom_other_files_can(tmp_path):
+    (tmp_path / "other").touch()
+    save_weights(resnet18(num_classes=2), tmp_path / "own.safetensors")
+    assert (tmp_path / "own.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
