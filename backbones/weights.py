@@ -302,10 +302,9 @@ def _require_fit(file: _File, own: dict[str, Tensor], used: dict[str, Tensor], s
             for what, names in (("missing", absent), ("unexpected", extra), ("of another shape", misshapen))
             if names
         ]
-        is_a = recognise(own)
-        raise WeightsError(
-            f"{file.source} does not fit this network{f', a {is_a}' if is_a else ''}.{_hint(file.tensors, own)} Tensors {'; '.join(parts)}"
-        )
+        name = recognise(own)
+        network = f"this network, a {name}" if name else "this network"
+        raise WeightsError(f"{file.source} does not fit {network}.{_hint(file.tensors, own)} Tensors {'; '.join(parts)}")
     kinds = [name for name, tensor in used.items() if tensor.is_floating_point() != own[name].is_floating_point()]
     if kinds:
         raise WeightsError(f"{file.source}: {kinds[0]} is {used[kinds[0]].dtype}, expected {own[kinds[0]].dtype}")

@@ -66,9 +66,7 @@ class ClassificationTrainConfig(TrainConfig):
     lr: PositiveFloat = 0.1
     reference_batch: Positive = 256
     warmup_steps: Count = 0
-    warmup_until_error: Annotated[float, Field(gt=0, le=1)] | None = (
-        None  # warmup_factor * lr until the training error is below it (section 4.2: 0.8)
-    )
+    warmup_until_error: Annotated[float, Field(gt=0, le=1)] | None = None  # ends the warm-up once training error is below; paper 0.8
     mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha; not in the paper
     compile: bool | Literal["auto"] = False  # training steps by torch.compile, on a GPU as CUDA graphs; auto: on a GPU
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

@@ -38,13 +38,17 @@ class ImageReadError(OSError):
 
 def read_image(path: str | Path, stated_size: tuple[int, int] | None = None) -> np.ndarray:
     """Return an image file as `decode_image` does; raises ImageReadError also when it is missing or cannot be opened."""
+    return decode_image(read_bytes(path), str(path), stated_size)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Return an image file as it is; raises ImageReadError when it is missing or cannot be opened."""
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise ImageReadError(f"image file {path} does not exist") from None
     except OSError as error:
         raise ImageReadError(f"image file {path} cannot be read: {error}") from None
-    return decode_image(data, str(path), stated_size)
 
 
 def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = None) -> np.ndarray:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import fsspec
 import numpy as np
 
-from detres.image_io import ImageReadError
+from detres.image_io import ImageReadError, read_bytes
 from detres.structures import ClassMap
 
 
@@ -30,12 +29,7 @@ class ImageFiles:
 
     def read_bytes(self, index: int) -> bytes:
         """Return an encoded image; raises ImageReadError when the file is gone or cannot be opened."""
-        try:
-            return Path(self.files[index]).read_bytes()
-        except FileNotFoundError:
-            raise ImageReadError(f"image file {self.files[index]} does not exist") from None
-        except OSError as error:
-            raise ImageReadError(f"image file {self.files[index]} cannot be read: {error}") from None
+        return read_bytes(self.files[index])
 
 
 @dataclass(frozen=True)

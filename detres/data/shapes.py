@@ -17,6 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from detres.data.cache import cache_folder
+
 SHAPES_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 """The classes in label order; category ids are 1..6."""
 
@@ -51,7 +53,7 @@ def ensure_shapes(cache: Path | None = None, *, num_train: int = 2500, num_val: 
     """
     if num_train < 1 or num_val < 1 or seed < 0:
         raise ValueError(f"shapes: num_train {num_train}, num_val {num_val} and seed {seed} must be at least 1, 1 and 0")
-    cache = cache or Path(os.environ.get("DETRES_CACHE") or Path.home() / ".cache" / "detres")
+    cache = cache or cache_folder()
     if cache.exists() and not cache.is_dir():
         raise NotADirectoryError(f"the cache folder {cache} is a file; give another folder in DETRES_CACHE")
     folder = cache / f"shapes-v{_VERSION}-{num_train}-{num_val}-{seed}"

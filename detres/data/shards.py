@@ -10,7 +10,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
-import os
 import posixpath
 import re
 import tarfile
@@ -24,6 +23,7 @@ from typing import BinaryIO
 import fsspec
 import numpy as np
 
+from detres.data.cache import cache_folder
 from detres.data.encoded import ImageShards
 from detres.image_io import IMAGE_SUFFIXES
 from detres.structures import ClassMap
@@ -166,8 +166,7 @@ def _info(url: str) -> dict | FileNotFoundError:
 def _cached_index(url: str, info: dict) -> Path:
     """Where the index of a shard is kept: by its address and by what tells a changed file from the old one."""
     facts = [_INDEX_VERSION, url if "://" in url else str(Path(url).absolute()), *(str(info.get(name)) for name in _FACTS)]
-    cache = Path(os.environ.get("DETRES_CACHE") or Path.home() / ".cache" / "detres")
-    return cache / "shards" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.npz"
+    return cache_folder() / "shards" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.npz"
 
 
 def _load_index(path: Path) -> _Index | None:
