@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from backbones.backbone import Backbone
+from backbones.backbone import Backbone, LoadReport
 from backbones.catalogue import PUBLISHED, InputSpec
 from backbones.norm import FrozenBatchNorm2d, NormKind, fold_batch_norm, freeze_batch_norm, recompute_batch_norm
 from backbones.resnet import RESNETS, ResNet, StridePlacement, plain18, plain34, resnet18, resnet34, resnet50, resnet101, resnet152
 from backbones.resnet_cifar import CIFAR_DEPTHS, PLAIN_CIFAR_DEPTHS, CifarResNet, plain_cifar, resnet_cifar
 from backbones.shortcuts import PaddingSide, ShortcutKind
 from backbones.vgg import VGG, vgg16, vgg16_bn, vgg19, vgg19_bn
-from backbones.weights import LoadReport, WeightsError, load_weights, read_metadata, save_weights
+from backbones.weights import WeightsError, load_weights, read_metadata, save_weights
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     **RESNETS,
@@ -83,6 +83,9 @@ def create_backbone(
     weights: str | Path | None = None,
 ) -> Backbone:
     """Return the network called `name`; the arguments are those of its constructor, None means its default.
+
+    num_classes: None takes the number from the classifier of `weights`, without one the data set's (ImageNet 1000, CIFAR 10); 0
+    leaves the classifier out; another number than the file's starts a new one, as `net.load_report` then says.
 
     Raises ValueError for an unknown name, giving the nearest ones, and for an argument this network does not have;
     WeightsError when the weights cannot be used.

@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import MethodType
 
 import torch
@@ -19,13 +20,37 @@ from backbones.catalogue import InputSpec
 from backbones.norm import conv_norm
 
 
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did.
+
+    source: the published name or the path. naming: whose names the tensors had. matched: our names of the tensors that went in.
+    skipped: name -> why it did not (of the classifier, or norm counters). input_spec: what the weights expect as input, None
+    where nothing tells; the network then keeps the one it had.
+    """
+
+    source: str
+    naming: str
+    matched: tuple[str, ...]
+    skipped: dict[str, str]
+    input_spec: InputSpec | None
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {len(self.matched)} tensors under {self.naming}'s names, {len(self.skipped)} skipped"]
+        for reason in dict.fromkeys(self.skipped.values()):
+            names = [name for name, why in self.skipped.items() if why == reason]
+            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            lines.append(f"  {', '.join(names[:2])}{more}: {reason}")
+        return "\n".join(lines)
+
+
 class Backbone(nn.Module):
     """The base of the networks. A subclass fills `channels` and `strides`, and says how a stage runs and what it is made of.
 
     channels, strides: stage -> channels of its output and pixels an output cell steps by, known without a forward.
     last_stage: the one the classifier reads. num_features: values that go into the classifier. input_spec: what the weights
     expect as input; loading weights sets it. traits: what a state dict does not show and weights must agree on, such as where
-    a bottleneck's stride sits. frozen_stages: see `freeze`.
+    a bottleneck's stride sits. frozen_stages: see `freeze`. load_report: what the last load_weights did, None before any.
     """
 
     last_stage: str
@@ -41,6 +66,7 @@ class Backbone(nn.Module):
         self.traits = traits
         self.channels: dict[str, int] = {}
         self.strides: dict[str, int] = {}
+        self.load_report: LoadReport | None = None
         self.frozen_stages = 0
         self.checkpointed_stages: tuple[str, ...] = ()
 

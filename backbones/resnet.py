@@ -115,9 +115,9 @@ class ResNet(ResidualBackbone):
     block, depths: kind of block and their number in conv2..conv5. shortcut: A, B or C of the paper, or "none" (plain; basic
     blocks only). stride_placement: where a bottleneck halves, the 1x1 ("original": the paper) or the 3x3 ("torchvision");
     basic blocks have one place only. norm: "batch", "frozen" (fixed statistics; for pretrained weights), "sync" (batch norm
-    over all processes) or "group". num_classes: 0 leaves the classifier out. freeze_at: see `freeze`. zero_init_residual:
-    start each block as its shortcut; not in the paper. weights: see load_weights; without, convolutions start as
-    `initialize_convolutions` says and the classifier as torch's linear layers do.
+    over all processes) or "group". num_classes: 0 leaves the classifier out, None is that of the weights' classifier,
+    else 1000. freeze_at: see `freeze`. zero_init_residual: start each block as its shortcut; not in the paper. weights: see
+    load_weights; without, convolutions start as `initialize_convolutions` says and the classifier as torch's linear layers do.
 
     Raises ValueError for an unknown shortcut, stride placement or norm, WeightsError for weights that cannot be used.
     """
@@ -131,7 +131,7 @@ class ResNet(ResidualBackbone):
         stride_placement: StridePlacement,
         norm: NormKind,
         in_channels: int,
-        num_classes: int,
+        num_classes: int | None,
         freeze_at: int,
         zero_init_residual: bool,
         weights: str | Path | None,
@@ -165,12 +165,12 @@ class ResNet(ResidualBackbone):
             self.channels[stage] = channels
         self.last_stage, self.num_features = "conv5", channels
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.reset_classifier(num_classes)
+        self.reset_classifier(1000 if num_classes is None else num_classes)
         initialize_convolutions(self)
         if zero_init_residual:
             zero_last_norms(self)
         if weights is not None:
-            load_weights(self, weights)
+            load_weights(self, weights, resize_classifier=num_classes is None)
         self.freeze(freeze_at)
 
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def resnet18(
     stride_placement: StridePlacement = "torchvision",
     norm: NormKind = "batch",
     in_channels: int = 3,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     freeze_at: int = 0,
     zero_init_residual: bool = False,
     weights: str | Path | None = None,
@@ -215,7 +215,7 @@ def resnet34(
     stride_placement: StridePlacement = "torchvision",
     norm: NormKind = "batch",
     in_channels: int = 3,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     freeze_at: int = 0,
     zero_init_residual: bool = False,
     weights: str | Path | None = None,
@@ -233,7 +233,7 @@ def resnet50(
     stride_placement: StridePlacement = "torchvision",
     norm: NormKind = "batch",
     in_channels: int = 3,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     freeze_at: int = 0,
     zero_init_residual: bool = False,
     weights: str | Path | None = None,
@@ -251,7 +251,7 @@ def resnet101(
     stride_placement: StridePlacement = "torchvision",
     norm: NormKind = "batch",
     in_channels: int = 3,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     freeze_at: int = 0,
     zero_init_residual: bool = False,
     weights: str | Path | None = None,
@@ -269,7 +269,7 @@ def resnet152(
     stride_placement: StridePlacement = "torchvision",
     norm: NormKind = "batch",
     in_channels: int = 3,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     freeze_at: int = 0,
     zero_init_residual: bool = False,
     weights: str | Path | None = None,
@@ -286,7 +286,7 @@ def plain18(
     stride_placement: StridePlacement = "torchvision",
     norm: NormKind = "batch",
     in_channels: int = 3,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     freeze_at: int = 0,
     weights: str | Path | None = None,
 ) -> ResNet:
@@ -302,7 +302,7 @@ def plain34(
     stride_placement: StridePlacement = "torchvision",
     norm: NormKind = "batch",
     in_channels: int = 3,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     freeze_at: int = 0,
     weights: str | Path | None = None,
 ) -> ResNet:

@@ -31,8 +31,8 @@ class CifarResNet(ResidualBackbone):
     """A network of 6n + 2 weighted layers: one 3x3 convolution, three stages of n blocks, one linear layer.
 
     depth: 6n + 2. shortcut: "A" (the paper's choice here), "B", "C" or "none" (plain). shortcut_padding: side of A's zero
-    channels, "end" (fb.resnet.torch) or "both" (the widely used CIFAR port, whose weights need it). The other arguments are
-    those of ResNet.
+    channels, "end" (fb.resnet.torch) or "both" (the widely used CIFAR port, whose weights need it). num_classes: None is
+    that of the weights' classifier, else 10. The other arguments are those of ResNet.
 
     Raises ValueError for another depth, shortcut, padding or norm, WeightsError for weights that cannot be used.
     """
@@ -45,7 +45,7 @@ class CifarResNet(ResidualBackbone):
         shortcut_padding: PaddingSide,
         norm: NormKind,
         in_channels: int,
-        num_classes: int,
+        num_classes: int | None,
         freeze_at: int,
         zero_init_residual: bool,
         weights: str | Path | None,
@@ -71,12 +71,12 @@ class CifarResNet(ResidualBackbone):
             self.channels[stage], self.strides[stage] = width, 1 << number
         self.last_stage, self.num_features = "conv4", channels
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.reset_classifier(num_classes)
+        self.reset_classifier(10 if num_classes is None else num_classes)
         initialize_convolutions(self)
         if zero_init_residual:
             zero_last_norms(self)
         if weights is not None:
-            load_weights(self, weights)
+            load_weights(self, weights, resize_classifier=num_classes is None)
         self.freeze(freeze_at)
 
 
@@ -87,7 +87,7 @@ def resnet_cifar(
     shortcut_padding: PaddingSide = "end",
     norm: NormKind = "batch",
     in_channels: int = 3,
-    num_classes: int = 10,
+    num_classes: int | None = None,
     freeze_at: int = 0,
     zero_init_residual: bool = False,
     weights: str | Path | None = None,
@@ -104,7 +104,7 @@ def plain_cifar(
     *,
     norm: NormKind = "batch",
     in_channels: int = 3,
-    num_classes: int = 10,
+    num_classes: int | None = None,
     freeze_at: int = 0,
     weights: str | Path | None = None,
 ) -> CifarResNet:

@@ -29,8 +29,9 @@ class VGG(Backbone):
     """A VGG network that classifies (`forward`) or gives feature maps by stage name (`feature_maps`).
 
     depths: convolutions in conv1..conv5. norm: "none" (the original), or one of make_norm's. num_classes: 0 leaves fc8 out, so
-    that forward gives fc7. freeze_at: see `freeze`. weights: see load_weights; without, convolutions start from He's
-    normal distribution, fan out, and linear layers from N(0, 0.01), biases 0, as torchvision's do.
+    that forward gives fc7; None is that of the weights' fc8, else 1000. freeze_at: see `freeze`. weights: see load_weights;
+    without, convolutions start from He's normal distribution, fan out, and linear layers from N(0, 0.01), biases 0, as
+    torchvision's do.
 
     Raises ValueError for an unknown norm, WeightsError for weights that cannot be used.
     """
@@ -43,7 +44,7 @@ class VGG(Backbone):
         *,
         norm: NormKind | Literal["none"],
         in_channels: int,
-        num_classes: int,
+        num_classes: int | None,
         freeze_at: int,
         weights: str | Path | None,
     ) -> None:
@@ -74,9 +75,9 @@ class VGG(Backbone):
         initialize_convolutions(self)
         for fc in (self.fc6, self.fc7):
             _initialize_linear(fc)
-        self.reset_classifier(num_classes)
+        self.reset_classifier(1000 if num_classes is None else num_classes)
         if weights is not None:
-            load_weights(self, weights)
+            load_weights(self, weights, resize_classifier=num_classes is None)
         self.freeze(freeze_at)
 
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
@@ -153,25 +154,25 @@ def _convolve(conv: nn.Conv2d, norm: nn.Module | None, relu: nn.ReLU, x: Tensor)
     return relu(conv(x) if norm is None else conv_norm(conv, norm, x))
 
 
-def vgg16(*, in_channels: int = 3, num_classes: int = 1000, freeze_at: int = 0, weights: str | Path | None = None) -> VGG:
+def vgg16(*, in_channels: int = 3, num_classes: int | None = None, freeze_at: int = 0, weights: str | Path | None = None) -> VGG:
     """Return VGG-16 (138.4 M parameters). Arguments: see VGG."""
     return VGG((2, 2, 3, 3, 3), norm="none", in_channels=in_channels, num_classes=num_classes, freeze_at=freeze_at, weights=weights)
 
 
-def vgg19(*, in_channels: int = 3, num_classes: int = 1000, freeze_at: int = 0, weights: str | Path | None = None) -> VGG:
+def vgg19(*, in_channels: int = 3, num_classes: int | None = None, freeze_at: int = 0, weights: str | Path | None = None) -> VGG:
     """Return VGG-19 (143.7 M parameters). Arguments: see VGG."""
     return VGG((2, 2, 4, 4, 4), norm="none", in_channels=in_channels, num_classes=num_classes, freeze_at=freeze_at, weights=weights)
 
 
 def vgg16_bn(
-    *, norm: NormKind = "batch", in_channels: int = 3, num_classes: int = 1000, freeze_at: int = 0, weights: str | Path | None = None
+    *, norm: NormKind = "batch", in_channels: int = 3, num_classes: int | None = None, freeze_at: int = 0, weights: str | Path | None = None
 ) -> VGG:
     """Return VGG-16 with a norm after every convolution (138.4 M parameters). Arguments: see VGG."""
     return VGG((2, 2, 3, 3, 3), norm=norm, in_channels=in_channels, num_classes=num_classes, freeze_at=freeze_at, weights=weights)
 
 
 def vgg19_bn(
-    *, norm: NormKind = "batch", in_channels: int = 3, num_classes: int = 1000, freeze_at: int = 0, weights: str | Path | None = None
+    *, norm: NormKind = "batch", in_channels: int = 3, num_classes: int | None = None, freeze_at: int = 0, weights: str | Path | None = None
 ) -> VGG:
     """Return VGG-19 with a norm after every convolution (143.7 M parameters). Arguments: see VGG."""
     return VGG((2, 2, 4, 4, 4), norm=norm, in_channels=in_channels, num_classes=num_classes, freeze_at=freeze_at, weights=weights)

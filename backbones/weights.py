@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from backbones.backbone import Backbone
+from backbones.backbone import Backbone, LoadReport
 from backbones.catalogue import CAFFE, PUBLISHED, InputSpec, PublishedWeights
 from backbones.restricted_pickle import ForbiddenPickleError, load_arrays
 from backbones.weight_names import to_own_names
@@ -36,26 +36,6 @@ class WeightsError(ValueError):
 
 
 @dataclass(frozen=True)
-class LoadReport:
-    """What a load did.
-
-    source: the published name or the path. naming: whose names the tensors had. matched: our names of the tensors that went in.
-    skipped: name -> why it did not (of the classifier, or norm counters). input_spec: what the weights expect as input, None
-    where nothing tells; the network then keeps the one it had.
-    """
-
-    source: str
-    naming: str
-    matched: tuple[str, ...]
-    skipped: dict[str, str]
-    input_spec: InputSpec | None
-
-    def __str__(self) -> str:
-        left = "".join(f"\n  {name}: {why}" for name, why in self.skipped.items())
-        return f"{self.source}: {len(self.matched)} tensors under {self.naming}'s names, {len(self.skipped)} skipped{left}"
-
-
-@dataclass(frozen=True)
 class _File:
     """A weights file under our names. traits: what a network must agree on; input_spec: None where the file does not tell."""
 
@@ -66,7 +46,7 @@ class _File:
     input_spec: InputSpec | None
 
 
-def load_weights(net: Backbone, weights: str | Path, *, input_spec: InputSpec | None = None) -> LoadReport:
+def load_weights(net: Backbone, weights: str | Path, *, input_spec: InputSpec | None = None, resize_classifier: bool = False) -> LoadReport:
     """Fill `net` from a published name (see PUBLISHED) or a local file, set `net.input_spec`, and return what was done.
 
     A published file is downloaded only when asked for by its name, into torch's hub cache; its checksum is verified, also when it
@@ -77,6 +57,8 @@ def load_weights(net: Backbone, weights: str | Path, *, input_spec: InputSpec | 
     input_spec: what the file expects as input, where you know better. Without, the published entry, the file's own metadata or
     its names say; a name with "caffe" or "msra" in it means the authors' convention (BGR, stride in the 1x1); otherwise
     the network keeps the one it has.
+
+    resize_classifier: give a network that has a classifier one for as many classes as the file's tells apart.
 
     The classifier may be missing, of another size, or not finite: it is skipped and reported. Anything else missing,
     unexpected, mis-shaped or not finite raises WeightsError, naming the architecture the file looks like; so does a file
@@ -89,6 +71,7 @@ def load_weights(net: Backbone, weights: str | Path, *, input_spec: InputSpec | 
     file = _published(source) if source in PUBLISHED else _local(Path(weights))
     _require_same_traits(file.source, file.traits, net.traits)
     tensors, own = file.tensors, net.state_dict()
+    num_classes = _resized(net, own, tensors) if resize_classifier else None
     skipped = {}
     for name in {**own, **tensors}:
         is_head = name.startswith(net.head_prefix)
@@ -106,10 +89,24 @@ def load_weights(net: Backbone, weights: str | Path, *, input_spec: InputSpec | 
     _require_fit(file, own, used, skipped)
     if any(tensor.is_meta for tensor in own.values()):
         raise WeightsError(f"the network has no memory for {source}: it was built on the meta device; call to_empty(device='cpu') first")
+    if num_classes is not None:
+        net.reset_classifier(num_classes)
     net.load_state_dict(used, strict=False)
     expected = input_spec or file.input_spec
     net.input_spec = expected or net.input_spec
-    return LoadReport(file.source, file.naming, tuple(used), skipped, expected)
+    net.load_report = LoadReport(file.source, file.naming, tuple(used), skipped, expected)
+    return net.load_report
+
+
+def _resized(net: Backbone, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> int | None:
+    """Give the classifier in `own` as many rows as the file's; return that number where it is another than the network's."""
+    name = next((name for name, module in net.named_modules() if module is net.get_classifier()), None)
+    weight = tensors.get(f"{name}.weight")
+    if weight is None or weight.dim() != 2 or len(weight) in (0, len(own[f"{name}.weight"])):
+        return None
+    for key in (f"{name}.weight", f"{name}.bias"):
+        own[key] = own[key].new_empty((len(weight), *own[key].shape[1:]))
+    return len(weight)
 
 
 def save_weights(net: Backbone, path: str | Path, metadata: dict[str, str] | None = None) -> None:
@@ -319,6 +316,8 @@ def _hint(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     if looks_like and looks_like == recognise(own) and ("bn1.running_mean" in tensors) != ("bn1.running_mean" in own):
         if "bn1.running_mean" in tensors:
             return " The file has batch norm statistics: build the network with norm='frozen' or 'batch'."
+        if "conv1.bias" in tensors:
+            return " The batch norms of the file are folded into its convolutions: load the weights as they were before, then fold."
         return " The file has no batch norm statistics: build the network with norm='group'."
     return f" The file looks like {looks_like}." if looks_like else ""
 

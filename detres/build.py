@@ -18,7 +18,7 @@ from detres.data.loader import DetectionDataset, eval_loader
 from detres.data.shapes import ensure_shapes
 from detres.data.transforms import EvalTransform, TrainTransform
 from detres.data.voc import read_voc
-from detres.engine.checkpoint import load_model_state, load_weights, require_metadata, save_weights
+from detres.engine.checkpoint import has_metadata, load_model_state, load_weights, require_metadata, save_weights
 from detres.engine.schedule import Schedule
 from detres.engine.train import adamw, sgd
 from detres.evaluation.coco_ap import CocoResult, evaluate_coco
@@ -246,6 +246,11 @@ def save_detector(path: Path, detector: nn.Module, config: Config, class_map: Cl
         "step": str(step),
     }
     save_weights(path, detector.state_dict(), metadata=metadata)
+
+
+def is_detector(path: Path) -> bool:
+    """Whether a weights file is one of `save_detector`, by its metadata; a file that cannot be read is not."""
+    return has_metadata(path, WEIGHTS_METADATA)
 
 
 def load_detector(path: Path) -> tuple[FasterRCNN, Config, ClassMap]:

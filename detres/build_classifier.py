@@ -24,7 +24,7 @@ from detres.data.images import decode_in_memory, hold_out, read_cifar10, read_im
 from detres.data.object_crops import crop_objects
 from detres.data.shapes import ensure_shapes
 from detres.data.shards import read_shards
-from detres.engine.checkpoint import CheckpointError
+from detres.engine.checkpoint import CheckpointError, has_metadata
 from detres.engine.schedule import Schedule
 from detres.engine.train import adamw, sgd
 from detres.evaluation.classify import ClassResult, ClassScores, center, classify, dense, score_classes, ten_crop
@@ -75,8 +75,8 @@ def _read_encoded(data: ClassificationDataConfig, split: str, classes: Sequence[
     return read_image_folder(Path(data.root) / split, classes=classes)
 
 
-def build_network(settings: NetworkConfig, num_classes: int, weights: str | Path | None) -> Backbone:
-    """Return the network, from `weights` where given; raises what backbones.create_backbone raises."""
+def build_network(settings: NetworkConfig, num_classes: int | None, weights: str | Path | None) -> Backbone:
+    """Return the network, from `weights` where given; arguments and errors are those of backbones.create_backbone."""
     return create_backbone(
         settings.name,
         shortcut=settings.shortcut,
@@ -202,10 +202,7 @@ def save_classifier(path: Path, model: Classifier, config: ClassificationConfig,
 
 def is_classifier(path: Path) -> bool:
     """Whether a weights file is one of `save_classifier`, by its metadata; a file that cannot be read is not."""
-    try:
-        return set(RUN_METADATA) <= read_metadata(path).keys()
-    except WeightsError:
-        return False
+    return has_metadata(path, RUN_METADATA)
 
 
 def load_classifier(path: Path) -> tuple[Classifier, ClassificationConfig, ClassMap]:
@@ -216,7 +213,9 @@ def load_classifier(path: Path) -> tuple[Classifier, ClassificationConfig, Class
     metadata = read_metadata(path)
     missing = [key for key in RUN_METADATA if key not in metadata]
     if missing:
-        raise CheckpointError(f"{path} holds weights but not what a classifier needs beside them: {', '.join(missing)}")
+        raise CheckpointError(
+            f"{path} holds weights but not what a classifier needs beside them: {', '.join(missing)}. Give a run's weights.safetensors"
+        )
     config = check(ClassificationConfig, json.loads(metadata["config"]), str(path))
     class_map = ClassMap.from_dict(json.loads(metadata["classes"]))
     model = Classifier(net=build_network(config.model.network, len(class_map), path), label_smoothing=config.model.label_smoothing)
@@ -224,5 +223,25 @@ def load_classifier(path: Path) -> tuple[Classifier, ClassificationConfig, Class
 
 
 def published_classifier(name: str) -> Classifier:
-    """Return a network with published weights, in eval mode; raises KeyError for an unknown name, WeightsError offline."""
-    return Classifier(net=create_backbone(PUBLISHED[name].architecture, weights=name)).to(memory_format=torch.channels_last).eval()
+    """Return a network with published weights, in eval mode; raises WeightsError offline, and for weights without a classifier."""
+    return _with_own_head(create_backbone(PUBLISHED[name].architecture, weights=name))
+
+
+def bare_classifier(settings: NetworkConfig, path: Path) -> Classifier:
+    """Return a network, in eval mode, with weights of another origin and as many classes as they tell apart.
+
+    Raises WeightsError for weights that do not fit, or that have no classifier.
+    """
+    return _with_own_head(build_network(settings, None, path))
+
+
+def _with_own_head(net: Backbone) -> Classifier:
+    if any(name.startswith(net.head_prefix) for name in net.load_report.skipped):
+        raise WeightsError(f"these weights have no classifier that could be scored: {net.load_report}")
+    return Classifier(net=net).to(memory_format=torch.channels_last).eval()
+
+
+def held_out_crop(config: ClassificationConfig, spec: InputSpec) -> CenterCrop:
+    """Return what makes of any image what the classifier sees of held-out ones; images in memory are whole, without a margin."""
+    side = spec.crop if config.data.format == "cifar10" else config.data.size
+    return CenterCrop(shorter=side if config.data.arrays else config.eval.resize, crop=side)

@@ -176,8 +176,10 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
-        if (self.steps is None) == (self.epochs is None):
+        if self.steps is None and self.epochs is None:
             raise ValueError("give either train.steps or train.epochs")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs are both given: set the other to null, --set train.steps=... train.epochs=null")
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"milestones {list(self.milestones)} are not in rising order")
         length = self.steps if self.steps is not None else self.epochs

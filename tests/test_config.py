@@ -114,7 +114,7 @@ def test_a_wrong_value_is_named_with_its_key(tmp_path, override, message):
     [
         (["model.backbone.norm=frozen"], "it would stay random"),
         (["model.backbone.freeze_at=2"], "it would stay random"),
-        (["train.epochs=3"], "give either train.steps or train.epochs"),
+        (["train.epochs=3"], "steps and epochs are both given: set the other to null"),
         (["train.steps=null"], "give either train.steps or train.epochs"),
         (["train.milestones=[80, 50]"], "not in rising order"),
         (["train.milestones=[100]"], "beyond the end of training"),

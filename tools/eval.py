@@ -11,13 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from backbones import PUBLISHED
-from detres.build import build_evaluation, load_detector, read_split, with_data_root
-from detres.build_classifier import class_scores, is_classifier, load_classifier, protocol_of, published_classifier, read_held_out
+from detres.build import build_evaluation, is_detector, load_detector, read_split, with_data_root
+from detres.build_classifier import (
+    bare_classifier,
+    class_scores,
+    is_classifier,
+    load_classifier,
+    protocol_of,
+    published_classifier,
+    read_held_out,
+)
 from detres.cls_config import ClassificationConfig
 from detres.config import load_config, with_overrides
 from detres.data.coco import read_coco
 from detres.data.voc import read_voc
-from detres.engine.checkpoint import replacing, write_text
+from detres.engine.checkpoint import CheckpointError, replacing, write_text
 from detres.evaluation.classify import ensemble, score_classes
 from detres.evaluation.coco_ap import CocoResult, evaluate_coco
 from detres.evaluation.detection_files import read_coco_results, read_voc_results, to_coco_results
@@ -40,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         nargs="+",
         help="a run's best.safetensors (detector) or weights.safetensors (classifier; several make an ensemble), "
-        "which know their model, classes, data and protocol; or, with --cfg, published classifiers by name",
+        "which know their model, classes, data and protocol; or, with --cfg, published classifiers by name, and weights of "
+        "another origin for the network of the configuration",
     )
     what.add_argument("--detections", metavar="FILE_OR_FOLDER", help="COCO results JSON, or a folder of VOC comp3/comp4 text files")
     parser.add_argument("--annotations", metavar="FILE_OR_FOLDER", help="with --detections: COCO JSON, or VOCdevkit/VOCyyyy")
@@ -66,11 +75,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def score_weights(arguments: argparse.Namespace) -> None:
-    """Score a detector, or classifiers, by what the first of the files is."""
+    """Score a detector, or classifiers, by what the first of the files is; one that does not tell is a classifier where --cfg is given."""
     first = arguments.weights[0]
-    if first not in PUBLISHED and not Path(first).is_file():
-        raise FileNotFoundError(f"no weights file at {first}")
-    if first in PUBLISHED or is_classifier(Path(first)):
+    for weights in arguments.weights:
+        if weights not in PUBLISHED and not Path(weights).is_file():
+            raise FileNotFoundError(f"no weights file at {weights}")
+    if first in PUBLISHED or is_classifier(Path(first)) or (arguments.cfg and not is_detector(Path(first))):
         score_classifiers(arguments)
     elif len(arguments.weights) > 1 or arguments.save_scores:
         raise ValueError(f"{first} is a detector: several --weights, and --save-scores, go with classifiers")
@@ -88,26 +98,29 @@ def score_classifiers(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{flag} goes with detectors; a classifier's protocol is set by --set eval.views=ten_crop, and so on")
     if not arguments.cfg and set(arguments.weights) <= PUBLISHED.keys():
         raise ValueError(f"{arguments.weights[0]} is published: say how and on what to score it with --cfg configs/imagenet_resnet50.yaml")
-    models, config, class_map = [], None, None
+    config = load_config(config_path(arguments.cfg), arguments.set, ClassificationConfig) if arguments.cfg else None
+    models, class_map = [], None
     for weights in arguments.weights:
         if weights in PUBLISHED:
-            models.append((weights, published_classifier(weights)))
-            continue
-        model, own_config, own_classes = load_classifier(Path(weights))
-        config, class_map = config or own_config, class_map or own_classes
-        class_map.require_same(own_classes, arguments.weights[0], weights)
-        models.append((weights, model))
-    if arguments.cfg:
-        config = load_config(config_path(arguments.cfg), arguments.set, ClassificationConfig)
-    elif arguments.set:
+            models.append(published_classifier(weights))
+        elif is_classifier(Path(weights)):
+            model, own_config, own_classes = load_classifier(Path(weights))
+            config, class_map = config or own_config, class_map or own_classes
+            class_map.require_same(own_classes, arguments.weights[0], weights)
+            models.append(model)
+        elif arguments.cfg:
+            models.append(bare_classifier(config.model.network, Path(weights)))
+        else:
+            raise CheckpointError(f"{weights} does not say what network it is of: say so with --cfg")
+    if arguments.set and not arguments.cfg:
         config = with_overrides(config, arguments.set, arguments.weights[0])
     config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
     images = read_held_out(config.data, class_map)
     if class_map is not None:
         class_map.require_same(images.class_map, arguments.weights[0], images.source)
-    scores = ensemble([class_scores(config, model.to(arguments.device), images, arguments.device) for _, model in models])
+    scores = ensemble([class_scores(config, model.to(arguments.device), images, arguments.device) for model in models])
     result = score_classes(scores, images.class_map.names, protocol_of(config))
-    sys.stdout.write(f"{images.source}\n{', '.join(weights for weights, _ in models)}\n{result.table(per_class=True)}\n")
+    sys.stdout.write(f"{images.source}\n{', '.join(arguments.weights)}\n{result.table(per_class=True)}\n")
     if arguments.save_scores:
         with replacing(Path(arguments.save_scores)) as temporary, temporary.open("wb") as file:
             np.savez(file, probabilities=scores.probabilities, labels=scores.labels, classes=np.array(images.class_map.names))
@@ -118,7 +131,10 @@ def score_classifiers(arguments: argparse.Namespace) -> None:
 def score_detector(arguments: argparse.Namespace) -> None:
     """Run a detector over held-out images and score it."""
     weights = arguments.weights[0]
-    detector, config, class_map = load_detector(Path(weights))
+    try:
+        detector, config, class_map = load_detector(Path(weights))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. Bare weights of a classifier are scored with --cfg, which says their network and data") from None
     data, evaluation = config.data, config.eval
     if arguments.cfg or arguments.set:
         if not arguments.cfg:

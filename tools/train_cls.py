@@ -116,7 +116,8 @@ def train(
         progress = training_run.progress
         training_run.announce(
             f"train {training.source}: {len(training)} images of {len(training.class_map)} classes\n"
-            f"val   {held_out.source}: {len(held_out)}"
+            f"val   {held_out.source}: {len(held_out)}",
+            model.net.load_report,
         )
         if isinstance(training, ImageArrays) and training.damaged:
             write_text(folder / DAMAGED, "".join(f"{name}\n" for name in training.damaged))

@@ -129,7 +129,7 @@ def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *
         device=device,
         state=state,
     ) as training_run:
-        training_run.announce(f"train {data.train.describe()}\nval   {data.val.describe()}")
+        training_run.announce(f"train {data.train.describe()}\nval   {data.val.describe()}", detector.backbone.load_report)
         batches = train_loader(
             data.train_set,
             batch_size=settings.batch_size,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from backbones import LoadReport
 from detres.build import with_data_root
 from detres.cls_config import ClassificationConfig
 from detres.config import Config, check, load_config, what_differs
@@ -99,11 +100,13 @@ class TrainingRun:
             self.log.line(f"stopped; {resume}")
         self.log.close()
 
-    def announce(self, data: str) -> None:
-        """Print the settings, the data in words, and what is about to be done."""
+    def announce(self, data: str, loaded: LoadReport | None) -> None:
+        """Print the settings, the data in words, what was loaded into the backbone, and what is about to be done."""
         settings = self.config.train
         self.log.line(f"{what_differs(self.config)}every setting, defaults included: {self.folder / 'config.yaml'}")
         self.log.line(data)
+        if loaded is not None:
+            self.log.line(f"from  {loaded}")
         self.log.line(
             f"{self.folder}: steps {self.progress.step}..{self.schedule.steps}, lr {settings.effective_lr:g} at batch "
             f"{settings.batch_size} (lr {settings.lr:g} for {settings.reference_batch}), "

@@ -117,6 +117,15 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from None
 
 
+def has_metadata(path: Path, keys: tuple[str, ...]) -> bool:
+    """Whether `path` is a .safetensors file whose metadata have all `keys`; a file that cannot be read has none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(keys) <= (file.metadata() or {}).keys()
+    except (SafetensorError, OSError):
+        return False
+
+
 def require_metadata(metadata: dict[str, str], keys: tuple[str, ...], path: Path) -> None:
     """Raise CheckpointError unless the metadata of `path` has all `keys`."""
     missing = [key for key in keys if key not in metadata]

@@ -57,11 +57,11 @@ class ClassResult:
         }
 
     def table(self, per_class: bool = False) -> str:
-        """Return the numbers as text; per_class: and each class's accuracy."""
+        """Return the numbers as text, top-5 error where there are more classes; per_class: and each class's accuracy."""
         lines = [
             f"{self.num_images} images, {self.protocol}",
             f" top-1 error {100 * self.top1_error:6.2f} %",
-            f" top-5 error {100 * self.top5_error:6.2f} %",
+            *([f" top-5 error {100 * self.top5_error:6.2f} %"] if len(self.per_class) > 5 else []),
         ]
         if per_class:
             width = max(map(len, self.per_class))

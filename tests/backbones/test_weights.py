@@ -23,6 +23,7 @@ from backbones import (
     ResNet,
     WeightsError,
     create_backbone,
+    fold_batch_norm,
     load_weights,
     resnet18,
     resnet34,
@@ -109,6 +110,46 @@ def test_a_classifier_of_another_size_or_absent_is_skipped_and_reported(weights_
     assert torch.equal(net.fc.weight, as_initialised)
 
 
+@pytest.mark.parametrize(("name", "own"), [("resnet18", 1000), ("resnet20", 10), ("vgg16", 1000)], ids=["resnet", "cifar", "vgg"])
+def test_the_number_of_classes_is_the_files_unless_another_is_given(name, own, tmp_path):
+    trained = create_backbone(name, num_classes=7)
+    file = tmp_path / "seven.safetensors"
+    save_weights(trained, file)
+    net = create_backbone(name, weights=file)
+    assert net.get_classifier().out_features == 7
+    assert net.load_report.skipped == {}
+    assert all(torch.equal(tensor, net.state_dict()[key]) for key, tensor in trained.state_dict().items())
+    assert create_backbone(name).get_classifier().out_features == own
+    assert create_backbone(name).load_report is None
+    other = create_backbone(name, num_classes=5, weights=file)
+    assert other.get_classifier().out_features == 5
+    assert len(other.load_report.skipped) == 2
+    assert "stays as initialised" in str(other.load_report)
+    assert create_backbone(name, num_classes=0, weights=file).get_classifier() is None
+
+
+def test_a_file_without_a_usable_classifier_leaves_the_usual_number(trained, tmp_path):
+    tensors = trained.state_dict()
+    for change in ({"fc.weight": None, "fc.bias": None}, {"fc.weight": torch.zeros(7, 3)}, {"fc.weight": torch.zeros(0, 512)}):
+        file = tmp_path / "odd.pth"
+        torch.save({name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None}, file)
+        net = resnet18(weights=file)
+        assert "fc.weight" in net.load_report.skipped
+        assert net.fc.in_features == 512
+        assert_same_trunk(net, trained)
+
+
+def test_a_report_gives_each_reason_once(trained, tmp_path):
+    file = tmp_path / "old.pth"
+    torch.save({name: tensor for name, tensor in trained.state_dict().items() if "num_batches" not in name}, file)
+    lines = str(resnet18(num_classes=0, weights=file).load_report).splitlines()
+    assert lines == [
+        f"{file}: 100 tensors under torchvision's names, 22 skipped",
+        "  bn1.num_batches_tracked, layer1.0.bn1.num_batches_tracked and 18 more: not in the file; the counter keeps its value",
+        "  fc.weight, fc.bias: the network has no such layer",
+    ]
+
+
 # ---- files that do not fit ----
 
 
@@ -168,6 +209,13 @@ def test_a_tensor_missing_unexpected_or_misshapen_is_named(trained, tmp_path):
         load_weights(resnet18(), path)
     for part in ("missing 1: layer2.0.conv1.weight", "unexpected 1: neck.weight", "bn1.bias is (63,), expected (64,)"):
         assert part in str(caught.value)
+
+
+def test_folded_weights_are_told_from_those_of_group_norm(trained, tmp_path):
+    file = tmp_path / "folded.pth"
+    torch.save(fold_batch_norm(trained).state_dict(), file)
+    with pytest.raises(WeightsError, match="batch norms of the file are folded into its convolutions"):
+        resnet18(weights=file)
 
 
 def test_batch_norm_weights_for_a_group_norm_network(weights_file):

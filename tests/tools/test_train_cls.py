@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backbones import load_weights, read_metadata, resnet_cifar
+from backbones import load_weights, read_metadata, resnet_cifar, save_weights
 from detres.build_classifier import load_classifier
 from detres.engine.train import Interrupted
 from detres.tools import eval as evaluate
-from detres.tools import plot, train_cls, train_det, training
+from detres.tools import plot, predict, train_cls, train_det, training
 from tests.tools.conftest import records
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -295,14 +295,17 @@ def test_averaged_statistics_are_scored_once_apart(tmp_path: Path, monkeypatch: 
     ]
 
 
-def test_a_detector_starts_from_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detector_starts_from_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     few = ["data.shapes_train=8", "data.shapes_val=4"]
     assert train("--set", *few, *SMALL, "train.milestones=[]", "train.warmup_steps=0", "train.steps=2", "data.size=32") == 0
     weights = "runs/cls_shapes_r18/weights.safetensors"
     assert json.loads(read_metadata(weights)["classes"])["names"] == ["circle", "square", "triangle", "star", "cross", "ring"]
     settings = [*few, "train.steps=1", "train.warmup_steps=0", "train.lr=1e-9", "train.precision=fp32", f"model.backbone.weights={weights}"]
+    capsys.readouterr()
     assert train_det.main(["--set", *settings, "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert f"from  {weights}: 120 tensors under torchvision's names, 2 skipped\n  fc.bias, fc.weight: the network has no such layer" in out
     given, found = load_file(weights), load_file("runs/shapes_r18/best.safetensors")
     torch.testing.assert_close(found["backbone.layer2.0.conv1.weight"], given["layer2.0.conv1.weight"], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found["roi_head.conv5.1.conv2.weight"], given["layer4.1.conv2.weight"], rtol=1e-4, atol=1e-6)
@@ -369,6 +372,83 @@ def test_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Call
     file = cut / "cifar-10-batches-bin" / "data_batch_3.bin"
     file.write_bytes(file.read_bytes()[:-7])
     assert f"{file} has {40 * 3073 - 7} bytes, expected a multiple of 3073" in refused(*cifar, str(cut))
+
+
+@pytest.fixture
+def photo_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The weights of a run on photos/, relative to the working directory."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos")
+    assert train("--cfg", "configs/imagenet_resnet18b.yaml", "--data", "photos", "--set", *PHOTOS, "train.steps=30", "train.lr=0.02") == 0
+    capsys.readouterr()
+    return Path("runs/photos/weights.safetensors")
+
+
+def test_bare_weights_are_scored_by_a_configuration(photo_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--json", "out.json", "--device", "cpu"]
+    assert evaluate.main(["--weights", str(photo_weights), *flags]) == 0
+    wanted = json.loads(Path("out.json").read_text())
+    torch.save({"state_dict": load_file(photo_weights)}, "bare.pth")
+    scored_by = ["--cfg", "runs/photos/config.yaml", "--data", "photos"]
+    assert evaluate.main(["--weights", "bare.pth", *scored_by, *flags]) == 0
+    assert json.loads(Path("out.json").read_text()) == wanted
+    out = capsys.readouterr().out
+    assert "bare.pth" in out
+    assert "top-5" not in out  # of two classes
+    assert evaluate.main(["--weights", str(photo_weights), "bare.pth", *scored_by, *flags]) == 0
+    assert json.loads(Path("out.json").read_text())["top1_error"] == wanted["top1_error"]
+
+    torch.save({name: tensor for name, tensor in load_file(photo_weights).items() if "fc." not in name}, "headless.pth")
+    save_weights(resnet_cifar(20, num_classes=3, shortcut="B"), "three.safetensors")
+    save_weights(resnet_cifar(32), "deeper.safetensors")
+    for arguments, message in (
+        (["--weights", "bare.pth"], "Bare weights of a classifier are scored with --cfg"),
+        (["--weights", str(photo_weights), "bare.pth"], "bare.pth does not say what network it is of"),
+        (["--weights", "headless.pth", *scored_by], "these weights have no classifier that could be scored: headless.pth"),
+        (["--weights", "three.safetensors", *scored_by], "the classifier tells 3 classes apart, the images are of 2"),
+        (["--weights", "deeper.safetensors", *scored_by], "deeper.safetensors does not fit this network"),
+    ):
+        assert evaluate.main([*arguments, "--device", "cpu"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_predict_names_the_likeliest_classes(photo_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = ["--weights", str(photo_weights), "--device", "cpu"]
+    assert predict.main([*weights, "photos/val/dark", "photos/val/bright/1.jpg", "--out", "named"]) == 0
+    named = json.loads(Path("named/predictions.json").read_text())
+    assert [record["image"] for record in named] == [*(f"photos/val/dark/{n}.jpg" for n in range(4)), "photos/val/bright/1.jpg"]
+    assert evaluate.main([*weights, "--save-scores", "scores.npz"]) == 0
+    scores = np.load("scores.npz")  # in the order of the folders: bright, dark
+    wanted = scores["probabilities"][[4, 5, 6, 7, 1]]
+    found = [[record["classes"][name] for name in ("bright", "dark")] for record in named]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert all(list(record["classes"].values()) == sorted(record["classes"].values(), reverse=True) for record in named)
+    out = capsys.readouterr().out
+    first = named[0]["classes"]
+    assert f"photos/val/dark/0.jpg: {', '.join(f'{name} {value:.2f}' for name, value in first.items())}\n" in out
+    assert "predictions.json (5 images) in named" in out
+
+    Path("photos/val/dark/0.jpg").write_bytes(b"no image")
+    for arguments, message in (
+        (["photos/val/dark", "--out", "named"], "--out named already holds predictions.json"),
+        (["photos/val/dark", "--score", "0.3"], "--score goes with a detector's boxes"),
+        (["photos/val/dark/0.jpg", "--out", "none"], "none of 1 images could be read"),
+        (["photos/val/dark", "--out", "three"], "1 of 4 images could not be read and are not in three"),
+    ):
+        assert predict.main([*weights, *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert len(json.loads(Path("three/predictions.json").read_text())) == 3
+
+
+def test_predict_sees_an_image_of_another_size_as_those_in_memory(cifar: Path) -> None:
+    few = [*SMALL, "train.steps=1", "train.milestones=[]"]
+    assert train("--cfg", "configs/cifar10_resnet20.yaml", "--data", str(cifar), "--set", *few) == 0
+    cv2.imwrite("large.png", np.full((64, 96, 3), 99, np.uint8))
+    cv2.imwrite("small.png", np.full((32, 32, 3), 99, np.uint8))
+    assert predict.main(["large.png", "small.png", "--weights", "runs/cifar10_resnet20/weights.safetensors", "--device", "cpu"]) == 0
+    large, small = (record["classes"] for record in json.loads(Path("predictions/predictions.json").read_text()))
+    assert large == small
+    assert len(large) == 5
 
 
 def test_scoring_that_makes_no_sense(cifar: Path, capsys: pytest.CaptureFixture[str]) -> None:
