@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from detres.build import load_detector
-from detres.build_classifier import is_classifier, load_classifier, held_out_crop
+from detres.build_classifier import held_out_crop, is_classifier, load_classifier
 from detres.draw import draw_boxes
 from detres.engine.checkpoint import replacing, write_text
 from detres.evaluation.detection_files import to_coco_results
