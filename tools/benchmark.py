@@ -233,6 +233,8 @@ def benchmark_cifar(arguments: argparse.Namespace) -> None:
             plain.step()
 
     row(f"{steps} training steps, ResNet-20, batch {batch_size}, {precision}", ours, theirs, device, arguments.repeats)
+    model.compile_training()
+    row("  the same, compiled", ours, theirs, device, arguments.repeats)
 
 
 def benchmark_crops(arguments: argparse.Namespace) -> None:

@@ -153,7 +153,7 @@ def _hidden(path: Path) -> bool:
 
 def _cifar_names(path: Path) -> tuple[str, ...]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: it names the classes of CIFAR-10's binary version")
+        raise FileNotFoundError(f"{path} is missing: expected CIFAR-10's folder {_CIFAR_FOLDER}, or the one that holds it")
     names = tuple(path.read_text(encoding="utf-8").split())
     if len(names) != 10:
         raise ValueError(f"{path} names {len(names)} classes, expected CIFAR-10's ten")
