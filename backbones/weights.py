@@ -195,6 +195,10 @@ def _local(path: Path) -> _File:
             input_spec = replace(input_spec, mean_image=mean_image)
         except (KeyError, ValueError) as error:
             raise WeightsError(f"{path}: its metadata are damaged ({error})") from None
+    elif mean_image is not None:
+        raise WeightsError(
+            f"{path} holds a mean image but not the rest of what the network expects as input: give the file it was taken from"
+        )
     elif named.naming == "torchvision" and "layer4.0.conv1.weight" in named.tensors and re.search(r"caffe|msra", path.name, re.IGNORECASE):
         traits, input_spec = {"stride_placement": "original"}, CAFFE
     return _File(str(path), named.naming, named.tensors, traits, input_spec)

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import MixUp
 
 from backbones import PUBLISHED, Backbone, InputSpec, WeightsError, create_backbone, read_metadata, save_weights
 from detres.build import build_schedule
-from detres.cls_config import ClassificationConfig, ClassificationDataConfig, ClassificationTrainConfig, NetworkConfig
+from detres.cls_config import ClassificationConfig, ClassificationDataConfig, ClassificationTrainConfig, ClassifierConfig, NetworkConfig
 from detres.config import check
 from detres.data.array_batches import ArrayEvalBatches, ArrayTrainBatches
 from detres.data.coco import read_coco
@@ -42,7 +42,7 @@ RUN_METADATA = ("config", "classes", "step")
 def read_class_splits(data: ClassificationDataConfig) -> tuple[Images, Images]:
     """Return the training and the held-out images of a configuration whose root is settled.
 
-    Raises ClassMismatchError when their classes differ, and what the readers raise.
+    Raises ClassMismatchError when their classes differ, ValueError when images in memory are of two sizes, and what the readers raise.
     """
     if data.format == "shapes":
         root = ensure_shapes(Path(data.root) if data.root else None, num_train=data.shapes_train, num_val=data.shapes_val)
@@ -57,6 +57,11 @@ def read_class_splits(data: ClassificationDataConfig) -> tuple[Images, Images]:
         if data.in_memory:
             train, val = decode_in_memory(train, damaged=data.damaged), decode_in_memory(val)
     train.class_map.require_same(val.class_map, train.source, val.source)
+    if isinstance(train, ImageArrays) and train.pixels.shape[1:] != val.pixels.shape[1:]:
+        (height, width), (other_height, other_width) = train.pixels.shape[1:3], val.pixels.shape[1:3]
+        raise ValueError(
+            f"{train.source} has images of {width}x{height} px, {val.source} of {other_width}x{other_height}: data.in_memory wants one size"
+        )
     return train, val
 
 
@@ -98,18 +103,28 @@ def build_classifier(config: ClassificationConfig, num_classes: int, *, resumed:
     settings = config.model
     net = build_network(settings.network, num_classes, settings.network.weights if resumed is None else None)
     net.input_spec = resumed or net.input_spec
+    if config.train.recompute_batches and not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+        raise ValueError(f"train.recompute_batches averages statistics of batch norm, and {settings.network.name} has none: give 0")
     mixup = MixUp(alpha=config.train.mixup, num_classes=num_classes) if config.train.mixup else None
     return Classifier(net=net, label_smoothing=settings.label_smoothing, mixup=mixup).to(memory_format=torch.channels_last)
 
 
-def input_of(config: ClassificationConfig, train: Images) -> InputSpec:
-    """Return an input with the mean of `train`, by channel or by pixel as the configuration says, and no deviation."""
+def input_of(config: ClassificationConfig, train: Images, usual: InputSpec) -> InputSpec:
+    """Return the input of a network that learns on `train`: the sizes seen there, and a mean as the configuration says.
+
+    usual: what the network expects by itself, kept where model.mean is "network"; otherwise the mean is that of `train`, by channel
+    or by pixel, without a deviation.
+    """
+    crop = min(train.pixels.shape[1:3]) if isinstance(train, ImageArrays) else config.data.size
+    resize = crop if isinstance(train, ImageArrays) else config.eval.resize
+    if config.model.mean == "network":
+        return replace(usual, resize=resize, crop=crop)
     mean_image = mean_of(train, config)
     return InputSpec(
         mean=tuple(mean_image.mean(dim=(1, 2)).tolist()),
         std=(1.0, 1.0, 1.0),
-        resize=mean_image.shape[1] if config.data.arrays else config.eval.resize,
-        crop=mean_image.shape[1],
+        resize=resize,
+        crop=crop,
         mean_image=mean_image if config.model.mean == "pixel" else None,
     )
 
@@ -227,21 +242,21 @@ def published_classifier(name: str) -> Classifier:
     return _with_own_head(create_backbone(PUBLISHED[name].architecture, weights=name))
 
 
-def bare_classifier(settings: NetworkConfig, path: Path) -> Classifier:
+def bare_classifier(settings: ClassifierConfig, path: Path) -> Classifier:
     """Return a network, in eval mode, with weights of another origin and as many classes as they tell apart.
 
-    Raises WeightsError for weights that do not fit, or that have no classifier.
+    Raises WeightsError for weights that do not fit, or that have no classifier; ValueError for settings.mean of a training set, which
+    such weights do not bring along.
     """
-    return _with_own_head(build_network(settings, None, path))
+    if settings.mean != "network":
+        raise ValueError(
+            f"{path} brings no mean of the images it was trained on (model.mean is {settings.mean}): score the weights.safetensors of its "
+            "run, or --set model.mean=network for the mean and deviation that networks of its kind usually expect"
+        )
+    return _with_own_head(build_network(settings.network, None, path))
 
 
 def _with_own_head(net: Backbone) -> Classifier:
     if any(name.startswith(net.head_prefix) for name in net.load_report.skipped):
         raise WeightsError(f"these weights have no classifier that could be scored: {net.load_report}")
     return Classifier(net=net).to(memory_format=torch.channels_last).eval()
-
-
-def held_out_crop(config: ClassificationConfig, spec: InputSpec) -> CenterCrop:
-    """Return what makes of any image what the classifier sees of held-out ones; images in memory are whole, without a margin."""
-    side = spec.crop if config.data.format == "cifar10" else config.data.size
-    return CenterCrop(shorter=side if config.data.arrays else config.eval.resize, crop=side)

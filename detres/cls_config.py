@@ -5,11 +5,12 @@ A default is the paper's ImageNet value (section 3.4) unless the comment beside 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from detres.config import Count, Fraction, Positive, PositiveFloat, Section, TrainConfig
+from detres.config import Count, Fraction, Positive, PositiveFloat, Section, TrainConfig, read_tree
 
 
 class NetworkConfig(Section):
@@ -118,3 +119,9 @@ class ClassificationConfig(Section):
         if self.model.mean != "network" and self.model.network.weights:
             raise ValueError(f"model.mean {self.model.mean} does not go with model.network.weights, which expect the input they learned on")
         return self
+
+
+def is_classification(path: str | Path) -> bool:
+    """Whether a YAML file configures a classifier rather than a detector, whose model has a backbone; raises as `read_tree` does."""
+    model = read_tree(path).get("model")
+    return not isinstance(model, dict) or "backbone" not in model

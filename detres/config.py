@@ -243,6 +243,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None, kind: type
     Raises ConfigError naming the file and the key: not YAML, a duplicate key, an unknown key (with the nearest valid one), a
     wrong type, an impossible pair; FileNotFoundError when there is no such file.
     """
+    tree = read_tree(path)
+    for override in overrides or []:
+        _apply(tree, override)
+    return check(kind, tree, f"{path}" + (" with --set" if overrides else ""))
+
+
+def read_tree(path: str | Path) -> dict:
+    """Return a YAML file as it stands, a mapping; raises as `load_config` does, but for unknown keys and wrong values."""
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1) if path.parent.is_dir() else []
@@ -250,9 +258,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None, kind: type
     tree = _parse(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of sections (name, data, model, train, eval), got {type(tree).__name__}")
-    for override in overrides or []:
-        _apply(tree, override)
-    return check(kind, tree, f"{path}" + (" with --set" if overrides else ""))
+    return tree
 
 
 def with_overrides(config: Section, overrides: list[str], source: str) -> Section:

@@ -20,6 +20,10 @@ class ClassMismatchError(ValueError):
     """Two class lists that had to be the same are not."""
 
 
+LISTED_CLASSES = 20
+"""Of longer class lists a message names what differs."""
+
+
 @dataclass(frozen=True)
 class ClassMap:
     """The classes of a data set in label order: label k (1..K) has name `names[k - 1]` and source id `source_ids[k - 1]`.
@@ -66,8 +70,8 @@ class ClassMap:
         """Raise ClassMismatchError printing both lists unless `other` is equal; `mine` and `theirs` say where each is from."""
         if self != other:
             raise ClassMismatchError(
-                f"the class lists differ:\n  {mine} ({len(self)}): {self._listing()}\n"
-                f"  {theirs} ({len(other)}): {other._listing()}\n"
+                f"the class lists differ:\n  {mine} ({len(self)}): {self._listing(other)}\n"
+                f"  {theirs} ({len(other)}): {other._listing(self)}\n"
                 "use data with the classes the model was trained on, or train a model for these classes"
             )
 
@@ -85,8 +89,19 @@ class ClassMap:
             raise IndexError(f"label {label} is outside 1..{len(self.names)}")
         return label - 1
 
-    def _listing(self) -> str:
-        return ", ".join(f"{i}={n}" for i, n in zip(self.source_ids, self.names, strict=True))
+    def _listing(self, other: ClassMap) -> str:
+        """All classes with their ids; of many, those that `other` does not have, or has under other ids."""
+        own = dict(zip(self.names, self.source_ids, strict=True))
+        there = dict(zip(other.names, other.source_ids, strict=True))
+        if len(own) <= LISTED_CLASSES:
+            return ", ".join(f"{i}={name}" for name, i in own.items())
+        if own.keys() == there.keys():
+            what, differing = "the same names, with other ids:", [name for name, i in own.items() if there[name] != i]
+        else:
+            what, differing = "only here:", [name for name in own if name not in there]
+        shown = ", ".join(f"{own[name]}={name}" for name in differing[:LISTED_CLASSES])
+        more = f" and {len(differing) - LISTED_CLASSES} more" if len(differing) > LISTED_CLASSES else ""
+        return f"{what} {shown or 'none'}{more}"
 
 
 _ROWS = ("image_files", "image_sizes", "boxes", "labels", "areas", "crowd", "difficult")

@@ -161,3 +161,19 @@ def test_predictions_must_belong_together():
     with pytest.raises(ValueError, match="do not belong together"):
         Predictions(CLASSES, np.zeros(2, np.int64), np.zeros((2, 4)), np.zeros(1), np.zeros(2, np.int64))
     assert len(Detections(torch.zeros(3, 4), torch.zeros(3), torch.zeros(3, dtype=torch.int64)).to("cpu")) == 3
+
+
+def test_a_long_class_list_is_told_by_what_differs() -> None:
+    names = tuple(f"c{n:02d}" for n in range(30))
+    full = ClassMap(names, tuple(range(1, 31)))
+    lacking = ClassMap(names[:4] + names[5:], tuple(range(1, 30)))
+    with pytest.raises(ClassMismatchError) as caught:
+        full.require_same(lacking, "train", "val")
+    assert "train (30): only here: 5=c04\n  val (29): only here: none\n" in str(caught.value)
+    swapped = ClassMap((names[1], names[0], *names[2:]), tuple(range(1, 31)))
+    with pytest.raises(ClassMismatchError) as caught:
+        full.require_same(swapped, "train", "val")
+    assert "train (30): the same names, with other ids: 1=c00, 2=c01\n" in str(caught.value)
+    shifted = ClassMap(names, tuple(range(2, 32)))
+    with pytest.raises(ClassMismatchError, match=r"20=c19 and 10 more"):
+        full.require_same(shifted, "train", "val")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backbones import PUBLISHED
+from backbones import PUBLISHED, Backbone
 from detres.build import build_evaluation, is_detector, load_detector, read_split, with_data_root
 from detres.build_classifier import (
     bare_classifier,
@@ -21,7 +21,7 @@ from detres.build_classifier import (
     published_classifier,
     read_held_out,
 )
-from detres.cls_config import ClassificationConfig
+from detres.cls_config import ClassificationConfig, is_classification
 from detres.config import load_config, with_overrides
 from detres.data.coco import read_coco
 from detres.data.voc import read_voc
@@ -75,14 +75,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def score_weights(arguments: argparse.Namespace) -> None:
-    """Score a detector, or classifiers, by what the first of the files is; one that does not tell is a classifier where --cfg is given."""
+    """Score a detector, or classifiers, by what the first of the files is; where it does not tell, by what --cfg configures."""
     first = arguments.weights[0]
     for weights in arguments.weights:
         if weights not in PUBLISHED and not Path(weights).is_file():
             raise FileNotFoundError(f"no weights file at {weights}")
-    if first in PUBLISHED or is_classifier(Path(first)) or (arguments.cfg and not is_detector(Path(first))):
+        if Path(weights).name == "last.pt":
+            raise ValueError(
+                f"{weights} is the state of a run, for --resume; a detector's weights are best.safetensors of its run, "
+                "a classifier's weights.safetensors"
+            )
+    detector = first not in PUBLISHED and is_detector(Path(first))
+    if (
+        first in PUBLISHED
+        or is_classifier(Path(first))
+        or (arguments.cfg and not detector and is_classification(config_path(arguments.cfg)))
+    ):
         score_classifiers(arguments)
-    elif len(arguments.weights) > 1 or arguments.save_scores:
+    elif detector and (len(arguments.weights) > 1 or arguments.save_scores):
         raise ValueError(f"{first} is a detector: several --weights, and --save-scores, go with classifiers")
     else:
         score_detector(arguments)
@@ -90,9 +100,14 @@ def score_weights(arguments: argparse.Namespace) -> None:
 
 def score_classifiers(arguments: argparse.Namespace) -> None:
     """Run one classifier, or several as an ensemble, over held-out images and score them by the first one's protocol."""
-    foreign = [setting for setting in arguments.set if not setting.startswith(("data.", "eval."))]
+    bare = [weights for weights in arguments.weights if weights not in PUBLISHED and not is_classifier(Path(weights))]
+    scoring = ("data.", "eval.", "model.") if bare else ("data.", "eval.")
+    foreign = [setting for setting in arguments.set if not setting.startswith(scoring)]
     if foreign:
-        raise ValueError(f"--set {foreign[0]}: only data.* and eval.* say how weights are scored")
+        raise ValueError(f"--set {foreign[0]}: only {', '.join(f'{section}*' for section in scoring)} say how weights are scored")
+    if bare and not arguments.cfg:
+        what = "is a detector" if is_detector(Path(bare[0])) else "does not say what network it is of: say so with --cfg"
+        raise CheckpointError(f"{bare[0]} {what}")
     for flag, value in (("--protocol", arguments.protocol), ("--iou", arguments.iou), ("--save-detections", arguments.save_detections)):
         if value is not None:
             raise ValueError(f"{flag} goes with detectors; a classifier's protocol is set by --set eval.views=ten_crop, and so on")
@@ -103,15 +118,13 @@ def score_classifiers(arguments: argparse.Namespace) -> None:
     for weights in arguments.weights:
         if weights in PUBLISHED:
             models.append(published_classifier(weights))
-        elif is_classifier(Path(weights)):
+        elif weights in bare:
+            models.append(bare_classifier(config.model, Path(weights)))
+        else:
             model, own_config, own_classes = load_classifier(Path(weights))
             config, class_map = config or own_config, class_map or own_classes
             class_map.require_same(own_classes, arguments.weights[0], weights)
             models.append(model)
-        elif arguments.cfg:
-            models.append(bare_classifier(config.model.network, Path(weights)))
-        else:
-            raise CheckpointError(f"{weights} does not say what network it is of: say so with --cfg")
     if arguments.set and not arguments.cfg:
         config = with_overrides(config, arguments.set, arguments.weights[0])
     config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
@@ -120,12 +133,22 @@ def score_classifiers(arguments: argparse.Namespace) -> None:
         class_map.require_same(images.class_map, arguments.weights[0], images.source)
     scores = ensemble([class_scores(config, model.to(arguments.device), images, arguments.device) for model in models])
     result = score_classes(scores, images.class_map.names, protocol_of(config))
+    for weights, model in zip(arguments.weights, models, strict=True):
+        if weights in bare:
+            sys.stdout.write(f"note: {model.net.load_report}\n  taken as {assumptions(model.net)}\n")
     sys.stdout.write(f"{images.source}\n{', '.join(arguments.weights)}\n{result.table(per_class=True)}\n")
     if arguments.save_scores:
         with replacing(Path(arguments.save_scores)) as temporary, temporary.open("wb") as file:
             np.savez(file, probabilities=scores.probabilities, labels=scores.labels, classes=np.array(images.class_map.names))
     if arguments.json:
         write_text(Path(arguments.json), json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+def assumptions(net: Backbone) -> str:
+    """Return in words what weights of another origin were taken to expect, which their tensors do not show."""
+    spec = net.input_spec
+    traits = [f"{name} {value}" for name, value in net.traits.items()]
+    return ", ".join([*traits, f"{spec.channel_order} images, mean {list(spec.mean)}, deviation {list(spec.std)}"])
 
 
 def score_detector(arguments: argparse.Namespace) -> None:

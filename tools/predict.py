@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from detres.build import load_detector
-from detres.build_classifier import held_out_crop, is_classifier, load_classifier
+from detres.build_classifier import is_classifier, load_classifier
+from detres.data.crops import CenterCrop
 from detres.draw import draw_boxes
 from detres.engine.checkpoint import replacing, write_text
 from detres.evaluation.detection_files import to_coco_results
@@ -89,11 +90,12 @@ def draw_detections(arguments: argparse.Namespace, out: Path, files: list[Path],
 
 @torch.inference_mode()
 def name_classes(arguments: argparse.Namespace, out: Path, files: list[Path], unread: list[str]) -> None:
-    """Write predictions.json: an image's file as given, and its likeliest classes with their probabilities, seen as held-out images are."""
+    """Write predictions.json: an image's file as given, and the likeliest classes of its centre square with their probabilities."""
     require_free(out, [PREDICTIONS])
-    model, config, class_map = load_classifier(Path(arguments.weights))
+    model, _, class_map = load_classifier(Path(arguments.weights))
     model.to(arguments.device)
-    crop = held_out_crop(config, model.net.input_spec)
+    spec = model.net.input_spec
+    crop = CenterCrop(shorter=spec.resize, crop=spec.crop)
     records = []
     for file, image in readable(files, unread):
         pixels = torch.from_numpy(crop(image, 0)).permute(2, 0, 1)[None].to(arguments.device)

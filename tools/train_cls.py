@@ -35,7 +35,7 @@ from detres.tools.training import TrainingRun, add_training_flags, read_run, req
 DEFAULT_CONFIG = CONFIGS / "cls_shapes_r18.yaml"
 DAMAGED = "skipped.txt"
 WEIGHTS = "weights.safetensors"
-"""Of the last step, not of the best: choosing by the test set would flatter the number."""
+"""Of the last evaluation, not of the best: choosing by the test set would flatter the number."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,8 +55,7 @@ def start(arguments: argparse.Namespace) -> None:
     torch.manual_seed(config.seed)
     images = read_class_splits(config.data)
     model = build_classifier(config, len(images[0].class_map))
-    if config.model.mean != "network":
-        model.take_input(input_of(config, images[0]))
+    model.take_input(input_of(config, images[0], model.net.input_spec))
     folder = new_run_folder(config.name, arguments.out)
     write_text(folder / "config.yaml", to_yaml(config))
     train(config, images, model, folder, state=None, device=arguments.device)
@@ -95,6 +94,8 @@ def train(
     def evaluate() -> dict[str, float]:
         results.append(score_classifier(config, model, held_out, device))
         training_run.log.line(results[-1].table())
+        if training_run.progress.step not in training_run.progress.scores:
+            save_classifier(folder / WEIGHTS, model, config, training.class_map, training_run.progress.step)
         return results[-1].metrics
 
     def batches(start: int, end: int) -> Iterable[tuple[CropBatch, ClassTargets]]:
@@ -111,6 +112,7 @@ def train(
         schedule=schedule,
         device=device,
         state=state,
+        num_images=len(training),
         extra={"input": spec.to_json(), "mean_image": spec.mean_image},
     ) as training_run:
         progress = training_run.progress
@@ -128,7 +130,6 @@ def train(
             best_metric="top1",
             save_best=lambda progress: None,  # noqa: ARG005
         )
-        save_classifier(folder / WEIGHTS, model, config, training.class_map, progress.step)
         if settings.recompute_batches:
             more = batches(schedule.steps, schedule.steps + settings.recompute_batches)  # those that training would have seen next
             recompute_batch_norm(model.net, (model.normalizer(crops.pixels.to(device)) for crops, _ in more))

@@ -128,6 +128,7 @@ def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *
         schedule=schedule,
         device=device,
         state=state,
+        num_images=len(data.train),
     ) as training_run:
         training_run.announce(f"train {data.train.describe()}\nval   {data.val.describe()}", detector.backbone.load_report)
         batches = train_loader(

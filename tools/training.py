@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from backbones import LoadReport
 from detres.build import with_data_root
 from detres.cls_config import ClassificationConfig
-from detres.config import Config, check, load_config, what_differs
+from detres.config import Config, check, load_config, what_differs, with_overrides
 from detres.engine.checkpoint import load_state, save_state
 from detres.engine.log import RunLog, write_environment
 from detres.engine.progress import Progress
@@ -23,7 +23,9 @@ from detres.engine.train import Interrupted, Metrics, fit
 from detres.structures import ClassMap
 from detres.tools.command_line import add_config_flags, add_seed_flag, config_path, newest_run
 
-STATE_KEYS = ("config", "classes", "progress", "model", "optimizer")
+STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
+MAY_CHANGE = ("data.workers", "data.damaged")
+"""Settings that a resumed run may have otherwise: they do not change what it learns from images that can be read."""
 
 
 def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
@@ -35,10 +37,13 @@ def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
 
 
 def require_resumable(parser: argparse.ArgumentParser, arguments: argparse.Namespace, *more: str) -> None:
-    """End with a usage error where flags of a new run are given to a resumed one; `more`: such flags beside --set, --seed, --out."""
-    flags = [flag for flag in ("--set", "--seed", "--out", *more) if getattr(arguments, flag[2:].replace("-", "_")) not in (None, [])]
+    """End with a usage error where flags of a new run are given to a resumed one; `more`: such flags beside --seed and --out."""
+    flags = [flag for flag in ("--seed", "--out", *more) if getattr(arguments, flag[2:].replace("-", "_")) is not None]
+    flags += [f"--set {setting}" for setting in arguments.set if setting.partition("=")[0] not in MAY_CHANGE]
     if flags:
-        parser.error(f"--resume continues with the run's own settings; {', '.join(flags)} starts a new run")
+        parser.error(
+            f"--resume continues with the run's own settings, all but {', '.join(MAY_CHANGE)}; {', '.join(flags)} starts a new run"
+        )
     if arguments.resume and arguments.cfg:
         parser.error("--resume DIR continues with the run's own settings; --cfg goes with --resume alone, to say which run's name")
 
@@ -53,6 +58,8 @@ def read_run(
     folder = Path(arguments.resume) if arguments.resume else newest_run(load_config(config_path(arguments.cfg, default), kind=kind).name)
     state = load_state(folder / "last.pt", (*STATE_KEYS, *more))
     config = check(kind, json.loads(state["config"]), str(folder / "last.pt"))
+    if arguments.set:
+        config = with_overrides(config, arguments.set, str(folder / "last.pt"))
     if arguments.data:
         config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
     return folder, state, config
@@ -61,7 +68,10 @@ def read_run(
 class TrainingRun:
     """A run folder while it is trained in; to be used in a `with` statement, which closes its log and says how to go on after a stop.
 
-    state: what the last.pt of a resumed run holds; model and optimizer are then where it left them. extra: what else to keep there.
+    state: what the last.pt of a resumed run holds; model and optimizer are then where it left them. num_images: of the training set.
+    extra: what else to keep in last.pt.
+
+    Raises ValueError when a resumed run had another number of training images: its schedule and its order would change.
     """
 
     def __init__(
@@ -76,9 +86,16 @@ class TrainingRun:
         schedule: Schedule,
         device: torch.device,
         state: dict | None,
+        num_images: int,
         extra: dict | None = None,
     ) -> None:
+        if state is not None and state["num_images"] != num_images:
+            raise ValueError(
+                f"{folder / 'last.pt'} is of a run on {state['num_images']} training images, there are {num_images} now: "
+                "put the data back as they were, or start a new run from its weights"
+            )
         self.folder, self.command, self.device = folder, command, device
+        self.num_images = num_images
         self.config, self.class_map, self.extra = config, class_map, extra or {}
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.progress = Progress()
@@ -121,7 +138,7 @@ class TrainingRun:
         return fit(
             model=self.model,
             optimizer=self.optimizer,
-            batches=batches,
+            batches=self._saved_before_an_error(batches),
             progress=self.progress,
             schedule=self.schedule,
             evaluate=evaluate,
@@ -138,11 +155,21 @@ class TrainingRun:
             precision=settings.precision,
         )
 
+    def _saved_before_an_error(self, batches: Iterable) -> Iterator:
+        """Pass the batches on; where one cannot be made, keep what was learnt so far."""
+        try:
+            yield from batches
+        except Exception:
+            if self.progress.step > 0:
+                self.save_last(self.progress)
+            raise
+
     def save_last(self, progress: Progress) -> None:
         """Write last.pt, from which the run goes on."""
         state = {
             "config": self.config.model_dump_json(),
             "classes": self.class_map.to_dict(),
+            "num_images": self.num_images,
             "progress": progress.to_dict(),
             "model": {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),

@@ -259,6 +259,50 @@ def test_damaged_training_images_are_named_and_skipped_or_refused(
     assert "val/dark/0.jpg cannot be read" in capsys.readouterr().err
 
 
+def test_a_damaged_image_costs_no_steps_and_can_be_passed_over_on_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_folder(tmp_path / "photos")
+    base = ["--cfg", "configs/imagenet_resnet18b.yaml", "--data", str(data), "--set", *PHOTOS, "train.batch_size=4"]
+    damaged = data / "train" / "dark" / "7.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    assert train(*base, "data.damaged=skip", "--out", "skipping") == 0
+    capsys.readouterr()
+    assert train(*base, "--out", "stopped") == 2
+    assert str(damaged) in capsys.readouterr().err
+    stopped_at = torch.load("stopped/last.pt", weights_only=True)["progress"]["step"]
+    assert 0 < stopped_at == len(records(Path("stopped"), "train")) < 6
+    with pytest.raises(SystemExit):
+        train("--resume", "stopped", "--set", "train.lr=1", "data.damaged=skip")
+    assert "all but data.workers, data.damaged; --set train.lr=1 starts a new run" in capsys.readouterr().err
+    assert train("--resume", "stopped", "--set", "data.damaged=skip") == 0
+    one, two = (load_file(f"{run}/weights.safetensors") for run in ("skipping", "stopped"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert Path("stopped/skipped.txt").read_text() == f"{damaged}\n"
+    damaged.unlink()
+    assert train("--resume", "stopped") == 2
+    assert "is of a run on 24 training images, there are 23 now" in capsys.readouterr().err
+
+
+def test_weights_are_those_of_the_last_evaluation(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--cfg", "configs/cifar10_resnet20.yaml", "--data", str(cifar), "--set", *SMALL, "train.eval_every=2"]
+    real = train_cls.score_classifier
+    calls = []
+
+    def stop_at_the_second(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(train_cls, "score_classifier", stop_at_the_second)
+    assert train(*flags, "--out", "stopped") == 130
+    assert read_metadata("stopped/weights.safetensors")["step"] == "2"
+    assert evaluate.main(["--weights", "stopped/weights.safetensors", "--json", "out.json", "--device", "cpu"]) == 0
+    assert json.loads(Path("out.json").read_text())["top1_error"] == records(Path("stopped"), "eval")[0]["top1_error"]
+
+
 def test_a_resumed_run_keeps_its_mean_and_asks_for_no_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = write_folder(tmp_path / "photos")
@@ -338,6 +382,7 @@ def test_bad_settings(cifar: Path, refused: Callable[..., str]) -> None:
         (["data.classes=[cat]"], "data.classes and data.damaged do not apply to format cifar10"),
         (["eval.views=dense"], "eval.scales are those of photographs"),
         (["eval.views=dense", "eval.scales=[]"], "eval.scales"),
+        (["model.network={name: vgg16}", "train.recompute_batches=9"], "averages statistics of batch norm, and vgg16 has none"),
         (["model.network.norm=group", "train.recompute_batches=9"], "averages statistics of batch norm"),
         (["train.compile=fast"], "train.compile"),
         (["train.warmup_until_error=0.8", "train.warmup_steps=4"], "either train.warmup_steps or train.warmup_until_error"),
@@ -366,6 +411,11 @@ def test_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Call
     (data / "train" / "more").mkdir()
     cv2.imwrite(str(data / "train" / "more" / "x.png"), np.zeros((41, 48, 3), np.uint8))
     assert "data.in_memory wants one size" in refused(*folder, str(data))
+    cv2.imwrite(str(data / "train" / "more" / "x.png"), np.zeros((40, 48, 3), np.uint8))
+    cv2.imwrite(str(data / "val" / "more" / "x.png"), np.zeros((41, 48, 3), np.uint8))
+    for file in (*(data / "val" / "dark").iterdir(), *(data / "val" / "bright").iterdir()):
+        cv2.imwrite(str(file), np.zeros((41, 48, 3), np.uint8))
+    assert f"{data}/train has images of 48x40 px, {data}/val of 48x41: data.in_memory wants one size" in refused(*folder, str(data))
     (data / "train" / "more" / "x.png").write_bytes(b"no image")
     assert "train/more/x.png cannot be read" in refused(*folder, str(data))
     cut = write_cifar(tmp_path / "cut")
@@ -395,13 +445,24 @@ def test_bare_weights_are_scored_by_a_configuration(photo_weights: Path, capsys:
     out = capsys.readouterr().out
     assert "bare.pth" in out
     assert "top-5" not in out  # of two classes
+    assert "note: bare.pth: 128 tensors under torchvision's names, 0 skipped" in out
+    assert "taken as rgb images, mean [123.675, 116.28, 103.53], deviation [58.395, 57.12, 57.375]" in out
     assert evaluate.main(["--weights", str(photo_weights), "bare.pth", *scored_by, *flags]) == 0
     assert json.loads(Path("out.json").read_text())["top1_error"] == wanted["top1_error"]
 
     torch.save({name: tensor for name, tensor in load_file(photo_weights).items() if "fc." not in name}, "headless.pth")
     save_weights(resnet_cifar(20, num_classes=3, shortcut="B"), "three.safetensors")
     save_weights(resnet_cifar(32), "deeper.safetensors")
+    torch.save({**load_file(photo_weights), "input.mean_image": torch.zeros(3, 32, 32)}, "with_mean.pth")
+    Path("cut.safetensors").write_bytes(photo_weights.read_bytes()[:1000])
     for arguments, message in (
+        (["--weights", "bare.pth", *scored_by, "--set", "model.mean=pixel"], "bare.pth brings no mean of the images it was trained on"),
+        (["--weights", "bare.pth", *scored_by, "--set", "train.lr=1"], "only data.*, eval.*, model.* say how weights are scored"),
+        (["--weights", "with_mean.pth", *scored_by], "with_mean.pth holds a mean image but not the rest of what the network expects"),
+        (["--weights", "cut.safetensors", *scored_by], "cut.safetensors is damaged or not a weights file"),
+        (["--weights", "bare.pth", "--save-scores", "s.npz"], "Bare weights of a classifier are scored with --cfg"),
+        (["--weights", "runs/photos/last.pt", *scored_by], "last.pt is the state of a run, for --resume"),
+        (["--weights", "bare.pth", "--cfg", "configs/shapes_r18.yaml"], "bare.pth is not a readable .safetensors file"),
         (["--weights", "bare.pth"], "Bare weights of a classifier are scored with --cfg"),
         (["--weights", str(photo_weights), "bare.pth"], "bare.pth does not say what network it is of"),
         (["--weights", "headless.pth", *scored_by], "these weights have no classifier that could be scored: headless.pth"),
@@ -440,8 +501,9 @@ def test_predict_names_the_likeliest_classes(photo_weights: Path, capsys: pytest
     assert len(json.loads(Path("three/predictions.json").read_text())) == 3
 
 
-def test_predict_sees_an_image_of_another_size_as_those_in_memory(cifar: Path) -> None:
-    few = [*SMALL, "train.steps=1", "train.milestones=[]"]
+@pytest.mark.parametrize("mean", ["pixel", "network"])
+def test_predict_sees_an_image_of_another_size_as_those_in_memory(cifar: Path, mean: str) -> None:
+    few = [*SMALL, "train.steps=1", "train.milestones=[]", f"model.mean={mean}"]
     assert train("--cfg", "configs/cifar10_resnet20.yaml", "--data", str(cifar), "--set", *few) == 0
     cv2.imwrite("large.png", np.full((64, 96, 3), 99, np.uint8))
     cv2.imwrite("small.png", np.full((32, 32, 3), 99, np.uint8))
@@ -461,7 +523,7 @@ def test_scoring_that_makes_no_sense(cifar: Path, capsys: pytest.CaptureFixture[
         (["--weights", weights, "--iou", "0.5"], "--iou goes with detectors"),
         (["--weights", weights, "--set", "eval.view=dense"], "unknown key 'eval.view'; did you mean 'eval.views'"),
         (["--weights", "nowhere.safetensors", weights], "no weights file at nowhere.safetensors"),
-        (["--weights", weights, "--set", "model.network.name=resnet56"], "only data.* and eval.* say how weights are scored"),
+        (["--weights", weights, "--set", "model.network.name=resnet56"], "only data.*, eval.* say how weights are scored"),
         (["--weights", "torchvision/resnet50.v1"], "is published: say how and on what to score it with --cfg"),
         (["--weights", weights, "--data", "nowhere"], "data folder nowhere does not exist"),
     ):
