@@ -31,7 +31,8 @@ from detres.evaluation.coco_ap import CocoResult, evaluate_coco
 from detres.evaluation.detection_files import read_coco_results, read_voc_results, to_coco_results
 from detres.evaluation.diagnose import explain
 from detres.evaluation.voc_ap import VocResult, evaluate_voc
-from detres.structures import Annotations, Predictions
+from detres.models.classifier import Classifier
+from detres.structures import Annotations, ClassMap, Predictions
 from detres.tools.command_line import add_config_flags, config_path, run
 
 PROTOCOLS = ("coco", "voc07", "voc12")
@@ -101,32 +102,8 @@ def score_weights(arguments: argparse.Namespace) -> None:
 def score_classifiers(arguments: argparse.Namespace) -> None:
     """Run one classifier, or several as an ensemble, over held-out images and score them by the first one's protocol."""
     bare = [weights for weights in arguments.weights if weights not in PUBLISHED and not is_classifier(Path(weights))]
-    scoring = ("data.", "eval.", "model.") if bare else ("data.", "eval.")
-    foreign = [setting for setting in arguments.set if not setting.startswith(scoring)]
-    if foreign:
-        raise ValueError(f"--set {foreign[0]}: only {', '.join(f'{section}*' for section in scoring)} say how weights are scored")
-    if bare and not arguments.cfg:
-        what = "is a detector" if is_detector(Path(bare[0])) else "does not say what network it is of: say so with --cfg"
-        raise CheckpointError(f"{bare[0]} {what}")
-    for flag, value in (("--protocol", arguments.protocol), ("--iou", arguments.iou), ("--save-detections", arguments.save_detections)):
-        if value is not None:
-            raise ValueError(f"{flag} goes with detectors; a classifier's protocol is set by --set eval.views=ten_crop, and so on")
-    if not arguments.cfg and set(arguments.weights) <= PUBLISHED.keys():
-        raise ValueError(f"{arguments.weights[0]} is published: say how and on what to score it with --cfg configs/imagenet_resnet50.yaml")
-    config = load_config(config_path(arguments.cfg), arguments.set, ClassificationConfig) if arguments.cfg else None
-    models, class_map = [], None
-    for weights in arguments.weights:
-        if weights in PUBLISHED:
-            models.append(published_classifier(weights))
-        elif weights in bare:
-            models.append(bare_classifier(config.model, Path(weights)))
-        else:
-            model, own_config, own_classes = load_classifier(Path(weights))
-            config, class_map = config or own_config, class_map or own_classes
-            class_map.require_same(own_classes, arguments.weights[0], weights)
-            models.append(model)
-    if arguments.set and not arguments.cfg:
-        config = with_overrides(config, arguments.set, arguments.weights[0])
+    require_classifier_flags(arguments, bare)
+    models, config, class_map = load_classifiers(arguments, bare)
     config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
     images = read_held_out(config.data, class_map)
     if class_map is not None:
@@ -142,6 +119,41 @@ def score_classifiers(arguments: argparse.Namespace) -> None:
             np.savez(file, probabilities=scores.probabilities, labels=scores.labels, classes=np.array(images.class_map.names))
     if arguments.json:
         write_text(Path(arguments.json), json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+def require_classifier_flags(arguments: argparse.Namespace, bare: list[str]) -> None:
+    """Raise ValueError for flags that do not go with classifiers, and without --cfg where the weights, `bare` ones among them, need it."""
+    for flag, value in (("--protocol", arguments.protocol), ("--iou", arguments.iou), ("--save-detections", arguments.save_detections)):
+        if value is not None:
+            raise ValueError(f"{flag} goes with detectors; a classifier's protocol is set by --set eval.views=ten_crop, and so on")
+    sections = ("data.", "eval.", "model.") if bare else ("data.", "eval.")
+    foreign = [setting for setting in arguments.set if not setting.startswith(sections)]
+    if foreign:
+        raise ValueError(f"--set {foreign[0]}: only {', '.join(f'{section}*' for section in sections)} say how weights are scored")
+    if not arguments.cfg and bare:
+        what = "is a detector" if is_detector(Path(bare[0])) else "does not say what network it is of: say so with --cfg"
+        raise ValueError(f"{bare[0]} {what}")
+    if not arguments.cfg and set(arguments.weights) <= PUBLISHED.keys():
+        raise ValueError(f"{arguments.weights[0]} is published: say how and on what to score it with --cfg configs/imagenet_resnet50.yaml")
+
+
+def load_classifiers(arguments: argparse.Namespace, bare: list[str]) -> tuple[list[Classifier], ClassificationConfig, ClassMap | None]:
+    """Return the classifiers, the configuration to score them by (--cfg, or the first run's), and the classes where a run says them."""
+    config = load_config(config_path(arguments.cfg), arguments.set, ClassificationConfig) if arguments.cfg else None
+    models, class_map = [], None
+    for weights in arguments.weights:
+        if weights in PUBLISHED:
+            models.append(published_classifier(weights))
+        elif weights in bare:
+            models.append(bare_classifier(config.model, Path(weights)))
+        else:
+            model, own_config, own_classes = load_classifier(Path(weights))
+            config, class_map = config or own_config, class_map or own_classes
+            class_map.require_same(own_classes, arguments.weights[0], weights)
+            models.append(model)
+    if arguments.set and not arguments.cfg:
+        config = with_overrides(config, arguments.set, arguments.weights[0])
+    return models, config, class_map
 
 
 def assumptions(net: Backbone) -> str:
