@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from detres.build import with_data_root
 from detres.build_classifier import load_classifier, read_held_out
@@ -99,6 +100,7 @@ def draw_responses(arguments: argparse.Namespace) -> None:
         rows += [(name, number, layer, value) for number, (layer, value) in enumerate(found.items(), start=1)]
     ordered.set(ylabel="std", title="layer index, original order")
     falling.set(ylabel="std", xlabel="layer", title="sorted by magnitude")
+    falling.xaxis.set_major_locator(MaxNLocator(integer=True))
     ordered.legend(fontsize="small")
     write(Path(arguments.out), "responses", figure, ("network", "layer", "norm", "std"), rows)
 
