@@ -107,7 +107,7 @@ def score_classifiers(arguments: argparse.Namespace) -> None:
     config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
     images = read_held_out(config.data, class_map)
     if class_map is not None:
-        class_map.require_same(images.class_map, arguments.weights[0], images.source)
+        class_map.require_same(images.class_map, ", ".join(arguments.weights), images.source)
     scores = ensemble([class_scores(config, model.to(arguments.device), images, arguments.device) for model in models])
     result = score_classes(scores, images.class_map.names, protocol_of(config))
     for weights, model in zip(arguments.weights, models, strict=True):
@@ -140,7 +140,7 @@ def require_classifier_flags(arguments: argparse.Namespace, bare: list[str]) -> 
 def load_classifiers(arguments: argparse.Namespace, bare: list[str]) -> tuple[list[Classifier], ClassificationConfig, ClassMap | None]:
     """Return the classifiers, the configuration to score them by (--cfg, or the first run's), and the classes where a run says them."""
     config = load_config(config_path(arguments.cfg), arguments.set, ClassificationConfig) if arguments.cfg else None
-    models, class_map = [], None
+    models, class_map, class_source = [], None, None
     for weights in arguments.weights:
         if weights in PUBLISHED:
             models.append(published_classifier(weights))
@@ -148,8 +148,10 @@ def load_classifiers(arguments: argparse.Namespace, bare: list[str]) -> tuple[li
             models.append(bare_classifier(config.model, Path(weights)))
         else:
             model, own_config, own_classes = load_classifier(Path(weights))
-            config, class_map = config or own_config, class_map or own_classes
-            class_map.require_same(own_classes, arguments.weights[0], weights)
+            config = config or own_config
+            if class_map is None:
+                class_map, class_source = own_classes, weights
+            class_map.require_same(own_classes, class_source, weights)
             models.append(model)
     if arguments.set and not arguments.cfg:
         config = with_overrides(config, arguments.set, arguments.weights[0])

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from backbones import load_weights, read_metadata, resnet_cifar, save_weights
-from detres.build_classifier import load_classifier
+from detres.build_classifier import load_classifier, save_classifier
 from detres.engine.train import Interrupted
+from detres.structures import ClassMap
 from detres.tools import eval as evaluate
 from detres.tools import plot, predict, train_cls, train_det, training
 from tests.tools.conftest import records
@@ -471,6 +472,19 @@ def test_bare_weights_are_scored_by_a_configuration(photo_weights: Path, capsys:
     ):
         assert evaluate.main([*arguments, "--device", "cpu"]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_ensemble_of_other_classes_names_the_files_that_differ(photo_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, config, classes = load_classifier(photo_weights)
+    torch.save({"state_dict": load_file(photo_weights)}, "bare.pth")
+    renamed = ClassMap(("day", "night"), classes.source_ids)
+    save_classifier(Path("renamed.safetensors"), model, config, renamed, step=30)
+    given = ["--weights", "bare.pth", str(photo_weights), "renamed.safetensors", "--cfg", "runs/photos/config.yaml", "--data", "photos"]
+    assert evaluate.main([*given, "--device", "cpu"]) == 2
+    message = capsys.readouterr().err
+    assert f"{photo_weights} (2): " in message
+    assert "renamed.safetensors (2): " in message
+    assert "bare.pth" not in message
 
 
 def test_predict_names_the_likeliest_classes(photo_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
