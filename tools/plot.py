@@ -33,10 +33,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("paths", metavar="RUN_OR_WEIGHTS", nargs="+", help="curves: run folders; responses: weights.safetensors of runs")
     parser.add_argument("--out", metavar="DIR", required=True, help="where KIND.png and KIND.csv go")
     parser.add_argument("--data", metavar="DIR", help="responses: data folder (default: the run's own)")
+    parser.add_argument(
+        "--max-error",
+        type=float,
+        metavar="PERCENT",
+        help="curves: where the picture ends above (the paper's figure 6: 20; default: nowhere)",
+    )
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
     if arguments.kind == "curves" and arguments.data:
         parser.error("--data goes with responses; curves are read from the run folders")
+    if arguments.kind == "responses" and arguments.max_error is not None:
+        parser.error("--max-error goes with curves")
+    if arguments.max_error is not None and not 0 < arguments.max_error <= 100:
+        parser.error(f"--max-error is a percentage above 0, got {arguments.max_error:g}")
     return run(lambda: draw_curves(arguments) if arguments.kind == "curves" else draw_responses(arguments))
 
 
@@ -53,7 +63,7 @@ def draw_curves(arguments: argparse.Namespace) -> None:
             marker = "o" if len(steps) == 1 else None  # a line of one point would not be seen
             axes.plot(steps, [100 * value for value in values], color=f"C{number}", label=label, marker=marker, **style)
             rows += [(Path(folder).name, "test" if kind == "eval" else "training", step, value) for step, value in errors[kind]]
-    axes.set(xlabel="step", ylabel="error (%)", ylim=(0, None))
+    axes.set(xlabel="step", ylabel="error (%)", ylim=(0, arguments.max_error))
     axes.legend(fontsize="small")
     write(Path(arguments.out), "curves", figure, ("run", "set", "step", "top1_error"), rows)
 

@@ -37,6 +37,23 @@ def test_curves_are_the_records_of_the_runs(runs: Path, tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "new" / "figures" / "curves.png")).std() > 1
 
 
+def test_a_picture_cut_above_has_the_same_table(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for out, flags in (("whole", []), ("cut", ["--max-error", "20"])):
+        assert plot.main(["curves", str(runs / "plain"), "--out", str(tmp_path / out), *flags]) == 0
+    whole, cut = ((tmp_path / out / "curves.csv").read_text() for out in ("whole", "cut"))
+    assert whole == cut
+    assert (tmp_path / "whole" / "curves.png").read_bytes() != (tmp_path / "cut" / "curves.png").read_bytes()
+    for given, message in (
+        (["curves", "run", "--max-error", "0"], "--max-error is a percentage above 0, got 0"),
+        (["curves", "run", "--max-error", "nan"], "got nan"),
+        (["responses", "weights", "--max-error", "20"], "--max-error goes with curves"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            plot.main([*given, "--out", str(tmp_path)])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+
+
 def test_responses_have_a_row_for_every_3x3_layer(runs: Path, tmp_path: Path) -> None:
     weights = [str(runs / name / "weights.safetensors") for name in ("residual", "plain")]
     assert plot.main(["responses", *weights, "--out", str(tmp_path), "--device", "cpu"]) == 0
