@@ -28,8 +28,8 @@ setup(
     package_dir={"detres.tools": "tools", "detres.configs": "configs"},
     package_data={"detres.configs": ["*.yaml"]},
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "numpy>=1.26",
         "pycocotools>=2.0.8",
         "albumentations==2.0.8",

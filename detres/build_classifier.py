@@ -35,6 +35,8 @@ from detres.structures import ClassMap, ClassTargets, CropBatch, ImageArrays
 Images = ImageFiles | ImageShards | ImageArrays
 MEAN_IMAGES = 5000
 """Of this many crops the mean of a pixel is known to about 1 of 255."""
+RESIZED = "bilinear without antialiasing"
+"""How every image is resized, in training and scoring; said with a protocol, for antialiasing changes the numbers."""
 RUN_METADATA = ("config", "classes", "step")
 """What tools/train_cls.py writes beside the weights, so that the file alone can be scored."""
 
@@ -61,6 +63,11 @@ def read_class_splits(data: ClassificationDataConfig) -> tuple[Images, Images]:
         (height, width), (other_height, other_width) = train.pixels.shape[1:3], val.pixels.shape[1:3]
         raise ValueError(
             f"{train.source} has images of {width}x{height} px, {val.source} of {other_width}x{other_height}: data.in_memory wants one size"
+        )
+    if data.in_memory and data.size not in (ClassificationDataConfig(format="folder").size, min(train.pixels.shape[1:3])):
+        raise ValueError(
+            f"{train.source}: data.in_memory takes images as they are, {train.pixels.shape[2]}x{train.pixels.shape[1]} px; "
+            f"leave out data.size {data.size}"
         )
     return train, val
 
@@ -175,11 +182,11 @@ def build_class_optimizer(settings: ClassificationTrainConfig, model: nn.Module)
 def protocol_of(config: ClassificationConfig) -> str:
     """Return in words how held-out images are scored."""
     if config.eval.views == "dense":
-        return f"fully convolutional, shorter sides {list(config.eval.scales)} px and mirrors"
+        return f"fully convolutional, shorter sides {list(config.eval.scales)} px and mirrors, {RESIZED}"
     if config.data.arrays:
         return "whole images as they are"
     crops = "centre crop" if config.eval.views == "center" else "10 crops (corners, centre, mirrors)"
-    return f"{crops}, {config.data.size} px of shorter side {config.eval.resize} px"
+    return f"{crops}, {config.data.size} px of shorter side {config.eval.resize} px, {RESIZED}"
 
 
 def class_scores(config: ClassificationConfig, model: Classifier, images: Images, device: torch.device) -> ClassScores:

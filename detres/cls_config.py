@@ -95,7 +95,7 @@ class ClassificationConfig(Section):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> ClassificationConfig:
-        data = self.data
+        data, usual = self.data, ClassificationDataConfig(format="folder")
         if data.shorter[0] > data.shorter[1]:
             raise ValueError(f"data.shorter {list(data.shorter)} is not in rising order")
         if not data.arrays and data.shorter[0] < data.size:
@@ -112,6 +112,8 @@ class ClassificationConfig(Section):
             raise ValueError("train.recompute_batches averages statistics of batch norm, and model.network.norm is group: give 0")
         if data.hold_out and data.format != "cifar10":
             raise ValueError("data.hold_out applies to format cifar10; other formats have a validation folder of their own")
+        if data.arrays and (data.shorter != usual.shorter or data.pca not in (0, usual.pca)):
+            raise ValueError("data.shorter and data.pca apply to image files read one by one, not to images in memory")
         if data.randaugment and data.arrays:
             raise ValueError("data.randaugment applies to image files read one by one, not to images in memory")
         if self.train.warmup_until_error is not None and self.train.warmup_steps:

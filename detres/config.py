@@ -338,7 +338,12 @@ def _apply(tree: dict, override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override}: {parent} is a value, not a section")
-    node[last] = _parse(value, f"--set {override}")
+    try:
+        node[last] = _parse(value, f"--set {override}")
+    except ConfigError:
+        if not value.startswith(("*", "{")):
+            raise
+        node[last] = value  # a pattern such as *.tar or {00..10}.tar, which is no YAML
 
 
 _UNION_TAGS = ("bool", "literal['auto']")

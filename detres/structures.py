@@ -271,6 +271,10 @@ class ImageBatch:
     def to(self, device: torch.device | str) -> ImageBatch:
         return ImageBatch(self.pixels.to(device, non_blocking=True), self.sizes, self.original_sizes, self.ids)
 
+    def pin_memory(self) -> ImageBatch:
+        """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by its name."""
+        return ImageBatch(self.pixels.pin_memory(), self.sizes, self.original_sizes, self.ids)
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -368,6 +372,10 @@ class CropBatch:
     def to(self, device: torch.device | str) -> CropBatch:
         return CropBatch(self.pixels.to(device, non_blocking=True), self.ids, self.damaged)
 
+    def pin_memory(self) -> CropBatch:
+        """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by its name."""
+        return CropBatch(self.pixels.pin_memory(), self.ids, self.damaged)
+
 
 @dataclass(frozen=True)
 class ClassTargets:
@@ -377,6 +385,10 @@ class ClassTargets:
 
     def to(self, device: torch.device | str) -> ClassTargets:
         return ClassTargets(self.labels.to(device, non_blocking=True))
+
+    def pin_memory(self) -> ClassTargets:
+        """As CropBatch's."""
+        return ClassTargets(self.labels.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from detres.cls_config import ClassificationConfig
 from detres.config import Config, ConfigError, check, load_config, to_yaml, what_differs
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = """\
 name: small
 data: {format: voc, train: [train], val: [val]}
@@ -143,6 +145,12 @@ def test_pairs_that_cannot_be(tmp_path, overrides, message):
 def test_a_file_that_is_no_configuration(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "{00..10}.tar", "val-*.tar", "train-{000..146}.tar"])
+def test_a_pattern_of_shards_is_taken_as_it_is(pattern):
+    given = ["data.format=shards", f"data.val={pattern}"]
+    assert load_config(CONFIGS / "imagenet_resnet50.yaml", given, ClassificationConfig).data.val == pattern
 
 
 @pytest.mark.parametrize("override", ["train.lr", "=3", "name.first=3"])

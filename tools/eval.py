@@ -13,6 +13,7 @@ import numpy as np
 from backbones import PUBLISHED, Backbone
 from detres.build import build_evaluation, is_detector, load_detector, read_split, with_data_root
 from detres.build_classifier import (
+    Images,
     bare_classifier,
     class_scores,
     is_classifier,
@@ -108,17 +109,29 @@ def score_classifiers(arguments: argparse.Namespace) -> None:
     images = read_held_out(config.data, class_map)
     if class_map is not None:
         class_map.require_same(images.class_map, ", ".join(arguments.weights), images.source)
+    else:
+        sys.stdout.write(
+            f"note: {', '.join(arguments.weights)} names no classes: its outputs are taken in this order, {order_of(images)}\n"
+        )
     scores = ensemble([class_scores(config, model.to(arguments.device), images, arguments.device) for model in models])
     result = score_classes(scores, images.class_map.names, protocol_of(config))
     for weights, model in zip(arguments.weights, models, strict=True):
         if weights in bare:
             sys.stdout.write(f"note: {model.net.load_report}\n  taken as {assumptions(model.net)}\n")
     sys.stdout.write(f"{images.source}\n{', '.join(arguments.weights)}\n{result.table(per_class=True)}\n")
+    if class_map is None and result.no_better_than_guessing:
+        sys.stdout.write("note: no better than guessing: are these the classes the weights were trained on, and in that order?\n")
     if arguments.save_scores:
         with replacing(Path(arguments.save_scores)) as temporary, temporary.open("wb") as file:
             np.savez(file, probabilities=scores.probabilities, labels=scores.labels, classes=np.array(images.class_map.names))
     if arguments.json:
         write_text(Path(arguments.json), json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+def order_of(images: Images) -> str:
+    """Return the first classes of held-out images, in the order of their labels, and where they are from."""
+    names = images.class_map.names
+    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} of {images.source}"
 
 
 def require_classifier_flags(arguments: argparse.Namespace, bare: list[str]) -> None:

@@ -31,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
         "kind", choices=("curves", "responses"), help="error over the steps (figures 1, 4, 6); strength of layers (figure 7)"
     )
     parser.add_argument("paths", metavar="RUN_OR_WEIGHTS", nargs="+", help="curves: run folders; responses: weights.safetensors of runs")
-    parser.add_argument("--out", metavar="DIR", required=True, help="where KIND.png and KIND.csv go")
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="where KIND.png and KIND.csv go; what has these names there is replaced"
+    )
     parser.add_argument("--data", metavar="DIR", help="responses: data folder (default: the run's own)")
     parser.add_argument(
         "--max-error",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -26,6 +27,7 @@ from detres.build_classifier import (
 from detres.cls_config import ClassificationConfig
 from detres.config import to_yaml
 from detres.engine.checkpoint import load_model_state, write_text
+from detres.engine.compilation import compile_failure
 from detres.engine.log import RunLog, new_run_folder
 from detres.models.classifier import Classifier
 from detres.structures import ClassMap, ClassTargets, CropBatch, ImageArrays
@@ -56,6 +58,7 @@ def start(arguments: argparse.Namespace) -> None:
     images = read_class_splits(config.data)
     model = build_classifier(config, len(images[0].class_map))
     model.take_input(input_of(config, images[0], model.net.input_spec))
+    compile_where_asked(config.train.compile, model, arguments.device)
     folder = new_run_folder(config.name, arguments.out)
     write_text(folder / "config.yaml", to_yaml(config))
     train(config, images, model, folder, state=None, device=arguments.device)
@@ -69,7 +72,25 @@ def resume(arguments: argparse.Namespace) -> None:
     spec = replace(InputSpec.from_json(state["input"]), mean_image=state["mean_image"])
     model = build_classifier(config, len(images[0].class_map), resumed=spec)
     load_model_state(model, state["model"], folder / "last.pt")
+    compile_where_asked(config.train.compile, model, arguments.device)
     train(config, images, model, folder, state=state, device=arguments.device)
+
+
+def compile_where_asked(asked: bool | Literal["auto"], model: Classifier, device: torch.device) -> None:
+    """Move the model to its device and compile its training steps if `asked`, "auto" being on a GPU where that works.
+
+    Raises ValueError with the cause when True is asked and it does not work.
+    """
+    model.to(device)
+    if asked is False or (asked == "auto" and device.type != "cuda"):
+        return
+    failure = compile_failure(device)
+    if failure is None:
+        model.compile_training()
+    elif asked is True:
+        raise ValueError(f"train.compile: torch.compile does not work here: {failure}; without it: --set train.compile=false")
+    else:
+        sys.stdout.write(f"note: training steps are not compiled, for torch.compile does not work here: {failure}\n")
 
 
 def train(
@@ -81,14 +102,11 @@ def train(
     state: dict | None,
     device: torch.device,
 ) -> None:
-    """Train to the configured end, average the batch norm statistics where asked, score, and write the weights."""
+    """Train a model on its device to the configured end, average the batch norm statistics where asked, score, and write the weights."""
     training, held_out = images
     settings = config.train
     schedule = build_class_schedule(settings, len(training))
     spec = model.net.input_spec
-    model.to(device)
-    if settings.compile is True or (settings.compile == "auto" and device.type == "cuda"):
-        model.compile_training()
     results = []
 
     def evaluate() -> dict[str, float]:

@@ -14,18 +14,18 @@ import torch
 from backbones import LoadReport
 from detres.build import with_data_root
 from detres.cls_config import ClassificationConfig
-from detres.config import Config, check, load_config, what_differs, with_overrides
-from detres.engine.checkpoint import load_state, save_state
+from detres.config import Config, check, load_config, to_yaml, what_differs, with_overrides
+from detres.engine.checkpoint import load_state, save_state, write_text
 from detres.engine.log import RunLog, write_environment
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
-from detres.engine.train import Interrupted, Metrics, fit
+from detres.engine.train import Interrupted, Metrics, NonFiniteLossError, fit
 from detres.structures import ClassMap
 from detres.tools.command_line import add_config_flags, add_seed_flag, config_path, newest_run
 
 STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
-MAY_CHANGE = ("data.workers", "data.damaged")
-"""Settings that a resumed run may have otherwise: they do not change what it learns from images that can be read."""
+MAY_CHANGE = ("data.workers", "data.damaged", "train.lr", "train.clip_grad_norm")
+"""Settings that a resumed run may have otherwise: where and how data are read, and what helps where the loss became infinite."""
 
 
 def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
@@ -102,8 +102,9 @@ class TrainingRun:
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
+            self._write_changes(state["config"])
         self.started = time.monotonic()
-        write_environment(folder, device)
+        write_environment(folder, device, start_step=self.progress.step)
         self.log = RunLog(folder, console=sys.stdout, steps=schedule.steps, start_step=self.progress.step, scored=self.progress.scores)
 
     def __enter__(self) -> TrainingRun:
@@ -114,18 +115,30 @@ class TrainingRun:
         if isinstance(error, Interrupted):
             self.log.line(f"stopped after step {error.step}; {resume}")
         elif kind is not None and (self.folder / "last.pt").is_file():
+            if isinstance(error, NonFiniteLossError):
+                resume += f" --set train.lr={self.config.train.lr / 10:g}"
             self.log.line(f"stopped; {resume}")
         self.log.close()
 
+    def _write_changes(self, earlier: str) -> None:
+        """Write config.yaml anew where the configuration is not the `earlier` one (JSON), which is kept beside it."""
+        if self.config.model_dump_json() == earlier:
+            return
+        path, kept = self.folder / "config.yaml", self.folder / f"config-until-step-{self.progress.step}.yaml"
+        if path.is_file() and not kept.exists():
+            path.rename(kept)
+        write_text(path, to_yaml(self.config))
+
     def announce(self, data: str, loaded: LoadReport | None) -> None:
         """Print the settings, the data in words, what was loaded into the backbone, and what is about to be done."""
-        settings = self.config.train
+        settings, step, steps = self.config.train, self.progress.step, self.schedule.steps
+        epochs = steps / -(-self.num_images // settings.batch_size)
         self.log.line(f"{what_differs(self.config)}every setting, defaults included: {self.folder / 'config.yaml'}")
         self.log.line(data)
         if loaded is not None:
             self.log.line(f"from  {loaded}")
         self.log.line(
-            f"{self.folder}: steps {self.progress.step}..{self.schedule.steps}, lr {settings.effective_lr:g} at batch "
+            f"{self.folder}: steps {step}..{steps} ({epochs:.4g} epochs), lr {settings.effective_lr:g} at batch "
             f"{settings.batch_size} (lr {settings.lr:g} for {settings.reference_batch}), "
             f"device {self.device}, {torch.get_num_threads()} threads"
         )

@@ -51,10 +51,17 @@ def _next_free(folder: Path) -> Path:
     return next(candidate for candidate in itertools.chain([folder], numbered) if not candidate.exists())
 
 
-def write_environment(folder: Path, device: torch.device) -> None:
-    """Write env.json: versions, machine, device and, when this code is a git checkout, its commit and changed files."""
+def write_environment(folder: Path, device: torch.device, *, start_step: int = 0) -> None:
+    """Add to env.json, a list, where the steps from `start_step` on are done.
+
+    Versions, machine, device and, when this code is a git checkout, its commit and changed files.
+    """
     is_checkout = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    path = folder / "env.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    earlier = earlier if isinstance(earlier, list) else [earlier]  # a mapping before resumed runs added to it
     facts = {
+        "start_step": start_step,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
@@ -67,7 +74,7 @@ def write_environment(folder: Path, device: torch.device) -> None:
         "git_commit": _git("rev-parse", "HEAD") if is_checkout else None,
         "git_changed_files": _git("status", "--porcelain", "--untracked-files=no").splitlines() if is_checkout else None,
     }
-    write_text(folder / "env.json", json.dumps(facts, indent=2) + "\n")
+    write_text(path, json.dumps([*earlier, facts], indent=2) + "\n")
 
 
 def _git(*arguments: str) -> str | None:

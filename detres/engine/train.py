@@ -268,7 +268,7 @@ def _culprit(model: nn.Module, terms: dict[str, torch.Tensor], images: object, t
     return (
         f"{what} in step {step + 1}: {', '.join(bad[:4])}{more}; images {', '.join(map(str, images.ids))}; lr {lr:g}. "
         f"Nothing was saved after it; the batch is in {folder / 'nonfinite.json'}. "
-        "A smaller train.lr, a longer train.warmup_steps or train.clip_grad_norm usually cures it"
+        "A smaller train.lr or train.clip_grad_norm, both of which --resume --set takes, or a longer train.warmup_steps usually cures it"
     )
 
 

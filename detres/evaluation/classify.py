@@ -5,6 +5,7 @@ Shapes: M images of a set, N of a batch, V views of an image, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,12 @@ class ClassResult:
     def metrics(self) -> dict[str, float]:
         """The numbers for a log; `top1` is the accuracy, which grows as the error falls."""
         return {"top1_error": self.top1_error, "top5_error": self.top5_error, "loss": self.loss, "top1": 1 - self.top1_error}
+
+    @property
+    def no_better_than_guessing(self) -> bool:
+        """Whether guessing would get as many right, within three standard deviations of its luck; fewer than 100 images do not tell."""
+        guess = 1 / len(self.per_class)
+        return self.num_images >= 100 and 1 - self.top1_error < guess + 3 * math.sqrt(guess * (1 - guess) / self.num_images)
 
     def to_dict(self) -> dict:
         """Return everything as plain values for JSON."""
@@ -146,8 +153,8 @@ def ten_crop(model: nn.Module, crop: int) -> Callable[[Tensor], Tensor]:
         middle = (round((height - crop) / 2), round((width - crop) / 2))
         corners = [(0, 0), (0, width - crop), (height - crop, 0), (height - crop, width - crop), middle]
         views = [pixels[:, :, top : top + crop, left : left + crop] for top, left in corners]
-        probabilities = [center(model)(view) for crop_ in views for view in (crop_, crop_.flip(3))]
-        return torch.stack(probabilities).mean(dim=0)
+        mirrored = [view.flip(3) for view in views]
+        return center(model)(torch.cat(views + mirrored)).view(10, len(pixels), -1).mean(dim=0)
 
     return score
 
@@ -156,7 +163,8 @@ def dense(model: nn.Module, shorter: Sequence[int], cells: int) -> Callable[[Ten
     """Score whole images of one size, scaled to each shorter side in px, by the network made fully convolutional, and its mirror.
 
     The head is applied to every window of `cells` x `cells` cells of the last map (the whole map where that is smaller) and the
-    softmax averaged over windows, mirrors and scales (paper, section 3.4: {224, 256, 384, 480, 640}).
+    softmax averaged over windows, mirrors and scales (paper, section 3.4: {224, 256, 384, 480, 640}). Scaled as training crops are,
+    bilinear without antialiasing.
     """
     net = model.net
 
@@ -166,9 +174,9 @@ def dense(model: nn.Module, shorter: Sequence[int], cells: int) -> Callable[[Ten
         for side in shorter:
             factor = side / min(height, width)
             size = (round(height * factor), round(width * factor))
-            scaled = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).to(torch.uint8)
-            for view in (scaled, scaled.flip(3)):
-                probabilities.append(_dense_softmax(net, net.forward_features(model.normalizer(view)), cells))
+            scaled = F.interpolate(pixels.float(), size, mode="bilinear").round().to(torch.uint8)
+            maps = net.forward_features(model.normalizer(torch.cat([scaled, scaled.flip(3)])))
+            probabilities += _dense_softmax(net, maps, cells).chunk(2)
         return torch.stack(probabilities).mean(dim=0)
 
     return score

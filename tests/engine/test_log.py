@@ -68,7 +68,7 @@ def test_a_file_in_the_way_is_named_and_untouched(tmp_path, below):
 
 def test_the_environment_is_recorded(tmp_path):
     write_environment(tmp_path, torch.device("cpu"))
-    facts = json.loads((tmp_path / "env.json").read_text())
+    (facts,) = json.loads((tmp_path / "env.json").read_text())
     assert (facts["torch"], facts["opencv"]) == (torch.__version__, cv2.__version__)
     assert facts["cpu_count"] >= 1
     if facts["git_commit"] is None:  # installed, not a checkout
@@ -76,6 +76,10 @@ def test_the_environment_is_recorded(tmp_path):
     else:
         assert len(facts["git_commit"]) == 40
         assert isinstance(facts["git_changed_files"], list)
+    write_environment(tmp_path, torch.device("cpu"), start_step=7)
+    first, second = json.loads((tmp_path / "env.json").read_text())
+    assert first == facts | {"start_step": 0}
+    assert second == facts | {"start_step": 7}
 
 
 def test_without_nan_reaches_every_depth():

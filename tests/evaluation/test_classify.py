@@ -121,6 +121,16 @@ def test_scores_equal_a_count_of_better_classes(seed: int, classes: int) -> None
     assert right == pytest.approx(50 * (1 - result.top1_error))
 
 
+@pytest.mark.parametrize(
+    ("classes", "images", "right", "guessing"),
+    [(2, 100, 64, True), (2, 100, 66, False), (1000, 50000, 70, True), (1000, 50000, 72, False), (10, 10000, 0, True), (2, 99, 0, False)],
+)
+def test_what_guessing_would_get_right(classes: int, images: int, right: int, guessing: bool) -> None:
+    # guessing gets 50 +- 5 of 100 with two classes, 50 +- 7.07 of 50,000 with a thousand
+    result = ClassResult("p", 1 - right / images, 0.0, 1.0, dict.fromkeys(map(str, range(classes)), 0.0), images)
+    assert result.no_better_than_guessing == guessing
+
+
 def test_the_order_of_the_images_does_not_matter() -> None:
     scores = random_scores(30, 8)
     order = np.random.default_rng(1).permutation(30)
@@ -196,7 +206,7 @@ def naive_dense(model: Classifier, pixels: Tensor, sizes: list[tuple[int, int]],
     for image in pixels:
         of_scales = []
         for size in sizes:
-            scaled = torchvision_resize(image[None], list(size), antialias=True)
+            scaled = torchvision_resize(image[None], list(size), antialias=False)
             for view in (scaled, scaled.flip(3)):
                 feature = net.forward_features(model.normalizer(view))[0]
                 height, width = feature.shape[1:]

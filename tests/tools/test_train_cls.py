@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._inductor import config as inductor
 
 from backbones import load_weights, read_metadata, resnet_cifar, save_weights
 from detres.build_classifier import load_classifier, save_classifier
@@ -248,7 +249,7 @@ def test_damaged_training_images_are_named_and_skipped_or_refused(
     damaged = [data / "train" / "bright" / "3.jpg", data / "train" / "dark" / "7.jpg"]
     for file in damaged:
         file.write_bytes(file.read_bytes()[:300])
-    more = ["data.in_memory=true"] if in_memory else []
+    more = ["data.in_memory=true", "data.shorter=[256,480]"] if in_memory else []
     flags = ["--cfg", "configs/imagenet_resnet18b.yaml", "--data", str(data), "--set", *PHOTOS, *more]
     assert train(*flags, "--out", "refused") == 2
     assert "3.jpg cannot be read" in capsys.readouterr().err
@@ -275,8 +276,9 @@ def test_a_damaged_image_costs_no_steps_and_can_be_passed_over_on_resuming(
     stopped_at = torch.load("stopped/last.pt", weights_only=True)["progress"]["step"]
     assert 0 < stopped_at == len(records(Path("stopped"), "train")) < 6
     with pytest.raises(SystemExit):
-        train("--resume", "stopped", "--set", "train.lr=1", "data.damaged=skip")
-    assert "all but data.workers, data.damaged; --set train.lr=1 starts a new run" in capsys.readouterr().err
+        train("--resume", "stopped", "--set", "train.steps=9", "data.damaged=skip")
+    message = "all but data.workers, data.damaged, train.lr, train.clip_grad_norm; --set train.steps=9 starts a new run"
+    assert message in capsys.readouterr().err
     assert train("--resume", "stopped", "--set", "data.damaged=skip") == 0
     one, two = (load_file(f"{run}/weights.safetensors") for run in ("skipping", "stopped"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
@@ -284,6 +286,36 @@ def test_a_damaged_image_costs_no_steps_and_can_be_passed_over_on_resuming(
     damaged.unlink()
     assert train("--resume", "stopped") == 2
     assert "is of a run on 24 training images, there are 23 now" in capsys.readouterr().err
+
+
+def test_a_run_whose_loss_became_infinite_goes_on_with_a_smaller_rate(cifar: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steep = ["train.lr=1e28", "train.warmup_factor=1e-30", "train.warmup_until_error=0.995", "train.milestones=[]", "train.save_every=3"]
+    assert train("--cfg", "configs/cifar10_resnet20.yaml", "--data", str(cifar), "--set", *SMALL, *steep, "--out", "run") == 1
+    shown = capsys.readouterr()
+    assert "A smaller train.lr or train.clip_grad_norm, both of which --resume --set takes" in shown.err
+    assert "stopped; continue with: python tools/train_cls.py --resume run --set train.lr=1e+27" in shown.out
+    assert torch.load("run/last.pt", weights_only=True)["progress"]["step"] == 3
+    assert train("--resume", "run") == 1
+    first = Path("run/config.yaml").read_text()
+    assert train("--resume", "run", "--set", "train.lr=0.01", "train.clip_grad_norm=1") == 0
+    assert [record["lr"] for record in records(Path("run"), "train")][-1] == 0.01
+    assert Path("run/config-until-step-3.yaml").read_text() == first
+    assert "lr: 0.01\n" in Path("run/config.yaml").read_text()
+    assert [segment["start_step"] for segment in json.loads(Path("run/env.json").read_text())] == [0, 3, 3]
+
+
+@pytest.mark.parametrize("asked", ["true", "auto"])
+def test_a_step_that_cannot_be_compiled(cifar: Path, refused: Callable[..., str], asked: str) -> None:
+    flags = ["--cfg", "configs/cifar10_resnet20.yaml", "--data", str(cifar), "--set", *SMALL, f"train.compile={asked}"]
+    torch._dynamo.reset()
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        if asked == "true":
+            message = refused(*flags)
+            assert "train.compile: torch.compile does not work here: " in message
+            assert "without it: --set train.compile=false" in message
+        else:  # on a CPU not even tried
+            assert train(*flags) == 0
+    torch._dynamo.reset()
 
 
 def test_weights_are_those_of_the_last_evaluation(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +410,8 @@ def test_bad_settings(cifar: Path, refused: Callable[..., str]) -> None:
         (["data.hold_out=200"], "cannot hold out 200 of 200 images"),
         (["data.format=shapes", "data.hold_out=5"], "data.hold_out applies to format cifar10"),
         (["model.network.weights=w.pth"], "model.mean pixel does not go with model.network.weights"),
+        (["data.pca=0.3"], "data.shorter and data.pca apply to image files read one by one"),
+        (["data.shorter=[32,40]"], "data.shorter and data.pca apply to image files read one by one"),
         (["data.randaugment=9"], "data.randaugment applies to image files"),
         (["data.classes=[]"], "data.classes"),
         (["data.classes=[cat]"], "data.classes and data.damaged do not apply to format cifar10"),
@@ -417,6 +451,11 @@ def test_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Call
     for file in (*(data / "val" / "dark").iterdir(), *(data / "val" / "bright").iterdir()):
         cv2.imwrite(str(file), np.zeros((41, 48, 3), np.uint8))
     assert f"{data}/train has images of 48x40 px, {data}/val of 48x41: data.in_memory wants one size" in refused(*folder, str(data))
+    few = ["data.classes=[bright,dark]", "data.size=32"]
+    for file in (*(data / "val" / "dark").iterdir(), *(data / "val" / "bright").iterdir()):
+        cv2.imwrite(str(file), np.zeros((40, 48, 3), np.uint8))
+    message = refused(*folder, str(data), "--set", *few)
+    assert "data.in_memory takes images as they are, 48x40 px; leave out data.size 32" in message
     (data / "train" / "more" / "x.png").write_bytes(b"no image")
     assert "train/more/x.png cannot be read" in refused(*folder, str(data))
     cut = write_cifar(tmp_path / "cut")
@@ -446,6 +485,8 @@ def test_bare_weights_are_scored_by_a_configuration(photo_weights: Path, capsys:
     out = capsys.readouterr().out
     assert "bare.pth" in out
     assert "top-5" not in out  # of two classes
+    assert f"note: bare.pth names no classes: its outputs are taken in this order, bright, dark of {Path('photos/val').resolve()}\n" in out
+    assert "no better than guessing" not in out  # of eight images
     assert "note: bare.pth: 128 tensors under torchvision's names, 0 skipped" in out
     assert "taken as rgb images, mean [123.675, 116.28, 103.53], deviation [58.395, 57.12, 57.375]" in out
     assert evaluate.main(["--weights", str(photo_weights), "bare.pth", *scored_by, *flags]) == 0

@@ -61,7 +61,7 @@ def test_a_run_leaves_every_file(finished: FinishedRun) -> None:
     }
     assert list((finished.folder / "tensorboard").glob("events.out.tfevents.*"))
     assert cv2.imread(str(finished.folder / "val.jpg")).shape == (384, 4 * 384, 3)
-    assert read_json(finished.folder / "env.json")["torch"] == torch.__version__
+    assert read_json(finished.folder / "env.json")[0]["torch"] == torch.__version__
 
 
 def test_the_saved_config_loads_back_to_that_of_the_weights_and_of_the_state(finished: FinishedRun) -> None:
