@@ -106,10 +106,10 @@ def fit(
 
             images = images.to(device)
             targets = [target.to(device) for target in targets] if isinstance(targets, list) else targets.to(device)
+            optimizer.zero_grad(set_to_none=True)  # before the forward, which needs the memory
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 losses = model(images, targets)
                 total = losses.total()
-            optimizer.zero_grad(set_to_none=True)
             total.backward()
             parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
             grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
