@@ -46,8 +46,9 @@ def test_benchmark_prints_a_row_a_job(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["cifar", "crops"])
-def test_benchmark_of_the_classifier_s_input(what, capsys):
+@pytest.mark.parametrize(("what", "jobs"), [("cifar", ["30 training", "the same,"]), ("crops", ["200 JPEG"])])
+def test_benchmark_of_the_classifier_s_input(what, jobs, capsys):
     assert benchmark.main([what, "--repeats", "1"]) == 0
-    (row,) = [line for line in capsys.readouterr().out.splitlines() if "times faster" in line]
-    assert float(row.split("times faster")[0].split()[-1]) > 1
+    rows = [line for line in capsys.readouterr().out.splitlines() if "times faster" in line]
+    assert [" ".join(row.split()[:2]) for row in rows] == jobs
+    assert all(float(row.split("times faster")[0].split()[-1]) > 1 for row in rows)
