@@ -7,14 +7,15 @@ from setuptools import setup
 setup(
     name="detres",
     version="0.1.0",
-    description="Faster R-CNN on ResNet backbones: train, evaluate and predict on COCO, PASCAL VOC and your own data",
+    description="Faster R-CNN on ResNet backbones: train, evaluate and predict on COCO, PASCAL "
+    "VOC and your own data",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    # tools/ and configs/ stay at the top level of the repository; installed, they live inside detres so that the
-    # `detres` command finds them.
+    # tools/ and configs/ stay at the top level of the repository; installed, they live inside
+    # detres so that the `detres` command finds them.
     packages=[
         "backbones",
         "detres",

@@ -1,4 +1,6 @@
-"""The networks of He et al. 2016 with published weights, for any project that has torch: `from backbones import resnet50`."""
+"""The networks of He et al. 2016 with published weights, for any project that has torch:
+`from backbones import resnet50`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,32 @@ from typing import Literal
 
 from backbones.backbone import Backbone, LoadReport
 from backbones.catalogue import PUBLISHED, InputSpec
-from backbones.norm import FrozenBatchNorm2d, NormKind, fold_batch_norm, freeze_batch_norm, recompute_batch_norm
-from backbones.resnet import RESNETS, ResNet, StridePlacement, plain18, plain34, resnet18, resnet34, resnet50, resnet101, resnet152
-from backbones.resnet_cifar import CIFAR_DEPTHS, PLAIN_CIFAR_DEPTHS, CifarResNet, plain_cifar, resnet_cifar
+from backbones.norm import (
+    FrozenBatchNorm2d,
+    NormKind,
+    fold_batch_norm,
+    freeze_batch_norm,
+    recompute_batch_norm,
+)
+from backbones.resnet import (
+    RESNETS,
+    ResNet,
+    StridePlacement,
+    plain18,
+    plain34,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+)
+from backbones.resnet_cifar import (
+    CIFAR_DEPTHS,
+    PLAIN_CIFAR_DEPTHS,
+    CifarResNet,
+    plain_cifar,
+    resnet_cifar,
+)
 from backbones.shortcuts import PaddingSide, ShortcutKind
 from backbones.vgg import VGG, vgg16, vgg16_bn, vgg19, vgg19_bn
 from backbones.weights import WeightsError, load_weights, read_metadata, save_weights
@@ -82,13 +107,15 @@ def create_backbone(
     zero_init_residual: bool | None = None,
     weights: str | Path | None = None,
 ) -> Backbone:
-    """Return the network called `name`; the arguments are those of its constructor, None means its default.
+    """Return the network called `name`; the arguments are those of its constructor, None means its
+    default.
 
-    num_classes: None takes the number from the classifier of `weights`, without one the data set's (ImageNet 1000, CIFAR 10); 0
-    leaves the classifier out; another number than the file's starts a new one, as `net.load_report` then says.
+    num_classes: None takes the number from the classifier of `weights`, without one the data set's
+    (ImageNet 1000, CIFAR 10); 0 leaves the classifier out; another number than the file's starts a
+    new one, as `net.load_report` then says.
 
-    Raises ValueError for an unknown name, giving the nearest ones, and for an argument this network does not have;
-    WeightsError when the weights cannot be used.
+    Raises ValueError for an unknown name, giving the nearest ones, and for an argument this network
+    does not have; WeightsError when the weights cannot be used.
     """
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=3)
@@ -106,5 +133,8 @@ def create_backbone(
     known = inspect.signature(BACKBONES[name]).parameters
     foreign = [option for option in given if option not in known]
     if foreign:
-        raise ValueError(f"{name} has no {', '.join(foreign)}; it takes {', '.join(option for option in known if option != 'depth')}")
+        raise ValueError(
+            f"{name} has no {', '.join(foreign)}; it takes "
+            f"{', '.join(option for option in known if option != 'depth')}"
+        )
     return BACKBONES[name](**given, in_channels=in_channels, freeze_at=freeze_at, weights=weights)

@@ -1,4 +1,6 @@
-"""`python -m backbones` prints every network and its published weights; `--describe NAME` the layers of one."""
+"""`python -m backbones` prints every network and its published weights; `--describe NAME` the
+layers of one.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,32 @@ VARIANTS = [
     ("resnet101", {"stride_placement": "original"}),
     ("resnet152", {"stride_placement": "original"}),
 ]
-"""Each network as it is by default, then those of the paper that an argument makes; table 1 counts the "original" ones."""
+"""Each network as it is by default, then those of the paper that an argument makes; table 1 counts
+the "original" ones.
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print what was asked for; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m backbones", description="the networks, their sizes and their published weights")
-    parser.add_argument("--describe", metavar="NAME", help="print the layers of one network, as table 1 of the paper does")
-    parser.add_argument("--size", type=_pixels, metavar="PX", help="with --describe: side of the image (default: the network's own)")
+    parser = argparse.ArgumentParser(
+        prog="python -m backbones",
+        description="the networks, their sizes and their published weights",
+    )
+    parser.add_argument(
+        "--describe",
+        metavar="NAME",
+        help="print the layers of one network, as table 1 of the paper does",
+    )
+    parser.add_argument(
+        "--size",
+        type=_pixels,
+        metavar="PX",
+        help="with --describe: side of the image (default: the network's own)",
+    )
     parser.add_argument("--shortcut", choices=("A", "B", "C"), help="with --describe")
-    parser.add_argument("--stride-placement", choices=("original", "torchvision"), help="with --describe")
+    parser.add_argument(
+        "--stride-placement", choices=("original", "torchvision"), help="with --describe"
+    )
     arguments = parser.parse_args(argv)
     options = {"shortcut": arguments.shortcut, "stride_placement": arguments.stride_placement}
     if arguments.describe is None:
@@ -39,9 +57,13 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"{networks()}\n\n{published()}\n")
         return 0
     try:
-        name, *variant = arguments.describe.split()  # also as the list calls it: "resnet50 original", "resnet34 C"
+        name, *variant = (
+            arguments.describe.split()
+        )  # also as the list calls it: "resnet50 original", "resnet34 C"
         for word in variant:
-            options["stride_placement" if word in ("original", "torchvision") else "shortcut"] = word
+            options["stride_placement" if word in ("original", "torchvision") else "shortcut"] = (
+                word
+            )
         with torch.device("meta"):
             net = create_backbone(name, **options)
         sys.stdout.write(f"{arguments.describe}\n{table(count(net, arguments.size))}\n")
@@ -59,7 +81,9 @@ def _pixels(text: str) -> int:
 
 
 def networks() -> str:
-    """Return a line for each network: parameters, multiply-adds of one image, strides of the stages, errors in the paper."""
+    """Return a line for each network: parameters, multiply-adds of one image, strides of the
+    stages, errors in the paper.
+    """
     lines = [("network", "parameters", "multiply-adds", "px", "strides", "error in the paper, %")]
     for name, options in VARIANTS:
         with torch.device("meta"):
@@ -67,15 +91,29 @@ def networks() -> str:
         parameters, multiply_adds = totals(count(net))
         title = " ".join([name, *options.values()])
         strides = " ".join(map(str, net.strides.values()))
-        lines.append((title, f"{parameters:,}", f"{multiply_adds:,}", str(net.input_spec.crop), strides, PAPER_ERRORS.get(title, "")))
+        lines.append(
+            (
+                title,
+                f"{parameters:,}",
+                f"{multiply_adds:,}",
+                str(net.input_spec.crop),
+                strides,
+                PAPER_ERRORS.get(title, ""),
+            )
+        )
     return aligned(lines, right=(1, 2, 3))
 
 
 def published() -> str:
-    """Return a line for each published file: name, top-1 and top-5 error of one crop, input, file."""
+    """Return a line for each published file: name, top-1 and top-5 error of one crop, input,
+    file.
+    """
     lines = [("weights", "top-1", "top-5", "input", "file")]
     for name, entry in PUBLISHED.items():
-        errors = ["-" if error is None else f"{error:.2f}" for error in (entry.top1_error, entry.top5_error)]
+        errors = [
+            "-" if error is None else f"{error:.2f}"
+            for error in (entry.top1_error, entry.top5_error)
+        ]
         spec = entry.input_spec
         lines.append((name, *errors, f"{spec.channel_order} {spec.resize}/{spec.crop}", entry.file))
     return aligned(lines, right=(1, 2))

@@ -1,4 +1,5 @@
-"""What every network of the package can do: classify, give feature maps by stage name, freeze, checkpoint activations.
+"""What every network of the package can do: classify, give feature maps by stage name, freeze,
+checkpoint activations.
 
 Shapes: N images, C channels, (H, W) pixels. A stage is named after the paper: conv1, conv2, ...
 """
@@ -24,9 +25,10 @@ from backbones.norm import conv_norm
 class LoadReport:
     """What a load did.
 
-    source: the published name or the path. naming: whose names the tensors had. matched: our names of the tensors that went in.
-    skipped: name -> why it did not (of the classifier, or norm counters). input_spec: what the weights expect as input, None
-    where nothing tells; the network then keeps the one it had.
+    source: the published name or the path. naming: whose names the tensors had. matched: our names
+    of the tensors that went in. skipped: name -> why it did not (of the classifier, or norm
+    counters). input_spec: what the weights expect as input, None where nothing tells; the network
+    then keeps the one it had.
     """
 
     source: str
@@ -36,7 +38,10 @@ class LoadReport:
     input_spec: InputSpec | None
 
     def __str__(self) -> str:
-        lines = [f"{self.source}: {len(self.matched)} tensors under {self.naming}'s names, {len(self.skipped)} skipped"]
+        lines = [
+            f"{self.source}: {len(self.matched)} tensors under {self.naming}'s names, "
+            f"{len(self.skipped)} skipped"
+        ]
         for reason in dict.fromkeys(self.skipped.values()):
             names = [name for name, why in self.skipped.items() if why == reason]
             more = f" and {len(names) - 2} more" if len(names) > 2 else ""
@@ -45,19 +50,23 @@ class LoadReport:
 
 
 class Backbone(nn.Module):
-    """The base of the networks. A subclass fills `channels` and `strides`, and says how a stage runs and what it is made of.
+    """The base of the networks. A subclass fills `channels` and `strides`, and says how a stage
+    runs and what it is made of.
 
-    channels, strides: stage -> channels of its output and pixels an output cell steps by, known without a forward.
-    last_stage: the one the classifier reads. num_features: values that go into the classifier. input_spec: what the weights
-    expect as input; loading weights sets it. traits: what a state dict does not show and weights must agree on, such as where
-    a bottleneck's stride sits. frozen_stages: see `freeze`. load_report: what the last load_weights did, None before any.
+    channels, strides: stage -> channels of its output and pixels an output cell steps by, known
+    without a forward. last_stage: the one the classifier reads. num_features: values that go into
+    the classifier. input_spec: what the weights expect as input; loading weights sets it. traits:
+    what a state dict does not show and weights must agree on, such as where a bottleneck's stride
+    sits. frozen_stages: see `freeze`. load_report: what the last load_weights did, None before any.
     """
 
     last_stage: str
     num_features: int
 
     head_prefix = "fc."
-    """Of the parameters behind the last stage: weights files may lack them or have them in another size."""
+    """Of the parameters behind the last stage: weights files may lack them or have them in another
+    size.
+    """
 
     def __init__(self, *, in_channels: int, input_spec: InputSpec, traits: dict[str, str]) -> None:
         super().__init__()
@@ -85,35 +94,45 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
-        """Return logits (N, num_classes) for the last stage's map; pre_logits, or no classifier: what goes into it, (N, C)."""
+        """Return logits (N, num_classes) for the last stage's map; pre_logits, or no classifier:
+        what goes into it, (N, C).
+        """
         raise NotImplementedError
 
     # what they share
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, num_classes) for images (N, in_channels, H, W), or features (N, num_features) without classifier.
+        """Return logits (N, num_classes) for images (N, in_channels, H, W), or features (N,
+        num_features) without classifier.
 
-        Raises ValueError for another number of channels, images smaller than the last stage's stride, or when the last
-        stage was popped.
+        Raises ValueError for another number of channels, images smaller than the last stage's
+        stride, or when the last stage was popped.
         """
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's map (N, C, H', W') for images (N, in_channels, H, W); raises as `forward` does."""
+        """Return the last stage's map (N, C, H', W') for images (N, in_channels, H, W); raises as
+        `forward` does.
+        """
         return self.feature_maps(x, stages=(self.last_stage,))[self.last_stage]
 
     def feature_maps(self, x: Tensor, stages: Sequence[str] = ("conv4",)) -> dict[str, Tensor]:
-        """Return stage -> feature map (N, C, H', W'), in network order, computing nothing beyond the last stage asked for.
+        """Return stage -> feature map (N, C, H', W'), in network order, computing nothing beyond
+        the last stage asked for.
 
-        x: (N, in_channels, H, W), N = 0 allowed. A stage's map is the one after its last ReLU, before any pooling. Frozen
-        leading stages run without a gradient and keep no activations. Raises ValueError for an unknown or popped stage,
-        another number of channels, or images smaller than the stride of the last stage asked for.
+        x: (N, in_channels, H, W), N = 0 allowed. A stage's map is the one after its last ReLU,
+        before any pooling. Frozen leading stages run without a gradient and keep no activations.
+        Raises ValueError for an unknown or popped stage, another number of channels, or images
+        smaller than the stride of the last stage asked for.
         """
         if isinstance(stages, str):
             raise ValueError(f"stages is a sequence of names, such as ('{stages}',)")
         unknown = [stage for stage in stages if stage not in self.channels]
         if unknown or not stages:
-            raise ValueError(f"no stage {', '.join(unknown) or '(none asked for)'}, this network has {', '.join(self.channels)}")
+            raise ValueError(
+                f"no stage {', '.join(unknown) or '(none asked for)'}, this network has "
+                f"{', '.join(self.channels)}"
+            )
         names = list(self.channels)
         last = max(map(names.index, stages))
         _require_images(x, self.in_channels, names[last], self.strides[names[last]])
@@ -127,23 +146,35 @@ class Backbone(nn.Module):
 
     @property
     def feature_info(self) -> list[dict[str, str | int]]:
-        """One record a stage: its name, and in timm's words the submodule whose output it is, its channels and its stride."""
+        """One record a stage: its name, and in timm's words the submodule whose output it is, its
+        channels and its stride.
+        """
         return [
-            {"stage": stage, "module": self.output_module(stage), "num_chs": channels, "reduction": self.strides[stage]}
+            {
+                "stage": stage,
+                "module": self.output_module(stage),
+                "num_chs": channels,
+                "reduction": self.strides[stage],
+            }
             for stage, channels in self.channels.items()
         ]
 
     def freeze(self, up_to: int) -> Backbone:
-        """Stop the first `up_to` stages (1 = conv1, 2 = conv1 and conv2, ...) from learning, for good, and return the network.
+        """Stop the first `up_to` stages (1 = conv1, 2 = conv1 and conv2, ...) from learning, for
+        good, and return the network.
 
-        They get no gradient, and stay in eval mode whatever train() is asked, of them, of the network or of a module that
-        takes them over. A smaller number than before changes nothing. Raises ValueError for a number that is negative or
-        above that of the stages, TypeError for anything but a whole number.
+        They get no gradient, and stay in eval mode whatever train() is asked, of them, of the
+        network or of a module that takes them over. A smaller number than before changes nothing.
+        Raises ValueError for a number that is negative or above that of the stages, TypeError for
+        anything but a whole number.
         """
         if not isinstance(up_to, int):
             raise TypeError(f"expected a whole number of stages to freeze, got {up_to!r}")
         if not 0 <= up_to <= len(self.channels):
-            raise ValueError(f"cannot freeze {up_to} stages: this network has {len(self.channels)}, {', '.join(self.channels)}")
+            raise ValueError(
+                f"cannot freeze {up_to} stages: this network has {len(self.channels)}, "
+                f"{', '.join(self.channels)}"
+            )
         self.frozen_stages = max(self.frozen_stages, up_to)
         for stage in list(self.channels)[: self.frozen_stages]:
             for module in self.stage_modules(stage):
@@ -153,33 +184,46 @@ class Backbone(nn.Module):
         return self
 
     def checkpoint_activations(self, stages: Sequence[str]) -> Backbone:
-        """Keep fewer activations of `stages` in training, computing them again in the backward, and return the network.
+        """Keep fewer activations of `stages` in training, computing them again in the backward, and
+        return the network.
 
-        A stage of n blocks keeps about 2 sqrt(n) blocks' worth instead of n, for one more forward. Outputs, gradients and
-        batch norm statistics are those of plain training. Hooks of the stage as a whole do not run then, those of its blocks
-        do; torch.compile breaks its graph here. Raises ValueError for an unknown stage.
+        A stage of n blocks keeps about 2 sqrt(n) blocks' worth instead of n, for one more forward.
+        Outputs, gradients and batch norm statistics are those of plain training. Hooks of the stage
+        as a whole do not run then, those of its blocks do; torch.compile breaks its graph here.
+        Raises ValueError for an unknown stage.
         """
         unknown = [stage for stage in stages if stage not in self.channels]
         if unknown:
-            raise ValueError(f"no stage {', '.join(unknown)}, this network has {', '.join(self.channels)}")
+            raise ValueError(
+                f"no stage {', '.join(unknown)}, this network has {', '.join(self.channels)}"
+            )
         self.checkpointed_stages = tuple(stages)
         return self
 
-    def run_blocks(self, stage: str, blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
-        """Return x after all blocks of `stage`, checkpointed where `checkpoint_activations` asked for it and a backward may follow."""
+    def run_blocks(
+        self, stage: str, blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor
+    ) -> Tensor:
+        """Return x after all blocks of `stage`, checkpointed where `checkpoint_activations` asked
+        for it and a backward may follow.
+        """
         if stage not in self.checkpointed_stages or not torch.is_grad_enabled():
-            return blocks(x) if isinstance(blocks, nn.Module) else _run(blocks, x)  # a module's own call runs its hooks
+            return (
+                blocks(x) if isinstance(blocks, nn.Module) else _run(blocks, x)
+            )  # a module's own call runs its hooks
         size = math.isqrt(len(blocks) - 1) + 1
         contexts = functools.partial(_contexts, self.stage_modules(stage))
         for start in range(0, len(blocks), size):
             # A stage draws no random numbers, so there is no generator to put back.
             segment = functools.partial(_run, blocks[start : start + size])
-            x = checkpoint(segment, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+            x = checkpoint(
+                segment, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+            )
         return x
 
 
 class ResidualBackbone(Backbone):
-    """What ResNets and the CIFAR nets share: conv1, bn1, relu, then conv2 in layer1, conv3 in layer2, ..., an average and `fc`.
+    """What ResNets and the CIFAR nets share: conv1, bn1, relu, then conv2 in layer1, conv3 in
+    layer2, ..., an average and `fc`.
 
     fc: one linear layer, None without classifier.
     """
@@ -196,7 +240,11 @@ class ResidualBackbone(Backbone):
         return self.run_blocks(stage, getattr(self, self.output_module(stage)), x)
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
-        return [self.conv1, self.bn1] if stage == "conv1" else [getattr(self, self.output_module(stage))]
+        return (
+            [self.conv1, self.bn1]
+            if stage == "conv1"
+            else [getattr(self, self.output_module(stage))]
+        )
 
     def output_module(self, stage: str) -> str:
         return "relu" if stage == "conv1" else f"layer{int(stage.removeprefix('conv')) - 1}"
@@ -211,8 +259,14 @@ class ResidualBackbone(Backbone):
         Raises ValueError when the last stage was popped.
         """
         if self.last_stage not in self.channels:
-            raise ValueError(f"{self.last_stage}, which a classifier reads, was taken out of this network")
-        self.fc = new_linear(self.num_features, num_classes, like=self.conv1.weight) if num_classes else None
+            raise ValueError(
+                f"{self.last_stage}, which a classifier reads, was taken out of this network"
+            )
+        self.fc = (
+            new_linear(self.num_features, num_classes, like=self.conv1.weight)
+            if num_classes
+            else None
+        )
 
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
         x = self.avgpool(x).flatten(1)
@@ -220,7 +274,9 @@ class ResidualBackbone(Backbone):
 
 
 def new_linear(in_features: int, num_classes: int, *, like: Tensor) -> nn.Linear:
-    """Return a linear layer where `like` is and of its type; raises ValueError for a negative number of classes."""
+    """Return a linear layer where `like` is and of its type; raises ValueError for a negative
+    number of classes.
+    """
     if num_classes < 0:
         raise ValueError(f"num_classes is {num_classes}, expected 0 (no classifier) or more")
     return nn.Linear(in_features, num_classes, device=like.device, dtype=like.dtype)
@@ -228,11 +284,16 @@ def new_linear(in_features: int, num_classes: int, *, like: Tensor) -> nn.Linear
 
 @torch.fx.wrap
 def _require_images(x: Tensor, channels: int, stage: str, stride: int) -> None:
-    """Raise ValueError unless x is (N, channels, H, W) with sides of at least `stride`. A leaf for symbolic tracing."""
+    """Raise ValueError unless x is (N, channels, H, W) with sides of at least `stride`. A leaf for
+    symbolic tracing.
+    """
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"expected images (N, {channels}, H, W), got {tuple(x.shape)}")
     if x.shape[2] < stride or x.shape[3] < stride:
-        raise ValueError(f"images {tuple(x.shape)} are too small: {stage} has a stride of {stride}, give at least {stride}x{stride} px")
+        raise ValueError(
+            f"images {tuple(x.shape)} are too small: {stage} has a stride of {stride}, give at "
+            f"least {stride}x{stride} px"
+        )
 
 
 def _run(blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
@@ -252,10 +313,17 @@ def _contexts(modules: list[nn.Module]) -> tuple[AbstractContextManager, Abstrac
 
 
 class _StatisticsHeld:
-    """Lets batch norms use a batch without counting it a second time: a momentum of 0 leaves the averages as they are."""
+    """Lets batch norms use a batch without counting it a second time: a momentum of 0 leaves the
+    averages as they are.
+    """
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self.norms = [norm for module in modules for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+        self.norms = [
+            norm
+            for module in modules
+            for norm in module.modules()
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        ]
 
     def __enter__(self) -> None:
         self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]

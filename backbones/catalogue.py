@@ -1,4 +1,6 @@
-"""What published weights are: where they lie, what input they expect, what they are known to score."""
+"""What published weights are: where they lie, what input they expect, what they are known to
+score.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ from torch import Tensor
 class InputSpec:
     """The images a network was trained on; it travels with the network as `net.input_spec`.
 
-    channel_order: of the tensor the network sees. mean, std: on the 0..255 scale, in that order. resize, crop: px of the
-    shorter side and of the centre square of the usual test image. mean_image: (3, crop, crop) float32, the mean of every
-    pixel over the training set (the paper subtracts it), used instead of `mean` for images of its size; None: there is none.
+    channel_order: of the tensor the network sees. mean, std: on the 0..255 scale, in that order.
+    resize, crop: px of the shorter side and of the centre square of the usual test image.
+    mean_image: (3, crop, crop) float32, the mean of every pixel over the training set (the paper
+    subtracts it), used instead of `mean` for images of its size; None: there is none.
     """
 
     channel_order: Literal["rgb", "bgr"] = "rgb"
@@ -28,34 +31,62 @@ class InputSpec:
     mean_image: Tensor | None = field(default=None, compare=False, repr=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return RGB images (N, 3, H, W), uint8 or float on the 0..255 scale, as the float32 the network expects.
+        """Return RGB images (N, 3, H, W), uint8 or float on the 0..255 scale, as the float32 the
+        network expects.
 
         Raises ValueError for another shape.
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"expected RGB images (N, 3, H, W), got {tuple(images.shape)}")
         ordered = images.flip(1) if self.channel_order == "bgr" else images
-        mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, device=images.device).view(1, 3, 1, 1)
+            for values in (self.mean, self.std)
+        )
         if self.mean_image is not None and self.mean_image.shape == images.shape[1:]:
             mean = self.mean_image.to(images.device)
         return (ordered.float() - mean) / std
 
     def to_json(self) -> str:
         """Return the fields as a JSON object, without the mean image."""
-        return json.dumps({name: value for name, value in vars(self).items() if name != "mean_image"})
+        return json.dumps(
+            {name: value for name, value in vars(self).items() if name != "mean_image"}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> InputSpec:
         """Rebuild from `to_json`; raises ValueError for anything else."""
         fields = json.loads(text)
-        if not isinstance(fields, dict) or set(fields) != {"channel_order", "mean", "std", "resize", "crop"}:
+        if not isinstance(fields, dict) or set(fields) != {
+            "channel_order",
+            "mean",
+            "std",
+            "resize",
+            "crop",
+        }:
             raise ValueError(f"not an input specification: {text}")
         triples = [fields["mean"], fields["std"]]
-        numbers = all(isinstance(t, list) and len(t) == 3 and all(type(v) in (int, float) and math.isfinite(v) for v in t) for t in triples)
+        numbers = all(
+            isinstance(t, list)
+            and len(t) == 3
+            and all(type(v) in (int, float) and math.isfinite(v) for v in t)
+            for t in triples
+        )
         sizes = all(type(fields[name]) is int and fields[name] > 0 for name in ("resize", "crop"))
-        if not numbers or not sizes or min(fields["std"]) <= 0 or fields["channel_order"] not in ("rgb", "bgr"):
+        if (
+            not numbers
+            or not sizes
+            or min(fields["std"]) <= 0
+            or fields["channel_order"] not in ("rgb", "bgr")
+        ):
             raise ValueError(f"not an input specification: {text}")
-        return cls(**{**fields, "mean": tuple(map(float, fields["mean"])), "std": tuple(map(float, fields["std"]))})
+        return cls(
+            **{
+                **fields,
+                "mean": tuple(map(float, fields["mean"])),
+                "std": tuple(map(float, fields["std"])),
+            }
+        )
 
 
 IMAGENET = InputSpec()
@@ -65,21 +96,24 @@ CIFAR = InputSpec(resize=32, crop=32)
 """The widely used CIFAR port: the same means and deviations on 32 px images."""
 
 CAFFE = InputSpec(channel_order="bgr", mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
-"""The authors' own networks, and detectron2's conversions of them: the deviation is inside conv1."""
+"""The authors' own networks, and detectron2's conversions of them: the deviation is inside conv1.
+"""
 
 DETECTRON = InputSpec(channel_order="bgr", mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0))
 """The mean py-faster-rcnn and Detectron subtract for the same networks."""
 
 _BASE_URL = "https://download.pytorch.org/models/"
-_BSD = "BSD 3-Clause (torchvision); trained on ImageNet, whose images are for non-commercial research"
+_BSD = (
+    "BSD 3-Clause (torchvision); trained on ImageNet, whose images are for non-commercial research"
+)
 
 
 @dataclass(frozen=True)
 class PublishedWeights:
     """One published ImageNet file; its name carries the first 8 hex digits of its sha256.
 
-    traits: what the tensors do not show and the network must agree on. top1_error, top5_error: percent, one centre crop, as
-    published; None where the file has no classifier.
+    traits: what the tensors do not show and the network must agree on. top1_error, top5_error:
+    percent, one centre crop, as published; None where the file has no classifier.
     """
 
     architecture: str
@@ -103,21 +137,45 @@ _V2 = InputSpec(resize=232)
 _VGG_FEATURES = InputSpec(mean=(123.0, 117.0, 104.0), std=(1.0, 1.0, 1.0))
 
 PUBLISHED = {
-    "torchvision/resnet18.v1": PublishedWeights("resnet18", "resnet18-f37072fd.pth", 30.242, 10.922),
+    "torchvision/resnet18.v1": PublishedWeights(
+        "resnet18", "resnet18-f37072fd.pth", 30.242, 10.922
+    ),
     "torchvision/resnet34.v1": PublishedWeights("resnet34", "resnet34-b627a593.pth", 26.686, 8.580),
     "torchvision/resnet50.v1": PublishedWeights("resnet50", "resnet50-0676ba61.pth", 23.870, 7.138),
-    "torchvision/resnet50.v2": PublishedWeights("resnet50", "resnet50-11ad3fa6.pth", 19.142, 4.566, _V2),
-    "torchvision/resnet101.v1": PublishedWeights("resnet101", "resnet101-63fe2227.pth", 22.626, 6.454),
-    "torchvision/resnet101.v2": PublishedWeights("resnet101", "resnet101-cd907fc2.pth", 18.114, 4.220, _V2),
-    "torchvision/resnet152.v1": PublishedWeights("resnet152", "resnet152-394f9c45.pth", 21.688, 5.954),
-    "torchvision/resnet152.v2": PublishedWeights("resnet152", "resnet152-f82ba261.pth", 17.716, 3.998, _V2),
-    "torchvision/vgg16.v1": PublishedWeights("vgg16", "vgg16-397923af.pth", 28.408, 9.618, traits=()),
-    "torchvision/vgg16.features": PublishedWeights("vgg16", "vgg16_features-amdegroot-88682ab5.pth", None, None, _VGG_FEATURES, ()),
-    "torchvision/vgg16_bn.v1": PublishedWeights("vgg16_bn", "vgg16_bn-6c64b313.pth", 26.640, 8.484, traits=()),
-    "torchvision/vgg19.v1": PublishedWeights("vgg19", "vgg19-dcbb9e9d.pth", 27.624, 9.124, traits=()),
-    "torchvision/vgg19_bn.v1": PublishedWeights("vgg19_bn", "vgg19_bn-c79401a0.pth", 25.782, 8.158, traits=()),
+    "torchvision/resnet50.v2": PublishedWeights(
+        "resnet50", "resnet50-11ad3fa6.pth", 19.142, 4.566, _V2
+    ),
+    "torchvision/resnet101.v1": PublishedWeights(
+        "resnet101", "resnet101-63fe2227.pth", 22.626, 6.454
+    ),
+    "torchvision/resnet101.v2": PublishedWeights(
+        "resnet101", "resnet101-cd907fc2.pth", 18.114, 4.220, _V2
+    ),
+    "torchvision/resnet152.v1": PublishedWeights(
+        "resnet152", "resnet152-394f9c45.pth", 21.688, 5.954
+    ),
+    "torchvision/resnet152.v2": PublishedWeights(
+        "resnet152", "resnet152-f82ba261.pth", 17.716, 3.998, _V2
+    ),
+    "torchvision/vgg16.v1": PublishedWeights(
+        "vgg16", "vgg16-397923af.pth", 28.408, 9.618, traits=()
+    ),
+    "torchvision/vgg16.features": PublishedWeights(
+        "vgg16", "vgg16_features-amdegroot-88682ab5.pth", None, None, _VGG_FEATURES, ()
+    ),
+    "torchvision/vgg16_bn.v1": PublishedWeights(
+        "vgg16_bn", "vgg16_bn-6c64b313.pth", 26.640, 8.484, traits=()
+    ),
+    "torchvision/vgg19.v1": PublishedWeights(
+        "vgg19", "vgg19-dcbb9e9d.pth", 27.624, 9.124, traits=()
+    ),
+    "torchvision/vgg19_bn.v1": PublishedWeights(
+        "vgg19_bn", "vgg19_bn-c79401a0.pth", 25.782, 8.158, traits=()
+    ),
 }
-"""By name. v1 is the recipe nearest to the paper's, v2 a newer, longer one; vgg16.features has no usable fc6, fc7, fc8."""
+"""By name. v1 is the recipe nearest to the paper's, v2 a newer, longer one; vgg16.features has no
+usable fc6, fc7, fc8.
+"""
 
 PAPER_ERRORS = {
     "plain18": "27.94 top-1, 10 crops",
@@ -137,4 +195,6 @@ PAPER_ERRORS = {
     "resnet110": "6.43 CIFAR-10, best of 5",
     "resnet1202": "7.93 CIFAR-10",
 }
-"""Errors the paper reports, percent: tables 2, 3 (ImageNet validation, top-1 / top-5) and 6 (CIFAR-10 test)."""
+"""Errors the paper reports, percent: tables 2, 3 (ImageNet validation, top-1 / top-5) and 6
+(CIFAR-10 test).
+"""

@@ -19,8 +19,9 @@ from backbones.resnet import BasicBlock, Bottleneck
 class StageCount:
     """One row of the layer table.
 
-    layers: in the paper's words; blocks whose stride or channels change are not told apart. size: (H, W) cells of the output.
-    parameters: numbers that learn, norms included. multiply_adds: of convolutions and linear layers, for one image.
+    layers: in the paper's words; blocks whose stride or channels change are not told apart. size:
+    (H, W) cells of the output. parameters: numbers that learn, norms included. multiply_adds: of
+    convolutions and linear layers, for one image.
     """
 
     stage: str
@@ -31,9 +32,11 @@ class StageCount:
 
 
 def count(net: Backbone, size: int | None = None) -> list[StageCount]:
-    """Return a row for each stage and one for the head, for square images of `size` px (default: the network's own).
+    """Return a row for each stage and one for the head, for square images of `size` px (default:
+    the network's own).
 
-    Nothing is computed: a copy without values runs. Raises what `feature_maps` raises for a size below the stride.
+    Nothing is computed: a copy without values runs. Raises what `feature_maps` raises for a size
+    below the stride.
     """
     size = net.input_spec.crop if size is None else size
     net = copy.deepcopy(net).to("meta").eval()
@@ -43,7 +46,15 @@ def count(net: Backbone, size: int | None = None) -> list[StageCount]:
     for stage in net.channels:
         x, multiply_adds = _run(lambda x, stage=stage: net.run_stage(stage, x), x)
         modules = net.stage_modules(stage)
-        rows.append(StageCount(stage, _layers_of_stage(net, stage), tuple(x.shape[2:]), sum(map(_parameters, modules)), multiply_adds))
+        rows.append(
+            StageCount(
+                stage,
+                _layers_of_stage(net, stage),
+                tuple(x.shape[2:]),
+                sum(map(_parameters, modules)),
+                multiply_adds,
+            )
+        )
     _, multiply_adds = _run(net.forward_head, x)
     left = _parameters(net) - sum(row.parameters for row in rows)
     rows.append(StageCount("head", _head(net), (1, 1), left, multiply_adds))
@@ -58,7 +69,16 @@ def totals(rows: list[StageCount]) -> tuple[int, int]:
 def table(rows: list[StageCount]) -> str:
     """Return the layer table as text."""
     lines = [("stage", "output", "layers", "parameters", "multiply-adds")]
-    lines += [(row.stage, f"{row.size[0]}x{row.size[1]}", row.layers, f"{row.parameters:,}", f"{row.multiply_adds:,}") for row in rows]
+    lines += [
+        (
+            row.stage,
+            f"{row.size[0]}x{row.size[1]}",
+            row.layers,
+            f"{row.parameters:,}",
+            f"{row.multiply_adds:,}",
+        )
+        for row in rows
+    ]
     parameters, multiply_adds = totals(rows)
     lines.append(("total", "", "", f"{parameters:,}", f"{multiply_adds:,}"))
     return aligned(lines, right=(3, 4))
@@ -68,7 +88,10 @@ def aligned(lines: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
     """Return rows of cells as text in columns, those of `right` flush right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     cells = [
-        [cell.rjust(width) if n in right else cell.ljust(width) for n, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        [
+            cell.rjust(width) if n in right else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
         for line in lines
     ]
     return "\n".join("  ".join(line).rstrip() for line in cells)
@@ -87,15 +110,30 @@ def _parameters(module: nn.Module) -> int:
 def _layers_of_stage(net: Backbone, stage: str) -> str:
     """The convolutions of a stage block by block, equal neighbours counted."""
     modules = net.stage_modules(stage)
-    blocks = [block for module in modules for block in module.modules() if isinstance(block, (BasicBlock, Bottleneck))]
-    words = [_block(block) for block in blocks] or [_conv(module) for module in modules if isinstance(module, nn.Conv2d)]
+    blocks = [
+        block
+        for module in modules
+        for block in module.modules()
+        if isinstance(block, (BasicBlock, Bottleneck))
+    ]
+    words = [_block(block) for block in blocks] or [
+        _conv(module) for module in modules if isinstance(module, nn.Conv2d)
+    ]
     counted = [(kind, len(list(group))) for kind, group in groupby(words)]
-    pooling = "3x3 max pool, stride 2; " if blocks and net.strides[stage] == 4 and stage == "conv2" else ""
-    return pooling + "; ".join(f"[{kind}] x {number}" if blocks or number > 1 else kind for kind, number in counted)
+    pooling = (
+        "3x3 max pool, stride 2; "
+        if blocks and net.strides[stage] == 4 and stage == "conv2"
+        else ""
+    )
+    return pooling + "; ".join(
+        f"[{kind}] x {number}" if blocks or number > 1 else kind for kind, number in counted
+    )
 
 
 def _block(block: nn.Module) -> str:
-    return ", ".join(_conv(child) for name, child in block.named_children() if name.startswith("conv"))
+    return ", ".join(
+        _conv(child) for name, child in block.named_children() if name.startswith("conv")
+    )
 
 
 def _conv(conv: nn.Conv2d) -> str:
@@ -104,6 +142,10 @@ def _conv(conv: nn.Conv2d) -> str:
 
 
 def _head(net: Backbone) -> str:
-    layers = [layer for name, layer in net.named_modules() if isinstance(layer, nn.Linear) and f"{name}.".startswith(net.head_prefix)]
+    layers = [
+        layer
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.Linear) and f"{name}.".startswith(net.head_prefix)
+    ]
     pooling = "max pool" if len(layers) > 1 else "average pool"
     return ", ".join([pooling, *(f"{layer.out_features}-d fc" for layer in layers)])

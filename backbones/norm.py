@@ -1,4 +1,6 @@
-"""Normalisation layers of the backbones, and how they are folded into the convolution before them."""
+"""Normalisation layers of the backbones, and how they are folded into the convolution before
+them.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ GROUPS = 32
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and affine terms never change: y = x * scale + shift for a channel.
+    """Batch norm whose statistics and affine terms never change: y = x * scale + shift for a
+    channel.
 
-    Its four buffers have the names of nn.BatchNorm2d; `num_batches_tracked` in a state dict is accepted and ignored.
+    Its four buffers have the names of nn.BatchNorm2d; `num_batches_tracked` in a state dict is
+    accepted and ignored.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
@@ -47,7 +51,9 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Return what a batch norm with fixed statistics does to a channel: (C,) factors and (C,) offsets, at least float32."""
+    """Return what a batch norm with fixed statistics does to a channel: (C,) factors and (C,)
+    offsets, at least float32.
+    """
     dtype = torch.promote_types(norm.running_var.dtype, torch.float32)
     scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
     if norm.weight is None:
@@ -59,15 +65,23 @@ def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tenso
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """Return norm(conv(x)), as a single convolution where the statistics are fixed.
 
-    A frozen batch norm, or a batch norm in eval mode, is folded in the graph: the weight times the scale, and the shift as
-    bias. Equal to float rounding, with one pass over the activations less (1.4 times faster on a CPU), and nothing stored:
-    gradients reach the convolution's own weight and state dicts stay as they are. Layers that were replaced, wrapped or given
-    hooks are called as they are.
+    A frozen batch norm, or a batch norm in eval mode, is folded in the graph: the weight times the
+    scale, and the shift as bias. Equal to float rounding, with one pass over the activations less
+    (1.4 times faster on a CPU), and nothing stored: gradients reach the convolution's own weight
+    and state dicts stay as they are. Layers that were replaced, wrapped or given hooks are called
+    as they are.
     """
-    if _is_plain(conv) and conv.bias is None and _has_fixed_statistics(norm) and not (_has_hooks(conv) or _has_hooks(norm)):
+    if (
+        _is_plain(conv)
+        and conv.bias is None
+        and _has_fixed_statistics(norm)
+        and not (_has_hooks(conv) or _has_hooks(norm))
+    ):
         scale, shift = scale_and_shift(norm)
         weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(conv.weight.dtype)
-        return F.conv2d(x, weight, shift.to(weight.dtype), conv.stride, conv.padding, conv.dilation, conv.groups)
+        return F.conv2d(
+            x, weight, shift.to(weight.dtype), conv.stride, conv.padding, conv.dilation, conv.groups
+        )
     return norm(conv(x))
 
 
@@ -78,7 +92,11 @@ def _is_plain(conv: nn.Module) -> bool:
 def _has_fixed_statistics(norm: nn.Module) -> bool:
     if type(norm) is FrozenBatchNorm2d:
         return True
-    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and not norm.training and norm.running_var is not None
+    return (
+        type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+        and not norm.training
+        and norm.running_var is not None
+    )
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -86,7 +104,9 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def make_norm(kind: NormKind, channels: int) -> nn.Module:
-    """Return a new normalisation layer; raises ValueError for an unknown kind, and for group norm on a number of channels below 32."""
+    """Return a new normalisation layer; raises ValueError for an unknown kind, and for group norm
+    on a number of channels below 32.
+    """
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind == "frozen":
@@ -95,16 +115,21 @@ def make_norm(kind: NormKind, channels: int) -> nn.Module:
         return nn.SyncBatchNorm(channels)
     if kind == "group":
         if channels % GROUPS:
-            raise ValueError(f"norm 'group' has {GROUPS} groups, which do not divide {channels} channels: take batch, sync or frozen")
+            raise ValueError(
+                f"norm 'group' has {GROUPS} groups, which do not divide {channels} channels: take "
+                "batch, sync or frozen"
+            )
         return nn.GroupNorm(GROUPS, channels)
     raise ValueError(f"unknown norm '{kind}', expected batch, frozen, sync or group")
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Return `module` with every nn.BatchNorm2d and nn.SyncBatchNorm in it replaced by a FrozenBatchNorm2d of the same state.
+    """Return `module` with every nn.BatchNorm2d and nn.SyncBatchNorm in it replaced by a
+    FrozenBatchNorm2d of the same state.
 
-    Works in place, except where `module` is itself a batch norm. Gives the same outputs as the original in eval mode.
-    Subclasses, which may do more, are left alone. Raises ValueError for a batch norm that keeps no statistics.
+    Works in place, except where `module` is itself a batch norm. Gives the same outputs as the
+    original in eval mode. Subclasses, which may do more, are left alone. Raises ValueError for a
+    batch norm that keeps no statistics.
     """
     if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):
         if module.running_mean is None:
@@ -118,14 +143,17 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:
-    """Return a copy of `module` for inference, in eval mode, its batch norms folded into the convolutions before them.
+    """Return a copy of `module` for inference, in eval mode, its batch norms folded into the
+    convolutions before them.
 
-    A convolution's weight is multiplied by the norm's scale and its bias takes the shift; the norm becomes nn.Identity.
-    Equal to the original in eval mode up to float rounding. Works for the networks of this package, for torchvision's ResNet and
-    VGG, and for others whose convolution and norm are called convN and bnN (conv, bn), in this order, or follow each other in a
-    Sequential, and are used in this order and nowhere else.
+    A convolution's weight is multiplied by the norm's scale and its bias takes the shift; the norm
+    becomes nn.Identity. Equal to the original in eval mode up to float rounding. Works for the
+    networks of this package, for torchvision's ResNet and VGG, and for others whose convolution and
+    norm are called convN and bnN (conv, bn), in this order, or follow each other in a Sequential,
+    and are used in this order and nowhere else.
 
-    Raises ValueError naming a batch norm that has no convolution of its own before it, or that is no plain one.
+    Raises ValueError naming a batch norm that has no convolution of its own before it, or that is
+    no plain one.
     """
     folded = copy.deepcopy(module).eval()
     places: dict[nn.Module, int] = {}
@@ -134,47 +162,78 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
             places[child] = places.get(child, 0) + 1
     for parent in folded.modules():
         children = list(parent.named_children())
-        following = itertools.pairwise(children) if isinstance(parent, nn.Sequential) else _named_pairs(parent)
+        following = (
+            itertools.pairwise(children)
+            if isinstance(parent, nn.Sequential)
+            else _named_pairs(parent)
+        )
         for (_, conv), (name, norm) in list(following):
             own = places[conv] == places[norm] == 1
-            if own and _is_plain(conv) and _has_fixed_statistics(norm) and conv.out_channels == norm.num_features:
+            if (
+                own
+                and _is_plain(conv)
+                and _has_fixed_statistics(norm)
+                and conv.out_channels == norm.num_features
+            ):
                 _fold(conv, norm)
                 setattr(parent, name, nn.Identity())
-    left = [name for name, norm in folded.named_modules() if isinstance(norm, (FrozenBatchNorm2d, _BatchNorm))]
+    left = [
+        name
+        for name, norm in folded.named_modules()
+        if isinstance(norm, (FrozenBatchNorm2d, _BatchNorm))
+    ]
     if left:
-        raise ValueError(f"no convolution of its own found before the batch norm {left[0]}: it cannot be folded")
+        raise ValueError(
+            f"no convolution of its own found before the batch norm {left[0]}: it cannot be folded"
+        )
     return folded
 
 
 def _named_pairs(parent: nn.Module) -> list[tuple[tuple[str, nn.Module], tuple[str, nn.Module]]]:
     children = dict(parent.named_children())
     order = list(children)
-    names = [(name, f"bn{name.removeprefix('conv')}") for name in children if name.startswith("conv")]
-    return [((conv, children[conv]), (norm, children[norm])) for conv, norm in names if norm in order[order.index(conv) :]]
+    names = [
+        (name, f"bn{name.removeprefix('conv')}") for name in children if name.startswith("conv")
+    ]
+    return [
+        ((conv, children[conv]), (norm, children[norm]))
+        for conv, norm in names
+        if norm in order[order.index(conv) :]
+    ]
 
 
 def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d | _BatchNorm) -> None:
     scale, shift = scale_and_shift(norm)
     bias = shift if conv.bias is None else conv.bias * scale + shift
     dtype = conv.weight.dtype
-    conv.weight = nn.Parameter((conv.weight * scale.view(-1, 1, 1, 1)).detach().to(dtype), requires_grad=False)
+    conv.weight = nn.Parameter(
+        (conv.weight * scale.view(-1, 1, 1, 1)).detach().to(dtype), requires_grad=False
+    )
     conv.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
 
 
 @torch.no_grad()
 def recompute_batch_norm(net: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Replace the statistics of every batch norm by plain averages over `batches`, and return the number of batches.
+    """Replace the statistics of every batch norm by plain averages over `batches`, and return the
+    number of batches.
 
-    batches: what `net` takes, of equal size, of training images; every batch counts the same, unlike the moving average kept
-    in training, and each layer sees its predecessors normalised by the batch, as in training. The paper does this before it fixes
-    the statistics for detection (appendix A). Frozen batch norms, and those that stay in eval mode when `net` is asked to
-    train, are left alone; dropout is off meanwhile. Modes and weights are left as they were; empty batches do not count.
+    batches: what `net` takes, of equal size, of training images; every batch counts the same,
+    unlike the moving average kept in training, and each layer sees its predecessors normalised by
+    the batch, as in training. The paper does this before it fixes the statistics for detection
+    (appendix A). Frozen batch norms, and those that stay in eval mode when `net` is asked to train,
+    are left alone; dropout is off meanwhile. Modes and weights are left as they were; empty batches
+    do not count.
 
-    Raises ValueError when `net` has no batch norm to recompute, or for no batches; after any error the statistics are as before.
+    Raises ValueError when `net` has no batch norm to recompute, or for no batches; after any error
+    the statistics are as before.
     """
     modes = {module: module.training for module in net.modules()}
     net.train()
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.training and module.track_running_stats]
+    norms = [
+        module
+        for module in net.modules()
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+    ]
     before = [(norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
     net.eval()
     for norm in norms:

@@ -1,7 +1,9 @@
-"""Residual and plain networks of Table 1 of He et al. 2016: ResNet-18, 34, 50, 101 and 152, plain-18 and 34.
+"""Residual and plain networks of Table 1 of He et al. 2016: ResNet-18, 34, 50, 101 and 152,
+plain-18 and 34.
 
-Stages: conv1 (7x7, stride 2), conv2 (3x3 max pool, stride 2, and the first blocks) ... conv5. Parameters are named as
-torchvision names them, so state dicts go both ways. Shapes: N images, C channels, (H, W) pixels.
+Stages: conv1 (7x7, stride 2), conv2 (3x3 max pool, stride 2, and the first blocks) ... conv5.
+Parameters are named as torchvision names them, so state dicts go both ways. Shapes: N images, C
+channels, (H, W) pixels.
 """
 
 from __future__ import annotations
@@ -25,11 +27,15 @@ STAGES = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (paper, figure 5 left); without shortcut, two layers of a plain net."""
+    """Two 3x3 convolutions and a shortcut (paper, figure 5 left); without shortcut, two layers of a
+    plain net.
+    """
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, *, stride: int, shortcut: ShortcutRule, norm: NormKind) -> None:
+    def __init__(
+        self, in_channels: int, width: int, *, stride: int, shortcut: ShortcutRule, norm: NormKind
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
         self.bn1 = make_norm(norm, width)
@@ -52,12 +58,21 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 down, 3x3, 1x1 up and a shortcut (paper, figure 5 right); a stage's stride sits in the first 1x1 or in the 3x3."""
+    """1x1 down, 3x3, 1x1 up and a shortcut (paper, figure 5 right); a stage's stride sits in the
+    first 1x1 or in the 3x3.
+    """
 
     expansion = 4
 
     def __init__(
-        self, in_channels: int, width: int, *, stride: int, shortcut: ShortcutRule, norm: NormKind, stride_placement: StridePlacement
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        stride: int,
+        shortcut: ShortcutRule,
+        norm: NormKind,
+        stride_placement: StridePlacement,
     ) -> None:
         super().__init__()
         stride_1x1, stride_3x3 = (stride, 1) if stride_placement == "original" else (1, stride)
@@ -84,9 +99,11 @@ class Bottleneck(nn.Module):
 
 
 def initialize_convolutions(net: nn.Module) -> None:
-    """Draw every convolution from He's normal distribution, std sqrt(2 / fan out), and set biases to zero.
+    """Draw every convolution from He's normal distribution, std sqrt(2 / fan out), and set biases
+    to zero.
 
-    The paper (section 3.4) refers to He et al. 2015 without saying which fan; fb.resnet.torch and torchvision take fan out.
+    The paper (section 3.4) refers to He et al. 2015 without saying which fan; fb.resnet.torch and
+    torchvision take fan out.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -96,30 +113,40 @@ def initialize_convolutions(net: nn.Module) -> None:
 
 
 def zero_last_norms(net: nn.Module) -> None:
-    """Set the scale of the norm before every addition to zero, so that each block starts as its shortcut (Goyal et al. 2017).
+    """Set the scale of the norm before every addition to zero, so that each block starts as its
+    shortcut (Goyal et al. 2017).
 
-    Raises ValueError when those norms do not learn, for they would stay zero, and for a plain net, which would be zero.
+    Raises ValueError when those norms do not learn, for they would stay zero, and for a plain net,
+    which would be zero.
     """
     for module in net.modules():
         if isinstance(module, (BasicBlock, Bottleneck)):
             if isinstance(module, BasicBlock) and not module.residual:
-                raise ValueError("zero_init_residual needs shortcuts: a plain net would give nothing but zeros")
+                raise ValueError(
+                    "zero_init_residual needs shortcuts: a plain net would give nothing but zeros"
+                )
             if not isinstance(module.last_norm.weight, nn.Parameter):
-                raise ValueError("zero_init_residual needs a norm that learns: norm='batch', 'sync' or 'group'")
+                raise ValueError(
+                    "zero_init_residual needs a norm that learns: norm='batch', 'sync' or 'group'"
+                )
             nn.init.zeros_(module.last_norm.weight)
 
 
 class ResNet(ResidualBackbone):
-    """A residual network that classifies (`forward`) or gives feature maps by stage name (`feature_maps`).
+    """A residual network that classifies (`forward`) or gives feature maps by stage name
+    (`feature_maps`).
 
-    block, depths: kind of block and their number in conv2..conv5. shortcut: A, B or C of the paper, or "none" (plain; basic
-    blocks only). stride_placement: where a bottleneck halves, the 1x1 ("original": the paper) or the 3x3 ("torchvision");
-    basic blocks have one place only. norm: "batch", "frozen" (fixed statistics; for pretrained weights), "sync" (batch norm
-    over all processes) or "group". num_classes: 0 leaves the classifier out, None is that of the weights' classifier,
-    else 1000. freeze_at: see `freeze`. zero_init_residual: start each block as its shortcut; not in the paper. weights: see
-    load_weights; without, convolutions start as `initialize_convolutions` says and the classifier as torch's linear layers do.
+    block, depths: kind of block and their number in conv2..conv5. shortcut: A, B or C of the paper,
+    or "none" (plain; basic blocks only). stride_placement: where a bottleneck halves, the 1x1
+    ("original": the paper) or the 3x3 ("torchvision"); basic blocks have one place only. norm:
+    "batch", "frozen" (fixed statistics; for pretrained weights), "sync" (batch norm over all
+    processes) or "group". num_classes: 0 leaves the classifier out, None is that of the weights'
+    classifier, else 1000. freeze_at: see `freeze`. zero_init_residual: start each block as its
+    shortcut; not in the paper. weights: see load_weights; without, convolutions start as
+    `initialize_convolutions` says and the classifier as torch's linear layers do.
 
-    Raises ValueError for an unknown shortcut, stride placement or norm, WeightsError for weights that cannot be used.
+    Raises ValueError for an unknown shortcut, stride placement or norm, WeightsError for weights
+    that cannot be used.
     """
 
     def __init__(
@@ -137,18 +164,27 @@ class ResNet(ResidualBackbone):
         weights: str | Path | None,
     ) -> None:
         rule = ShortcutRule(shortcut)
-        traits = rule.traits | ({"stride_placement": stride_placement} if block is Bottleneck else {})
+        traits = rule.traits | (
+            {"stride_placement": stride_placement} if block is Bottleneck else {}
+        )
         super().__init__(in_channels=in_channels, input_spec=IMAGENET, traits=traits)
         if stride_placement not in ("original", "torchvision"):
-            raise ValueError(f"unknown stride_placement '{stride_placement}', expected original or torchvision")
+            raise ValueError(
+                f"unknown stride_placement '{stride_placement}', expected original or torchvision"
+            )
         make_block = block
         if block is Bottleneck:
             if shortcut == "none":
-                raise ValueError("shortcut 'none' goes with basic blocks: the paper has no plain net of bottlenecks")
+                raise ValueError(
+                    "shortcut 'none' goes with basic blocks: the paper has no plain net of "
+                    "bottlenecks"
+                )
             make_block = functools.partial(Bottleneck, stride_placement=stride_placement)
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = make_norm(norm, 64)
-        self.relu = nn.ReLU(inplace=True)  # torchvision's IntermediateLayerGetter runs the children in order
+        self.relu = nn.ReLU(
+            inplace=True
+        )  # torchvision's IntermediateLayerGetter runs the children in order
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.channels["conv1"] = 64
         self.strides.update(conv1=2, conv2=4, conv3=8, conv4=16, conv5=32)
@@ -177,9 +213,11 @@ class ResNet(ResidualBackbone):
         return super().run_stage(stage, self.maxpool(x) if stage == "conv2" else x)
 
     def pop_stage(self, stage: str) -> nn.Sequential:
-        """Take the last stage, and the classifier, out of the network and return it as a module of its own.
+        """Take the last stage, and the classifier, out of the network and return it as a module of
+        its own.
 
-        A C4 detector makes its RoI head of conv5. Raises ValueError when `stage` is not the last one left, or is conv1.
+        A C4 detector makes its RoI head of conv5. Raises ValueError when `stage` is not the last
+        one left, or is conv1.
         """
         last = list(self.channels)[-1]
         if stage != last or stage == "conv1":
@@ -204,8 +242,10 @@ def resnet18(
 ) -> ResNet:
     """Return ResNet-18 (11.7 M parameters). Arguments: see ResNet."""
     return ResNet(
-        BasicBlock, (2, 2, 2, 2), shortcut=shortcut, stride_placement=stride_placement, norm=norm, in_channels=in_channels,
-        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual, weights=weights,
+        BasicBlock, (2, 2, 2, 2), shortcut=shortcut, stride_placement=stride_placement, norm=norm,
+        in_channels=in_channels,
+        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual,
+        weights=weights,
     )  # fmt: skip
 
 
@@ -222,8 +262,10 @@ def resnet34(
 ) -> ResNet:
     """Return ResNet-34 (21.8 M parameters). Arguments: see ResNet."""
     return ResNet(
-        BasicBlock, (3, 4, 6, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm, in_channels=in_channels,
-        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual, weights=weights,
+        BasicBlock, (3, 4, 6, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm,
+        in_channels=in_channels,
+        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual,
+        weights=weights,
     )  # fmt: skip
 
 
@@ -240,8 +282,10 @@ def resnet50(
 ) -> ResNet:
     """Return ResNet-50 (25.6 M parameters). Arguments: see ResNet."""
     return ResNet(
-        Bottleneck, (3, 4, 6, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm, in_channels=in_channels,
-        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual, weights=weights,
+        Bottleneck, (3, 4, 6, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm,
+        in_channels=in_channels,
+        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual,
+        weights=weights,
     )  # fmt: skip
 
 
@@ -258,8 +302,10 @@ def resnet101(
 ) -> ResNet:
     """Return ResNet-101 (44.5 M parameters). Arguments: see ResNet."""
     return ResNet(
-        Bottleneck, (3, 4, 23, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm, in_channels=in_channels,
-        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual, weights=weights,
+        Bottleneck, (3, 4, 23, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm,
+        in_channels=in_channels,
+        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual,
+        weights=weights,
     )  # fmt: skip
 
 
@@ -276,8 +322,10 @@ def resnet152(
 ) -> ResNet:
     """Return ResNet-152 (60.2 M parameters). Arguments: see ResNet."""
     return ResNet(
-        Bottleneck, (3, 8, 36, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm, in_channels=in_channels,
-        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual, weights=weights,
+        Bottleneck, (3, 8, 36, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm,
+        in_channels=in_channels,
+        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual,
+        weights=weights,
     )  # fmt: skip
 
 
@@ -290,9 +338,12 @@ def plain18(
     freeze_at: int = 0,
     weights: str | Path | None = None,
 ) -> ResNet:
-    """Return plain-18 (11.5 M parameters): ResNet-18 without its shortcuts. Arguments: see ResNet."""
+    """Return plain-18 (11.5 M parameters): ResNet-18 without its shortcuts. Arguments: see
+    ResNet.
+    """
     return ResNet(
-        BasicBlock, (2, 2, 2, 2), shortcut="none", stride_placement=stride_placement, norm=norm, in_channels=in_channels,
+        BasicBlock, (2, 2, 2, 2), shortcut="none", stride_placement=stride_placement, norm=norm,
+        in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=False, weights=weights,
     )  # fmt: skip
 
@@ -306,9 +357,12 @@ def plain34(
     freeze_at: int = 0,
     weights: str | Path | None = None,
 ) -> ResNet:
-    """Return plain-34 (21.6 M parameters): ResNet-34 without its shortcuts. Arguments: see ResNet."""
+    """Return plain-34 (21.6 M parameters): ResNet-34 without its shortcuts. Arguments: see
+    ResNet.
+    """
     return ResNet(
-        BasicBlock, (3, 4, 6, 3), shortcut="none", stride_placement=stride_placement, norm=norm, in_channels=in_channels,
+        BasicBlock, (3, 4, 6, 3), shortcut="none", stride_placement=stride_placement, norm=norm,
+        in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=False, weights=weights,
     )  # fmt: skip
 

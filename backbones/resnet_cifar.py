@@ -1,7 +1,8 @@
-"""The CIFAR networks of He et al. 2016, section 4.2: 6n + 2 layers on 32x32 images, residual and plain.
+"""The CIFAR networks of He et al. 2016, section 4.2: 6n + 2 layers on 32x32 images, residual and
+plain.
 
-Stages: conv1 (3x3, 16 channels), conv2 (n blocks, 16 channels, 32x32), conv3 (32, 16x16), conv4 (64, 8x8). Parameters are
-named conv1, bn1, layer1..layer3, fc, as for the larger networks.
+Stages: conv1 (3x3, 16 channels), conv2 (n blocks, 16 channels, 32x32), conv3 (32, 16x16), conv4
+(64, 8x8). Parameters are named conv1, bn1, layer1..layer3, fc, as for the larger networks.
 
     depth          20      32      44      56      110       1202
     parameters  269,722 464,154 658,586 853,018 1,727,962 19,421,274    (10 classes, shortcut A)
@@ -28,13 +29,16 @@ PLAIN_CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 
 
 class CifarResNet(ResidualBackbone):
-    """A network of 6n + 2 weighted layers: one 3x3 convolution, three stages of n blocks, one linear layer.
+    """A network of 6n + 2 weighted layers: one 3x3 convolution, three stages of n blocks, one
+    linear layer.
 
-    depth: 6n + 2. shortcut: "A" (the paper's choice here), "B", "C" or "none" (plain). shortcut_padding: side of A's zero
-    channels, "end" (fb.resnet.torch) or "both" (the widely used CIFAR port, whose weights need it). num_classes: None is
-    that of the weights' classifier, else 10. The other arguments are those of ResNet.
+    depth: 6n + 2. shortcut: "A" (the paper's choice here), "B", "C" or "none" (plain).
+    shortcut_padding: side of A's zero channels, "end" (fb.resnet.torch) or "both" (the widely used
+    CIFAR port, whose weights need it). num_classes: None is that of the weights' classifier, else
+    10. The other arguments are those of ResNet.
 
-    Raises ValueError for another depth, shortcut, padding or norm, WeightsError for weights that cannot be used.
+    Raises ValueError for another depth, shortcut, padding or norm, WeightsError for weights that
+    cannot be used.
     """
 
     def __init__(
@@ -54,7 +58,10 @@ class CifarResNet(ResidualBackbone):
         super().__init__(in_channels=in_channels, input_spec=CIFAR, traits=rule.traits)
         blocks_per_stage, left_over = divmod(depth - 2, 6)
         if blocks_per_stage < 1 or left_over:
-            raise ValueError(f"no CIFAR network of {depth} layers: the depth is 6n + 2, such as {', '.join(map(str, CIFAR_DEPTHS))}")
+            raise ValueError(
+                f"no CIFAR network of {depth} layers: the depth is 6n + 2, such as "
+                f"{', '.join(map(str, CIFAR_DEPTHS))}"
+            )
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = make_norm(norm, 16)
         self.relu = nn.ReLU(inplace=True)
@@ -94,8 +101,10 @@ def resnet_cifar(
 ) -> CifarResNet:
     """Return the residual network of `depth` layers. Arguments: see CifarResNet."""
     return CifarResNet(
-        depth, shortcut=shortcut, shortcut_padding=shortcut_padding, norm=norm, in_channels=in_channels,
-        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual, weights=weights,
+        depth, shortcut=shortcut, shortcut_padding=shortcut_padding, norm=norm,
+        in_channels=in_channels,
+        num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual,
+        weights=weights,
     )  # fmt: skip
 
 
@@ -108,7 +117,9 @@ def plain_cifar(
     freeze_at: int = 0,
     weights: str | Path | None = None,
 ) -> CifarResNet:
-    """Return the plain network of `depth` layers: the residual one without its shortcuts. Arguments: see CifarResNet."""
+    """Return the plain network of `depth` layers: the residual one without its shortcuts.
+    Arguments: see CifarResNet.
+    """
     return CifarResNet(
         depth, shortcut="none", shortcut_padding="end", norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=False, weights=weights,

@@ -1,7 +1,9 @@
-"""Reading arrays out of foreign pickles (Detectron's and detectron2's .pkl weights) without running anything they name.
+"""Reading arrays out of foreign pickles (Detectron's and detectron2's .pkl weights) without running
+anything they name.
 
-A pickle may call any function it can name. This reader knows the handful of names that arrays and plain containers need, and
-puts stand-ins of its own in their place: numpy itself is neither called nor imported. Every other name is refused.
+A pickle may call any function it can name. This reader knows the handful of names that arrays and
+plain containers need, and puts stand-ins of its own in their place: numpy itself is neither called
+nor imported. Every other name is refused.
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ import torch
 from torch import Tensor
 
 _DTYPES = {
-    "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "b1": torch.bool, "u1": torch.uint8,
+    "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "b1": torch.bool,
+    "u1": torch.uint8,
     "i1": torch.int8, "i2": torch.int16, "i4": torch.int32, "i8": torch.int64,
 }  # fmt: skip
 
 
 class ForbiddenPickleError(ValueError):
-    """A pickle names something other than arrays and plain containers; `name` says what. Nothing of it was run."""
+    """A pickle names something other than arrays and plain containers; `name` says what. Nothing of
+    it was run.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(f"it names {name}, which is neither an array nor a plain container")
@@ -29,22 +34,28 @@ class ForbiddenPickleError(ValueError):
 
 
 def load_arrays(path: Path) -> object:
-    """Return the content of a pickle, protocol 0 to 5, of Python 2 or 3: arrays as torch tensors, containers as they are.
+    """Return the content of a pickle, protocol 0 to 5, of Python 2 or 3: arrays as torch tensors,
+    containers as they are.
 
-    Arrays may be of bool, integer or float type in either byte order. Raises ForbiddenPickleError for any other object,
-    ValueError for a file that is damaged or no pickle, OSError when it cannot be opened.
+    Arrays may be of bool, integer or float type in either byte order. Raises ForbiddenPickleError
+    for any other object, ValueError for a file that is damaged or no pickle, OSError when it cannot
+    be opened.
     """
     with Path(path).open("rb") as file:
         try:
             return _plain(_ArrayUnpickler(file, encoding="latin1").load())
         except ForbiddenPickleError:
             raise
-        except Exception as error:  # what a damaged or hostile stream makes the unpickler raise has no bounds
+        except (
+            Exception
+        ) as error:  # what a damaged or hostile stream makes the unpickler raise has no bounds
             raise ValueError(f"damaged or not a pickle ({type(error).__name__}: {error})") from None
 
 
 class _ArrayUnpickler(pickle._Unpickler):
-    """The unpickler in Python: the one in C makes room for whatever number of objects a stream of a few bytes names."""
+    """The unpickler in Python: the one in C makes room for whatever number of objects a stream of a
+    few bytes names.
+    """
 
     def find_class(self, module: str, name: str) -> object:
         home = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
@@ -58,7 +69,9 @@ class _ArrayUnpickler(pickle._Unpickler):
 
 
 class _StandIn:
-    """Takes the place of a function or class a pickle names. A pickle can call it, and change nothing of it."""
+    """Takes the place of a function or class a pickle names. A pickle can call it, and change
+    nothing of it.
+    """
 
     __slots__ = ("_make",)
 
@@ -89,18 +102,26 @@ class _DType:
     def tensor(self, data: bytes, shape: tuple[int, ...], fortran: bool) -> Tensor:
         dtype = _DTYPES[self.code]
         if len(data) != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{len(data)} bytes for an array of shape {shape} and type {self.code}")
+            raise ValueError(
+                f"{len(data)} bytes for an array of shape {shape} and type {self.code}"
+            )
         if not data:
             return torch.zeros(shape, dtype=dtype)
         values = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         if self.swapped:
             values = values.view(-1, dtype.itemsize).flip(1).flatten()
         values = values.view(dtype)
-        return values.reshape(shape[::-1]).permute(*reversed(range(len(shape)))).contiguous() if fortran else values.reshape(shape)
+        return (
+            values.reshape(shape[::-1]).permute(*reversed(range(len(shape)))).contiguous()
+            if fortran
+            else values.reshape(shape)
+        )
 
 
 class _Array:
-    """numpy.ndarray: type, shape, order and bytes, once. It becomes a tensor after the unpickler is done, out of its reach."""
+    """numpy.ndarray: type, shape, order and bytes, once. It becomes a tensor after the unpickler is
+    done, out of its reach.
+    """
 
     __slots__ = ("parts",)
 
@@ -150,7 +171,8 @@ _STAND_INS = {
 
 
 def _plain(value: object, done: dict[int, object] | None = None) -> object:
-    """The same containers with tensors where arrays stood; what stands in several places is made once.
+    """The same containers with tensors where arrays stood; what stands in several places is made
+    once.
 
     Raises ValueError for a container that holds itself.
     """

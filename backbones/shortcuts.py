@@ -15,10 +15,14 @@ PaddingSide = Literal["end", "both"]
 
 
 class ProjectionShortcut(nn.Sequential):
-    """A 1x1 convolution and its norm; state dict names 0.* and 1.*, as torchvision's `downsample`."""
+    """A 1x1 convolution and its norm; state dict names 0.* and 1.*, as torchvision's
+    `downsample`.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm: NormKind) -> None:
-        super().__init__(nn.Conv2d(in_channels, channels, 1, stride, bias=False), make_norm(norm, channels))
+        super().__init__(
+            nn.Conv2d(in_channels, channels, 1, stride, bias=False), make_norm(norm, channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return conv_norm(self[0], self[1], x)
@@ -27,8 +31,9 @@ class ProjectionShortcut(nn.Sequential):
 class PaddingShortcut(nn.Module):
     """Every stride-th pixel, and zeros for the channels that are new; no parameters.
 
-    side: "end" puts the zeros behind the real channels (fb.resnet.torch), "both" half of them before (the widely used CIFAR
-    port). The paper does not say; weights trained with one are wrong with the other.
+    side: "end" puts the zeros behind the real channels (fb.resnet.torch), "both" half of them
+    before (the widely used CIFAR port). The paper does not say; weights trained with one are wrong
+    with the other.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, side: PaddingSide) -> None:
@@ -49,8 +54,9 @@ class PaddingShortcut(nn.Module):
 class ShortcutRule:
     """Which shortcut a block gets.
 
-    kind: "A": identity, padded with zero channels where it widens; "B": identity, projected where the dimensions change;
-    "C": projected everywhere; "none": plain net. padding: side of A's zeros. Raises ValueError for another kind or side.
+    kind: "A": identity, padded with zero channels where it widens; "B": identity, projected where
+    the dimensions change; "C": projected everywhere; "none": plain net. padding: side of A's zeros.
+    Raises ValueError for another kind or side.
     """
 
     kind: ShortcutKind
@@ -64,13 +70,19 @@ class ShortcutRule:
 
     @property
     def traits(self) -> dict[str, str]:
-        """What the tensors of a network do not show: whether one without projections has shortcuts, and A's padding."""
+        """What the tensors of a network do not show: whether one without projections has shortcuts,
+        and A's padding.
+        """
         if self.kind == "A":
             return {"shortcut": "A", "shortcut_padding": self.padding}
         return {"shortcut": "none"} if self.kind == "none" else {}
 
-    def make(self, in_channels: int, channels: int, stride: int, norm: NormKind) -> nn.Module | None:
-        """Return what the shortcut does to its input, None where it leaves it as it is (or there is no shortcut)."""
+    def make(
+        self, in_channels: int, channels: int, stride: int, norm: NormKind
+    ) -> nn.Module | None:
+        """Return what the shortcut does to its input, None where it leaves it as it is (or there is
+        no shortcut).
+        """
         same = stride == 1 and in_channels == channels
         if self.kind == "none" or (same and self.kind != "C"):
             return None

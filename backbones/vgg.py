@@ -1,8 +1,10 @@
-"""VGG-16 and VGG-19 (Simonyan and Zisserman 2015), the paper's baseline, with and without batch norm.
+"""VGG-16 and VGG-19 (Simonyan and Zisserman 2015), the paper's baseline, with and without batch
+norm.
 
-Stages: conv1 ... conv5, groups of 3x3 convolutions at 1/1, 1/2, 1/4, 1/8 and 1/16 of the image; a stage's map is the one before
-its max pooling, so conv5 is conv5_3 (VGG-16) at stride 16, what Faster R-CNN builds on. Parameters are named as
-torchvision names them: features.N, classifier.0 (fc6), classifier.3 (fc7), classifier.6 (fc8).
+Stages: conv1 ... conv5, groups of 3x3 convolutions at 1/1, 1/2, 1/4, 1/8 and 1/16 of the image; a
+stage's map is the one before its max pooling, so conv5 is conv5_3 (VGG-16) at stride 16, what
+Faster R-CNN builds on. Parameters are named as torchvision names them: features.N, classifier.0
+(fc6), classifier.3 (fc7), classifier.6 (fc8).
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ FC_GRID = 7
 
 
 class VGG(Backbone):
-    """A VGG network that classifies (`forward`) or gives feature maps by stage name (`feature_maps`).
+    """A VGG network that classifies (`forward`) or gives feature maps by stage name
+    (`feature_maps`).
 
-    depths: convolutions in conv1..conv5. norm: "none" (the original), or one of make_norm's. num_classes: 0 leaves fc8 out, so
-    that forward gives fc7; None is that of the weights' fc8, else 1000. freeze_at: see `freeze`. weights: see load_weights;
-    without, convolutions start from He's normal distribution, fan out, and linear layers from N(0, 0.01), biases 0, as
-    torchvision's do.
+    depths: convolutions in conv1..conv5. norm: "none" (the original), or one of make_norm's.
+    num_classes: 0 leaves fc8 out, so that forward gives fc7; None is that of the weights' fc8, else
+    1000. freeze_at: see `freeze`. weights: see load_weights; without, convolutions start from He's
+    normal distribution, fan out, and linear layers from N(0, 0.01), biases 0, as torchvision's do.
 
     Raises ValueError for an unknown norm, WeightsError for weights that cannot be used.
     """
@@ -97,7 +100,9 @@ class VGG(Backbone):
 
     @property
     def fc6(self) -> nn.Linear:
-        """The first fully connected layer, (4096, 512 x 7 x 7); raises ValueError after `pop_head`."""
+        """The first fully connected layer, (4096, 512 x 7 x 7); raises ValueError after
+        `pop_head`.
+        """
         return self._head()[0]
 
     @property
@@ -112,7 +117,9 @@ class VGG(Backbone):
 
     def get_classifier(self) -> nn.Linear | None:
         """Return fc8, None without."""
-        return self.classifier[6] if self.classifier is not None and len(self.classifier) > 6 else None
+        return (
+            self.classifier[6] if self.classifier is not None and len(self.classifier) > 6 else None
+        )
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace fc8 by a new, random one for `num_classes`; 0 leaves it out."""
@@ -129,16 +136,18 @@ class VGG(Backbone):
         head = self._head()
         if x.shape[2] < 2 or x.shape[3] < 2:
             raise ValueError(
-                f"a map of {x.shape[2]}x{x.shape[3]} cells is too small for the last pooling: give images of at least 32x32 px"
+                f"a map of {x.shape[2]}x{x.shape[3]} cells is too small for the last pooling: "
+                "give images of at least 32x32 px"
             )
         x = torch.flatten(self.avgpool(self.features[-1](x)), 1)
         return (head[:6] if pre_logits else head)(x)
 
     def pop_head(self) -> nn.Sequential:
-        """Take fc6 and fc7, each with ReLU and dropout, out of the network and return them; fc8 is dropped.
+        """Take fc6 and fc7, each with ReLU and dropout, out of the network and return them; fc8 is
+        dropped.
 
-        A Faster R-CNN makes its RoI head of them: (R, 512 * 7 * 7) flattened RoI maps -> (R, 4096). Raises ValueError the
-        second time. The network still gives feature maps.
+        A Faster R-CNN makes its RoI head of them: (R, 512 * 7 * 7) flattened RoI maps -> (R, 4096).
+        Raises ValueError the second time. The network still gives feature maps.
         """
         head = self._head()[:6]
         self.classifier = None
@@ -154,25 +163,79 @@ def _convolve(conv: nn.Conv2d, norm: nn.Module | None, relu: nn.ReLU, x: Tensor)
     return relu(conv(x) if norm is None else conv_norm(conv, norm, x))
 
 
-def vgg16(*, in_channels: int = 3, num_classes: int | None = None, freeze_at: int = 0, weights: str | Path | None = None) -> VGG:
+def vgg16(
+    *,
+    in_channels: int = 3,
+    num_classes: int | None = None,
+    freeze_at: int = 0,
+    weights: str | Path | None = None,
+) -> VGG:
     """Return VGG-16 (138.4 M parameters). Arguments: see VGG."""
-    return VGG((2, 2, 3, 3, 3), norm="none", in_channels=in_channels, num_classes=num_classes, freeze_at=freeze_at, weights=weights)
+    return VGG(
+        (2, 2, 3, 3, 3),
+        norm="none",
+        in_channels=in_channels,
+        num_classes=num_classes,
+        freeze_at=freeze_at,
+        weights=weights,
+    )
 
 
-def vgg19(*, in_channels: int = 3, num_classes: int | None = None, freeze_at: int = 0, weights: str | Path | None = None) -> VGG:
+def vgg19(
+    *,
+    in_channels: int = 3,
+    num_classes: int | None = None,
+    freeze_at: int = 0,
+    weights: str | Path | None = None,
+) -> VGG:
     """Return VGG-19 (143.7 M parameters). Arguments: see VGG."""
-    return VGG((2, 2, 4, 4, 4), norm="none", in_channels=in_channels, num_classes=num_classes, freeze_at=freeze_at, weights=weights)
+    return VGG(
+        (2, 2, 4, 4, 4),
+        norm="none",
+        in_channels=in_channels,
+        num_classes=num_classes,
+        freeze_at=freeze_at,
+        weights=weights,
+    )
 
 
 def vgg16_bn(
-    *, norm: NormKind = "batch", in_channels: int = 3, num_classes: int | None = None, freeze_at: int = 0, weights: str | Path | None = None
+    *,
+    norm: NormKind = "batch",
+    in_channels: int = 3,
+    num_classes: int | None = None,
+    freeze_at: int = 0,
+    weights: str | Path | None = None,
 ) -> VGG:
-    """Return VGG-16 with a norm after every convolution (138.4 M parameters). Arguments: see VGG."""
-    return VGG((2, 2, 3, 3, 3), norm=norm, in_channels=in_channels, num_classes=num_classes, freeze_at=freeze_at, weights=weights)
+    """Return VGG-16 with a norm after every convolution (138.4 M parameters). Arguments: see
+    VGG.
+    """
+    return VGG(
+        (2, 2, 3, 3, 3),
+        norm=norm,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        freeze_at=freeze_at,
+        weights=weights,
+    )
 
 
 def vgg19_bn(
-    *, norm: NormKind = "batch", in_channels: int = 3, num_classes: int | None = None, freeze_at: int = 0, weights: str | Path | None = None
+    *,
+    norm: NormKind = "batch",
+    in_channels: int = 3,
+    num_classes: int | None = None,
+    freeze_at: int = 0,
+    weights: str | Path | None = None,
 ) -> VGG:
-    """Return VGG-19 with a norm after every convolution (143.7 M parameters). Arguments: see VGG."""
-    return VGG((2, 2, 4, 4, 4), norm=norm, in_channels=in_channels, num_classes=num_classes, freeze_at=freeze_at, weights=weights)
+    """Return VGG-19 with a norm after every convolution (143.7 M parameters). Arguments: see
+    VGG.
+    """
+    return VGG(
+        (2, 2, 4, 4, 4),
+        norm=norm,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        freeze_at=freeze_at,
+        weights=weights,
+    )

@@ -21,7 +21,8 @@ NORM_EPS = 1e-5
 class Named:
     """Tensors under our names, and what the naming tells of the network they were trained in.
 
-    naming: whose names they had. traits: what the network must agree on. input_spec: None where the names do not tell.
+    naming: whose names they had. traits: what the network must agree on. input_spec: None where the
+    names do not tell.
     """
 
     naming: str
@@ -33,9 +34,10 @@ class Named:
 def to_own_names(tensors: Mapping[str, Tensor], author: str | None = None) -> Named:
     """Return `tensors` under our names; names that nobody's reader knows stay as they are.
 
-    Prefixes of wrappers (DataParallel, torch.compile, a detector's backbone) are taken off. author: what detectron2's own
-    files state beside the tensors. The bias of a convolution that a norm follows (MSRA's conv1) goes into that norm's mean,
-    which gives the same outputs. Raises ValueError when two tensors would get one name.
+    Prefixes of wrappers (DataParallel, torch.compile, a detector's backbone) are taken off. author:
+    what detectron2's own files state beside the tensors. The bias of a convolution that a norm
+    follows (MSRA's conv1) goes into that norm's mean, which gives the same outputs. Raises
+    ValueError when two tensors would get one name.
     """
     bare: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -43,7 +45,13 @@ def to_own_names(tensors: Mapping[str, Tensor], author: str | None = None) -> Na
         if own in bare:
             raise ValueError(f"{own} is there twice, once behind a prefix")
         bare[own] = tensor
-    named = _detectron(bare) or _detectron2(bare, author) or _cifar_port(bare) or _timm_vgg(bare) or Named("torchvision", bare)
+    named = (
+        _detectron(bare)
+        or _detectron2(bare, author)
+        or _cifar_port(bare)
+        or _timm_vgg(bare)
+        or Named("torchvision", bare)
+    )
     return Named(named.naming, _without_conv_biases(named.tensors), named.traits, named.input_spec)
 
 
@@ -51,7 +59,9 @@ _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|backbone\.|bottom_up\.)+")
 
 
 def _detectron(tensors: dict[str, Tensor]) -> Named | None:
-    """Detectron's R-50.pkl and R-101.pkl: Caffe names, a norm as scale s and shift b, stride in the 1x1."""
+    """Detectron's R-50.pkl and R-101.pkl: Caffe names, a norm as scale s and shift b, stride in the
+    1x1.
+    """
     if "res_conv1_bn_s" not in tensors:
         return None
     found: dict[str, Tensor] = {}
@@ -61,7 +71,9 @@ def _detectron(tensors: dict[str, Tensor]) -> Named | None:
         if own.endswith(".weight") and name.endswith("_bn_s"):
             norm = own.removesuffix(".weight")
             found[f"{norm}.running_mean"] = torch.zeros_like(tensor)
-            found[f"{norm}.running_var"] = torch.full_like(tensor, 1 - NORM_EPS)  # so that the scale is exactly s
+            found[f"{norm}.running_var"] = torch.full_like(
+                tensor, 1 - NORM_EPS
+            )  # so that the scale is exactly s
     return Named("Detectron", found, {"stride_placement": "original"}, DETECTRON)
 
 
@@ -74,7 +86,11 @@ def _detectron_name(name: str) -> str:
         stage, index, branch, norm, kind = match.groups()
         block = f"layer{int(stage) - 1}.{index}"
         number = "abc".find(branch[1:]) + 1
-        layer = f"downsample.{1 if norm else 0}" if branch == "1" else f"{'bn' if norm else 'conv'}{number}"
+        layer = (
+            f"downsample.{1 if norm else 0}"
+            if branch == "1"
+            else f"{'bn' if norm else 'conv'}{number}"
+        )
         return f"{block}.{layer}.{(_AFFINE if norm else _LAYER)[kind]}"
     return name
 
@@ -86,7 +102,8 @@ _LAYER = {"w": "weight", "b": "bias", "s": "weight"}
 def _detectron2(tensors: dict[str, Tensor], author: str | None) -> Named | None:
     """detectron2's names: stem, res2..res5, a norm inside its convolution.
 
-    Its files are MSRA's networks (BGR, stride in the 1x1), but for those its converter marks as torchvision's.
+    Its files are MSRA's networks (BGR, stride in the 1x1), but for those its converter marks as
+    torchvision's.
     """
     if "stem.conv1.weight" not in tensors:
         return None
@@ -95,7 +112,9 @@ def _detectron2(tensors: dict[str, Tensor], author: str | None) -> Named | None:
         own = re.sub(r"^(stem|linear)\.", lambda match: "fc." if match[1] == "linear" else "", name)
         own = re.sub(r"^res(\d)\.", lambda match: f"layer{int(match[1]) - 1}.", own)
         own = re.sub(r"\bconv(\d)\.norm\.", r"bn\1.", own)
-        own = own.replace("shortcut.norm.", "downsample.1.").replace("shortcut.weight", "downsample.0.weight")
+        own = own.replace("shortcut.norm.", "downsample.1.").replace(
+            "shortcut.weight", "downsample.0.weight"
+        )
         found[own] = tensor
     if author == "torchvision":
         return Named("detectron2", found, {"stride_placement": "torchvision"}, IMAGENET)
@@ -103,12 +122,19 @@ def _detectron2(tensors: dict[str, Tensor], author: str | None) -> Named | None:
 
 
 def _cifar_port(tensors: dict[str, Tensor]) -> Named | None:
-    """The widely used CIFAR port: `linear` for fc, `shortcut` for a projection, shortcut A with zeros on both sides."""
+    """The widely used CIFAR port: `linear` for fc, `shortcut` for a projection, shortcut A with
+    zeros on both sides.
+    """
     if "linear.weight" not in tensors or "layer3.0.conv1.weight" not in tensors:
         return None
-    found = {re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample."): tensor for name, tensor in tensors.items()}
+    found = {
+        re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample."): tensor
+        for name, tensor in tensors.items()
+    }
     projected = any(".downsample." in name for name in found)
-    return Named("CIFAR port", found, {} if projected else {"shortcut": "A", "shortcut_padding": "both"})
+    return Named(
+        "CIFAR port", found, {} if projected else {"shortcut": "A", "shortcut_padding": "both"}
+    )
 
 
 def _timm_vgg(tensors: dict[str, Tensor]) -> Named | None:
@@ -122,12 +148,16 @@ def _timm_vgg(tensors: dict[str, Tensor]) -> Named | None:
             .replace("pre_logits.fc2.", "classifier.3.")
             .replace("head.fc.", "classifier.6.")
         )
-        found[own] = tensor.flatten(1) if own.startswith("classifier.") and tensor.dim() == 4 else tensor
+        found[own] = (
+            tensor.flatten(1) if own.startswith("classifier.") and tensor.dim() == 4 else tensor
+        )
     return Named("timm", found)
 
 
 def _without_conv_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the bias of every convolution that a batch norm follows into that norm's mean: conv + bias - mean = conv - (mean - bias)."""
+    """Take the bias of every convolution that a batch norm follows into that norm's mean: conv +
+    bias - mean = conv - (mean - bias).
+    """
     found = dict(tensors)
     for name in tensors:
         match = re.fullmatch(r"(|.*\.)(conv(\d)|downsample\.0)\.bias", name)

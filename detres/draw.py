@@ -11,13 +11,19 @@ import numpy as np
 
 def class_color(label: int) -> tuple[int, int, int]:
     """Return the RGB colour 0..255 of a label; neighbouring labels get distant hues."""
-    return tuple(round(255 * value) for value in colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.85, 1.0))
+    return tuple(
+        round(255 * value) for value in colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.85, 1.0)
+    )
 
 
-def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], captions: Sequence[str]) -> np.ndarray:
-    """Return a copy of `image` (H, W, 3) uint8 RGB with boxes (D, 4) xyxy px, coloured by label, and their captions.
+def draw_boxes(
+    image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], captions: Sequence[str]
+) -> np.ndarray:
+    """Return a copy of `image` (H, W, 3) uint8 RGB with boxes (D, 4) xyxy px, coloured by label,
+    and their captions.
 
-    Given best first, the best is drawn last and stays on top. Lines and letters grow with the image.
+    Given best first, the best is drawn last and stays on top. Lines and letters grow with the
+    image.
     """
     image = image.copy()
     unit = max(1, round(min(image.shape[:2]) / 300))
@@ -34,17 +40,30 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], capt
         cv2.rectangle(image, (x, y - height - below), (x + width, y), color, -1)
         dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
         text_color = (0, 0, 0) if dark else (255, 255, 255)
-        cv2.putText(image, caption, (x, y - below), cv2.FONT_HERSHEY_SIMPLEX, scale, text_color, unit, cv2.LINE_AA)
+        cv2.putText(
+            image,
+            caption,
+            (x, y - below),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            scale,
+            text_color,
+            unit,
+            cv2.LINE_AA,
+        )
     return image
 
 
 def contact_sheet(images: Sequence[np.ndarray], *, columns: int, cell: int) -> np.ndarray:
-    """Return images (H, W, 3) uint8 laid out in rows of `columns`, each fitted into a square of `cell` px on black."""
+    """Return images (H, W, 3) uint8 laid out in rows of `columns`, each fitted into a square of
+    `cell` px on black.
+    """
     rows = -(-len(images) // columns)
     sheet = np.zeros((rows * cell, columns * cell, 3), np.uint8)
     for number, image in enumerate(images):
         scale = cell / max(image.shape[:2])
         size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
         y, x = number // columns * cell, number % columns * cell
-        sheet[y : y + size[1], x : x + size[0]] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        sheet[y : y + size[1], x : x + size[0]] = cv2.resize(
+            image, size, interpolation=cv2.INTER_AREA
+        )
     return sheet

@@ -1,8 +1,9 @@
-"""The values that travel between the parts: disk -> Annotations -> Target -> ImageBatch -> Losses or Detections -> Predictions.
+"""The values that travel between the parts: disk -> Annotations -> Target -> ImageBatch -> Losses
+or Detections -> Predictions.
 
-Everywhere: N images, M ground-truth boxes, D detections, K classes without background. Boxes are float32
-(x1, y1, x2, y2) in absolute pixels with continuous coordinates, so x2 - x1 is the width. Labels are int64, 1..K;
-0 is background and appears only inside the model.
+Everywhere: N images, M ground-truth boxes, D detections, K classes without background. Boxes are
+float32 (x1, y1, x2, y2) in absolute pixels with continuous coordinates, so x2 - x1 is the width.
+Labels are int64, 1..K; 0 is background and appears only inside the model.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ LISTED_CLASSES = 20
 
 @dataclass(frozen=True)
 class ClassMap:
-    """The classes of a data set in label order: label k (1..K) has name `names[k - 1]` and source id `source_ids[k - 1]`.
+    """The classes of a data set in label order: label k (1..K) has name `names[k - 1]` and source
+    id `source_ids[k - 1]`.
 
-    Built from the data and carried by every checkpoint and predictions file. `source_ids` are what the data set's own
-    files use (COCO: sparse category ids; VOC has none, so 1..K). Raises ValueError on duplicates or unequal lengths.
+    Built from the data and carried by every checkpoint and predictions file. `source_ids` are what
+    the data set's own files use (COCO: sparse category ids; VOC has none, so 1..K). Raises
+    ValueError on duplicates or unequal lengths.
     """
 
     names: tuple[str, ...]
@@ -37,11 +40,15 @@ class ClassMap:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.source_ids):
-            raise ValueError(f"ClassMap: {len(self.names)} names but {len(self.source_ids)} source ids")
+            raise ValueError(
+                f"ClassMap: {len(self.names)} names but {len(self.source_ids)} source ids"
+            )
         for what, values in (("name", self.names), ("source id", self.source_ids)):
             repeated = sorted({str(v) for v in values if values.count(v) > 1})
             if repeated:
-                raise ValueError(f"ClassMap: {what} {', '.join(repeated)} is given to more than one class")
+                raise ValueError(
+                    f"ClassMap: {what} {', '.join(repeated)} is given to more than one class"
+                )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,7 +58,9 @@ class ClassMap:
         return self.names[self._index(label)]
 
     def source_id_of(self, label: int) -> int:
-        """Return the data set's own id of `label` (1..K); raises IndexError for background or beyond K."""
+        """Return the data set's own id of `label` (1..K); raises IndexError for background or
+        beyond K.
+        """
         return self.source_ids[self._index(label)]
 
     def label_of_name(self, name: str) -> int:
@@ -61,18 +70,25 @@ class ClassMap:
         return self.names.index(name) + 1
 
     def label_of_source_id(self, source_id: int) -> int:
-        """Return the label (1..K) of a data set's own class id; raises KeyError naming the known ids."""
+        """Return the label (1..K) of a data set's own class id; raises KeyError naming the known
+        ids.
+        """
         if source_id not in self.source_ids:
-            raise KeyError(f"unknown class id {source_id}, expected one of: {list(self.source_ids)}")
+            raise KeyError(
+                f"unknown class id {source_id}, expected one of: {list(self.source_ids)}"
+            )
         return self.source_ids.index(source_id) + 1
 
     def require_same(self, other: ClassMap, mine: str, theirs: str) -> None:
-        """Raise ClassMismatchError printing both lists unless `other` is equal; `mine` and `theirs` say where each is from."""
+        """Raise ClassMismatchError printing both lists unless `other` is equal; `mine` and `theirs`
+        say where each is from.
+        """
         if self != other:
             raise ClassMismatchError(
                 f"the class lists differ:\n  {mine} ({len(self)}): {self._listing(other)}\n"
                 f"  {theirs} ({len(other)}): {other._listing(self)}\n"
-                "use data with the classes the model was trained on, or train a model for these classes"
+                "use data with the classes the model was trained on, or train a model for these "
+                "classes"
             )
 
     def to_dict(self) -> dict[str, list]:
@@ -90,17 +106,26 @@ class ClassMap:
         return label - 1
 
     def _listing(self, other: ClassMap) -> str:
-        """All classes with their ids; of many, those that `other` does not have, or has under other ids."""
+        """All classes with their ids; of many, those that `other` does not have, or has under other
+        ids.
+        """
         own = dict(zip(self.names, self.source_ids, strict=True))
         there = dict(zip(other.names, other.source_ids, strict=True))
         if len(own) <= LISTED_CLASSES:
             return ", ".join(f"{i}={name}" for name, i in own.items())
         if own.keys() == there.keys():
-            what, differing = "the same names, with other ids:", [name for name, i in own.items() if there[name] != i]
+            what, differing = (
+                "the same names, with other ids:",
+                [name for name, i in own.items() if there[name] != i],
+            )
         else:
             what, differing = "only here:", [name for name in own if name not in there]
         shown = ", ".join(f"{own[name]}={name}" for name in differing[:LISTED_CLASSES])
-        more = f" and {len(differing) - LISTED_CLASSES} more" if len(differing) > LISTED_CLASSES else ""
+        more = (
+            f" and {len(differing) - LISTED_CLASSES} more"
+            if len(differing) > LISTED_CLASSES
+            else ""
+        )
         return f"{what} {shown or 'none'}{more}"
 
 
@@ -109,17 +134,20 @@ _ROWS = ("image_files", "image_sizes", "boxes", "labels", "areas", "crowd", "dif
 
 @dataclass(frozen=True)
 class Annotations:
-    """A whole annotated data set in flat arrays: the objects of image n are rows offsets[n]:offsets[n + 1].
+    """A whole annotated data set in flat arrays: the objects of image n are rows
+    offsets[n]:offsets[n + 1].
 
-    Flat arrays, not a dict per box, so that forked loader workers share them instead of copying them.
+    Flat arrays, not a dict per box, so that forked loader workers share them instead of copying
+    them.
 
     source: where it was read from, for messages.
-    image_ids: (N,) int64 (COCO) or str (VOC: the file stem). image_files: (N,) str, full paths. image_sizes: (N, 2)
-    int32 (H, W) as the annotation states them (0 where it does not).
-    offsets: (N + 1,) int64. boxes: (M, 4) float32 xyxy px. labels: (M,) int64 1..K. areas: (M,) float32 px^2, COCO's
-    `area` field where given, else the box area. ids: (M,) int64 annotation ids, unique.
-    crowd, difficult: (M,) bool. Such objects are never trained on; each evaluation protocol ignores them by its own rule.
-    dropped: reason -> how many records the box policy left out.
+    image_ids: (N,) int64 (COCO) or str (VOC: the file stem). image_files: (N,) str, full paths.
+    image_sizes: (N, 2) int32 (H, W) as the annotation states them (0 where it does not).
+    offsets: (N + 1,) int64. boxes: (M, 4) float32 xyxy px. labels: (M,) int64 1..K. areas: (M,)
+    float32 px^2, COCO's `area` field where given, else the box area. ids: (M,) int64 annotation
+    ids, unique. crowd, difficult: (M,) bool. Such objects are never trained on; each evaluation
+    protocol ignores them by its own rule. dropped: reason -> how many records the box policy left
+    out.
     """
 
     source: str
@@ -138,14 +166,26 @@ class Annotations:
 
     def __post_init__(self) -> None:
         num_images, num_objects = len(self.image_ids), len(self.boxes)
-        for name, want in (("image_files", num_images), ("image_sizes", num_images), ("offsets", num_images + 1)):
+        for name, want in (
+            ("image_files", num_images),
+            ("image_sizes", num_images),
+            ("offsets", num_images + 1),
+        ):
             if len(getattr(self, name)) != want:
-                raise ValueError(f"Annotations.{name} has {len(getattr(self, name))} rows, expected {want}")
+                raise ValueError(
+                    f"Annotations.{name} has {len(getattr(self, name))} rows, expected {want}"
+                )
         for name in ("labels", "areas", "crowd", "difficult", "ids"):
             if len(getattr(self, name)) != num_objects:
-                raise ValueError(f"Annotations.{name} has {len(getattr(self, name))} rows, expected {num_objects}")
+                raise ValueError(
+                    f"Annotations.{name} has {len(getattr(self, name))} rows, expected "
+                    f"{num_objects}"
+                )
         if self.boxes.shape != (num_objects, 4) or self.boxes.dtype != np.float32:
-            raise ValueError(f"Annotations.boxes is {self.boxes.dtype} {self.boxes.shape}, expected float32 (M, 4)")
+            raise ValueError(
+                f"Annotations.boxes is {self.boxes.dtype} {self.boxes.shape}, expected float32 "
+                "(M, 4)"
+            )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -155,12 +195,18 @@ class Annotations:
         return len(self.boxes)
 
     def describe(self) -> str:
-        """Return one paragraph: where from, how many images, objects and classes, and what the box policy left out."""
+        """Return one paragraph: where from, how many images, objects and classes, and what the box
+        policy left out.
+        """
         counts = np.bincount(self.labels, minlength=len(self.class_map) + 1)[1:]
-        shown = [f"{name} {count}" for name, count in zip(self.class_map.names, counts.tolist(), strict=True)]
+        shown = [
+            f"{name} {count}"
+            for name, count in zip(self.class_map.names, counts.tolist(), strict=True)
+        ]
         empty = int((np.diff(self.offsets) == 0).sum())
         parts = [
-            f"{self.source}: {len(self)} images ({empty} without objects), {self.num_objects} objects of {len(self.class_map)} classes: "
+            f"{self.source}: {len(self)} images ({empty} without objects), {self.num_objects} "
+            f"objects of {len(self.class_map)} classes: "
             + ", ".join(shown[:20] + (["..."] if len(shown) > 20 else []))
         ]
         flags = {"crowd": int(self.crowd.sum()), "difficult": int(self.difficult.sum())}
@@ -172,8 +218,8 @@ class Annotations:
     def concatenate(cls, parts: list[Annotations]) -> Annotations:
         """Return several data sets with the same classes as one; one part is returned as it is.
 
-        Raises ClassMismatchError when their classes differ, ValueError when an image id is in two of them. Annotation ids
-        that collide are numbered anew.
+        Raises ClassMismatchError when their classes differ, ValueError when an image id is in two
+        of them. Annotation ids that collide are numbered anew.
         """
         if len(parts) == 1:
             return parts[0]
@@ -182,7 +228,10 @@ class Annotations:
         image_ids = np.concatenate([part.image_ids for part in parts])
         unique, counts = np.unique(image_ids, return_counts=True)
         if len(unique) < len(image_ids):
-            raise ValueError(f"image {unique[counts > 1][0]} is in more than one of {', '.join(part.source for part in parts)}")
+            raise ValueError(
+                f"image {unique[counts > 1][0]} is in more than one of "
+                f"{', '.join(part.source for part in parts)}"
+            )
         starts = np.cumsum([0] + [part.num_objects for part in parts])
         offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
         ids = np.concatenate([part.ids for part in parts])
@@ -204,7 +253,9 @@ class Annotations:
         )
 
     def target(self, index: int) -> Target:
-        """Return the Target of image `index`, boxes in the pixels of the image as read; (0, 4) boxes when it has none."""
+        """Return the Target of image `index`, boxes in the pixels of the image as read; (0, 4)
+        boxes when it has none.
+        """
         rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         image_id = self.image_ids[index]
         return Target(
@@ -218,7 +269,8 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Target:
-    """The objects of one image as given: boxes (M, 4) float32 xyxy px, labels (M,) int64 1..K, crowd and difficult (M,) bool.
+    """The objects of one image as given: boxes (M, 4) float32 xyxy px, labels (M,) int64 1..K,
+    crowd and difficult (M,) bool.
 
     M may be 0. Checked once, here: raises ValueError naming the image on a wrong shape or dtype.
     """
@@ -232,19 +284,29 @@ class Target:
     def __post_init__(self) -> None:
         num = len(self.labels)
         if self.boxes.shape != (num, 4) or self.boxes.dtype != torch.float32:
-            raise ValueError(f"image {self.image_id}: boxes are {self.boxes.dtype} {tuple(self.boxes.shape)}, expected float32 ({num}, 4)")
+            raise ValueError(
+                f"image {self.image_id}: boxes are {self.boxes.dtype} {tuple(self.boxes.shape)}, "
+                f"expected float32 ({num}, 4)"
+            )
         if self.labels.dtype != torch.int64:
-            raise ValueError(f"image {self.image_id}: labels are {self.labels.dtype}, expected int64")
+            raise ValueError(
+                f"image {self.image_id}: labels are {self.labels.dtype}, expected int64"
+            )
         for name in ("crowd", "difficult"):
             flag = getattr(self, name)
             if flag.shape != (num,) or flag.dtype != torch.bool:
-                raise ValueError(f"image {self.image_id}: {name} is {flag.dtype} {tuple(flag.shape)}, expected bool ({num},)")
+                raise ValueError(
+                    f"image {self.image_id}: {name} is {flag.dtype} {tuple(flag.shape)}, expected "
+                    f"bool ({num},)"
+                )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def trainable(self) -> tuple[Tensor, Tensor]:
-        """Return boxes (M', 4) and labels (M',) of the objects that are neither crowd nor difficult."""
+        """Return boxes (M', 4) and labels (M',) of the objects that are neither crowd nor
+        difficult.
+        """
         keep = ~(self.crowd | self.difficult)
         return self.boxes[keep], self.labels[keep]
 
@@ -256,8 +318,9 @@ class Target:
 class ImageBatch:
     """N images padded at the right and bottom to one size.
 
-    pixels: (N, 3, H, W) uint8 RGB; the model normalises them on its device. sizes: N (h, w) px, true sizes inside the
-    padding. original_sizes: N (h, w) px of the files as read, before resizing. ids: N image ids.
+    pixels: (N, 3, H, W) uint8 RGB; the model normalises them on its device. sizes: N (h, w) px,
+    true sizes inside the padding. original_sizes: N (h, w) px of the files as read, before
+    resizing. ids: N image ids.
     """
 
     pixels: Tensor
@@ -269,16 +332,22 @@ class ImageBatch:
         return len(self.sizes)
 
     def to(self, device: torch.device | str) -> ImageBatch:
-        return ImageBatch(self.pixels.to(device, non_blocking=True), self.sizes, self.original_sizes, self.ids)
+        return ImageBatch(
+            self.pixels.to(device, non_blocking=True), self.sizes, self.original_sizes, self.ids
+        )
 
     def pin_memory(self) -> ImageBatch:
-        """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by its name."""
+        """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by
+        its name.
+        """
         return ImageBatch(self.pixels.pin_memory(), self.sizes, self.original_sizes, self.ids)
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a model found in one image, best score first: boxes (D, 4) float32 xyxy px, scores (D,) in [0, 1], labels (D,) int64 1..K."""
+    """What a model found in one image, best score first: boxes (D, 4) float32 xyxy px, scores (D,)
+    in [0, 1], labels (D,) int64 1..K.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -293,7 +362,9 @@ class Detections:
 
 @dataclass(frozen=True)
 class Losses:
-    """The four losses of Faster R-CNN as scalar tensors, in nats (cls) and dimensionless deltas (box)."""
+    """The four losses of Faster R-CNN as scalar tensors, in nats (cls) and dimensionless deltas
+    (box).
+    """
 
     loss_rpn_cls: Tensor
     loss_rpn_box: Tensor
@@ -313,8 +384,9 @@ class Losses:
 class Predictions:
     """Detections of a whole data set in flat arrays, boxes in the pixels of the original files.
 
-    image_ids: (D,) int64 or str, one per detection. boxes: (D, 4) float32 xyxy px. scores: (D,) float32. labels: (D,)
-    int64 1..K of `class_map`. Rows need no order. D may be 0. Boxes and scores read from a results file stay float64, as written.
+    image_ids: (D,) int64 or str, one per detection. boxes: (D, 4) float32 xyxy px. scores: (D,)
+    float32. labels: (D,) int64 1..K of `class_map`. Rows need no order. D may be 0. Boxes and
+    scores read from a results file stay float64, as written.
     """
 
     class_map: ClassMap
@@ -327,7 +399,8 @@ class Predictions:
         num = len(self.scores)
         if self.boxes.shape != (num, 4) or len(self.labels) != num or len(self.image_ids) != num:
             raise ValueError(
-                f"Predictions: {num} scores, {len(self.labels)} labels, {len(self.image_ids)} image ids and boxes "
+                f"Predictions: {num} scores, {len(self.labels)} labels, {len(self.image_ids)} "
+                "image ids and boxes "
                 f"{self.boxes.shape} do not belong together"
             )
 
@@ -335,12 +408,14 @@ class Predictions:
         return len(self.scores)
 
 
-# ---- classification: disk -> encoded images (detres/data/encoded.py) or ImageArrays -> CropBatch, ClassTargets -> ClassLoss or logits ----
+# ---- classification: disk -> encoded images (detres/data/encoded.py) or ImageArrays -> CropBatch,
+# ClassTargets -> ClassLoss or logits ----
 
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """A labelled set of small images of one size, in memory: `pixels` (M, H, W, 3) uint8 RGB, `labels` (M,) int64, 0..K-1.
+    """A labelled set of small images of one size, in memory: `pixels` (M, H, W, 3) uint8 RGB,
+    `labels` (M,) int64, 0..K-1.
 
     damaged: files that were left out because they could not be read.
     """
@@ -357,7 +432,8 @@ class ImageArrays:
 
 @dataclass(frozen=True)
 class CropBatch:
-    """N images of one size for a classifier: `pixels` (N, 3, H, W) uint8 RGB, normalised by the model on its device; N `ids`.
+    """N images of one size for a classifier: `pixels` (N, 3, H, W) uint8 RGB, normalised by the
+    model on its device; N `ids`.
 
     damaged: images that could not be read, whose places others of the batch have taken.
     """
@@ -373,7 +449,9 @@ class CropBatch:
         return CropBatch(self.pixels.to(device, non_blocking=True), self.ids, self.damaged)
 
     def pin_memory(self) -> CropBatch:
-        """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by its name."""
+        """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by
+        its name.
+        """
         return CropBatch(self.pixels.pin_memory(), self.ids, self.damaged)
 
 
@@ -393,7 +471,9 @@ class ClassTargets:
 
 @dataclass(frozen=True)
 class ClassLoss:
-    """Scalar tensors of one batch: `loss_cls`, cross-entropy in nats, and `top1_error`, the fraction classified wrongly."""
+    """Scalar tensors of one batch: `loss_cls`, cross-entropy in nats, and `top1_error`, the
+    fraction classified wrongly.
+    """
 
     loss_cls: Tensor
     top1_error: Tensor

@@ -9,21 +9,30 @@ from pathlib import Path
 import pytest
 import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores: one each, also in the processes they start
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # the workers share the cores: one each, also in the processes they start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
-SHARED_DATA = Path(os.environ.get("DETRES_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+SHARED_DATA = Path(
+    os.environ.get("DETRES_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
-    """Return a function: name of a folder of real photographs -> its path; skips the test when it is not there."""
+    """Return a function: name of a folder of real photographs -> its path; skips the test when it
+    is not there.
+    """
 
     def find(name: str) -> Path:
         path = SHARED_DATA / name
         if not path.exists():
-            pytest.skip(f"real data not found at {path} (set DETRES_TEST_DATA to the folder that holds {name.split('/', maxsplit=1)[0]})")
+            pytest.skip(
+                f"real data not found at {path} (set DETRES_TEST_DATA to the folder that holds "
+                f"{name.split('/', maxsplit=1)[0]})"
+            )
         return path
 
     return find

@@ -21,16 +21,38 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.config": (set(), {"pydantic", "yaml"}),
     "detres.cls_config": ({"detres.config"}, {"pydantic"}),
     "detres.models": (LEAVES | {"backbones"}, {"torch", "torchvision", "numpy"}),
-    "detres.data": (LEAVES, {"torch", "torchvision", "numpy", "cv2", "albumentations", "defusedxml", "fsspec"}),
+    "detres.data": (
+        LEAVES,
+        {"torch", "torchvision", "numpy", "cv2", "albumentations", "defusedxml", "fsspec"},
+    ),
     "detres.evaluation": (LEAVES, {"torch", "numpy", "pycocotools", "tqdm"}),
-    "detres.engine": ({"detres.structures"}, {"torch", "torchvision", "numpy", "cv2", "safetensors", "tqdm"}),
+    "detres.engine": (
+        {"detres.structures"},
+        {"torch", "torchvision", "numpy", "cv2", "safetensors", "tqdm"},
+    ),
     "detres.build": (
-        LEAVES | {"backbones", "detres.config", "detres.models", "detres.data", "detres.evaluation", "detres.engine"},
+        LEAVES
+        | {
+            "backbones",
+            "detres.config",
+            "detres.models",
+            "detres.data",
+            "detres.evaluation",
+            "detres.engine",
+        },
         {"torch"},
     ),
     "detres.build_classifier": (
         LEAVES
-        | {"backbones", "detres.config", "detres.cls_config", "detres.models", "detres.data", "detres.evaluation", "detres.engine"}
+        | {
+            "backbones",
+            "detres.config",
+            "detres.cls_config",
+            "detres.models",
+            "detres.data",
+            "detres.evaluation",
+            "detres.engine",
+        }
         | {"detres.build"},
         {"torch", "torchvision", "numpy"},
     ),
@@ -39,11 +61,17 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
 
 def part_of(module: str) -> str:
     """The part a module belongs to: backbones, detres.models, detres.boxes, ..."""
-    return "backbones" if module.split(".", maxsplit=1)[0] == "backbones" else ".".join(module.split(".")[:2])
+    return (
+        "backbones"
+        if module.split(".", maxsplit=1)[0] == "backbones"
+        else ".".join(module.split(".")[:2])
+    )
 
 
 def imports_of(source: str) -> list[tuple[str, bool]]:
-    """(module, whether inside a function) of every import; those for type checkers alone count too."""
+    """(module, whether inside a function) of every import; those for type checkers alone
+    count too.
+    """
     found = []
 
     def visit(node: ast.AST, inside: bool) -> None:
@@ -92,7 +120,11 @@ def test_every_part_has_a_rule():
 
 def test_nothing_imports_in_a_circle():
     depends = {
-        module: {name for name, _ in imports_of(path.read_text(encoding="utf-8")) if name in MODULES and name != module}
+        module: {
+            name
+            for name, _ in imports_of(path.read_text(encoding="utf-8"))
+            if name in MODULES and name != module
+        }
         for module, path in MODULES.items()
     }
     while depends:

@@ -39,7 +39,9 @@ def test_clip_by_hand_and_against_torchvision():
     clipped = B.clip_boxes(torch.tensor([[-5.0, 2, 30, 40]]), (20, 25))
     assert clipped.tolist() == [[0, 2, 25, 20]]
     boxes = random_boxes(50) - 30
-    torch.testing.assert_close(B.clip_boxes(boxes, (90, 70)), ops.clip_boxes_to_image(boxes, (90, 70)))
+    torch.testing.assert_close(
+        B.clip_boxes(boxes, (90, 70)), ops.clip_boxes_to_image(boxes, (90, 70))
+    )
     assert B.clip_boxes(EMPTY, (5, 5)).shape == (0, 4)
 
 
@@ -48,7 +50,9 @@ def test_scale_there_and_back():
     there = B.scale_boxes(boxes, from_size=(200, 100), to_size=(300, 110))
     assert torch.allclose(there[:, 0], boxes[:, 0] * 1.1)
     assert torch.allclose(there[:, 1], boxes[:, 1] * 1.5)
-    torch.testing.assert_close(B.scale_boxes(there, from_size=(300, 110), to_size=(200, 100)), boxes)
+    torch.testing.assert_close(
+        B.scale_boxes(there, from_size=(300, 110), to_size=(200, 100)), boxes
+    )
 
 
 def test_large_enough_needs_both_sides():
@@ -62,7 +66,12 @@ def test_nms_by_hand():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 400), st.integers(0, 10_000), st.sampled_from([0.3, 0.5, 0.7]), st.sampled_from([7, 32, 1000]))
+@given(
+    st.integers(0, 400),
+    st.integers(0, 10_000),
+    st.sampled_from([0.3, 0.5, 0.7]),
+    st.sampled_from([7, 32, 1000]),
+)
 def test_nms_in_blocks_is_torchvisions_nms(num, seed, thresh, block):
     boxes = random_boxes(num, seed=seed)
     scores = torch.rand(num, generator=torch.Generator().manual_seed(seed))

@@ -28,18 +28,42 @@ TINY = {
     "input": {"shorter": 64, "longer": 96},
     "anchors": {"sizes": [16, 32], "aspect_ratios": [1.0], "style": "detectron2"},
     "rpn": {"width": 16, "nms_thresh": 0.6, "min_size": 2, "test_post_nms_top_n": 20},
-    "roi": {"pool": "roi_align", "pool_size": 4, "batch_size": 16, "score_thresh": 0.05, "detections_per_image": 7},
+    "roi": {
+        "pool": "roi_align",
+        "pool_size": 4,
+        "batch_size": 16,
+        "score_thresh": 0.05,
+        "detections_per_image": 7,
+    },
 }
 
 
 def coco_config(root, *, model=TINY, data=None) -> Config:
-    files = {"train": ["annotations.json"], "train_images": ["images"], "val": ["annotations.json"], "val_images": ["images"]}
-    tree = {"name": "t", "data": {"format": "coco", "root": str(root), **files, **(data or {})}, "model": model, "train": {"steps": 4}}
+    files = {
+        "train": ["annotations.json"],
+        "train_images": ["images"],
+        "val": ["annotations.json"],
+        "val_images": ["images"],
+    }
+    tree = {
+        "name": "t",
+        "data": {"format": "coco", "root": str(root), **files, **(data or {})},
+        "model": model,
+        "train": {"steps": 4},
+    }
     return check(Config, tree, "test")
 
 
 def box(image_id, category_id=3, xywh=(4, 4, 30, 30), **more):
-    return {"id": image_id, "image_id": image_id, "category_id": category_id, "bbox": list(xywh), "area": 900.0, "iscrowd": 0, **more}
+    return {
+        "id": image_id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": list(xywh),
+        "area": 900.0,
+        "iscrowd": 0,
+        **more,
+    }
 
 
 @pytest.mark.parametrize(("name", "classes", "sizes", "parameters"), [
@@ -49,22 +73,33 @@ def box(image_id, category_id=3, xywh=(4, 4, 30, 30), **more):
     ("resnet101", 80, [64, 128, 256, 512], 48_086_045),
 ])  # fmt: skip
 def test_parameters_as_counted_for_the_paper(name, classes, sizes, parameters):
-    model = check(ModelConfig, {"backbone": {"name": name, **RANDOM}, "anchors": {"sizes": sizes}}, "test")
+    model = check(
+        ModelConfig, {"backbone": {"name": name, **RANDOM}, "anchors": {"sizes": sizes}}, "test"
+    )
     never_used = 4 * (2048 + 1)  # py-faster-rcnn predicts a box for the background too
-    assert sum(p.numel() for p in build_detector(model, classes).parameters()) == parameters - never_used
+    assert (
+        sum(p.numel() for p in build_detector(model, classes).parameters())
+        == parameters - never_used
+    )
 
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet20", "plain56"])
 def test_a_backbone_without_conv5_at_stride_32(name):
     model = check(ModelConfig, {"backbone": {"name": name, **RANDOM}}, "test")
-    with pytest.raises(ValueError, match=rf"model\.backbone\.name: {name} has no conv5 .*; expected one of plain18, plain34, resnet18"):
+    with pytest.raises(
+        ValueError,
+        match=rf"model\.backbone\.name: {name} has no conv5 .*; expected one of plain18, plain34, "
+        r"resnet18",
+    ):
         build_detector(model, 2)
 
 
 def test_a_plain_net_and_another_shortcut_build():
     plain = check(ModelConfig, {**TINY, "backbone": {"name": "plain18", **RANDOM}}, "test")
     assert not [name for name in build_detector(plain, 2).state_dict() if "downsample" in name]
-    projected = check(ModelConfig, {**TINY, "backbone": {"name": "resnet18", "shortcut": "C", **RANDOM}}, "test")
+    projected = check(
+        ModelConfig, {**TINY, "backbone": {"name": "resnet18", "shortcut": "C", **RANDOM}}, "test"
+    )
     assert build_detector(projected, 2).backbone.layer1[0].downsample is not None
 
 
@@ -72,22 +107,48 @@ def test_weights_that_expect_another_input_are_refused_with_the_setting_they_nee
     net = resnet18()
     net.input_spec = InputSpec("bgr", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
     save_weights(net, tmp_path / "caffe.safetensors")
-    backbone = {"name": "resnet18", "weights": str(tmp_path / "caffe.safetensors"), "stride_placement": "torchvision"}
-    with pytest.raises(ValueError, match=r"caffe\.safetensors expect another input than model\.input gives.*channel_order=bgr") as caught:
+    backbone = {
+        "name": "resnet18",
+        "weights": str(tmp_path / "caffe.safetensors"),
+        "stride_placement": "torchvision",
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"caffe\.safetensors expect another input than model\.input gives.*channel_order=bgr",
+    ) as caught:
         build_detector(check(ModelConfig, {**TINY, "backbone": backbone}, "test"), 2)
-    advice = dict(re.findall(r"model\.input\.(\w+)=([^ ']+(?: [^']+)?)", str(caught.value).replace(", ", ",")))
-    given = {"channel_order": advice["channel_order"], "mean": json.loads(advice["mean"]), "std": json.loads(advice["std"])}
-    model = check(ModelConfig, {**TINY, "backbone": backbone, "input": {**TINY["input"], **given}}, "test")
+    advice = dict(
+        re.findall(r"model\.input\.(\w+)=([^ ']+(?: [^']+)?)", str(caught.value).replace(", ", ","))
+    )
+    given = {
+        "channel_order": advice["channel_order"],
+        "mean": json.loads(advice["mean"]),
+        "std": json.loads(advice["std"]),
+    }
+    model = check(
+        ModelConfig, {**TINY, "backbone": backbone, "input": {**TINY["input"], **given}}, "test"
+    )
     assert torch.equal(build_detector(model, 2).backbone.conv1.weight, net.conv1.weight)
     other_rounding = {**given, "mean": [102.98, 115.95, 122.77]}
-    build_detector(check(ModelConfig, {**TINY, "backbone": backbone, "input": {**TINY["input"], **other_rounding}}, "test"), 2)
+    build_detector(
+        check(
+            ModelConfig,
+            {**TINY, "backbone": backbone, "input": {**TINY["input"], **other_rounding}},
+            "test",
+        ),
+        2,
+    )
 
 
 def test_shapes_are_not_drawn_into_a_folder_of_other_files(tmp_path):
     shapes = DataConfig(format="shapes")
     assert with_data_root(shapes, tmp_path / "new").root == str(tmp_path / "new")
     (tmp_path / "JPEGImages").mkdir()
-    with pytest.raises(ValueError, match=r"holds other files, .* leave --data out, or name a configuration of your data with --cfg"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds other files, .* leave --data out, or name a configuration of your data with "
+        r"--cfg",
+    ):
         with_data_root(shapes, tmp_path)
     (tmp_path / "shapes-v3-8-4-0").mkdir()
     assert with_data_root(shapes, tmp_path).root == str(tmp_path)
@@ -96,8 +157,16 @@ def test_shapes_are_not_drawn_into_a_folder_of_other_files(tmp_path):
 def test_settings_arrive_in_the_parts():
     detector = build_detector(check(ModelConfig, TINY, "test"), 3)
     assert (detector.shorter, detector.longer) == (64, 96)
-    assert (detector.rpn.nms_thresh, detector.rpn.min_size, detector.rpn.test_counts.post_nms) == (0.6, 2.0, 20)
-    assert (detector.roi_head.score_thresh, detector.roi_head.detections_per_image, detector.roi_head.pooler.output_size) == (0.05, 7, 4)
+    assert (detector.rpn.nms_thresh, detector.rpn.min_size, detector.rpn.test_counts.post_nms) == (
+        0.6,
+        2.0,
+        20,
+    )
+    assert (
+        detector.roi_head.score_thresh,
+        detector.roi_head.detections_per_image,
+        detector.roi_head.pooler.output_size,
+    ) == (0.05, 7, 4)
     assert detector.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -133,13 +202,23 @@ def test_a_set_without_an_object_is_refused_with_what_was_left_out(tmp_path):
 
 def test_optimizer_and_schedule_follow_the_settings():
     model = torch.nn.Linear(2, 2)
-    tree = {"epochs": 2, "batch_size": 5, "lr": 0.1, "reference_batch": 10, "milestones": [1], "warmup_steps": 0}
+    tree = {
+        "epochs": 2,
+        "batch_size": 5,
+        "lr": 0.1,
+        "reference_batch": 10,
+        "milestones": [1],
+        "warmup_steps": 0,
+    }
     settings = check(TrainConfig, tree, "test")
     schedule = build_schedule(settings, num_images=20)
     assert (schedule.steps, schedule.milestones) == (8, (4,))
     assert [schedule.at(Progress(3)), schedule.at(Progress(4))] == pytest.approx([0.05, 0.005])
     assert isinstance(build_optimizer(settings, model), torch.optim.SGD)
-    assert isinstance(build_optimizer(settings.model_copy(update={"optimizer": "adamw"}), model), torch.optim.AdamW)
+    assert isinstance(
+        build_optimizer(settings.model_copy(update={"optimizer": "adamw"}), model),
+        torch.optim.AdamW,
+    )
 
 
 @pytest.fixture

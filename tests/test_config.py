@@ -29,13 +29,24 @@ def test_values_and_defaults(tmp_path):
     config = load_config(write(tmp_path, SMALL))
     assert config.model.backbone.name == "resnet18"
     assert config.data.train == ("train",)
-    assert (config.seed, config.train.lr, config.train.weight_decay, config.train.momentum) == (3, 1e-3, 5e-4, 0.9)
+    assert (config.seed, config.train.lr, config.train.weight_decay, config.train.momentum) == (
+        3,
+        1e-3,
+        5e-4,
+        0.9,
+    )
     assert (config.model.input.shorter, config.model.input.longer) == (600, 1000)
-    assert (config.model.rpn.width, config.model.rpn.test_post_nms_top_n, config.model.roi.pool_size) == (512, 300, 14)
+    assert (
+        config.model.rpn.width,
+        config.model.rpn.test_post_nms_top_n,
+        config.model.roi.pool_size,
+    ) == (512, 300, 14)
 
 
 def test_what_is_written_reads_back_the_same(tmp_path):
-    config = load_config(write(tmp_path, SMALL), ["train.milestones=[50,80]", "model.input.train_shorter=[480, 600]"])
+    config = load_config(
+        write(tmp_path, SMALL), ["train.milestones=[50,80]", "model.input.train_shorter=[480, 600]"]
+    )
     again = tmp_path / "again.yaml"
     again.write_text(to_yaml(config))
     assert load_config(again) == config
@@ -48,7 +59,9 @@ def test_a_config_cannot_be_changed(tmp_path):
 
 
 def test_what_differs_from_the_defaults_is_all_there_is_to_say(tmp_path):
-    config = load_config(write(tmp_path, SMALL), ["train.lr=0.5", "model.roi.pool_size=7", "eval.batch_size=1"])
+    config = load_config(
+        write(tmp_path, SMALL), ["train.lr=0.5", "model.roi.pool_size=7", "eval.batch_size=1"]
+    )
     text = what_differs(config)
     assert "pool_size: 7" in text
     assert "nms_thresh" not in text
@@ -150,7 +163,10 @@ def test_a_file_that_is_no_configuration(tmp_path, text, message):
 @pytest.mark.parametrize("pattern", ["*.tar", "{00..10}.tar", "val-*.tar", "train-{000..146}.tar"])
 def test_a_pattern_of_shards_is_taken_as_it_is(pattern):
     given = ["data.format=shards", f"data.val={pattern}"]
-    assert load_config(CONFIGS / "imagenet_resnet50.yaml", given, ClassificationConfig).data.val == pattern
+    assert (
+        load_config(CONFIGS / "imagenet_resnet50.yaml", given, ClassificationConfig).data.val
+        == pattern
+    )
 
 
 @pytest.mark.parametrize("override", ["train.lr", "=3", "name.first=3"])
@@ -166,15 +182,28 @@ def test_a_missing_file_is_named_with_the_nearest(tmp_path):
 
 
 def test_epochs_become_steps(tmp_path):
-    config = load_config(write(tmp_path, SMALL), ["train.steps=null", "train.epochs=2.5", "train.milestones=[1, 2]", "train.batch_size=4"])
-    assert config.train.in_steps(num_images=10) == (6, (2, 5))  # 2.5 steps an epoch, rounded to even
+    config = load_config(
+        write(tmp_path, SMALL),
+        ["train.steps=null", "train.epochs=2.5", "train.milestones=[1, 2]", "train.batch_size=4"],
+    )
+    assert config.train.in_steps(num_images=10) == (
+        6,
+        (2, 5),
+    )  # 2.5 steps an epoch, rounded to even
     assert load_config(write(tmp_path, SMALL)).train.in_steps(10) == (100, ())
 
 
 @pytest.mark.parametrize(("scaling", "expected"), [("linear", 0.04), ("none", 0.01)])
 def test_the_rate_follows_the_batch(tmp_path, scaling, expected):
-    overrides = ["train.lr=0.01", "train.reference_batch=2", "train.batch_size=8", f"train.lr_scaling={scaling}"]
-    assert load_config(write(tmp_path, SMALL), overrides).train.effective_lr == pytest.approx(expected)
+    overrides = [
+        "train.lr=0.01",
+        "train.reference_batch=2",
+        "train.batch_size=8",
+        f"train.lr_scaling={scaling}",
+    ]
+    assert load_config(write(tmp_path, SMALL), overrides).train.effective_lr == pytest.approx(
+        expected
+    )
 
 
 def test_every_fault_is_told_at_once():

@@ -1,4 +1,6 @@
-"""The configurations that ship: each loads, builds, and says the paper's numbers where it is the paper's."""
+"""The configurations that ship: each loads, builds, and says the paper's numbers where it is the
+paper's.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,17 @@ from detres.config import load_config
 from detres.engine.progress import Progress
 
 ALL = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
-CLASSIFICATION = [path for path in ALL if path.stem.startswith(("cls_", "cifar10_", "imagenet_", "tiny_imagenet50_"))]
+CLASSIFICATION = [
+    path
+    for path in ALL
+    if path.stem.startswith(("cls_", "cifar10_", "imagenet_", "tiny_imagenet50_"))
+]
 FILES = [path for path in ALL if path not in CLASSIFICATION]
-WITHOUT_DOWNLOAD = ["model.backbone.weights=null", "model.backbone.norm=batch", "model.backbone.freeze_at=0"]
+WITHOUT_DOWNLOAD = [
+    "model.backbone.weights=null",
+    "model.backbone.norm=batch",
+    "model.backbone.freeze_at=0",
+]
 
 
 def config_of(name, overrides=None):
@@ -24,7 +34,13 @@ def config_of(name, overrides=None):
 
 
 def test_the_five_are_there():
-    assert {path.stem for path in FILES} >= {"shapes_r18", "bccd_r18", "coco_r50", "coco_r101", "voc0712_r101"}
+    assert {path.stem for path in FILES} >= {
+        "shapes_r18",
+        "bccd_r18",
+        "coco_r50",
+        "coco_r101",
+        "voc0712_r101",
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -43,8 +59,18 @@ def test_the_papers_settings(name):
     model, train = config.model, config.train
     assert (model.input.shorter, model.input.longer) == (600, 1000)
     assert (model.backbone.norm, model.backbone.freeze_at) == ("frozen", 2)
-    assert (model.rpn.test_post_nms_top_n, model.roi.pool, model.roi.pool_size) == (300, "roi_pool", 14)
-    assert (train.optimizer, train.effective_lr, train.momentum, train.gamma, train.weight_decay) == ("sgd", 1e-3, 0.9, 0.1, 5e-4)
+    assert (model.rpn.test_post_nms_top_n, model.roi.pool, model.roi.pool_size) == (
+        300,
+        "roi_pool",
+        14,
+    )
+    assert (
+        train.optimizer,
+        train.effective_lr,
+        train.momentum,
+        train.gamma,
+        train.weight_decay,
+    ) == ("sgd", 1e-3, 0.9, 0.1, 5e-4)
     if name.startswith("coco"):
         assert (train.steps, train.milestones) == (320_000, (240_000,))
         assert len(model.anchors.sizes) * len(model.anchors.aspect_ratios) == 12
@@ -52,7 +78,11 @@ def test_the_papers_settings(name):
     else:
         assert (train.steps, train.milestones) == (70_000, (50_000,))
         assert len(model.anchors.sizes) * len(model.anchors.aspect_ratios) == 9
-        assert (config.data.train, config.data.val, config.eval.protocol) == (("2007/trainval", "2012/trainval"), ("2007/test",), "voc07")
+        assert (config.data.train, config.data.val, config.eval.protocol) == (
+            ("2007/trainval", "2012/trainval"),
+            ("2007/test",),
+            "voc07",
+        )
 
 
 @pytest.mark.parametrize("path", CLASSIFICATION, ids=lambda path: path.stem)
@@ -75,31 +105,58 @@ def test_the_papers_cifar_recipe(kind, depth):
     assert config.model.network.name == f"{kind}{depth}"
     assert config.model.network.shortcut == ("A" if kind == "resnet" else None)
     assert (config.model.mean, config.data.pad, config.data.flip) == ("pixel", 4, 0.5)
-    assert (config.train.batch_size, config.train.momentum, config.train.weight_decay, config.train.optimizer) == (128, 0.9, 1e-4, "sgd")
+    assert (
+        config.train.batch_size,
+        config.train.momentum,
+        config.train.weight_decay,
+        config.train.optimizer,
+    ) == (128, 0.9, 1e-4, "sgd")
     schedule = build_class_schedule(config.train, 50_000)
     assert schedule.steps == 64_000
-    rates = [schedule.at(Progress(step, warmed_up=True)) for step in (400, 31_999, 32_000, 47_999, 48_000, 63_999)]
+    rates = [
+        schedule.at(Progress(step, warmed_up=True))
+        for step in (400, 31_999, 32_000, 47_999, 48_000, 63_999)
+    ]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     assert schedule.at(Progress()) == pytest.approx(0.01 if depth >= 110 else 0.1)
 
 
-@pytest.mark.parametrize("path", [path for path in CLASSIFICATION if path.stem.startswith("imagenet_")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in CLASSIFICATION if path.stem.startswith("imagenet_")],
+    ids=lambda path: path.stem,
+)
 def test_the_papers_imagenet_recipe(path):
     config = load_config(path, kind=ClassificationConfig)
     data, train = config.data, config.train
     assert (data.size, data.shorter, data.flip, data.pca) == (224, (256, 480), 0.5, 0.1)
-    assert (train.batch_size, train.effective_lr, train.steps, train.weight_decay, train.momentum) == (256, 0.1, 600_000, 1e-4, 0.9)
-    assert (config.model.label_smoothing, config.model.network.zero_init_residual, train.schedule) == (0.0, None, "multistep")
+    assert (
+        train.batch_size,
+        train.effective_lr,
+        train.steps,
+        train.weight_decay,
+        train.momentum,
+    ) == (256, 0.1, 600_000, 1e-4, 0.9)
+    assert (
+        config.model.label_smoothing,
+        config.model.network.zero_init_residual,
+        train.schedule,
+    ) == (0.0, None, "multistep")
     assert config.eval.scales == (224, 256, 384, 480, 640)
     network = config.model.network
     wanted = {"a": "A", "b": "B", "c": "C"}.get(path.stem[-1])
     assert network.shortcut == wanted
-    assert network.stride_placement == ("original" if network.name in ("resnet50", "resnet101", "resnet152") else None)
+    assert network.stride_placement == (
+        "original" if network.name in ("resnet50", "resnet101", "resnet152") else None
+    )
 
 
 def test_every_network_of_tables_2_to_6_has_its_config():
     names = {path.stem for path in CLASSIFICATION}
-    deep = {f"imagenet_{name}" for name in ("plain18", "plain34", "resnet50", "resnet101", "resnet152", "vgg16")}
+    deep = {
+        f"imagenet_{name}"
+        for name in ("plain18", "plain34", "resnet50", "resnet101", "resnet152", "vgg16")
+    }
     assert deep | {f"imagenet_resnet{depth}{kind}" for depth in (18, 34) for kind in "abc"} <= names
     assert {f"cifar10_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)} | {
         f"cifar10_plain{depth}" for depth in (20, 32, 44, 56)

@@ -45,6 +45,11 @@ def test_a_sheet_lays_images_out_in_rows():
     images = [np.full((40, 80, 3), value, np.uint8) for value in (50, 100, 150)]
     sheet = contact_sheet(images, columns=2, cell=60)
     assert sheet.shape == (120, 120, 3)
-    assert [sheet[y, x, 0] for y, x in ((10, 10), (10, 70), (70, 10), (70, 70))] == [50, 100, 150, 0]
+    assert [sheet[y, x, 0] for y, x in ((10, 10), (10, 70), (70, 10), (70, 70))] == [
+        50,
+        100,
+        150,
+        0,
+    ]
     assert (sheet[30:60, :60] == 0).all()  # half as high as wide: black below
     assert contact_sheet([], columns=2, cell=60).shape == (0, 120, 3)

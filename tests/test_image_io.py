@@ -11,14 +11,23 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from detres.image_io import IMAGE_SUFFIXES, ImageReadError, pad_images, read_image, resize_image, resized_size
+from detres.image_io import (
+    IMAGE_SUFFIXES,
+    ImageReadError,
+    pad_images,
+    read_image,
+    resize_image,
+    resized_size,
+)
 
 ORIENTATION = 0x0112
 
 
 @pytest.fixture
 def photo() -> np.ndarray:
-    """(24, 40, 3), smooth enough for JPEG to keep, with no symmetry: any turn or channel swap is seen."""
+    """(24, 40, 3), smooth enough for JPEG to keep, with no symmetry: any turn or channel swap is
+    seen.
+    """
     rows, columns = np.mgrid[0:24, 0:40]
     return np.stack((rows * 10, columns * 6, 255 - rows * 5 - columns * 3), axis=2).astype(np.uint8)
 
@@ -38,16 +47,27 @@ def png_16_bit(values: np.ndarray, path: Path) -> Path:
     raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(raw))
+        + chunk(b"IEND", b"")
+    )
     return path
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
-def test_every_suffix_is_read_as_contiguous_rgb(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
-    options = {".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}}.get(suffix, {})
+def test_every_suffix_is_read_as_contiguous_rgb(
+    tmp_path: Path, photo: np.ndarray, suffix: str
+) -> None:
+    options = {".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}}.get(
+        suffix, {}
+    )
     image = read_image(save(photo, tmp_path / f"a{suffix}", **options))
     assert image.shape == (24, 40, 3)
     assert image.dtype == np.uint8
@@ -58,7 +78,9 @@ def test_every_suffix_is_read_as_contiguous_rgb(tmp_path: Path, photo: np.ndarra
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
-def test_exif_orientation_is_applied(tmp_path: Path, photo: np.ndarray, suffix: str, orientation: int) -> None:
+def test_exif_orientation_is_applied(
+    tmp_path: Path, photo: np.ndarray, suffix: str, orientation: int
+) -> None:
     path = save(photo, tmp_path / f"a{suffix}", orientation)
     with Image.open(path) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
@@ -69,12 +91,16 @@ def test_exif_orientation_is_applied(tmp_path: Path, photo: np.ndarray, suffix: 
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
-def test_meaningless_orientation_is_ignored(tmp_path: Path, photo: np.ndarray, orientation: int) -> None:
+def test_meaningless_orientation_is_ignored(
+    tmp_path: Path, photo: np.ndarray, orientation: int
+) -> None:
     assert read_image(save(photo, tmp_path / "a.jpg", orientation)).shape == (24, 40, 3)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_stated_size_decides_whether_labels_follow_stored_or_shown_pixels(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
+def test_stated_size_decides_whether_labels_follow_stored_or_shown_pixels(
+    tmp_path: Path, photo: np.ndarray, suffix: str
+) -> None:
     path = save(photo, tmp_path / f"a{suffix}", 6)
     plain = read_image(save(photo, tmp_path / f"plain{suffix}"))
     np.testing.assert_array_equal(read_image(path, stated_size=(24, 40)), plain)
@@ -82,14 +108,20 @@ def test_stated_size_decides_whether_labels_follow_stored_or_shown_pixels(tmp_pa
     np.testing.assert_array_equal(read_image(path, stated_size=(0, 0)), np.rot90(plain, -1))
 
 
-def test_half_turn_is_applied_where_stated_size_fits_both(tmp_path: Path, photo: np.ndarray) -> None:
+def test_half_turn_is_applied_where_stated_size_fits_both(
+    tmp_path: Path, photo: np.ndarray
+) -> None:
     path = save(photo, tmp_path / "a.png", 3)
     np.testing.assert_array_equal(read_image(path, stated_size=(24, 40)), photo[::-1, ::-1])
 
 
-def test_stated_size_that_fits_neither_names_file_and_both_sizes(tmp_path: Path, photo: np.ndarray) -> None:
+def test_stated_size_that_fits_neither_names_file_and_both_sizes(
+    tmp_path: Path, photo: np.ndarray
+) -> None:
     path = save(photo, tmp_path / "a.jpg", 6)
-    with pytest.raises(ValueError, match=r"a\.jpg: the annotations say 30x20 px, the file is 24x40"):
+    with pytest.raises(
+        ValueError, match=r"a\.jpg: the annotations say 30x20 px, the file is 24x40"
+    ):
         read_image(path, stated_size=(20, 30))
 
 
@@ -153,7 +185,9 @@ def test_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
             read_image(path)
 
 
-def test_truncation_after_an_embedded_thumbnail_is_noticed(tmp_path: Path, photo: np.ndarray) -> None:
+def test_truncation_after_an_embedded_thumbnail_is_noticed(
+    tmp_path: Path, photo: np.ndarray
+) -> None:
     """The end marker of the thumbnail inside EXIF must not pass for that of the image."""
     whole = save(photo, tmp_path / "whole.jpg").read_bytes()
     thumbnail = b"Exif\0\0" + whole
@@ -244,9 +278,14 @@ def test_resized_size_never_exceeds_the_cap_and_keeps_the_shape() -> None:
 def test_resize_image_is_bilinear(photo: np.ndarray) -> None:
     assert resize_image(photo, (24, 40)) is photo
     ours = resize_image(photo, (48, 100))
-    # Independent witness: torch's bilinear with half-pixel centres and no antialiasing, as OpenCV's.
+    # Independent witness: torch's bilinear with half-pixel centres and no antialiasing, as
+    # OpenCV's.
     tensor = torch.from_numpy(photo).permute(2, 0, 1)[None].float()
-    theirs = torch.nn.functional.interpolate(tensor, (48, 100), mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
+    theirs = (
+        torch.nn.functional.interpolate(tensor, (48, 100), mode="bilinear", align_corners=False)[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
     assert ours.shape == (48, 100, 3)
     assert np.abs(ours - theirs).max() <= 1
 
@@ -268,7 +307,12 @@ def test_pad_images_puts_zeros_right_and_below() -> None:
 def test_pad_images_takes_the_smallest_multiple() -> None:
     image = np.ones((32, 33, 3), np.uint8)
     assert pad_images([image], original_sizes=[(32, 33)], ids=[1]).pixels.shape == (1, 3, 32, 64)
-    assert pad_images([image], original_sizes=[(32, 33)], ids=[1], multiple=1).pixels.shape == (1, 3, 32, 33)
+    assert pad_images([image], original_sizes=[(32, 33)], ids=[1], multiple=1).pixels.shape == (
+        1,
+        3,
+        32,
+        33,
+    )
 
 
 def test_pad_images_refuses_nothing_and_unequal_lengths() -> None:
@@ -279,12 +323,19 @@ def test_pad_images_refuses_nothing_and_unequal_lengths() -> None:
         pad_images([image, image], original_sizes=[(8, 8)], ids=[1, 2])
 
 
-@pytest.mark.parametrize("image", [np.ones((8, 8), np.uint8), np.ones((8, 8, 4), np.uint8), np.ones((8, 8, 3), np.float32)])
+@pytest.mark.parametrize(
+    "image",
+    [np.ones((8, 8), np.uint8), np.ones((8, 8, 4), np.uint8), np.ones((8, 8, 3), np.float32)],
+)
 def test_pad_images_names_an_image_of_another_kind(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"image b is .*, expected uint8 \(H, W, 3\)"):
-        pad_images([np.ones((8, 8, 3), np.uint8), image], original_sizes=[(8, 8)] * 2, ids=["a", "b"])
+        pad_images(
+            [np.ones((8, 8, 3), np.uint8), image], original_sizes=[(8, 8)] * 2, ids=["a", "b"]
+        )
 
 
 def test_pad_images_takes_views_with_negative_strides(photo: np.ndarray) -> None:
     batch = pad_images([photo[:, ::-1, ::-1]], original_sizes=[(24, 40)], ids=[1])
-    np.testing.assert_array_equal(batch.pixels[0, :, :24, :40].permute(1, 2, 0).numpy(), photo[:, ::-1, ::-1])
+    np.testing.assert_array_equal(
+        batch.pixels[0, :, :24, :40].permute(1, 2, 0).numpy(), photo[:, ::-1, ::-1]
+    )

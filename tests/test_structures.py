@@ -4,11 +4,28 @@ import numpy as np
 import pytest
 import torch
 
-from detres.structures import Annotations, ClassMap, ClassMismatchError, Detections, ImageBatch, Losses, Predictions, Target
+from detres.structures import (
+    Annotations,
+    ClassMap,
+    ClassMismatchError,
+    Detections,
+    ImageBatch,
+    Losses,
+    Predictions,
+    Target,
+)
 from tests.helpers import CLASSES, make_batch, make_target
 
 
-def annotations(ids=(10, 20), per_image=(2, 0), *, first_object=1, class_map=CLASSES, source="here", dropped=None) -> Annotations:
+def annotations(
+    ids=(10, 20),
+    per_image=(2, 0),
+    *,
+    first_object=1,
+    class_map=CLASSES,
+    source="here",
+    dropped=None,
+) -> Annotations:
     num = sum(per_image)
     return Annotations(
         source=source,
@@ -81,7 +98,10 @@ def test_targets_of_flat_annotations():
 
 def test_a_description_counts_everything():
     text = annotations(per_image=(2, 0), dropped={"boxes without area": 4}).describe()
-    assert "2 images (1 without objects), 2 objects of 3 classes: cat 1, dog 1, owl 0; 1 crowd; 4 boxes without area" in text
+    assert (
+        "2 images (1 without objects), 2 objects of 3 classes: cat 1, dog 1, owl 0; 1 crowd; 4 "
+        "boxes without area" in text
+    )
 
 
 def test_rows_must_belong_together():
@@ -106,12 +126,20 @@ def test_an_image_in_two_data_sets_or_other_classes_are_refused():
     with pytest.raises(ValueError, match="image 10 is in more than one of here, here"):
         Annotations.concatenate([annotations(), annotations(first_object=100)])
     with pytest.raises(ClassMismatchError):
-        Annotations.concatenate([annotations(), annotations(ids=(7, 8), class_map=ClassMap(("a", "b", "c"), (1, 2, 3)))])
+        Annotations.concatenate(
+            [annotations(), annotations(ids=(7, 8), class_map=ClassMap(("a", "b", "c"), (1, 2, 3)))]
+        )
 
 
 def test_crowd_and_difficult_are_not_trained_on():
     boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 2, 2], [0, 0, 3, 3]])
-    target = Target(1, boxes, torch.tensor([1, 2, 3]), torch.tensor([False, True, False]), torch.tensor([False, False, True]))
+    target = Target(
+        1,
+        boxes,
+        torch.tensor([1, 2, 3]),
+        torch.tensor([False, True, False]),
+        torch.tensor([False, False, True]),
+    )
     kept, labels = target.trainable()
     assert kept.tolist() == [[0, 0, 1, 1]]
     assert labels.tolist() == [1]
@@ -157,10 +185,26 @@ def test_losses_add_up_by_name():
 
 
 def test_predictions_must_belong_together():
-    assert len(Predictions(CLASSES, np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))) == 0
+    assert (
+        len(
+            Predictions(
+                CLASSES, np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)
+            )
+        )
+        == 0
+    )
     with pytest.raises(ValueError, match="do not belong together"):
-        Predictions(CLASSES, np.zeros(2, np.int64), np.zeros((2, 4)), np.zeros(1), np.zeros(2, np.int64))
-    assert len(Detections(torch.zeros(3, 4), torch.zeros(3), torch.zeros(3, dtype=torch.int64)).to("cpu")) == 3
+        Predictions(
+            CLASSES, np.zeros(2, np.int64), np.zeros((2, 4)), np.zeros(1), np.zeros(2, np.int64)
+        )
+    assert (
+        len(
+            Detections(torch.zeros(3, 4), torch.zeros(3), torch.zeros(3, dtype=torch.int64)).to(
+                "cpu"
+            )
+        )
+        == 3
+    )
 
 
 def test_a_long_class_list_is_told_by_what_differs() -> None:

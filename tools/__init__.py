@@ -1,4 +1,6 @@
-"""The commands, each a file: parse, build, call. Installed, they are the subcommands of `detres`."""
+"""The commands, each a file: parse, build, call. Installed, they are the subcommands of
+`detres`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ COMMANDS = {
     "predict": "detect in images and draw what was found",
     "plot": "draw error curves and layer responses",
     "benchmark": "time parts of the toolkit against torchvision's",
-    "compare-torchvision": "train the detector and one made of torchvision's parts by the same loop",
+    "compare-torchvision": "train the detector and one made of torchvision's parts by the same "
+    "loop",
 }
 
 
@@ -23,7 +26,11 @@ def main() -> int:
         asked_for_help = sys.argv[1:] in ([], ["-h"], ["--help"])
         if not asked_for_help:
             near = difflib.get_close_matches(sys.argv[1], COMMANDS, n=1)
-            sys.stderr.write(f"unknown command '{sys.argv[1]}'" + (f", did you mean {near[0]}?" if near else "") + "\n")
+            sys.stderr.write(
+                f"unknown command '{sys.argv[1]}'"
+                + (f", did you mean {near[0]}?" if near else "")
+                + "\n"
+            )
         width = max(map(len, COMMANDS))
         sys.stdout.write("usage: detres COMMAND [ARGUMENTS]\n\n")
         sys.stdout.write("".join(f"  {name:<{width}}  {what}\n" for name, what in COMMANDS.items()))

@@ -1,4 +1,5 @@
-"""Time a detector, a backbone, or the input and training of a classifier against torchvision's: `python tools/benchmark.py WHAT`.
+"""Time a detector, a backbone, or the input and training of a classifier against torchvision's:
+`python tools/benchmark.py WHAT`.
 
 Both do the same job in the same process, in turns.
 """
@@ -44,19 +45,45 @@ from detres.tools.command_line import add_device_flag, run
 from detres.tools.torchvision_parts import TorchvisionParts
 
 NUM_CLASSES = 80
-FLIP_AND_NORMALIZE = (transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize((0.49, 0.48, 0.45), (0.2, 0.2, 0.2)))
+FLIP_AND_NORMALIZE = (
+    transforms.RandomHorizontalFlip(),
+    transforms.ToTensor(),
+    transforms.Normalize((0.49, 0.48, 0.45), (0.2, 0.2, 0.2)),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and time; returns the exit status."""
     parser = argparse.ArgumentParser(description="time parts of this toolkit against torchvision's")
-    parser.add_argument("what", nargs="?", default="detector", choices=tuple(JOBS), help="default: %(default)s")
-    parser.add_argument("--backbone", default="resnet50", choices=("resnet18", "resnet34", "resnet50", "resnet101"))
-    parser.add_argument("--shorter", type=int, default=600, help="detector: px of the image's shorter side (default: %(default)s)")
-    parser.add_argument("--rois", type=int, default=300, help="detector: proposals an image (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=8, help="backbone: images of 224 px (default: %(default)s)")
-    parser.add_argument("--images", metavar="DIR", help="crops: JPEG files, a folder a class (default: drawn ones of 500x375 px)")
-    parser.add_argument("--repeats", type=at_least_one, default=5, help="timed runs of each; the median counts (default: %(default)s)")
+    parser.add_argument(
+        "what", nargs="?", default="detector", choices=tuple(JOBS), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--backbone", default="resnet50", choices=("resnet18", "resnet34", "resnet50", "resnet101")
+    )
+    parser.add_argument(
+        "--shorter",
+        type=int,
+        default=600,
+        help="detector: px of the image's shorter side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rois", type=int, default=300, help="detector: proposals an image (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=8, help="backbone: images of 224 px (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="crops: JPEG files, a folder a class (default: drawn ones of 500x375 px)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=at_least_one,
+        default=5,
+        help="timed runs of each; the median counts (default: %(default)s)",
+    )
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: benchmark(arguments))
@@ -80,7 +107,9 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
 
 def benchmark_backbone(arguments: argparse.Namespace) -> None:
-    """Time a network as it is built, then folded, in channels last and in bfloat16, each against torchvision's as it is built."""
+    """Time a network as it is built, then folded, in channels last and in bfloat16, each against
+    torchvision's as it is built.
+    """
     device, repeats = arguments.device, arguments.repeats
     ours = create_backbone(arguments.backbone)
     theirs = torchvision.models.get_model(arguments.backbone)
@@ -103,15 +132,50 @@ def benchmark_backbone(arguments: argparse.Namespace) -> None:
     theirs.eval()
     folded = fold_batch_norm(ours).to(memory_format=torch.channels_last)
     last = images.contiguous(memory_format=torch.channels_last)
-    error = (infer(folded, last) - infer(theirs, images)).abs().max() / infer(theirs, images).abs().max()
-    row(f"forward, {job}", lambda: infer(ours, images), lambda: infer(theirs, images), device, repeats)
-    row("  folded, channels last", lambda: infer(folded, last), lambda: infer(theirs, images), device, repeats)
+    error = (infer(folded, last) - infer(theirs, images)).abs().max() / infer(
+        theirs, images
+    ).abs().max()
+    row(
+        f"forward, {job}",
+        lambda: infer(ours, images),
+        lambda: infer(theirs, images),
+        device,
+        repeats,
+    )
+    row(
+        "  folded, channels last",
+        lambda: infer(folded, last),
+        lambda: infer(theirs, images),
+        device,
+        repeats,
+    )
     compiled = torch.compile(folded)
-    row("  the same, compiled", lambda: infer(compiled, last), lambda: infer(theirs, images), device, repeats)
+    row(
+        "  the same, compiled",
+        lambda: infer(compiled, last),
+        lambda: infer(theirs, images),
+        device,
+        repeats,
+    )
     calls = convolutions_of(folded, last)
-    row("  its convolutions alone, the floor", lambda: run_calls(calls), lambda: infer(theirs, images), device, repeats)
-    half, half_images = fold_batch_norm(ours).to(memory_format=torch.channels_last).bfloat16(), last.bfloat16()
-    row("  folded, channels last, bfloat16", lambda: infer(half, half_images), lambda: infer(theirs, images), device, repeats)
+    row(
+        "  its convolutions alone, the floor",
+        lambda: run_calls(calls),
+        lambda: infer(theirs, images),
+        device,
+        repeats,
+    )
+    half, half_images = (
+        fold_batch_norm(ours).to(memory_format=torch.channels_last).bfloat16(),
+        last.bfloat16(),
+    )
+    row(
+        "  folded, channels last, bfloat16",
+        lambda: infer(half, half_images),
+        lambda: infer(theirs, images),
+        device,
+        repeats,
+    )
     sys.stdout.write(f"largest difference of the folded logits: {error:.1e} of the largest logit\n")
 
 
@@ -119,7 +183,9 @@ def convolutions_of(net: nn.Module, images: Tensor) -> list[tuple[nn.Module, Ten
     """Return every convolution of a network with the input it gets for `images`."""
     calls = []
     hooks = [
-        module.register_forward_hook(lambda module, inputs, _: calls.append((module, inputs[0].clone())))
+        module.register_forward_hook(
+            lambda module, inputs, _: calls.append((module, inputs[0].clone()))
+        )
         for module in net.modules()
         if isinstance(module, nn.Conv2d)
     ]
@@ -158,13 +224,18 @@ def benchmark_detector(arguments: argparse.Namespace) -> None:
         model(images, targets).total().backward()
         model.zero_grad(set_to_none=True)
 
-    job = f"{arguments.backbone}-C4, {images.sizes[0][0]}x{images.sizes[0][1]} px, {arguments.rois} RoIs"
+    job = (
+        f"{arguments.backbone}-C4, {images.sizes[0][0]}x{images.sizes[0][1]} px, "
+        f"{arguments.rois} RoIs"
+    )
     row(f"inference, {job}", lambda: inference(ours), lambda: inference(theirs), device, repeats)
     ours.train()
     theirs.train()
     row(f"forward + backward, {job}", lambda: step(ours), lambda: step(theirs), device, repeats)
 
-    feature = torch.randn((1, ours.backbone.channels["conv4"], 38, 57), device=device).to(memory_format=torch.channels_last)
+    feature = torch.randn((1, ours.backbone.channels["conv4"], 38, 57), device=device).to(
+        memory_format=torch.channels_last
+    )
     rois = random_rois(arguments.rois, device)
     scale, size = 1 / 16, config.roi.pool_size
     row(
@@ -186,21 +257,39 @@ def benchmark_detector(arguments: argparse.Namespace) -> None:
 
 
 def benchmark_cifar(arguments: argparse.Namespace) -> None:
-    """Time training steps of ResNet-20 at batch 128, images in to weights updated: `fit` on images in memory, in the faster precision,
-    against a plain loop in float32 over torchvision's transforms in two loader workers."""
+    """Time training steps of ResNet-20 at batch 128, images in to weights updated: `fit` on images
+    in memory, in the faster precision, against a plain loop in float32 over torchvision's
+    transforms in two loader workers.
+    """
     device, steps, batch_size = arguments.device, 30, 128
     rng = np.random.default_rng(0)
     class_map = ClassMap(tuple("0123456789"), tuple(range(10)))
-    pixels, labels = rng.integers(0, 256, (20_000, 32, 32, 3), np.uint8), rng.integers(0, 10, 20_000)
+    pixels, labels = (
+        rng.integers(0, 256, (20_000, 32, 32, 3), np.uint8),
+        rng.integers(0, 10, 20_000),
+    )
     images = ImageArrays("random", class_map, pixels, labels)
     precision = faster_precision(device)
-    model = Classifier(net=create_backbone("resnet20", num_classes=10)).to(device, memory_format=torch.channels_last)
-    optimizer = sgd(model, momentum=0.9, weight_decay=1e-4, norm_weight_decay=1e-4, bias_lr_scale=1.0)
+    model = Classifier(net=create_backbone("resnet20", num_classes=10)).to(
+        device, memory_format=torch.channels_last
+    )
+    optimizer = sgd(
+        model, momentum=0.9, weight_decay=1e-4, norm_weight_decay=1e-4, bias_lr_scale=1.0
+    )
     net = create_backbone("resnet20", num_classes=10).to(device)
     plain = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    dataset = PillowImages(images, transforms.Compose([transforms.RandomCrop(32, padding=4), *FLIP_AND_NORMALIZE]))
+    dataset = PillowImages(
+        images, transforms.Compose([transforms.RandomCrop(32, padding=4), *FLIP_AND_NORMALIZE])
+    )
     sampler = RandomSampler(dataset, num_samples=steps * batch_size)
-    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=2, persistent_workers=True, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=2,
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +297,9 @@ def benchmark_cifar(arguments: argparse.Namespace) -> None:
             fit(
                 model=model,
                 optimizer=optimizer,
-                batches=ArrayTrainBatches(images, batch_size=batch_size, seed=0, steps=steps, device=device),
+                batches=ArrayTrainBatches(
+                    images, batch_size=batch_size, seed=0, steps=steps, device=device
+                ),
                 progress=Progress(),
                 schedule=Schedule(lr=0.1, steps=steps),
                 evaluate=lambda: {"top1": None},
@@ -232,19 +323,33 @@ def benchmark_cifar(arguments: argparse.Namespace) -> None:
             nn.functional.cross_entropy(net(pixels.to(device)), labels.to(device)).backward()
             plain.step()
 
-    row(f"{steps} training steps, ResNet-20, batch {batch_size}, {precision}", ours, theirs, device, arguments.repeats)
+    row(
+        f"{steps} training steps, ResNet-20, batch {batch_size}, {precision}",
+        ours,
+        theirs,
+        device,
+        arguments.repeats,
+    )
     model.compile_training()
     row("  the same, compiled", ours, theirs, device, arguments.repeats)
 
 
 def benchmark_crops(arguments: argparse.Namespace) -> None:
-    """Time reading JPEG files into random 224 px crops, on one core: decoding, scaling, cropping, mirroring; ours shifts colours too."""
+    """Time reading JPEG files into random 224 px crops, on one core: decoding, scaling, cropping,
+    mirroring; ours shifts colours too.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(arguments.images) if arguments.images else drawn_photographs(Path(folder))
         files = read_image_folder(root)
         dataset = CropDataset(files, TrainCrop(shorter=(256, 480), crop=224, flip=0.5, pca=0.1))
         chosen = np.random.default_rng(0).permutation(len(files))[:200].tolist()
-        then = transforms.Compose([transforms.RandomCrop(224), transforms.RandomHorizontalFlip(), transforms.PILToTensor()])
+        then = transforms.Compose(
+            [
+                transforms.RandomCrop(224),
+                transforms.RandomHorizontalFlip(),
+                transforms.PILToTensor(),
+            ]
+        )
 
         def ours() -> None:
             for index in chosen:
@@ -258,7 +363,13 @@ def benchmark_crops(arguments: argparse.Namespace) -> None:
         threads = torch.get_num_threads()
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
-        row(f"{len(chosen)} JPEG files to 224 px crops, one core", ours, theirs, torch.device("cpu"), arguments.repeats)
+        row(
+            f"{len(chosen)} JPEG files to 224 px crops, one core",
+            ours,
+            theirs,
+            torch.device("cpu"),
+            arguments.repeats,
+        )
         torch.set_num_threads(threads)
 
 
@@ -272,7 +383,9 @@ class PillowImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images.pixels[index])), int(self.images.labels[index])
+        return self.transform(Image.fromarray(self.images.pixels[index])), int(
+            self.images.labels[index]
+        )
 
 
 def drawn_photographs(folder: Path) -> Path:
@@ -284,10 +397,21 @@ def drawn_photographs(folder: Path) -> Path:
     return folder
 
 
-JOBS = {"detector": benchmark_detector, "backbone": benchmark_backbone, "cifar": benchmark_cifar, "crops": benchmark_crops}
+JOBS = {
+    "detector": benchmark_detector,
+    "backbone": benchmark_backbone,
+    "cifar": benchmark_cifar,
+    "crops": benchmark_crops,
+}
 
 
-def row(job: str, ours: Callable[[], object], theirs: Callable[[], object], device: torch.device, repeats: int) -> None:
+def row(
+    job: str,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    device: torch.device,
+    repeats: int,
+) -> None:
     """Run both in turns, after one run each that is not counted, and print their median times."""
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats + 1):
@@ -299,14 +423,22 @@ def row(job: str, ours: Callable[[], object], theirs: Callable[[], object], devi
             if repeat:
                 found.append(time.perf_counter() - started)
     mine, other = map(statistics.median, times)
-    sys.stdout.write(f"{job:<58}  ours {mine:8.4f} s  torchvision {other:8.4f} s  {other / mine:6.2f} times faster\n")
+    sys.stdout.write(
+        f"{job:<58}  ours {mine:8.4f} s  torchvision {other:8.4f} s  {other / mine:6.2f} times "
+        "faster\n"
+    )
     sys.stdout.flush()
 
 
 def model_config(arguments: argparse.Namespace) -> ModelConfig:
     """Return the C4 model that torchvision's parts can express too."""
     tree = {
-        "backbone": {"name": arguments.backbone, "stride_placement": "torchvision", "norm": "batch", "freeze_at": 0},
+        "backbone": {
+            "name": arguments.backbone,
+            "stride_placement": "torchvision",
+            "norm": "batch",
+            "freeze_at": 0,
+        },
         "input": {"shorter": arguments.shorter, "longer": arguments.shorter * 5 // 3},
         "anchors": {"style": "torchvision", "sizes": [64, 128, 256, 512]},
         "rpn": {
@@ -338,7 +470,9 @@ def shapes_batch(config: ModelConfig) -> tuple[ImageBatch, list[Target]]:
     flags = torch.zeros(len(boxes), dtype=torch.bool)
     labels = torch.tensor([item.label for item in objects])
     target = Target(1, torch.tensor(boxes).view(-1, 4), labels, flags, flags)
-    return pad_images([resize_image(pixels, size)], original_sizes=[pixels.shape[:2]], ids=[1]), [target]
+    return pad_images([resize_image(pixels, size)], original_sizes=[pixels.shape[:2]], ids=[1]), [
+        target
+    ]
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -357,7 +491,9 @@ def random_rois(num: int, device: torch.device) -> Tensor:
 def pool_ours(feature: Tensor, rois: Tensor, size: int, scale: float) -> None:
     """RoIAlign as a gather-sum, and its gradient."""
     leaf = feature.detach().requires_grad_()
-    roi_align(leaf, rois, output_size=size, spatial_scale=scale, sampling_ratio=2, aligned=False).sum().backward()
+    roi_align(
+        leaf, rois, output_size=size, spatial_scale=scale, sampling_ratio=2, aligned=False
+    ).sum().backward()
 
 
 def pool_theirs(feature: Tensor, rois: Tensor, size: int, scale: float) -> None:

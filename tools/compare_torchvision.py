@@ -14,7 +14,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from detres.build import build_detector, build_evaluation, build_optimizer, build_schedule, build_train_set, read_split
+from detres.build import (
+    build_detector,
+    build_evaluation,
+    build_optimizer,
+    build_schedule,
+    build_train_set,
+    read_split,
+)
 from detres.config import Config, to_yaml
 from detres.data.loader import train_loader
 from detres.engine.checkpoint import write_text
@@ -27,16 +34,22 @@ from detres.tools.torchvision_parts import TorchvisionParts
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and train both; returns the exit status."""
-    parser = argparse.ArgumentParser(description="train our detector and one made of torchvision's parts by the same loop")
+    parser = argparse.ArgumentParser(
+        description="train our detector and one made of torchvision's parts by the same loop"
+    )
     add_config_flags(parser)
     add_seed_flag(parser)
-    parser.add_argument("--out", metavar="DIR", help="folder for the logs (default: runs/NAME-comparison)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for the logs (default: runs/NAME-comparison)"
+    )
     arguments = parser.parse_args(argv)
     return run(lambda: compare(arguments))
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Train both models with the same data order, schedule, optimizer and seed, and print both scores."""
+    """Train both models with the same data order, schedule, optimizer and seed, and print both
+    scores.
+    """
     config, device = config_from(arguments), torch.device(arguments.device)
     num_classes = len(read_split(config.data, "train").class_map)
     folder = new_run_folder(f"{config.name}-comparison", arguments.out)
@@ -45,22 +58,34 @@ def compare(arguments: argparse.Namespace) -> None:
     scores = {}
     for name in ("ours", "torchvision"):
         torch.manual_seed(config.seed)
-        model = build_detector(config.model, num_classes) if name == "ours" else TorchvisionParts(config.model, num_classes)
+        model = (
+            build_detector(config.model, num_classes)
+            if name == "ours"
+            else TorchvisionParts(config.model, num_classes)
+        )
         sys.stdout.write(f"== {name}\n")
         scores[name] = train_and_score(config, model.to(device), folder / name, device)
     write_text(folder / "comparison.json", json.dumps(scores, indent=2) + "\n")
     metric = config.eval.best_metric
     for name, found in scores.items():
-        sys.stdout.write(f"{name:<12} {metric} {found[metric]:.4f}  training {found['train_s']:.0f} s\n")
-    sys.stdout.write(f"difference   {scores['ours'][metric] - scores['torchvision'][metric]:+.4f}\n")
+        sys.stdout.write(
+            f"{name:<12} {metric} {found[metric]:.4f}  training {found['train_s']:.0f} s\n"
+        )
+    sys.stdout.write(
+        f"difference   {scores['ours'][metric] - scores['torchvision'][metric]:+.4f}\n"
+    )
 
 
 def keep_nothing(_progress: Progress) -> None:
     """Save no weights: the numbers are all that is wanted."""
 
 
-def train_and_score(config: Config, model: nn.Module, folder: Path, device: torch.device) -> dict[str, float | None]:
-    """Return the held-out metrics after training, and `train_s`, the seconds of training and its last evaluation."""
+def train_and_score(
+    config: Config, model: nn.Module, folder: Path, device: torch.device
+) -> dict[str, float | None]:
+    """Return the held-out metrics after training, and `train_s`, the seconds of training and its
+    last evaluation.
+    """
     folder.mkdir()
     settings = config.train
     train_set, val = build_train_set(config), read_split(config.data, "val")
@@ -79,7 +104,11 @@ def train_and_score(config: Config, model: nn.Module, folder: Path, device: torc
             model=model,
             optimizer=build_optimizer(settings, model),
             batches=train_loader(
-                train_set, batch_size=settings.batch_size, steps=schedule.steps, seed=config.seed, num_workers=config.data.workers
+                train_set,
+                batch_size=settings.batch_size,
+                steps=schedule.steps,
+                seed=config.seed,
+                num_workers=config.data.workers,
             ),
             progress=Progress(),
             schedule=schedule,

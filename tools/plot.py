@@ -1,4 +1,6 @@
-"""The paper's figures from runs of train_cls: `python tools/plot.py curves RUN... --out DIR`, or `responses WEIGHTS... --out DIR`."""
+"""The paper's figures from runs of train_cls: `python tools/plot.py curves RUN... --out DIR`, or
+`responses WEIGHTS... --out DIR`.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,25 @@ def main(argv: list[str] | None = None) -> int:
     """Parse and draw; returns the exit status."""
     parser = argparse.ArgumentParser(description="draw the paper's figures from runs of train-cls")
     parser.add_argument(
-        "kind", choices=("curves", "responses"), help="error over the steps (figures 1, 4, 6); strength of layers (figure 7)"
+        "kind",
+        choices=("curves", "responses"),
+        help="error over the steps (figures 1, 4, 6); strength of layers (figure 7)",
     )
-    parser.add_argument("paths", metavar="RUN_OR_WEIGHTS", nargs="+", help="curves: run folders; responses: weights.safetensors of runs")
     parser.add_argument(
-        "--out", metavar="DIR", required=True, help="where KIND.png and KIND.csv go; what has these names there is replaced"
+        "paths",
+        metavar="RUN_OR_WEIGHTS",
+        nargs="+",
+        help="curves: run folders; responses: weights.safetensors of runs",
     )
-    parser.add_argument("--data", metavar="DIR", help="responses: data folder (default: the run's own)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="where KIND.png and KIND.csv go; what has these names there is replaced",
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="responses: data folder (default: the run's own)"
+    )
     parser.add_argument(
         "--max-error",
         type=float,
@@ -49,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--max-error goes with curves")
     if arguments.max_error is not None and not 0 < arguments.max_error <= 100:
         parser.error(f"--max-error is a percentage above 0, got {arguments.max_error:g}")
-    return run(lambda: draw_curves(arguments) if arguments.kind == "curves" else draw_responses(arguments))
+    return run(
+        lambda: draw_curves(arguments) if arguments.kind == "curves" else draw_responses(arguments)
+    )
 
 
 def draw_curves(arguments: argparse.Namespace) -> None:
@@ -59,12 +75,25 @@ def draw_curves(arguments: argparse.Namespace) -> None:
     rows = []
     for number, folder in enumerate(arguments.paths):
         errors = read_errors(Path(folder))
-        for kind, style in (("train", {"linewidth": 0.7, "alpha": 0.7}), ("eval", {"linewidth": 2.0})):
+        for kind, style in (
+            ("train", {"linewidth": 0.7, "alpha": 0.7}),
+            ("eval", {"linewidth": 2.0}),
+        ):
             steps, values = zip(*errors[kind], strict=True)
             label = f"{Path(folder).name} {'test' if kind == 'eval' else 'training'}"
             marker = "o" if len(steps) == 1 else None  # a line of one point would not be seen
-            axes.plot(steps, [100 * value for value in values], color=f"C{number}", label=label, marker=marker, **style)
-            rows += [(Path(folder).name, "test" if kind == "eval" else "training", step, value) for step, value in errors[kind]]
+            axes.plot(
+                steps,
+                [100 * value for value in values],
+                color=f"C{number}",
+                label=label,
+                marker=marker,
+                **style,
+            )
+            rows += [
+                (Path(folder).name, "test" if kind == "eval" else "training", step, value)
+                for step, value in errors[kind]
+            ]
     axes.set(xlabel="step", ylabel="error (%)", ylim=(0, arguments.max_error))
     axes.legend(fontsize="small")
     write(Path(arguments.out), "curves", figure, ("run", "set", "step", "top1_error"), rows)
@@ -88,12 +117,17 @@ def read_errors(folder: Path) -> dict[str, list[tuple[int, float]]]:
             raise ValueError(f"{path}, line {number} is no record of a run ({error})") from None
     for kind, found in errors.items():
         if not found:
-            raise ValueError(f"{path} has no {kind} record with a top-1 error: draw runs of train-cls that have been scored")
+            raise ValueError(
+                f"{path} has no {kind} record with a top-1 error: draw runs of train-cls that "
+                "have been scored"
+            )
     return errors
 
 
 def draw_responses(arguments: argparse.Namespace) -> None:
-    """Draw the standard deviation of every 3x3 layer's response, in network order above and sorted below, and write the table."""
+    """Draw the standard deviation of every 3x3 layer's response, in network order above and sorted
+    below, and write the table.
+    """
     figure = Figure(figsize=(7, 6))
     ordered, falling = figure.subplots(2, 1, sharex=True)
     rows = []
@@ -102,14 +136,28 @@ def draw_responses(arguments: argparse.Namespace) -> None:
         model.to(arguments.device)
         images = read_held_out(with_data_root(config.data, arguments.data), class_map)
         if not isinstance(images, ImageArrays):
-            raise ValueError(f"{weights}: responses are measured on images held in memory (CIFAR-10, shapes, data.in_memory)")
-        few = ImageArrays(images.source, images.class_map, images.pixels[:RESPONSE_IMAGES], images.labels[:RESPONSE_IMAGES])
-        batches = (model.normalizer(batch.pixels.to(arguments.device)) for batch, _ in ArrayEvalBatches(few, batch_size=100))
+            raise ValueError(
+                f"{weights}: responses are measured on images held in memory (CIFAR-10, shapes, "
+                "data.in_memory)"
+            )
+        few = ImageArrays(
+            images.source,
+            images.class_map,
+            images.pixels[:RESPONSE_IMAGES],
+            images.labels[:RESPONSE_IMAGES],
+        )
+        batches = (
+            model.normalizer(batch.pixels.to(arguments.device))
+            for batch, _ in ArrayEvalBatches(few, batch_size=100)
+        )
         found = layer_responses(model.net, batches)
         name = Path(weights).parent.name
         ordered.plot(range(1, len(found) + 1), list(found.values()), label=name)
         falling.plot(range(1, len(found) + 1), sorted(found.values(), reverse=True), label=name)
-        rows += [(name, number, layer, value) for number, (layer, value) in enumerate(found.items(), start=1)]
+        rows += [
+            (name, number, layer, value)
+            for number, (layer, value) in enumerate(found.items(), start=1)
+        ]
     ordered.set(ylabel="std", title="layer index, original order")
     falling.set(ylabel="std", xlabel="layer", title="sorted by magnitude")
     falling.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -117,7 +165,9 @@ def draw_responses(arguments: argparse.Namespace) -> None:
     write(Path(arguments.out), "responses", figure, ("network", "layer", "norm", "std"), rows)
 
 
-def write(folder: Path, name: str, figure: Figure, header: tuple[str, ...], rows: list[tuple]) -> None:
+def write(
+    folder: Path, name: str, figure: Figure, header: tuple[str, ...], rows: list[tuple]
+) -> None:
     """Write folder/name.png and folder/name.csv."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file; give a folder")

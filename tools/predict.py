@@ -1,4 +1,6 @@
-"""Detect in images and draw what was found, or classify them: `python tools/predict.py --weights FILE IMAGE_OR_FOLDER... --out DIR`."""
+"""Detect in images and draw what was found, or classify them:
+`python tools/predict.py --weights FILE IMAGE_OR_FOLDER... --out DIR`.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,28 @@ PREDICTIONS = "predictions.json"
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, load, detect or classify, write; returns the exit status."""
-    parser = argparse.ArgumentParser(description="detect in images and draw what was found, or classify them, by what the weights are of")
+    parser = argparse.ArgumentParser(
+        description="detect in images and draw what was found, or classify them, by what the "
+        "weights are of"
+    )
     parser.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+")
     parser.add_argument(
-        "--weights", metavar="FILE", required=True, help="best.safetensors (detector) or weights.safetensors (classifier) of a run"
+        "--weights",
+        metavar="FILE",
+        required=True,
+        help="best.safetensors (detector) or weights.safetensors (classifier) of a run",
     )
-    parser.add_argument("--out", metavar="DIR", default="predictions", help="where pictures and predictions.json go (default: %(default)s)")
-    parser.add_argument("--score", type=float, help=f"lowest score that is drawn (default: {DRAWN_SCORE}); the file has all")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="predictions",
+        help="where pictures and predictions.json go (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--score",
+        type=float,
+        help=f"lowest score that is drawn (default: {DRAWN_SCORE}); the file has all",
+    )
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
     return run(lambda: predict(arguments))
@@ -52,16 +69,25 @@ def predict(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out {out} is a file; give a folder")
     if is_classifier(Path(arguments.weights)):
         if arguments.score is not None:
-            raise ValueError(f"--score goes with a detector's boxes; {arguments.weights} is a classifier")
+            raise ValueError(
+                f"--score goes with a detector's boxes; {arguments.weights} is a classifier"
+            )
         name_classes(arguments, out, files, unread)
     else:
         draw_detections(arguments, out, files, unread)
     if unread:
-        raise ImageReadError(f"{len(unread)} of {len(files)} images could not be read and are not in {out}: {unread[0]}")
+        raise ImageReadError(
+            f"{len(unread)} of {len(files)} images could not be read and are not in {out}: "
+            f"{unread[0]}"
+        )
 
 
-def draw_detections(arguments: argparse.Namespace, out: Path, files: list[Path], unread: list[str]) -> None:
-    """Write a picture an image, and predictions.json: COCO results whose image_id is the file as given."""
+def draw_detections(
+    arguments: argparse.Namespace, out: Path, files: list[Path], unread: list[str]
+) -> None:
+    """Write a picture an image, and predictions.json: COCO results whose image_id is the file as
+    given.
+    """
     pictures = picture_names(files)
     require_free(out, [*pictures.values(), PREDICTIONS])
     detector, _, class_map = load_detector(Path(arguments.weights))
@@ -72,25 +98,36 @@ def draw_detections(arguments: argparse.Namespace, out: Path, files: list[Path],
         detections = found[file] = detector.predict([image])[0]
         shown = detections.scores >= lowest
         labels = detections.labels[shown].tolist()
-        captions = [f"{class_map.name_of(k)} {score:.2f}" for k, score in zip(labels, detections.scores[shown].tolist(), strict=True)]
+        captions = [
+            f"{class_map.name_of(k)} {score:.2f}"
+            for k, score in zip(labels, detections.scores[shown].tolist(), strict=True)
+        ]
         picture = draw_boxes(image, detections.boxes[shown].numpy(), labels, captions)
         with replacing(out / pictures[file]) as temporary:
             temporary.write_bytes(cv2.imencode(".jpg", picture[:, :, ::-1])[1].tobytes())
         sys.stdout.write(f"{file}: {', '.join(captions) or 'nothing'}\n")
     predictions = Predictions(
         class_map=class_map,
-        image_ids=np.array([str(file) for file, each in found.items() for _ in range(len(each))], dtype=str),
+        image_ids=np.array(
+            [str(file) for file, each in found.items() for _ in range(len(each))], dtype=str
+        ),
         boxes=torch.cat([each.boxes for each in found.values()]).numpy(),
         scores=torch.cat([each.scores for each in found.values()]).numpy(),
         labels=torch.cat([each.labels for each in found.values()]).numpy(),
     )
     write_text(out / PREDICTIONS, json.dumps(to_coco_results(predictions)))
-    sys.stdout.write(f"{len(found)} pictures and {PREDICTIONS} ({len(predictions)} detections) in {out}\n")
+    sys.stdout.write(
+        f"{len(found)} pictures and {PREDICTIONS} ({len(predictions)} detections) in {out}\n"
+    )
 
 
 @torch.inference_mode()
-def name_classes(arguments: argparse.Namespace, out: Path, files: list[Path], unread: list[str]) -> None:
-    """Write predictions.json: an image's file as given, and the likeliest classes of its centre square with their probabilities."""
+def name_classes(
+    arguments: argparse.Namespace, out: Path, files: list[Path], unread: list[str]
+) -> None:
+    """Write predictions.json: an image's file as given, and the likeliest classes of its centre
+    square with their probabilities.
+    """
     require_free(out, [PREDICTIONS])
     model, _, class_map = load_classifier(Path(arguments.weights))
     model.to(arguments.device)
@@ -99,16 +136,28 @@ def name_classes(arguments: argparse.Namespace, out: Path, files: list[Path], un
     records = []
     for file, image in readable(files, unread):
         pixels = torch.from_numpy(crop(image, 0)).permute(2, 0, 1)[None].to(arguments.device)
-        probabilities, indices = model(CropBatch(pixels, (str(file),))).softmax(dim=1)[0].cpu().topk(min(NAMED_CLASSES, len(class_map)))
-        best = dict(zip((class_map.names[k] for k in indices.tolist()), probabilities.tolist(), strict=True))
+        probabilities, indices = (
+            model(CropBatch(pixels, (str(file),)))
+            .softmax(dim=1)[0]
+            .cpu()
+            .topk(min(NAMED_CLASSES, len(class_map)))
+        )
+        best = dict(
+            zip((class_map.names[k] for k in indices.tolist()), probabilities.tolist(), strict=True)
+        )
         records.append({"image": str(file), "classes": best})
-        sys.stdout.write(f"{file}: {', '.join(f'{name} {probability:.2f}' for name, probability in best.items())}\n")
+        sys.stdout.write(
+            f"{file}: "
+            f"{', '.join(f'{name} {probability:.2f}' for name, probability in best.items())}\n"
+        )
     write_text(out / PREDICTIONS, json.dumps(records, indent=1))
     sys.stdout.write(f"{PREDICTIONS} ({len(records)} images) in {out}\n")
 
 
 def readable(files: list[Path], unread: list[str]) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yield files with their images; what is wrong with one that cannot be read goes into `unread`. Raises ImageReadError when none can."""
+    """Yield files with their images; what is wrong with one that cannot be read goes into `unread`.
+    Raises ImageReadError when none can.
+    """
     for file in files:
         try:
             image = read_image(file)
@@ -125,17 +174,26 @@ def require_free(out: Path, names: list[str]) -> None:
     """Raise ValueError when one of `names` is in the folder."""
     taken = [name for name in names if (out / name).exists()]
     if taken:
-        raise ValueError(f"--out {out} already holds {taken[0]}; give another folder, nothing is overwritten")
+        raise ValueError(
+            f"--out {out} already holds {taken[0]}; give another folder, nothing is overwritten"
+        )
 
 
 def find_images(items: list[Path]) -> list[Path]:
-    """Return the image files named, and those in the folders named, sorted; raises when there is none or one is missing."""
+    """Return the image files named, and those in the folders named, sorted; raises when there is
+    none or one is missing.
+    """
     files = []
     for item in items:
         if item.is_dir():
-            inside = sorted(path for path in item.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(
+                path for path in item.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES
+            )
             if not inside:
-                raise ValueError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {item} (folders in it are not searched)")
+                raise ValueError(
+                    f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {item} (folders in it are "
+                    "not searched)"
+                )
             files += inside
         elif item.is_file():
             files.append(item)

@@ -1,4 +1,6 @@
-"""The same detector put together from torchvision's parts: the independent witness, and the rival in comparisons."""
+"""The same detector put together from torchvision's parts: the independent witness, and the rival
+in comparisons.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,13 @@ from detres.structures import Detections, ImageBatch, Losses, Target
 
 
 class TorchvisionParts(nn.Module):
-    """torchvision.models.detection.FasterRCNN with our contract: forward(images, targets) -> Losses or list[Detections].
+    """torchvision.models.detection.FasterRCNN with our contract: forward(images, targets) -> Losses
+    or list[Detections].
 
-    Its backbone (conv1..conv4), RoI head (conv5), anchors, RPN, RoIAlign, matching, sampling and postprocessing are all
-    torchvision's; only resizing is left to the caller, so that both models see the same pixels. Losses need train(),
-    detections eval(): torchvision decides by mode. Raises ValueError for a configuration that torchvision cannot express.
+    Its backbone (conv1..conv4), RoI head (conv5), anchors, RPN, RoIAlign, matching, sampling and
+    postprocessing are all torchvision's; only resizing is left to the caller, so that both models
+    see the same pixels. Losses need train(), detections eval(): torchvision decides by mode. Raises
+    ValueError for a configuration that torchvision cannot express.
     """
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
@@ -70,20 +74,37 @@ class TorchvisionParts(nn.Module):
             box_positive_fraction=roi.positive_fraction,
             bbox_reg_weights=roi.box_weights,
         )
-        mean, std = ([value / 255 for value in values] for values in (config.input.mean, config.input.std))
+        mean, std = (
+            [value / 255 for value in values] for values in (config.input.mean, config.input.std)
+        )
         self.model.transform = _NoResize(config.input.shorter, config.input.longer, mean, std)
         self.model.rpn.min_size = rpn.min_size
 
-    def forward(self, images: ImageBatch, targets: list[Target] | None = None) -> Losses | list[Detections]:
-        pixels = [image[:, :height, :width] / 255 for image, (height, width) in zip(images.pixels, images.sizes, strict=True)]
+    def forward(
+        self, images: ImageBatch, targets: list[Target] | None = None
+    ) -> Losses | list[Detections]:
+        pixels = [
+            image[:, :height, :width] / 255
+            for image, (height, width) in zip(images.pixels, images.sizes, strict=True)
+        ]
         if targets is None:
-            return [Detections(found["boxes"], found["scores"], found["labels"]) for found in self.model(pixels)]
+            return [
+                Detections(found["boxes"], found["scores"], found["labels"])
+                for found in self.model(pixels)
+            ]
         pairs = [target.trainable() for target in targets]
         found = self.model(pixels, [{"boxes": boxes, "labels": labels} for boxes, labels in pairs])
-        return Losses(found["loss_objectness"], found["loss_rpn_box_reg"], found["loss_classifier"], found["loss_box_reg"])
+        return Losses(
+            found["loss_objectness"],
+            found["loss_rpn_box_reg"],
+            found["loss_classifier"],
+            found["loss_box_reg"],
+        )
 
     def copy_weights(self, detector: FasterRCNN) -> None:
-        """Take every weight of `detector`, which must have an RPN as wide as conv4 (torchvision's is)."""
+        """Take every weight of `detector`, which must have an RPN as wide as conv4 (torchvision's
+        is).
+        """
         tensors = {}
         for name, tensor in detector.state_dict().items():
             new = name
@@ -92,7 +113,9 @@ class TorchvisionParts(nn.Module):
                     new = theirs + name.removeprefix(ours)
                     break
             if name.startswith("roi_head.predictor.bbox_pred"):
-                tensor = torch.cat((tensor.new_zeros((4, *tensor.shape[1:])), tensor))  # torchvision has a background row
+                tensor = torch.cat(
+                    (tensor.new_zeros((4, *tensor.shape[1:])), tensor)
+                )  # torchvision has a background row
             tensors[new] = tensor
         self.model.load_state_dict(tensors)
 

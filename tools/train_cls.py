@@ -1,4 +1,6 @@
-"""Train a classifier: `python tools/train_cls.py --cfg configs/cifar10_resnet20.yaml --data DIR`; alone, on the embedded shapes."""
+"""Train a classifier: `python tools/train_cls.py --cfg configs/cifar10_resnet20.yaml --data DIR`;
+alone, on the embedded shapes.
+"""
 
 from __future__ import annotations
 
@@ -66,9 +68,13 @@ def start(arguments: argparse.Namespace) -> None:
 
 def resume(arguments: argparse.Namespace) -> None:
     """Continue an interrupted run with its own configuration."""
-    folder, state, config = read_run(arguments, ClassificationConfig, DEFAULT_CONFIG, "input", "mean_image")
+    folder, state, config = read_run(
+        arguments, ClassificationConfig, DEFAULT_CONFIG, "input", "mean_image"
+    )
     images = read_class_splits(config.data)
-    ClassMap.from_dict(state["classes"]).require_same(images[0].class_map, str(folder / "last.pt"), images[0].source)
+    ClassMap.from_dict(state["classes"]).require_same(
+        images[0].class_map, str(folder / "last.pt"), images[0].source
+    )
     spec = replace(InputSpec.from_json(state["input"]), mean_image=state["mean_image"])
     model = build_classifier(config, len(images[0].class_map), resumed=spec)
     load_model_state(model, state["model"], folder / "last.pt")
@@ -76,8 +82,11 @@ def resume(arguments: argparse.Namespace) -> None:
     train(config, images, model, folder, state=state, device=arguments.device)
 
 
-def compile_where_asked(asked: bool | Literal["auto"], model: Classifier, device: torch.device) -> None:
-    """Move the model to its device and compile its training steps if `asked`, "auto" being on a GPU where that works.
+def compile_where_asked(
+    asked: bool | Literal["auto"], model: Classifier, device: torch.device
+) -> None:
+    """Move the model to its device and compile its training steps if `asked`, "auto" being on a GPU
+    where that works.
 
     Raises ValueError with the cause when True is asked and it does not work.
     """
@@ -88,9 +97,15 @@ def compile_where_asked(asked: bool | Literal["auto"], model: Classifier, device
     if failure is None:
         model.compile_training()
     elif asked is True:
-        raise ValueError(f"train.compile: torch.compile does not work here: {failure}; without it: --set train.compile=false")
+        raise ValueError(
+            f"train.compile: torch.compile does not work here: {failure}; without it: --set "
+            "train.compile=false"
+        )
     else:
-        sys.stdout.write(f"note: training steps are not compiled, for torch.compile does not work here: {failure}\n")
+        sys.stdout.write(
+            "note: training steps are not compiled, for torch.compile does not work here: "
+            f"{failure}\n"
+        )
 
 
 def train(
@@ -102,7 +117,9 @@ def train(
     state: dict | None,
     device: torch.device,
 ) -> None:
-    """Train a model on its device to the configured end, average the batch norm statistics where asked, score, and write the weights."""
+    """Train a model on its device to the configured end, average the batch norm statistics where
+    asked, score, and write the weights.
+    """
     training, held_out = images
     settings = config.train
     schedule = build_class_schedule(settings, len(training))
@@ -113,7 +130,9 @@ def train(
         results.append(score_classifier(config, model, held_out, device))
         training_run.log.line(results[-1].table())
         if training_run.progress.step not in training_run.progress.scores:
-            save_classifier(folder / WEIGHTS, model, config, training.class_map, training_run.progress.step)
+            save_classifier(
+                folder / WEIGHTS, model, config, training.class_map, training_run.progress.step
+            )
         return results[-1].metrics
 
     def batches(start: int, end: int) -> Iterable[tuple[CropBatch, ClassTargets]]:
@@ -135,13 +154,16 @@ def train(
     ) as training_run:
         progress = training_run.progress
         training_run.announce(
-            f"train {training.source}: {len(training)} images of {len(training.class_map)} classes\n"
+            f"train {training.source}: {len(training)} images of {len(training.class_map)} "
+            "classes\n"
             f"val   {held_out.source}: {len(held_out)}",
             model.net.load_report,
         )
         if isinstance(training, ImageArrays) and training.damaged:
             write_text(folder / DAMAGED, "".join(f"{name}\n" for name in training.damaged))
-            training_run.log.line(f"{len(training.damaged)} damaged images left out, listed in {folder / DAMAGED}")
+            training_run.log.line(
+                f"{len(training.damaged)} damaged images left out, listed in {folder / DAMAGED}"
+            )
         training_run.fit(
             batches(progress.step, schedule.steps),
             evaluate=evaluate,
@@ -149,17 +171,31 @@ def train(
             save_best=lambda progress: None,  # noqa: ARG005
         )
         if settings.recompute_batches:
-            more = batches(schedule.steps, schedule.steps + settings.recompute_batches)  # those that training would have seen next
-            recompute_batch_norm(model.net, (model.normalizer(crops.pixels.to(device)) for crops, _ in more))
-            training_run.log.line(f"batch norm statistics averaged over {settings.recompute_batches} batches (paper, appendix A)")
+            more = batches(
+                schedule.steps, schedule.steps + settings.recompute_batches
+            )  # those that training would have seen next
+            recompute_batch_norm(
+                model.net, (model.normalizer(crops.pixels.to(device)) for crops, _ in more)
+            )
+            training_run.log.line(
+                f"batch norm statistics averaged over {settings.recompute_batches} batches "
+                "(paper, appendix A)"
+            )
             training_run.log.averaged(progress.step, evaluate())
             save_classifier(folder / WEIGHTS, model, config, training.class_map, progress.step)
-    write_text(folder / "metrics.json", json.dumps({"step": progress.step, **results[-1].to_dict()}, indent=2))
+    write_text(
+        folder / "metrics.json",
+        json.dumps({"step": progress.step, **results[-1].to_dict()}, indent=2),
+    )
     sys.stdout.write(f"done in {training_run.duration()}; weights {folder / WEIGHTS}\n")
 
 
-def naming_damaged(batches: Iterable[tuple[CropBatch, ClassTargets]], path: Path, log: RunLog) -> Iterator[tuple[CropBatch, ClassTargets]]:
-    """Pass the batches on; write the names of images that could not be read into `path`, each once, and say so."""
+def naming_damaged(
+    batches: Iterable[tuple[CropBatch, ClassTargets]], path: Path, log: RunLog
+) -> Iterator[tuple[CropBatch, ClassTargets]]:
+    """Pass the batches on; write the names of images that could not be read into `path`, each once,
+    and say so.
+    """
     known = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
     for images, targets in batches:
         new = [name for name in images.damaged if name not in known]

@@ -1,4 +1,6 @@
-"""Train a Faster R-CNN: `python tools/train_det.py --cfg configs/coco_r101.yaml --data DIR`; without arguments, the embedded shapes."""
+"""Train a Faster R-CNN: `python tools/train_det.py --cfg configs/coco_r101.yaml --data DIR`;
+without arguments, the embedded shapes.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, build, train; returns the exit status."""
     parser = argparse.ArgumentParser(description="train a Faster R-CNN")
     add_training_flags(parser, DEFAULT_CONFIG)
-    parser.add_argument("--init-from", metavar="FILE", help="start from a trained detector's weights (best.safetensors)")
+    parser.add_argument(
+        "--init-from",
+        metavar="FILE",
+        help="start from a trained detector's weights (best.safetensors)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.resume is None:
         return run(lambda: start(arguments))
@@ -69,7 +75,9 @@ def resume(arguments: argparse.Namespace) -> None:
     """Continue an interrupted run with its own configuration."""
     folder, state, config = read_run(arguments, Config, DEFAULT_CONFIG)
     data = read_data(config)
-    ClassMap.from_dict(state["classes"]).require_same(data.train.class_map, str(folder / "last.pt"), data.train.source)
+    ClassMap.from_dict(state["classes"]).require_same(
+        data.train.class_map, str(folder / "last.pt"), data.train.source
+    )
     detector = build_detector(config.model, len(data.train.class_map), pretrained=False)
     load_model_state(detector, state["model"], folder / "last.pt")
     train(config, data, detector, folder, state=state, device=arguments.device)
@@ -85,7 +93,8 @@ class Data:
         self.train.class_map.require_same(self.val.class_map, self.train.source, self.val.source)
         if not (~(self.val.crowd | self.val.difficult)).any():
             raise ValueError(
-                f"{self.val.source}: {len(self.val)} images but no object to score, so no weights could be chosen as the best. "
+                f"{self.val.source}: {len(self.val)} images but no object to score, so no weights "
+                "could be chosen as the best. "
                 "Check data.val, data.classes and the crowd or difficult flags"
             )
 
@@ -95,7 +104,15 @@ def read_data(config: Config) -> Data:
     return Data(config)
 
 
-def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *, state: dict | None, device: torch.device) -> None:
+def train(
+    config: Config,
+    data: Data,
+    detector: torch.nn.Module,
+    folder: Path,
+    *,
+    state: dict | None,
+    device: torch.device,
+) -> None:
     """Train to the configured end, then print the table and draw a picture."""
     settings = config.train
     schedule = build_schedule(settings, len(data.train))
@@ -112,10 +129,15 @@ def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *
         return result.metrics
 
     def save_best(progress: Progress) -> None:
-        save_detector(folder / "best.safetensors", detector, config, data.train.class_map, progress.step)
+        save_detector(
+            folder / "best.safetensors", detector, config, data.train.class_map, progress.step
+        )
         result, predictions = last_result
         write_text(folder / "predictions.json", json.dumps(to_coco_results(predictions)))
-        write_text(folder / "metrics.json", json.dumps({"step": progress.step, **result.to_dict()}, indent=2))
+        write_text(
+            folder / "metrics.json",
+            json.dumps({"step": progress.step, **result.to_dict()}, indent=2),
+        )
         draw_picture(folder / "val.jpg", data.val, predictions)
 
     with TrainingRun(
@@ -130,7 +152,10 @@ def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *
         state=state,
         num_images=len(data.train),
     ) as training_run:
-        training_run.announce(f"train {data.train.describe()}\nval   {data.val.describe()}", detector.backbone.load_report)
+        training_run.announce(
+            f"train {data.train.describe()}\nval   {data.val.describe()}",
+            detector.backbone.load_report,
+        )
         batches = train_loader(
             data.train_set,
             batch_size=settings.batch_size,
@@ -139,8 +164,13 @@ def train(config: Config, data: Data, detector: torch.nn.Module, folder: Path, *
             start_step=training_run.progress.step,
             num_workers=config.data.workers,
         )
-        training_run.fit(batches, evaluate=evaluate, best_metric=config.eval.best_metric, save_best=save_best)
-    sys.stdout.write(f"done in {training_run.duration()}; weights {folder / 'best.safetensors'}, picture {folder / 'val.jpg'}\n")
+        training_run.fit(
+            batches, evaluate=evaluate, best_metric=config.eval.best_metric, save_best=save_best
+        )
+    sys.stdout.write(
+        f"done in {training_run.duration()}; weights {folder / 'best.safetensors'}, picture "
+        f"{folder / 'val.jpg'}\n"
+    )
 
 
 def draw_picture(path: Path, truth: Annotations, predictions: Predictions) -> None:
@@ -149,10 +179,16 @@ def draw_picture(path: Path, truth: Annotations, predictions: Predictions) -> No
     for index in range(min(PICTURE_IMAGES, len(truth))):
         height, width = truth.image_sizes[index].tolist()
         image = read_image(str(truth.image_files[index]), stated_size=(height, width))
-        rows = np.flatnonzero((predictions.image_ids == truth.image_ids[index]) & (predictions.scores >= PICTURE_SCORE))
+        rows = np.flatnonzero(
+            (predictions.image_ids == truth.image_ids[index])
+            & (predictions.scores >= PICTURE_SCORE)
+        )
         rows = rows[np.argsort(-predictions.scores[rows])]
         labels = predictions.labels[rows].tolist()
-        captions = [f"{truth.class_map.name_of(label)} {score:.2f}" for label, score in zip(labels, predictions.scores[rows], strict=True)]
+        captions = [
+            f"{truth.class_map.name_of(label)} {score:.2f}"
+            for label, score in zip(labels, predictions.scores[rows], strict=True)
+        ]
         images.append(draw_boxes(image, predictions.boxes[rows], labels, captions))
     sheet = contact_sheet(images, columns=4, cell=384)
     with replacing(path) as temporary:

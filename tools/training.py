@@ -25,37 +25,73 @@ from detres.tools.command_line import add_config_flags, add_seed_flag, config_pa
 
 STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
 MAY_CHANGE = ("data.workers", "data.damaged", "train.lr", "train.clip_grad_norm")
-"""Settings that a resumed run may have otherwise: where and how data are read, and what helps where the loss became infinite."""
+"""Settings that a resumed run may have otherwise: where and how data are read, and what helps where
+the loss became infinite.
+"""
 
 
 def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
     """Add the flags of a configuration, --seed, --out and --resume."""
     add_config_flags(parser, default)
     add_seed_flag(parser)
-    parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/NAME, else the next free runs/NAME-2, ...)")
-    parser.add_argument("--resume", metavar="DIR", nargs="?", const="", help="continue a run (default: the newest of runs/NAME, -2, ...)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="run folder (default: runs/NAME, else the next free runs/NAME-2, ...)",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="DIR",
+        nargs="?",
+        const="",
+        help="continue a run (default: the newest of runs/NAME, -2, ...)",
+    )
 
 
-def require_resumable(parser: argparse.ArgumentParser, arguments: argparse.Namespace, *more: str) -> None:
-    """End with a usage error where flags of a new run are given to a resumed one; `more`: such flags beside --seed and --out."""
-    flags = [flag for flag in ("--seed", "--out", *more) if getattr(arguments, flag[2:].replace("-", "_")) is not None]
-    flags += [f"--set {setting}" for setting in arguments.set if setting.partition("=")[0] not in MAY_CHANGE]
+def require_resumable(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, *more: str
+) -> None:
+    """End with a usage error where flags of a new run are given to a resumed one; `more`: such
+    flags beside --seed and --out.
+    """
+    flags = [
+        flag
+        for flag in ("--seed", "--out", *more)
+        if getattr(arguments, flag[2:].replace("-", "_")) is not None
+    ]
+    flags += [
+        f"--set {setting}"
+        for setting in arguments.set
+        if setting.partition("=")[0] not in MAY_CHANGE
+    ]
     if flags:
         parser.error(
-            f"--resume continues with the run's own settings, all but {', '.join(MAY_CHANGE)}; {', '.join(flags)} starts a new run"
+            f"--resume continues with the run's own settings, all but {', '.join(MAY_CHANGE)}; "
+            f"{', '.join(flags)} starts a new run"
         )
     if arguments.resume and arguments.cfg:
-        parser.error("--resume DIR continues with the run's own settings; --cfg goes with --resume alone, to say which run's name")
+        parser.error(
+            "--resume DIR continues with the run's own settings; --cfg goes with --resume alone, "
+            "to say which run's name"
+        )
 
 
 def read_run(
-    arguments: argparse.Namespace, kind: type[Config] | type[ClassificationConfig], default: Path, *more: str
+    arguments: argparse.Namespace,
+    kind: type[Config] | type[ClassificationConfig],
+    default: Path,
+    *more: str,
 ) -> tuple[Path, dict, Config | ClassificationConfig]:
-    """Return the folder of --resume, what its last.pt holds, and the configuration in it, with --data where given.
+    """Return the folder of --resume, what its last.pt holds, and the configuration in it, with
+    --data where given.
 
     more: keys that last.pt must have beside STATE_KEYS.
     """
-    folder = Path(arguments.resume) if arguments.resume else newest_run(load_config(config_path(arguments.cfg, default), kind=kind).name)
+    folder = (
+        Path(arguments.resume)
+        if arguments.resume
+        else newest_run(load_config(config_path(arguments.cfg, default), kind=kind).name)
+    )
     state = load_state(folder / "last.pt", (*STATE_KEYS, *more))
     config = check(kind, json.loads(state["config"]), str(folder / "last.pt"))
     if arguments.set:
@@ -66,12 +102,14 @@ def read_run(
 
 
 class TrainingRun:
-    """A run folder while it is trained in; to be used in a `with` statement, which closes its log and says how to go on after a stop.
+    """A run folder while it is trained in; to be used in a `with` statement, which closes its log
+    and says how to go on after a stop.
 
-    state: what the last.pt of a resumed run holds; model and optimizer are then where it left them. num_images: of the training set.
-    extra: what else to keep in last.pt.
+    state: what the last.pt of a resumed run holds; model and optimizer are then where it left them.
+    num_images: of the training set. extra: what else to keep in last.pt.
 
-    Raises ValueError when a resumed run had another number of training images: its schedule and its order would change.
+    Raises ValueError when a resumed run had another number of training images: its schedule and its
+    order would change.
     """
 
     def __init__(
@@ -91,7 +129,8 @@ class TrainingRun:
     ) -> None:
         if state is not None and state["num_images"] != num_images:
             raise ValueError(
-                f"{folder / 'last.pt'} is of a run on {state['num_images']} training images, there are {num_images} now: "
+                f"{folder / 'last.pt'} is of a run on {state['num_images']} training images, "
+                f"there are {num_images} now: "
                 "put the data back as they were, or start a new run from its weights"
             )
         self.folder, self.command, self.device = folder, command, device
@@ -105,12 +144,20 @@ class TrainingRun:
             self._write_changes(state["config"])
         self.started = time.monotonic()
         write_environment(folder, device, start_step=self.progress.step)
-        self.log = RunLog(folder, console=sys.stdout, steps=schedule.steps, start_step=self.progress.step, scored=self.progress.scores)
+        self.log = RunLog(
+            folder,
+            console=sys.stdout,
+            steps=schedule.steps,
+            start_step=self.progress.step,
+            scored=self.progress.scores,
+        )
 
     def __enter__(self) -> TrainingRun:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
         resume = f"continue with: python tools/{self.command}.py --resume {self.folder}"
         if isinstance(error, Interrupted):
             self.log.line(f"stopped after step {error.step}; {resume}")
@@ -121,30 +168,46 @@ class TrainingRun:
         self.log.close()
 
     def _write_changes(self, earlier: str) -> None:
-        """Write config.yaml anew where the configuration is not the `earlier` one (JSON), which is kept beside it."""
+        """Write config.yaml anew where the configuration is not the `earlier` one (JSON), which is
+        kept beside it.
+        """
         if self.config.model_dump_json() == earlier:
             return
-        path, kept = self.folder / "config.yaml", self.folder / f"config-until-step-{self.progress.step}.yaml"
+        path, kept = (
+            self.folder / "config.yaml",
+            self.folder / f"config-until-step-{self.progress.step}.yaml",
+        )
         if path.is_file() and not kept.exists():
             path.rename(kept)
         write_text(path, to_yaml(self.config))
 
     def announce(self, data: str, loaded: LoadReport | None) -> None:
-        """Print the settings, the data in words, what was loaded into the backbone, and what is about to be done."""
+        """Print the settings, the data in words, what was loaded into the backbone, and what is
+        about to be done.
+        """
         settings, step, steps = self.config.train, self.progress.step, self.schedule.steps
         epochs = steps / -(-self.num_images // settings.batch_size)
-        self.log.line(f"{what_differs(self.config)}every setting, defaults included: {self.folder / 'config.yaml'}")
+        self.log.line(
+            f"{what_differs(self.config)}every setting, defaults included: "
+            f"{self.folder / 'config.yaml'}"
+        )
         self.log.line(data)
         if loaded is not None:
             self.log.line(f"from  {loaded}")
         self.log.line(
-            f"{self.folder}: steps {step}..{steps} ({epochs:.4g} epochs), lr {settings.effective_lr:g} at batch "
+            f"{self.folder}: steps {step}..{steps} ({epochs:.4g} epochs), lr "
+            f"{settings.effective_lr:g} at batch "
             f"{settings.batch_size} (lr {settings.lr:g} for {settings.reference_batch}), "
             f"device {self.device}, {torch.get_num_threads()} threads"
         )
 
     def fit(
-        self, batches: Iterable, *, evaluate: Callable[[], Metrics], best_metric: str, save_best: Callable[[Progress], None]
+        self,
+        batches: Iterable,
+        *,
+        evaluate: Callable[[], Metrics],
+        best_metric: str,
+        save_best: Callable[[Progress], None],
     ) -> Metrics:
         """Train to the configured end; returns the last evaluation's metrics."""
         settings = self.config.train
@@ -184,7 +247,9 @@ class TrainingRun:
             "classes": self.class_map.to_dict(),
             "num_images": self.num_images,
             "progress": progress.to_dict(),
-            "model": {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()},
+            "model": {
+                name: tensor.contiguous() for name, tensor in self.model.state_dict().items()
+            },
             "optimizer": self.optimizer.state_dict(),
             **self.extra,
         }

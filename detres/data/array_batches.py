@@ -1,4 +1,6 @@
-"""Batches of small images held in memory, on the device that trains: padded, cropped and mirrored as a batch (paper, section 4.2)."""
+"""Batches of small images held in memory, on the device that trains: padded, cropped and mirrored
+as a batch (paper, section 4.2).
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,12 @@ from detres.structures import ClassTargets, CropBatch, ImageArrays
 
 
 class ArrayTrainBatches:
-    """(CropBatch, ClassTargets) for the steps start_step..steps - 1, in StepSampler's order, every batch full.
+    """(CropBatch, ClassTargets) for the steps start_step..steps - 1, in StepSampler's order, every
+    batch full.
 
-    pad: px of black on every side, out of which a crop of the image's own size is drawn. flip: probability of the mirror image.
-    What a step gives depends on (seed, step) alone, so a resumed run sees what a straight one would.
+    pad: px of black on every side, out of which a crop of the image's own size is drawn. flip:
+    probability of the mirror image. What a step gives depends on (seed, step) alone, so a resumed
+    run sees what a straight one would.
     """
 
     def __init__(
@@ -33,11 +37,18 @@ class ArrayTrainBatches:
         device: torch.device | str = "cpu",
     ) -> None:
         self.sampler = StepSampler(
-            np.ones(len(images)), batch_size=batch_size, seed=seed, steps=steps, start_step=start_step, group_by_aspect=False
+            np.ones(len(images)),
+            batch_size=batch_size,
+            seed=seed,
+            steps=steps,
+            start_step=start_step,
+            group_by_aspect=False,
         )
         self.seed, self.start_step, self.pad, self.flip = seed, start_step, pad, flip
         self.height, self.width = images.pixels.shape[1:3]
-        self.pixels = F.pad(torch.from_numpy(images.pixels), (0, 0, pad, pad, pad, pad)).to(device)  # (M, H + 2 pad, W + 2 pad, 3)
+        self.pixels = F.pad(torch.from_numpy(images.pixels), (0, 0, pad, pad, pad, pad)).to(
+            device
+        )  # (M, H + 2 pad, W + 2 pad, 3)
         self.labels = torch.from_numpy(images.labels).to(device)
 
     def __len__(self) -> int:
@@ -49,20 +60,31 @@ class ArrayTrainBatches:
             rng = np.random.default_rng((self.seed, 2, step))
             corners = rng.integers(0, 2 * self.pad + 1, (2, len(indices)))
             mirrored = rng.random(len(indices)) < self.flip
-            yield CropBatch(self._crops(indices, corners, mirrored), tuple(indices)), ClassTargets(self.labels[indices])
+            yield (
+                CropBatch(self._crops(indices, corners, mirrored), tuple(indices)),
+                ClassTargets(self.labels[indices]),
+            )
 
     def _crops(self, indices: list[int], corners: np.ndarray, mirrored: np.ndarray) -> Tensor:
         """Pixels (N, 3, H, W) uint8, channels last, of the crops at corners (2, N) (top, left)."""
         device = self.pixels.device
         rows = corners[0][:, None] + np.arange(self.height)
-        columns = np.where(mirrored[:, None], np.arange(self.width)[::-1], np.arange(self.width)) + corners[1][:, None]
+        columns = (
+            np.where(mirrored[:, None], np.arange(self.width)[::-1], np.arange(self.width))
+            + corners[1][:, None]
+        )
         n = torch.tensor(indices, device=device)[:, None, None]
-        rows, columns = torch.from_numpy(rows).to(device)[:, :, None], torch.from_numpy(columns).to(device)[:, None, :]
+        rows, columns = (
+            torch.from_numpy(rows).to(device)[:, :, None],
+            torch.from_numpy(columns).to(device)[:, None, :],
+        )
         return self.pixels[n, rows, columns].permute(0, 3, 1, 2)
 
 
 class ArrayEvalBatches:
-    """(CropBatch, ClassTargets) over all images once, in their order, as they are; the last batch may be short."""
+    """(CropBatch, ClassTargets) over all images once, in their order, as they are; the last batch
+    may be short.
+    """
 
     def __init__(self, images: ImageArrays, *, batch_size: int) -> None:
         self.images, self.batch_size = images, batch_size
@@ -74,4 +96,7 @@ class ArrayEvalBatches:
         for start in range(0, len(self.images), self.batch_size):
             rows = slice(start, min(start + self.batch_size, len(self.images)))
             pixels = torch.from_numpy(self.images.pixels[rows]).permute(0, 3, 1, 2)
-            yield CropBatch(pixels, tuple(range(rows.start, rows.stop))), ClassTargets(torch.from_numpy(self.images.labels[rows]))
+            yield (
+                CropBatch(pixels, tuple(range(rows.start, rows.stop))),
+                ClassTargets(torch.from_numpy(self.images.labels[rows])),
+            )

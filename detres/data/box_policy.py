@@ -1,4 +1,6 @@
-"""What becomes of records that cannot be trained on: decided once, at load time, never in the middle of training."""
+"""What becomes of records that cannot be trained on: decided once, at load time, never in the
+middle of training.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from detres.structures import Annotations
 BoxPolicy = Literal["drop", "error", "keep"]
 
 CLIP_TOLERANCE = 1.0
-"""Px. Boxes reaching further than this beyond their image are counted as clipped; less is rounding."""
+"""Px. Boxes reaching further than this beyond their image are counted as clipped; less is rounding.
+"""
 
 OTHER_CLASS = "other class"
 RENUMBERED = "renumbered annotation id"
@@ -28,14 +31,18 @@ class AnnotationError(ValueError):
 def apply_box_policy(
     boxes: np.ndarray, sizes: np.ndarray, policy: BoxPolicy, describe_row: Callable[[int], str]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Return (boxes (M, 4) float32, keep (M,) bool, reason -> count) for xyxy boxes (M, 4) px in images of `sizes` (M, 2) (h, w) px.
+    """Return (boxes (M, 4) float32, keep (M,) bool, reason -> count) for xyxy boxes (M, 4) px in
+    images of `sizes` (M, 2) (h, w) px.
 
-    "drop" clips boxes to their image (a size of 0 means unknown: not clipped) and leaves out those that are not finite, have
-    no area (x2 <= x1 or y2 <= y1, in float32) or lie wholly outside. "error" raises AnnotationError at the first of these, with
-    `describe_row(row)` saying which it is. "keep" touches nothing: ground truth for scoring is taken as it stands. Clipping
-    is counted where it moved a side by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
+    "drop" clips boxes to their image (a size of 0 means unknown: not clipped) and leaves out those
+    that are not finite, have no area (x2 <= x1 or y2 <= y1, in float32) or lie wholly outside.
+    "error" raises AnnotationError at the first of these, with `describe_row(row)` saying which it
+    is. "keep" touches nothing: ground truth for scoring is taken as it stands. Clipping is counted
+    where it moved a side by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
     """
-    with np.errstate(over="ignore"):  # a number too large for float32 becomes infinite, and is then counted as such
+    with np.errstate(
+        over="ignore"
+    ):  # a number too large for float32 becomes infinite, and is then counted as such
         boxes = boxes.astype(np.float32)
     if policy == "keep" or len(boxes) == 0:
         return boxes, np.ones(len(boxes), bool), {}
@@ -54,17 +61,26 @@ def apply_box_policy(
         if policy == "error" and rows.any():
             first = int(np.flatnonzero(rows)[0])
             raise AnnotationError(
-                f"{describe_row(first)}: {reason} ({rows.sum()} such). Correct it, or set data.boxes=drop to leave such boxes out"
+                f"{describe_row(first)}: {reason} ({rows.sum()} such). Correct it, or set "
+                "data.boxes=drop to leave such boxes out"
             )
     keep = finite & ~no_area & ~outside
     reasons[CLIPPED] = keep & (np.abs(clipped - boxes).max(axis=1) > CLIP_TOLERANCE)
-    return clipped, keep, {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
+    return (
+        clipped,
+        keep,
+        {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()},
+    )
 
 
 def known_classes(classes: Sequence[str], names: Sequence[str], source: str) -> tuple[str, ...]:
-    """Return `classes`; raises AnnotationError when there is none, one is given twice, or one is not in `names` (with the nearest)."""
+    """Return `classes`; raises AnnotationError when there is none, one is given twice, or one is
+    not in `names` (with the nearest).
+    """
     if not classes:
-        raise AnnotationError(f"data.classes is an empty list; leave it out to use all classes of {source}")
+        raise AnnotationError(
+            f"data.classes is an empty list; leave it out to use all classes of {source}"
+        )
     for index, name in enumerate(classes):
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
@@ -76,7 +92,8 @@ def known_classes(classes: Sequence[str], names: Sequence[str], source: str) -> 
 
 
 def require_objects(annotations: Annotations) -> Annotations:
-    """Return `annotations`; raises AnnotationError, saying what was left out and why, when nothing in it can be trained on.
+    """Return `annotations`; raises AnnotationError, saying what was left out and why, when nothing
+    in it can be trained on.
 
     Crowd and difficult objects are never trained on, so a data set of these alone is refused too.
     """
@@ -85,7 +102,11 @@ def require_objects(annotations: Annotations) -> Annotations:
     flagged = int((annotations.crowd | annotations.difficult).sum())
     if annotations.num_objects > flagged:
         return annotations
-    reasons = [f"{count} {reason}" for reason, count in annotations.dropped.items() if reason not in _NOT_LEFT_OUT]
+    reasons = [
+        f"{count} {reason}"
+        for reason, count in annotations.dropped.items()
+        if reason not in _NOT_LEFT_OUT
+    ]
     reasons += [f"{flagged} crowd or difficult"] if flagged else []
     raise AnnotationError(
         f"{annotations.source}: none of the {len(annotations)} images has an object to train on; "
@@ -95,13 +116,20 @@ def require_objects(annotations: Annotations) -> Annotations:
 
 
 def describe(annotations: Annotations) -> str:
-    """Return one paragraph for people: images, objects, objects of each class, empty images, flags, and what was left out."""
+    """Return one paragraph for people: images, objects, objects of each class, empty images, flags,
+    and what was left out.
+    """
     per_class = np.bincount(annotations.labels, minlength=len(annotations.class_map) + 1)[1:]
-    listing = ", ".join(f"{name} {count}" for name, count in zip(annotations.class_map.names, per_class, strict=True))
+    listing = ", ".join(
+        f"{name} {count}"
+        for name, count in zip(annotations.class_map.names, per_class, strict=True)
+    )
     empty = int((np.diff(annotations.offsets) == 0).sum())
     text = (
-        f"{annotations.source}: {len(annotations)} images ({empty} without objects), {annotations.num_objects} objects "
-        f"of {len(annotations.class_map)} classes ({listing}), {int(annotations.crowd.sum())} crowd, "
+        f"{annotations.source}: {len(annotations)} images ({empty} without objects), "
+        f"{annotations.num_objects} objects "
+        f"of {len(annotations.class_map)} classes ({listing}), {int(annotations.crowd.sum())} "
+        "crowd, "
         f"{int(annotations.difficult.sum())} difficult."
     )
     notices = ", ".join(f"{reason} {count}" for reason, count in annotations.dropped.items())

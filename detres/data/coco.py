@@ -10,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from detres.data.box_policy import OTHER_CLASS, RENUMBERED, AnnotationError, BoxPolicy, apply_box_policy, known_classes
+from detres.data.box_policy import (
+    OTHER_CLASS,
+    RENUMBERED,
+    AnnotationError,
+    BoxPolicy,
+    apply_box_policy,
+    known_classes,
+)
 from detres.structures import Annotations, ClassMap
 
 
@@ -21,18 +28,21 @@ def read_coco(
     classes: Sequence[str] | None = None,
     boxes: BoxPolicy = "drop",
 ) -> Annotations:
-    """Read a COCO detection file; labels 1..K follow the rising category ids, source ids stay as they are.
+    """Read a COCO detection file; labels 1..K follow the rising category ids, source ids stay as
+    they are.
 
-    image_folder: where the files are, file_name may hold sub-folders; None leaves them unchecked and image_files are the bare
-    file names (to score results, no image is needed). classes: these only, in this order; objects of other classes are left
-    out and counted as "other class". boxes: see apply_box_policy.
-    Optional in the file, or null: info, licenses, iscrowd (0), area (then the box's), width and height (unknown), segmentation.
-    Images without annotations stay. An annotation id that is missing, or taken by an earlier annotation, is replaced by a new
-    one and counted as "renumbered annotation id". No annotations at all: boxes are (0, 4); `require_objects` is the check.
+    image_folder: where the files are, file_name may hold sub-folders; None leaves them unchecked
+    and image_files are the bare file names (to score results, no image is needed). classes: these
+    only, in this order; objects of other classes are left out and counted as "other class". boxes:
+    see apply_box_policy. Optional in the file, or null: info, licenses, iscrowd (0), area (then the
+    box's), width and height (unknown), segmentation. Images without annotations stay. An annotation
+    id that is missing, or taken by an earlier annotation, is replaced by a new one and counted as
+    "renumbered annotation id". No annotations at all: boxes are (0, 4); `require_objects` is the
+    check.
 
-    Raises FileNotFoundError for the file, the folder or missing images (count and first names), AnnotationError for: not
-    JSON, not COCO, an image id or file name listed twice, an annotation of an unknown image or category, a bbox that is not
-    four numbers, an unknown class name.
+    Raises FileNotFoundError for the file, the folder or missing images (count and first names),
+    AnnotationError for: not JSON, not COCO, an image id or file name listed twice, an annotation of
+    an unknown image or category, a bbox that is not four numbers, an unknown class name.
     """
     path = Path(annotation_file)
     content = _load(path)
@@ -72,10 +82,15 @@ def read_coco(
         np.concatenate((xywh[rows, :2], xywh[rows, :2] + xywh[rows, 2:]), axis=1),
         sizes[image_rows[rows]],
         boxes,
-        lambda row: f"{path}: annotation {ids[rows[row]]} (image {owners[rows[row]]}), bbox {xywh[rows[row]].tolist()}",
+        lambda row: (
+            f"{path}: annotation {ids[rows[row]]} (image {owners[rows[row]]}), bbox "
+            f"{xywh[rows[row]].tolist()}"
+        ),
     )
     rows, xyxy = rows[usable], xyxy[usable]
-    areas = np.where(np.isnan(areas[rows]), (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]), areas[rows])
+    areas = np.where(
+        np.isnan(areas[rows]), (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]), areas[rows]
+    )
     folder = str(image_folder) if image_folder is not None else ""
     return Annotations(
         source=str(path),
@@ -83,7 +98,9 @@ def read_coco(
         image_ids=image_ids,
         image_files=np.array([os.path.join(folder, name) for name in file_names], dtype=str),
         image_sizes=sizes,
-        offsets=np.concatenate(([0], np.cumsum(np.bincount(image_rows[rows], minlength=len(image_ids))))).astype(np.int64),
+        offsets=np.concatenate(
+            ([0], np.cumsum(np.bincount(image_rows[rows], minlength=len(image_ids))))
+        ).astype(np.int64),
         boxes=xyxy,
         labels=labels[rows],
         areas=areas.astype(np.float32),
@@ -102,18 +119,34 @@ def _load(path: Path) -> dict:
     except ValueError as error:
         raise AnnotationError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
-        what = "a list: perhaps a results file" if isinstance(content, list) else f"a {type(content).__name__}"
-        raise AnnotationError(f"{path} is not COCO annotations: expected an object with images, annotations and categories, found {what}")
+        what = (
+            "a list: perhaps a results file"
+            if isinstance(content, list)
+            else f"a {type(content).__name__}"
+        )
+        raise AnnotationError(
+            f"{path} is not COCO annotations: expected an object with images, annotations and "
+            f"categories, found {what}"
+        )
     for key in ("images", "annotations", "categories"):
         if key not in content:
-            raise AnnotationError(f"{path} is not COCO annotations: it has no '{key}'; found the keys {sorted(content)}")
-        if not isinstance(content[key], list) or not all(isinstance(record, dict) for record in content[key]):
-            raise AnnotationError(f"{path} is not COCO annotations: '{key}' must be a list of objects")
+            raise AnnotationError(
+                f"{path} is not COCO annotations: it has no '{key}'; found the keys "
+                f"{sorted(content)}"
+            )
+        if not isinstance(content[key], list) or not all(
+            isinstance(record, dict) for record in content[key]
+        ):
+            raise AnnotationError(
+                f"{path} is not COCO annotations: '{key}' must be a list of objects"
+            )
     return content
 
 
 def _column(records: list[dict], key: str, path: Path, table: str, default: float | None) -> list:
-    """The values of `key`; `default` stands in where it is missing or null, None means that it must be there."""
+    """The values of `key`; `default` stands in where it is missing or null, None means that it must
+    be there.
+    """
     values = [record.get(key, default) for record in records]
     if None in values:
         if default is None:
@@ -123,13 +156,17 @@ def _column(records: list[dict], key: str, path: Path, table: str, default: floa
     return values
 
 
-def _integers(records: list[dict], key: str, path: Path, table: str, default: int | None = None) -> np.ndarray:
+def _integers(
+    records: list[dict], key: str, path: Path, table: str, default: int | None = None
+) -> np.ndarray:
     values = _column(records, key, path, table, default)
     for index, value in enumerate(values):
         # Some exporters write every number as 12.0.
         whole = type(value) is int or (type(value) is float and value.is_integer())
         if not whole or not -(2**63) <= value < 2**63:
-            raise AnnotationError(f"{path}: {table}[{index}] has {key} {value!r}, expected an integer of 64 bits")
+            raise AnnotationError(
+                f"{path}: {table}[{index}] has {key} {value!r}, expected an integer of 64 bits"
+            )
     return np.array(values, np.int64)
 
 
@@ -137,7 +174,9 @@ def _numbers(records: list[dict], key: str, path: Path, table: str, default: flo
     values = _column(records, key, path, table, default)
     for index, value in enumerate(values):
         if type(value) not in (int, float):
-            raise AnnotationError(f"{path}: {table}[{index}] has {key} {value!r}, expected a number")
+            raise AnnotationError(
+                f"{path}: {table}[{index}] has {key} {value!r}, expected a number"
+            )
     return np.array(values, np.float64)
 
 
@@ -153,8 +192,14 @@ def _boxes(annotations: list[dict], ids: np.ndarray, path: Path) -> np.ndarray:
     """(M, 4) float64 as written; whether the numbers make a box is for the box policy."""
     boxes = [annotation.get("bbox") for annotation in annotations]
     for index, box in enumerate(boxes):
-        if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
-            raise AnnotationError(f"{path}: annotation {ids[index]} has bbox {box!r}, expected [x, y, width, height]")
+        if (
+            not isinstance(box, list)
+            or len(box) != 4
+            or not all(type(value) in (int, float) for value in box)
+        ):
+            raise AnnotationError(
+                f"{path}: annotation {ids[index]} has bbox {box!r}, expected [x, y, width, height]"
+            )
     return np.array(boxes, np.float64).reshape(-1, 4)
 
 
@@ -173,7 +218,9 @@ def _class_map(categories: list[dict], classes: Sequence[str] | None, path: Path
 
 
 def _unique_ids(ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return ids where every repeated or missing (-1) one but the first of its kind is new, and how many are."""
+    """Return ids where every repeated or missing (-1) one but the first of its kind is new, and how
+    many are.
+    """
     _, first = np.unique(ids, return_index=True)
     anew = np.ones(len(ids), bool)
     anew[first] = False
@@ -186,27 +233,42 @@ def _unique_ids(ids: np.ndarray) -> tuple[np.ndarray, int]:
 def _require_once(values: list, key: str, others: list, other_key: str, path: Path) -> None:
     repeated = [value for value, count in Counter(values).items() if count > 1]
     if repeated:
-        first, second = [other for value, other in zip(values, others, strict=True) if value == repeated[0]][:2]
+        first, second = [
+            other for value, other in zip(values, others, strict=True) if value == repeated[0]
+        ][:2]
         raise AnnotationError(
-            f"{path}: the image with {key} {repeated[0]} is listed twice, with {other_key} {first} and {second} ({len(repeated)} such)"
+            f"{path}: the image with {key} {repeated[0]} is listed twice, with {other_key} "
+            f"{first} and {second} ({len(repeated)} such)"
         )
 
 
-def _require_known(values: np.ndarray, known: np.ndarray, ids: np.ndarray, key: str, path: Path) -> None:
+def _require_known(
+    values: np.ndarray, known: np.ndarray, ids: np.ndarray, key: str, path: Path
+) -> None:
     bad = np.flatnonzero(~np.isin(values, known))
     if len(bad):
         raise AnnotationError(
-            f"{path}: annotation {ids[bad[0]]} has {key} {values[bad[0]]}, which the file does not list ({len(bad)} such annotations)"
+            f"{path}: annotation {ids[bad[0]]} has {key} {values[bad[0]]}, which the file does "
+            f"not list ({len(bad)} such annotations)"
         )
 
 
 def _require_files(folder: Path, names: list[str], path: Path) -> None:
     """One directory scan for each sub-folder instead of one stat for each file."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"image folder {folder} of {path} does not exist or is not a folder")
+        raise FileNotFoundError(
+            f"image folder {folder} of {path} does not exist or is not a folder"
+        )
     places = [os.path.split(name) for name in names]
-    present = {sub: set(os.listdir(folder / sub)) if (folder / sub).is_dir() else set() for sub in {sub for sub, _ in places}}
-    missing = [name for name, (sub, base) in zip(names, places, strict=True) if base not in present[sub]]
+    present = {
+        sub: set(os.listdir(folder / sub)) if (folder / sub).is_dir() else set()
+        for sub in {sub for sub, _ in places}
+    }
+    missing = [
+        name for name, (sub, base) in zip(names, places, strict=True) if base not in present[sub]
+    ]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(f"{len(missing)} of {len(names)} images of {path} are not in {folder}: {shown}")
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(names)} images of {path} are not in {folder}: {shown}"
+        )

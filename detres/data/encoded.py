@@ -13,7 +13,9 @@ from detres.structures import ClassMap
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A labelled set of image files: `files` (M,) str, full paths, and `labels` (M,) int64, 0..K-1 in the order of class_map.names."""
+    """A labelled set of image files: `files` (M,) str, full paths, and `labels` (M,) int64, 0..K-1
+    in the order of class_map.names.
+    """
 
     source: str
     class_map: ClassMap
@@ -28,7 +30,9 @@ class ImageFiles:
         return str(self.files[index])
 
     def read_bytes(self, index: int) -> bytes:
-        """Return an encoded image; raises ImageReadError when the file is gone or cannot be opened."""
+        """Return an encoded image; raises ImageReadError when the file is gone or cannot be
+        opened.
+        """
         return read_bytes(self.files[index])
 
 
@@ -36,8 +40,8 @@ class ImageFiles:
 class ImageShards:
     """A labelled set of M images in tar files, local or remote, and where each lies in them.
 
-    urls: of the tar files. shards (M,) int32: which of them. offsets, sizes (M,) int64: bytes of the encoded image. keys (M,) str:
-    names inside the tar file. labels (M,) int64, 0..K-1.
+    urls: of the tar files. shards (M,) int32: which of them. offsets, sizes (M,) int64: bytes of
+    the encoded image. keys (M,) str: names inside the tar file. labels (M,) int64, 0..K-1.
     """
 
     source: str
@@ -57,12 +61,22 @@ class ImageShards:
         return f"{self.urls[self.shards[index]]}: {self.keys[index]}"
 
     def read_bytes(self, index: int) -> bytes:
-        """Return an encoded image by one read of its byte range; raises ImageReadError when the tar file does not give it."""
-        url, start, size = self.urls[self.shards[index]], int(self.offsets[index]), int(self.sizes[index])
+        """Return an encoded image by one read of its byte range; raises ImageReadError when the tar
+        file does not give it.
+        """
+        url, start, size = (
+            self.urls[self.shards[index]],
+            int(self.offsets[index]),
+            int(self.sizes[index]),
+        )
         try:
             files, path = fsspec.core.url_to_fs(url)
-            buffered = getattr(files.cat_file, "__func__", None) is fsspec.AbstractFileSystem.cat_file  # which may read 5 MB ahead
-            data = files.cat_file(path, start=start, end=start + size, **({"cache_type": "none"} if buffered else {}))
+            buffered = (
+                getattr(files.cat_file, "__func__", None) is fsspec.AbstractFileSystem.cat_file
+            )  # which may read 5 MB ahead
+            data = files.cat_file(
+                path, start=start, end=start + size, **({"cache_type": "none"} if buffered else {})
+            )
         except Exception as error:  # each file system of fsspec has errors of its own
             raise ImageReadError(f"{self.name(index)} cannot be read: {error}") from None
         if len(data) != size:

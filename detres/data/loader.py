@@ -18,7 +18,8 @@ Item = tuple[np.ndarray, Target, tuple[int, int]]
 
 
 class DetectionDataset(Dataset):
-    """Images and targets of annotated data, read and transformed one by one; items are asked for with a seed.
+    """Images and targets of annotated data, read and transformed one by one; items are asked for
+    with a seed.
 
     Raises ValueError when there are no images.
     """
@@ -32,9 +33,11 @@ class DetectionDataset(Dataset):
         return len(self.annotations)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        """Return (image (h, w, 3) uint8 RGB, target, (H, W) px of the file as read) for key (index, seed).
+        """Return (image (h, w, 3) uint8 RGB, target, (H, W) px of the file as read) for key (index,
+        seed).
 
-        Raises ImageReadError or ValueError naming the file when it cannot be read or has another size than annotated.
+        Raises ImageReadError or ValueError naming the file when it cannot be read or has another
+        size than annotated.
         """
         index, seed = key
         stated = self.annotations.image_sizes[index]
@@ -44,20 +47,25 @@ class DetectionDataset(Dataset):
         return image, target, original_size
 
     def aspect_ratios(self) -> np.ndarray:
-        """Return width / height (N,) float64 as annotated; 1 where the annotation does not state the size."""
+        """Return width / height (N,) float64 as annotated; 1 where the annotation does not state
+        the size.
+        """
         height, width = self.annotations.image_sizes.astype(np.float64).T
         known = (height > 0) & (width > 0)
         return np.divide(width, height, out=np.ones_like(height), where=known)
 
 
 class StepSampler:
-    """The images of every training step as lists of (index, item seed), a pure function of (seed, step).
+    """The images of every training step as lists of (index, item seed), a pure function of (seed,
+    step).
 
-    aspect_ratios: (N,) width / height. Every epoch has ceil(N / batch_size) steps and shuffles anew. Wide (ratio >= 1) and
-    tall images go to batches of their own, which saves padding; what is left over of both shares the last one or two of the
-    epoch's batches, and the very last is filled up with images of the same epoch drawn again. So every batch is full and
-    every image comes once an epoch, up to batch_size - 1 of them twice (oftener only when N < batch_size). Batches come in
-    random order. start_step: the first step to give; the order before it is not replayed. steps: the first step not to give.
+    aspect_ratios: (N,) width / height. Every epoch has ceil(N / batch_size) steps and shuffles
+    anew. Wide (ratio >= 1) and tall images go to batches of their own, which saves padding; what is
+    left over of both shares the last one or two of the epoch's batches, and the very last is filled
+    up with images of the same epoch drawn again. So every batch is full and every image comes once
+    an epoch, up to batch_size - 1 of them twice (oftener only when N < batch_size). Batches come in
+    random order. start_step: the first step to give; the order before it is not replayed. steps:
+    the first step not to give.
 
     Raises ValueError without images or for a batch_size below 1.
     """
@@ -73,9 +81,16 @@ class StepSampler:
         group_by_aspect: bool = True,
     ) -> None:
         if len(aspect_ratios) == 0 or batch_size < 1:
-            raise ValueError(f"{len(aspect_ratios)} images in batches of {batch_size}: both must be at least 1")
+            raise ValueError(
+                f"{len(aspect_ratios)} images in batches of {batch_size}: both must be at least 1"
+            )
         self.tall = (np.asarray(aspect_ratios) < 1) & group_by_aspect
-        self.batch_size, self.seed, self.steps, self.start_step = batch_size, seed, steps, start_step
+        self.batch_size, self.seed, self.steps, self.start_step = (
+            batch_size,
+            seed,
+            steps,
+            start_step,
+        )
         self.steps_per_epoch = -(-len(self.tall) // batch_size)
 
     def __len__(self) -> int:
@@ -88,7 +103,9 @@ class StepSampler:
                 epoch = step // self.steps_per_epoch
                 batches = self._epoch_batches(epoch)
             seeds = np.random.SeedSequence((self.seed, 1, step)).generate_state(self.batch_size)
-            yield list(zip(batches[step % self.steps_per_epoch].tolist(), seeds.tolist(), strict=True))
+            yield list(
+                zip(batches[step % self.steps_per_epoch].tolist(), seeds.tolist(), strict=True)
+            )
 
     def _epoch_batches(self, epoch: int) -> np.ndarray:
         """Indices (steps_per_epoch, batch_size) of one epoch."""
@@ -115,26 +132,52 @@ def collate(items: Sequence[Item]) -> tuple[ImageBatch, list[Target]]:
 
 
 def train_loader(
-    dataset: DetectionDataset, *, batch_size: int, steps: int, seed: int, start_step: int = 0, num_workers: int = 0
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    start_step: int = 0,
+    num_workers: int = 0,
 ) -> DataLoader:
-    """Return a loader of (ImageBatch, list[Target]) for the steps start_step..steps - 1, in StepSampler's order.
+    """Return a loader of (ImageBatch, list[Target]) for the steps start_step..steps - 1, in
+    StepSampler's order.
 
-    The batches depend on neither num_workers nor start_step, so a resumed run sees what a straight one would.
+    The batches depend on neither num_workers nor start_step, so a resumed run sees what a straight
+    one would.
     """
-    sampler = StepSampler(dataset.aspect_ratios(), batch_size=batch_size, seed=seed, steps=steps, start_step=start_step)
+    sampler = StepSampler(
+        dataset.aspect_ratios(),
+        batch_size=batch_size,
+        seed=seed,
+        steps=steps,
+        start_step=start_step,
+    )
     return make_loader(dataset, collate, sampler, num_workers)
 
 
 def eval_loader(dataset: DetectionDataset, *, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """Return a loader of (ImageBatch, list[Target]) over all images once, in their order; the last batch may be short."""
+    """Return a loader of (ImageBatch, list[Target]) over all images once, in their order; the last
+    batch may be short.
+    """
     items = [(index, 0) for index in range(len(dataset))]
-    return make_loader(dataset, collate, [items[i : i + batch_size] for i in range(0, len(items), batch_size)], num_workers)
+    return make_loader(
+        dataset,
+        collate,
+        [items[i : i + batch_size] for i in range(0, len(items), batch_size)],
+        num_workers,
+    )
 
 
 def make_loader(
-    dataset: Dataset, collate_items: Callable, batches: StepSampler | list[list[tuple[int, int]]], num_workers: int
+    dataset: Dataset,
+    collate_items: Callable,
+    batches: StepSampler | list[list[tuple[int, int]]],
+    num_workers: int,
 ) -> DataLoader:
-    """Return a loader over `batches` of (index, item seed), each put together by `collate_items`; one thread a worker."""
+    """Return a loader over `batches` of (index, item seed), each put together by `collate_items`;
+    one thread a worker.
+    """
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -143,15 +186,16 @@ def make_loader(
         worker_init_fn=_start_worker,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # the default would advance the global one, on which the model's sampling depends
+        # the default would advance the global one, on which the model's sampling depends
+        generator=torch.Generator(),
     )
 
 
 def _start_worker(_worker: int) -> None:
     """One thread a worker: more would only compete with the other workers and the training process.
 
-    And a process group of its own: a terminal sends Ctrl-C, and `timeout` SIGTERM, to the whole group of the training process, which
-    stops in good order and needs its workers until then.
+    And a process group of its own: a terminal sends Ctrl-C, and `timeout` SIGTERM, to the whole
+    group of the training process, which stops in good order and needs its workers until then.
     """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)

@@ -12,10 +12,11 @@ MARGIN = 0.1
 
 
 def crop_objects(annotations: Annotations, size: int) -> ImageArrays:
-    """Cut out every object that is neither crowd nor difficult: a square about its box with a margin, as `size` x `size` px.
+    """Cut out every object that is neither crowd nor difficult: a square about its box with a
+    margin, as `size` x `size` px.
 
-    The square is shifted into the image where it sticks out, and shrunk where it does not fit. Raises ValueError when no
-    object is left, ImageReadError naming a damaged file.
+    The square is shifted into the image where it sticks out, and shrunk where it does not fit.
+    Raises ValueError when no object is left, ImageReadError naming a damaged file.
     """
     keep = ~(annotations.crowd | annotations.difficult)
     crops, labels = [], []
@@ -31,7 +32,12 @@ def crop_objects(annotations: Annotations, size: int) -> ImageArrays:
             labels.append(annotations.labels[row] - 1)
     if not crops:
         raise ValueError(f"{annotations.source}: no object to cut out")
-    return ImageArrays(f"objects of {annotations.source}", annotations.class_map, np.stack(crops), np.array(labels, dtype=np.int64))
+    return ImageArrays(
+        f"objects of {annotations.source}",
+        annotations.class_map,
+        np.stack(crops),
+        np.array(labels, dtype=np.int64),
+    )
 
 
 def _square(image: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """shapes: the embedded default data set, drawn by OpenCV into ordinary JPEG files and COCO JSON.
 
-Six outlines on textured backgrounds. Colours, sizes, rotations and aspect ratios are shared by all classes, so only the
-outline tells them apart. Objects hide and leave the image in part, some images have none, and a few hold a crowd region.
+Six outlines on textured backgrounds. Colours, sizes, rotations and aspect ratios are shared by all
+classes, so only the outline tells them apart. Objects hide and leave the image in part, some images
+have none, and a few hold a crowd region.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from detres.data.cache import cache_folder
 SHAPES_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 """The classes in label order; category ids are 1..6."""
 
-_VERSION = 3  # of the drawing: part of the folder's name, raised whenever a pixel or a box would change
+_VERSION = (
+    3  # of the drawing: part of the folder's name, raised whenever a pixel or a box would change
+)
 _SPLITS = ("train", "val")
 
 _SIDES = (160, 192)  # px, of the image
@@ -38,24 +41,35 @@ _MAX_CLUTTER = 5  # marks that are no object
 _MIN_CONTRAST = 110.0  # RGB distance between a fill and what it covers
 
 
-def ensure_shapes(cache: Path | None = None, *, num_train: int = 2500, num_val: int = 200, seed: int = 0) -> Path:
-    """Return the folder of the shapes data, drawing it on the first call (about 20 s for 2,700 images).
+def ensure_shapes(
+    cache: Path | None = None, *, num_train: int = 2500, num_val: int = 200, seed: int = 0
+) -> Path:
+    """Return the folder of the shapes data, drawing it on the first call (about 20 s for 2,700
+    images).
 
-    The folder holds train/*.jpg, val/*.jpg, annotations/train.json and annotations/val.json. It is a sub-folder of `cache`
-    (default: the environment variable DETRES_CACHE, else ~/.cache/detres) named after version and arguments; it appears
-    whole or not at all, also when several processes ask at once. Image i of a split depends on (seed, split, i) alone.
+    The folder holds train/*.jpg, val/*.jpg, annotations/train.json and annotations/val.json. It is
+    a sub-folder of `cache` (default: the environment variable DETRES_CACHE, else ~/.cache/detres)
+    named after version and arguments; it appears whole or not at all, also when several processes
+    ask at once. Image i of a split depends on (seed, split, i) alone.
 
-    Boxes are amodal and clipped: they hold the whole outline, hidden parts too, as far as it is inside the image, tight to
-    the pixel. `area` counts the same pixels. Every object has at least 60 % of its area in sight. A crowd is 15 to 30 small
-    overlapping shapes of one class under one box with iscrowd 1.
+    Boxes are amodal and clipped: they hold the whole outline, hidden parts too, as far as it is
+    inside the image, tight to the pixel. `area` counts the same pixels. Every object has at least
+    60 % of its area in sight. A crowd is 15 to 30 small overlapping shapes of one class under one
+    box with iscrowd 1.
 
-    Raises ValueError for fewer than one image a split or a negative seed, NotADirectoryError when `cache` is a file.
+    Raises ValueError for fewer than one image a split or a negative seed, NotADirectoryError when
+    `cache` is a file.
     """
     if num_train < 1 or num_val < 1 or seed < 0:
-        raise ValueError(f"shapes: num_train {num_train}, num_val {num_val} and seed {seed} must be at least 1, 1 and 0")
+        raise ValueError(
+            f"shapes: num_train {num_train}, num_val {num_val} and seed {seed} must be at least "
+            "1, 1 and 0"
+        )
     cache = cache or cache_folder()
     if cache.exists() and not cache.is_dir():
-        raise NotADirectoryError(f"the cache folder {cache} is a file; give another folder in DETRES_CACHE")
+        raise NotADirectoryError(
+            f"the cache folder {cache} is a file; give another folder in DETRES_CACHE"
+        )
     folder = cache / f"shapes-v{_VERSION}-{num_train}-{num_val}-{seed}"
     if folder.is_dir():
         return folder
@@ -75,7 +89,9 @@ def ensure_shapes(cache: Path | None = None, *, num_train: int = 2500, num_val: 
 
 @dataclass(frozen=True)
 class ShapesObject:
-    """One annotated object: label 1..6, mask (H, W) bool of its whole outline inside the image, crowd."""
+    """One annotated object: label 1..6, mask (H, W) bool of its whole outline inside the image,
+    crowd.
+    """
 
     label: int
     mask: np.ndarray
@@ -83,9 +99,11 @@ class ShapesObject:
 
 
 def draw_shapes_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[ShapesObject]]:
-    """Return image `index` of a split, (H, W, 3) uint8 RGB with sides of 160 to 192 px, and its objects, later ones on top.
+    """Return image `index` of a split, (H, W, 3) uint8 RGB with sides of 160 to 192 px, and its
+    objects, later ones on top.
 
-    A pure function of its arguments; about 6 % of the images have no object. Raises ValueError for an unknown split.
+    A pure function of its arguments; about 6 % of the images have no object. Raises ValueError for
+    an unknown split.
     """
     if split not in _SPLITS:
         raise ValueError(f"shapes has the splits {_SPLITS}, not '{split}'")
@@ -107,11 +125,17 @@ def draw_shapes_image(seed: int, split: str, index: int) -> tuple[np.ndarray, li
         label = int(rng.integers(1, len(SHAPES_CLASSES) + 1))
         size = _SIZES[0] * (_SIZES[1] / _SIZES[0]) ** (rng.random() ** 0.55)
         for _ in range(10):
-            alpha, whole_area = _rasterise(rng, label, size, _centre(rng, height, width, size), (height, width))
+            alpha, whole_area = _rasterise(
+                rng, label, size, _centre(rng, height, width, size), (height, width)
+            )
             mask = alpha >= 128
-            whole_area = max(whole_area, mask.sum())  # the smooth edge makes small shapes a little larger than their outline
+            whole_area = max(
+                whole_area, mask.sum()
+            )  # the smooth edge makes small shapes a little larger than their outline
             remaining = [seen & ~mask for seen in in_sight]
-            hides = any(seen.sum() < least for seen, least in zip(remaining, least_visible, strict=True))
+            hides = any(
+                seen.sum() < least for seen, least in zip(remaining, least_visible, strict=True)
+            )
             if not hides and mask.sum() >= _MIN_INSIDE * whole_area:
                 _paint(rng, canvas, alpha)
                 objects.append(ShapesObject(label, mask, crowd=False))
@@ -128,16 +152,22 @@ def _write_split(root: Path, split: str, num_images: int, seed: int) -> None:
     for index in range(num_images):
         pixels, objects = draw_shapes_image(seed, split, index)
         image_id, name = index + 1, f"{index + 1:06d}.jpg"
-        _, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
+        _, data = cv2.imencode(
+            ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90]
+        )
         _write(root / split / name, data.tobytes())
-        images.append({"id": image_id, "file_name": name, "height": pixels.shape[0], "width": pixels.shape[1]})
+        images.append(
+            {"id": image_id, "file_name": name, "height": pixels.shape[0], "width": pixels.shape[1]}
+        )
         for item in objects:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_id,
                     "category_id": item.label,
-                    "bbox": [float(value) for value in cv2.boundingRect(item.mask.astype(np.uint8))],
+                    "bbox": [
+                        float(value) for value in cv2.boundingRect(item.mask.astype(np.uint8))
+                    ],
                     "area": float(item.mask.sum()),
                     "iscrowd": int(item.crowd),
                 }
@@ -146,7 +176,9 @@ def _write_split(root: Path, split: str, num_images: int, seed: int) -> None:
         "info": {"description": f"detres shapes v{_VERSION}, {split}, seed {seed}"},
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": label, "name": name} for label, name in enumerate(SHAPES_CLASSES, start=1)],
+        "categories": [
+            {"id": label, "name": name} for label, name in enumerate(SHAPES_CLASSES, start=1)
+        ],
     }
     _write(root / "annotations" / f"{split}.json", json.dumps(content).encode())
 
@@ -159,7 +191,9 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _outline(label: int) -> list[np.ndarray]:
-    """Contours (P, 2) of a class, upright, about the origin (y down); a second contour is a hole."""
+    """Contours (P, 2) of a class, upright, about the origin (y down); a second contour is a
+    hole.
+    """
 
     def around(num: int, radii: tuple[float, ...] = (1.0,), first: float = -90.0) -> np.ndarray:
         angles = np.arange(num) * (2 * math.pi / num) + math.radians(first)
@@ -184,15 +218,23 @@ def _outline(label: int) -> list[np.ndarray]:
 
 
 def _centre(rng: np.random.Generator, height: int, width: int, size: float) -> tuple[float, float]:
-    """Centre (x, y) px: mostly with the object inside the image, sometimes anywhere, so that the border cuts it."""
+    """Centre (x, y) px: mostly with the object inside the image, sometimes anywhere, so that the
+    border cuts it.
+    """
     margin = 0.0 if rng.random() < 0.15 else size / 2
     return rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
 
 
 def _rasterise(
-    rng: np.random.Generator, label: int, size: float, centre: tuple[float, float], canvas_size: tuple[int, int]
+    rng: np.random.Generator,
+    label: int,
+    size: float,
+    centre: tuple[float, float],
+    canvas_size: tuple[int, int],
 ) -> tuple[np.ndarray, float]:
-    """Coverage (H, W) uint8 of a shape turned and stretched at random, and its area in px^2 with what is outside."""
+    """Coverage (H, W) uint8 of a shape turned and stretched at random, and its area in px^2 with
+    what is outside.
+    """
     stretch = math.exp(rng.uniform(-_MAX_STRETCH, _MAX_STRETCH))
     angle = math.radians(rng.uniform(-_MAX_TURN, _MAX_TURN))
     turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
@@ -202,7 +244,13 @@ def _rasterise(
     contours = [(points - (low + high) / 2) * scale + centre for points in contours]
     areas = [cv2.contourArea(points.astype(np.float32)) for points in contours]
     alpha = np.zeros(canvas_size, np.uint8)
-    cv2.fillPoly(alpha, [np.round(points * 16).astype(np.int32) for points in contours], 255, cv2.LINE_AA, shift=4)
+    cv2.fillPoly(
+        alpha,
+        [np.round(points * 16).astype(np.int32) for points in contours],
+        255,
+        cv2.LINE_AA,
+        shift=4,
+    )
     return alpha, areas[0] - sum(areas[1:])
 
 
@@ -214,18 +262,28 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: np.ndarray) -> N
     size = max(w, h)
     if rng.random() < 0.3:
         dx, dy = rng.uniform(-0.08, 0.08, size=2) * size
-        moved = cv2.warpAffine(cover, np.array([(1, 0, dx), (0, 1, dy)], np.float32), cover.shape[::-1])
-        below *= 1 - rng.uniform(0.25, 0.55) * cv2.GaussianBlur(moved, (0, 0), rng.uniform(1.0, 3.0))[..., None]
+        moved = cv2.warpAffine(
+            cover, np.array([(1, 0, dx), (0, 1, dy)], np.float32), cover.shape[::-1]
+        )
+        below *= (
+            1
+            - rng.uniform(0.25, 0.55)
+            * cv2.GaussianBlur(moved, (0, 0), rng.uniform(1.0, 3.0))[..., None]
+        )
     covered = below[cover > 0].mean(axis=0)
     colour = rng.uniform(0, 255, size=3)
     while np.linalg.norm(colour - covered) < _MIN_CONTRAST:
         colour = rng.uniform(0, 255, size=3)
     fill = np.broadcast_to(colour.astype(np.float32), below.shape)
     if rng.random() < 0.3:
-        fill = fill + _pattern(rng, *cover.shape)[..., None] * rng.normal(0, 30, size=3).astype(np.float32)
+        fill = fill + _pattern(rng, *cover.shape)[..., None] * rng.normal(0, 30, size=3).astype(
+            np.float32
+        )
     if rng.random() < 0.35:
         thickness = 1 + 2 * int(rng.integers(0, 1 + max(1, size // 30)))
-        inner = cv2.erode(cover, np.ones((thickness + 2, thickness + 2)), borderType=cv2.BORDER_REPLICATE)[..., None]
+        inner = cv2.erode(
+            cover, np.ones((thickness + 2, thickness + 2)), borderType=cv2.BORDER_REPLICATE
+        )[..., None]
         fill = inner * fill + (1 - inner) * (colour * rng.uniform(0.2, 0.6)).astype(np.float32)
     if rng.random() < 0.2:
         cover = cv2.GaussianBlur(cover, (0, 0), rng.uniform(0.5, 1.1))
@@ -240,7 +298,9 @@ def _paint_crowd(rng: np.random.Generator, canvas: np.ndarray) -> ShapesObject:
     mask = np.zeros((height, width), bool)
     for _ in range(rng.integers(15, 31)):
         centre = middle + spread * rng.standard_normal(2).clip(-2, 2)
-        alpha, _ = _rasterise(rng, label, rng.uniform(*_CROWD_SIZES), tuple(centre), (height, width))
+        alpha, _ = _rasterise(
+            rng, label, rng.uniform(*_CROWD_SIZES), tuple(centre), (height, width)
+        )
         _paint(rng, canvas, alpha)
         mask |= alpha >= 128
     return ShapesObject(label, mask, crowd=True)
@@ -258,7 +318,9 @@ def _pattern(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:
-    """Smooth noise (H, W, channels) float32, the sum of random grids of growing fineness and falling weight."""
+    """Smooth noise (H, W, channels) float32, the sum of random grids of growing fineness and
+    falling weight.
+    """
     total = np.zeros((height, width, channels), np.float32)
     for octave in range(5):
         cells = 2 ** (octave + 1)
@@ -269,7 +331,10 @@ def _noise(rng: np.random.Generator, height: int, width: int, channels: int) -> 
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    colour, drift = rng.uniform(20, 235, size=3).astype(np.float32), rng.normal(0, 30, size=3).astype(np.float32)
+    colour, drift = (
+        rng.uniform(20, 235, size=3).astype(np.float32),
+        rng.normal(0, 30, size=3).astype(np.float32),
+    )
     canvas = colour + _pattern(rng, height, width)[..., None] * drift
     canvas += _noise(rng, height, width, 3) * rng.uniform(4, 16)
     canvas += rng.standard_normal(canvas.shape, dtype=np.float32) * rng.uniform(1, 7)
@@ -289,7 +354,17 @@ def _clutter(rng: np.random.Generator, canvas: np.ndarray) -> None:
         elif kind == 1:
             axes, start = rng.integers(8, 50, size=2).tolist(), rng.uniform(0, 360)
             turn, sweep = rng.uniform(0, 180), rng.uniform(40, 150)
-            cv2.ellipse(canvas, (x, y), axes, turn, start, start + sweep, colour, int(rng.integers(1, 4)), cv2.LINE_AA)
+            cv2.ellipse(
+                canvas,
+                (x, y),
+                axes,
+                turn,
+                start,
+                start + sweep,
+                colour,
+                int(rng.integers(1, 4)),
+                cv2.LINE_AA,
+            )
         else:
             points = rng.normal((x, y), 4, size=(6, 2))
             cv2.fillPoly(canvas, [np.round(points).astype(np.int32)], colour, cv2.LINE_AA)

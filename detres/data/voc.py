@@ -14,15 +14,24 @@ import numpy as np
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
-from detres.data.box_policy import OTHER_CLASS, AnnotationError, BoxPolicy, apply_box_policy, known_classes
+from detres.data.box_policy import (
+    OTHER_CLASS,
+    AnnotationError,
+    BoxPolicy,
+    apply_box_policy,
+    known_classes,
+)
 from detres.image_io import IMAGE_SUFFIXES
 from detres.structures import Annotations, ClassMap
 
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse",
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-"""The twenty classes of PASCAL VOC in its own order, which its own folders keep whichever of them occur."""
+"""The twenty classes of PASCAL VOC in its own order, which its own folders keep whichever of them
+occur.
+"""
 _VOC_YEAR = re.compile(r"VOC\d{4}")
 
 
@@ -34,22 +43,26 @@ def read_voc(
     boxes: BoxPolicy = "drop",
     check_images: bool = True,
 ) -> Annotations:
-    """Read one or more splits of data in the VOC layout; image ids are file stems, source ids are 1..K.
+    """Read one or more splits of data in the VOC layout; image ids are file stems, source ids are
+    1..K.
 
-    root: a VOCdevkit, with splits "VOC2007/trainval" or "2007/trainval", or one year's folder (Annotations, ImageSets/Main,
-    JPEGImages), with splits "trainval". Several splits are put together. Of a class's own list ("STEM -1" where the class is
-    absent) the images without it are left out.
-    classes: train on these only, in this order; other objects are left out and counted. Otherwise the classes come from
-    every XML file in the splits' Annotations folders, not only those of the split, so that train and test agree: VOC's
-    twenty in VOC's order when the folders are named VOCyyyy and there is no other name, else all names found, sorted.
-    Coordinates in the files are 1-based and inclusive: x1 and y1 lose 1, x2 and y2 stay, which makes them continuous.
-    difficult is kept as a flag. The image of a stem has any of IMAGE_SUFFIXES; what the XML says of file names is ignored.
-    boxes: see apply_box_policy; a box with xmax <= xmin or ymax <= ymin has no area.
-    check_images: False looks for no image file (to score results, none is needed); image_files then hold the stems.
+    root: a VOCdevkit, with splits "VOC2007/trainval" or "2007/trainval", or one year's folder
+    (Annotations, ImageSets/Main, JPEGImages), with splits "trainval". Several splits are put
+    together. Of a class's own list ("STEM -1" where the class is absent) the images without it are
+    left out. classes: train on these only, in this order; other objects are left out and counted.
+    Otherwise the classes come from every XML file in the splits' Annotations folders, not only
+    those of the split, so that train and test agree: VOC's twenty in VOC's order when the folders
+    are named VOCyyyy and there is no other name, else all names found, sorted. Coordinates in the
+    files are 1-based and inclusive: x1 and y1 lose 1, x2 and y2 stay, which makes them continuous.
+    difficult is kept as a flag. The image of a stem has any of IMAGE_SUFFIXES; what the XML says of
+    file names is ignored. boxes: see apply_box_policy; a box with xmax <= xmin or ymax <= ymin has
+    no area. check_images: False looks for no image file (to score results, none is needed);
+    image_files then hold the stems.
 
-    Raises FileNotFoundError for a missing folder, split (naming those that exist), XML or image; AnnotationError for XML that
-    is malformed, no VOC annotation or declares entities, an object without name or box, an image in two splits, an unknown
-    class name, and when no file has an object.
+    Raises FileNotFoundError for a missing folder, split (naming those that exist), XML or image;
+    AnnotationError for XML that is malformed, no VOC annotation or declares entities, an object
+    without name or box, an image in two splits, an unknown class name, and when no file has an
+    object.
     """
     root = Path(root)
     source = f"{root}: {' + '.join(splits)}"
@@ -59,24 +72,60 @@ def read_voc(
     stems = [stem for _, stem in images]
     repeated = [stem for stem, count in Counter(stems).items() if count > 1]
     if repeated:
-        raise AnnotationError(f"{source}: image {repeated[0]} is listed twice ({len(repeated)} such)")
+        raise AnnotationError(
+            f"{source}: image {repeated[0]} is listed twice ({len(repeated)} such)"
+        )
 
     folders = list(dict.fromkeys(folder for folder, _ in images))
     if check_images:
         found = {folder: _image_files(folder / "JPEGImages") for folder in folders}
-        _require([folder / "JPEGImages" / f"{stem}.*" for folder, stem in images if stem not in found[folder]], "image", source)
-    xml_files = {folder: {path.stem: path for path in sorted((folder / "Annotations").glob("*.xml"))} for folder in folders}
-    missing = [folder / "Annotations" / f"{stem}.xml" for folder, stem in images if stem not in xml_files[folder]]
+        _require(
+            [
+                folder / "JPEGImages" / f"{stem}.*"
+                for folder, stem in images
+                if stem not in found[folder]
+            ],
+            "image",
+            source,
+        )
+    xml_files = {
+        folder: {path.stem: path for path in sorted((folder / "Annotations").glob("*.xml"))}
+        for folder in folders
+    }
+    missing = [
+        folder / "Annotations" / f"{stem}.xml"
+        for folder, stem in images
+        if stem not in xml_files[folder]
+    ]
     _require(missing, "annotation", source)
-    records = {folder: {stem: _read_xml(path) for stem, path in xml_files[folder].items()} for folder in folders}
-    all_names = {item.name for folder in folders for record in records[folder].values() for item in record.objects}
-    official = bool(all_names) and all(_VOC_YEAR.fullmatch(folder.resolve().name) for folder in folders) and all_names <= set(VOC_CLASSES)
-    class_map = _class_map(VOC_CLASSES if official else tuple(sorted(all_names)), classes, str(root))
+    records = {
+        folder: {stem: _read_xml(path) for stem, path in xml_files[folder].items()}
+        for folder in folders
+    }
+    all_names = {
+        item.name
+        for folder in folders
+        for record in records[folder].values()
+        for item in record.objects
+    }
+    official = (
+        bool(all_names)
+        and all(_VOC_YEAR.fullmatch(folder.resolve().name) for folder in folders)
+        and all_names <= set(VOC_CLASSES)
+    )
+    class_map = _class_map(
+        VOC_CLASSES if official else tuple(sorted(all_names)), classes, str(root)
+    )
 
     label_of = {name: k for k, name in enumerate(class_map.names, start=1)}
-    wanted = [[item for item in records[folder][stem].objects if item.name in label_of] for folder, stem in images]
+    wanted = [
+        [item for item in records[folder][stem].objects if item.name in label_of]
+        for folder, stem in images
+    ]
     dropped: Counter[str] = Counter()
-    others = sum(len(records[folder][stem].objects) for folder, stem in images) - sum(map(len, wanted))
+    others = sum(len(records[folder][stem].objects) for folder, stem in images) - sum(
+        map(len, wanted)
+    )
     if others:
         dropped[OTHER_CLASS] = others
     image_rows = np.repeat(np.arange(len(images)), list(map(len, wanted)))
@@ -85,13 +134,17 @@ def read_voc(
     inclusive = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
     xyxy = inclusive - np.array((1, 1, 0, 0))
     if boxes != "keep":
-        # A side of one number (xmin = xmax) is no area by the file's own reckoning, though 1 px wide once continuous.
+        # A side of one number (xmin = xmax) is no area by the file's own reckoning, though 1 px
+        # wide once continuous.
         flat = (inclusive[:, 2:] <= inclusive[:, :2]).any(axis=1)
         xyxy[flat, 2:] = xyxy[flat, :2]
 
     def describe_row(row: int) -> str:
         folder, stem = images[image_rows[row]]
-        return f"{xml_files[folder][stem]}: object {objects[row].number} ({objects[row].name}), bndbox {list(objects[row].box)}"
+        return (
+            f"{xml_files[folder][stem]}: object {objects[row].number} ({objects[row].name}), "
+            f"bndbox {list(objects[row].box)}"
+        )
 
     xyxy, keep, reasons = apply_box_policy(xyxy, sizes[image_rows], boxes, describe_row)
     dropped.update(reasons)
@@ -100,9 +153,13 @@ def read_voc(
         source=source,
         class_map=class_map,
         image_ids=np.array(stems, dtype=str),
-        image_files=np.array([found[folder][stem] for folder, stem in images] if check_images else stems, dtype=str),
+        image_files=np.array(
+            [found[folder][stem] for folder, stem in images] if check_images else stems, dtype=str
+        ),
         image_sizes=sizes,
-        offsets=np.concatenate(([0], np.cumsum(np.bincount(image_rows[keep], minlength=len(images))))).astype(np.int64),
+        offsets=np.concatenate(
+            ([0], np.cumsum(np.bincount(image_rows[keep], minlength=len(images))))
+        ).astype(np.int64),
         boxes=xyxy,
         labels=np.array([label_of[item.name] for item in objects], np.int64)[keep],
         areas=(xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]),
@@ -114,7 +171,9 @@ def read_voc(
 
 
 class _Object(NamedTuple):
-    """One object as written: `number` counts from 1 in its file, box is (xmin, ymin, xmax, ymax)."""
+    """One object as written: `number` counts from 1 in its file, box is (xmin, ymin, xmax,
+    ymax).
+    """
 
     number: int
     name: str
@@ -137,33 +196,48 @@ def _read_split(root: Path, split: str) -> list[tuple[Path, str]]:
     if folder is None:
         years = sorted(path.parent.parent.name for path in root.glob("*/ImageSets/Main"))
         hint = f"; {root} has {', '.join(years)}: write {years[0]}/{name}" if years else ""
-        raise FileNotFoundError(f"split {split}: no folder {folders[0] / 'ImageSets' / 'Main'}{hint}")
+        raise FileNotFoundError(
+            f"split {split}: no folder {folders[0] / 'ImageSets' / 'Main'}{hint}"
+        )
     path = folder / "ImageSets" / "Main" / f"{name}.txt"
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt")))
         raise FileNotFoundError(f"split {split}: no file {path}; there are: {known or 'none'}")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+    ]
     if not lines:
         raise AnnotationError(f"{path} lists no image")
     fields = [line.rsplit(maxsplit=1) for line in lines]
-    if all(len(field) == 2 and field[1] in ("1", "0", "-1") for field in fields):  # else a stem may hold spaces
+    if all(
+        len(field) == 2 and field[1] in ("1", "0", "-1") for field in fields
+    ):  # else a stem may hold spaces
         return [(folder, stem) for stem, flag in fields if flag != "-1"]
     return [(folder, line) for line in lines]
 
 
 def _image_files(folder: Path) -> dict[str, str]:
-    """Stem -> path; of several images with one stem, the suffix that stands first in IMAGE_SUFFIXES."""
+    """Stem -> path; of several images with one stem, the suffix that stands first in
+    IMAGE_SUFFIXES.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"no image folder {folder}")
     files = [(os.path.splitext(entry.name), entry.path) for entry in os.scandir(folder)]
-    images = [(IMAGE_SUFFIXES.index(suffix.lower()), stem, path) for (stem, suffix), path in files if suffix.lower() in IMAGE_SUFFIXES]
+    images = [
+        (IMAGE_SUFFIXES.index(suffix.lower()), stem, path)
+        for (stem, suffix), path in files
+        if suffix.lower() in IMAGE_SUFFIXES
+    ]
     return {stem: path for _, stem, path in sorted(images, reverse=True)}
 
 
 def _require(missing: list[Path], what: str, source: str) -> None:
     if missing:
         first = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(f"{source}: {len(missing)} {what} file{'s' if len(missing) > 1 else ''} missing: {first}")
+        raise FileNotFoundError(
+            f"{source}: {len(missing)} {what} file{'s' if len(missing) > 1 else ''} missing: "
+            f"{first}"
+        )
 
 
 def _read_xml(path: Path) -> _Record:
@@ -171,17 +245,30 @@ def _read_xml(path: Path) -> _Record:
         tree = parse(path, forbid_dtd=True).getroot()
     except DefusedXmlException as error:
         raise AnnotationError(
-            f"{path}: refused, it declares a document type or entities ({type(error).__name__}); VOC files have none"
+            f"{path}: refused, it declares a document type or entities ({type(error).__name__}); "
+            "VOC files have none"
         ) from None
     except (ParseError, ValueError, LookupError) as error:
         raise AnnotationError(f"{path} is not well-formed XML: {error}") from None
     if tree.tag.lower() != "annotation":
-        raise AnnotationError(f"{path} is no VOC annotation: its root is <{tree.tag}>, expected <annotation>")
+        raise AnnotationError(
+            f"{path} is no VOC annotation: its root is <{tree.tag}>, expected <annotation>"
+        )
     try:
-        height, width = (int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+        height, width = (
+            int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width")
+        )
     except (ValueError, OverflowError):
-        raise AnnotationError(f"{path}: size must have the numbers width and height, or be left out") from None
-    return _Record((height, width), [_read_object(node, number, path) for number, node in enumerate(tree.iter("object"), start=1)])
+        raise AnnotationError(
+            f"{path}: size must have the numbers width and height, or be left out"
+        ) from None
+    return _Record(
+        (height, width),
+        [
+            _read_object(node, number, path)
+            for number, node in enumerate(tree.iter("object"), start=1)
+        ],
+    )
 
 
 def _read_object(node: Element, number: int, path: Path) -> _Object:
@@ -189,15 +276,22 @@ def _read_object(node: Element, number: int, path: Path) -> _Object:
     if not name:
         raise AnnotationError(f"{path}: object {number} has no name")
     try:
-        box = tuple(float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+        box = tuple(
+            float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
+        )
     except (TypeError, ValueError):
-        raise AnnotationError(f"{path}: object {number} ({name}) has no bndbox with the numbers xmin, ymin, xmax, ymax") from None
+        raise AnnotationError(
+            f"{path}: object {number} ({name}) has no bndbox with the numbers xmin, ymin, xmax, "
+            "ymax"
+        ) from None
     return _Object(number, name, box, (node.findtext("difficult") or "").strip() == "1")
 
 
 def _class_map(names: tuple[str, ...], classes: Sequence[str] | None, source: str) -> ClassMap:
     if not names:
-        raise AnnotationError(f"{source}: no object in any annotation file, so there are no classes")
+        raise AnnotationError(
+            f"{source}: no object in any annotation file, so there are no classes"
+        )
     if classes is not None:
         names = known_classes(classes, names, source)
     return ClassMap(names=names, source_ids=tuple(range(1, len(names) + 1)))

@@ -28,7 +28,8 @@ class RunFolderError(ValueError):
 
 
 def new_run_folder(name: str, out: str | None) -> Path:
-    """Create and return the folder of a new run: `out`, or runs/<name>, or the first free runs/<name>-2, -3, ...
+    """Create and return the folder of a new run: `out`, or runs/<name>, or the first free
+    runs/<name>-2, -3, ...
 
     Raises RunFolderError when `out` is a file or already holds a run; nothing in it is touched.
     """
@@ -37,18 +38,23 @@ def new_run_folder(name: str, out: str | None) -> Path:
         raise RunFolderError(f"--out {folder} is a file; give a folder that does not exist yet")
     if folder.exists() and any(folder.iterdir()):
         raise RunFolderError(
-            f"--out {folder} already holds files and is left as it is; continue it with --resume {folder}, or give another folder"
+            f"--out {folder} already holds files and is left as it is; continue it with --resume "
+            f"{folder}, or give another folder"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise RunFolderError(f"the run folder {folder} cannot be made: a part of its path is a file") from None
+        raise RunFolderError(
+            f"the run folder {folder} cannot be made: a part of its path is a file"
+        ) from None
     return folder
 
 
 def _next_free(folder: Path) -> Path:
     numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return next(candidate for candidate in itertools.chain([folder], numbered) if not candidate.exists())
+    return next(
+        candidate for candidate in itertools.chain([folder], numbered) if not candidate.exists()
+    )
 
 
 def write_environment(folder: Path, device: torch.device, *, start_step: int = 0) -> None:
@@ -59,7 +65,9 @@ def write_environment(folder: Path, device: torch.device, *, start_step: int = 0
     is_checkout = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     path = folder / "env.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    earlier = earlier if isinstance(earlier, list) else [earlier]  # a mapping before resumed runs added to it
+    earlier = (
+        earlier if isinstance(earlier, list) else [earlier]
+    )  # a mapping before resumed runs added to it
     facts = {
         "start_step": start_step,
         "python": platform.python_version(),
@@ -70,16 +78,27 @@ def write_environment(folder: Path, device: torch.device, *, start_step: int = 0
         "opencv": cv2.__version__,
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
         "git_commit": _git("rev-parse", "HEAD") if is_checkout else None,
-        "git_changed_files": _git("status", "--porcelain", "--untracked-files=no").splitlines() if is_checkout else None,
+        "git_changed_files": _git("status", "--porcelain", "--untracked-files=no").splitlines()
+        if is_checkout
+        else None,
     }
     write_text(path, json.dumps([*earlier, facts], indent=2) + "\n")
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -95,14 +114,23 @@ def without_nan(value: object) -> object:
 
 
 class RunLog:
-    """Writes metrics.jsonl (one JSON object a line), TensorBoard events and progress on the console.
+    """Writes metrics.jsonl (one JSON object a line), TensorBoard events and progress on the
+    console.
 
-    console: a terminal gets one progress bar, anything else plain lines. start_step: the steps already done; scored: those at which
-    there was an evaluation. Records of other steps and evaluations, left by an interrupted run, are cut away so that none is
-    there twice.
+    console: a terminal gets one progress bar, anything else plain lines. start_step: the steps
+    already done; scored: those at which there was an evaluation. Records of other steps and
+    evaluations, left by an interrupted run, are cut away so that none is there twice.
     """
 
-    def __init__(self, folder: Path, *, console: TextIO, steps: int, start_step: int = 0, scored: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        console: TextIO,
+        steps: int,
+        start_step: int = 0,
+        scored: Collection[int] = (),
+    ) -> None:
         self.folder = folder
         self.console = console
         self.steps = steps
@@ -110,11 +138,21 @@ class RunLog:
         self.started = time.monotonic()
         path = folder / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _is_of(line, start_step, scored)]
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if _is_of(line, start_step, scored)
+            ]
             write_text(path, "".join(f"{line}\n" for line in kept))
         self.metrics = path.open("a", encoding="utf-8")
-        self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
-        self.bar = tqdm(total=steps, initial=start_step, file=console, dynamic_ncols=True) if console.isatty() else None
+        self.tensorboard = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None
+        )
+        self.bar = (
+            tqdm(total=steps, initial=start_step, file=console, dynamic_ncols=True)
+            if console.isatty()
+            else None
+        )
 
     def advance(self, step: int) -> None:
         """Show that `step` steps are done: moves the progress bar, writes nothing."""
@@ -124,7 +162,10 @@ class RunLog:
     def first_step(self, loss: float) -> None:
         """Show that the first step is done, long before the first record is due; writes nothing."""
         if self.bar is None:
-            self.line(f"step {self.start_step + 1}/{self.steps}  loss {loss:.3f}  {time.monotonic() - self.started:.1f} s to start")
+            self.line(
+                f"step {self.start_step + 1}/{self.steps}  loss {loss:.3f}  "
+                f"{time.monotonic() - self.started:.1f} s to start"
+            )
 
     def train(self, step: int, record: dict[str, float]) -> None:
         """Log one training record after `step` steps are done."""
@@ -139,7 +180,10 @@ class RunLog:
         else:
             rate = (step - self.start_step) / (time.monotonic() - self.started)
             left = (self.steps - step) / rate
-            self.line(f"step {step}/{self.steps}  {losses}  lr {record['lr']:.5f}  {1 / rate:.2f} s/step  {_clock(left)} left")
+            self.line(
+                f"step {step}/{self.steps}  {losses}  lr {record['lr']:.5f}  {1 / rate:.2f} "
+                f"s/step  {_clock(left)} left"
+            )
 
     def evaluation(self, step: int, record: dict[str, float | None]) -> None:
         """Log the numbers of an evaluation after `step` steps."""
@@ -173,10 +217,14 @@ class RunLog:
 
 
 def _is_of(line: str, start_step: int, scored: Collection[int]) -> bool:
-    """Whether a record belongs to what a resumed run has done; a line cut off by a crash does not."""
+    """Whether a record belongs to what a resumed run has done; a line cut off by a crash does
+    not.
+    """
     try:
         record = json.loads(line)
-        return record["step"] <= start_step and (record["kind"] == "train" or (record["kind"] == "eval" and record["step"] in scored))
+        return record["step"] <= start_step and (
+            record["kind"] == "train" or (record["kind"] == "eval" and record["step"] in scored)
+        )
     except (ValueError, KeyError, TypeError):
         return False
 

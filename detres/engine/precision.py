@@ -12,19 +12,26 @@ Precision = Literal["fp32", "bf16"]
 
 
 def faster_precision(device: torch.device) -> Precision:
-    """Return "bf16" where a 3x3 convolution of a ResNet takes less than 0.8 of its time in float32, else "fp32".
+    """Return "bf16" where a 3x3 convolution of a ResNet takes less than 0.8 of its time in float32,
+    else "fp32".
 
-    Processors with bf16 instructions, and GPUs since Ampere, take half the time; others emulate it at several times the cost.
-    Takes well under a second.
+    Processors with bf16 instructions, and GPUs since Ampere, take half the time; others emulate it
+    at several times the cost. Takes well under a second.
     """
-    seconds = {dtype: _convolution_seconds(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    seconds = {
+        dtype: _convolution_seconds(device, dtype) for dtype in (torch.float32, torch.bfloat16)
+    }
     return "bf16" if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else "fp32"
 
 
 @torch.inference_mode()
 def _convolution_seconds(device: torch.device, dtype: torch.dtype) -> float:
-    x = torch.ones((8, 128, 28, 28), device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    weight = torch.ones((128, 128, 3, 3), device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.ones((8, 128, 28, 28), device=device, dtype=dtype).to(
+        memory_format=torch.channels_last
+    )
+    weight = torch.ones((128, 128, 3, 3), device=device, dtype=dtype).to(
+        memory_format=torch.channels_last
+    )
     times = []
     for _ in range(7):
         started = time.perf_counter()

@@ -1,4 +1,6 @@
-"""How far a run is, and what it has shown so far: all that resuming needs beside weights and optimizer."""
+"""How far a run is, and what it has shown so far: all that resuming needs beside weights and
+optimizer.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ _MEMORY = 100
 class Progress:
     """What a run has done; `fit` updates it in place, a checkpoint holds it.
 
-    step: steps done. scores: step -> deciding metric of the evaluation there, None where there was nothing to measure.
-    training_error: running mean, 1 before the first step, kept only while the warm-up waits for it. warmed_up: whether it has
-    fallen below what the warm-up waits for.
+    step: steps done. scores: step -> deciding metric of the evaluation there, None where there was
+    nothing to measure. training_error: running mean, 1 before the first step, kept only while the
+    warm-up waits for it. warmed_up: whether it has fallen below what the warm-up waits for.
     """
 
     step: int = 0
@@ -29,12 +31,16 @@ class Progress:
         return max(filter(_is_number, self.scores.values()), default=None)
 
     def see_error(self, error: float, threshold: float) -> None:
-        """Take in the training error of one step, a fraction; below `threshold` on the running mean the warm-up is over."""
+        """Take in the training error of one step, a fraction; below `threshold` on the running mean
+        the warm-up is over.
+        """
         self.training_error += (error - self.training_error) / _MEMORY
         self.warmed_up = self.training_error < threshold
 
     def see_score(self, score: float | None) -> bool:
-        """Take in the evaluation at this step; return whether it is better than all before. NaN and None never are."""
+        """Take in the evaluation at this step; return whether it is better than all before. NaN and
+        None never are.
+        """
         self.scores.pop(self.step, None)
         improved = _is_number(score) and (self.best is None or score > self.best)
         self.scores[self.step] = score

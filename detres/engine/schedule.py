@@ -1,4 +1,6 @@
-"""The learning rate as a pure function of the step and, where a rule waits for it, of what the run has shown so far."""
+"""The learning rate as a pure function of the step and, where a rule waits for it, of what the run
+has shown so far.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,13 @@ from detres.engine.progress import Progress
 class Schedule:
     """Learning rate over `steps` steps, counted from 0.
 
-    lr: the base rate, already scaled to the batch. Linear warm-up from `warmup_factor * lr` to lr over `warmup_steps`; or, with
-    `warmup_until_error`, `warmup_factor * lr` until the running training error is below that fraction (section 4.2: ResNet-110
-    at 0.01 until 80 %).
-    "multistep": times `gamma` from each milestone on (py-faster-rcnn, the paper's 240k + 80k). "plateau": times `gamma` whenever
-    `patience` evaluations in a row were not better than the best before (section 3.4: "when the error plateaus"; the paper does
-    not say how it was judged). "cosine": half a cosine from lr to 0, an option the paper does not have. Raises ValueError for
+    lr: the base rate, already scaled to the batch. Linear warm-up from `warmup_factor * lr` to lr
+    over `warmup_steps`; or, with `warmup_until_error`, `warmup_factor * lr` until the running
+    training error is below that fraction (section 4.2: ResNet-110 at 0.01 until 80 %).
+    "multistep": times `gamma` from each milestone on (py-faster-rcnn, the paper's 240k + 80k).
+    "plateau": times `gamma` whenever `patience` evaluations in a row were not better than the best
+    before (section 3.4: "when the error plateaus"; the paper does not say how it was judged).
+    "cosine": half a cosine from lr to 0, an option the paper does not have. Raises ValueError for
     milestones out of order.
     """
 
@@ -46,7 +49,11 @@ class Schedule:
             rate *= self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup_steps
         if self.shape == "cosine":
             return rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        drops = self._plateaus(progress) if self.shape == "plateau" else bisect.bisect_right(self.milestones, step)
+        drops = (
+            self._plateaus(progress)
+            if self.shape == "plateau"
+            else bisect.bisect_right(self.milestones, step)
+        )
         return rate * self.gamma**drops
 
     def waits_for_error(self, progress: Progress) -> bool:

@@ -19,27 +19,38 @@ class DetectionFileError(ValueError):
 
 
 def to_coco_results(predictions: Predictions) -> list[dict]:
-    """Return COCO results records: image_id, category_id (the data set's own), bbox [x, y, w, h] px, score.
+    """Return COCO results records: image_id, category_id (the data set's own), bbox [x, y, w, h]
+    px, score.
 
-    Nothing is rounded, so the file scores exactly as the predictions do. No predictions: an empty list.
+    Nothing is rounded, so the file scores exactly as the predictions do. No predictions: an empty
+    list.
     """
     xywh = predictions.boxes.astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
     source_ids = [0, *predictions.class_map.source_ids]
-    columns = (predictions.image_ids, predictions.labels, xywh, predictions.scores.astype(np.float64))
+    columns = (
+        predictions.image_ids,
+        predictions.labels,
+        xywh,
+        predictions.scores.astype(np.float64),
+    )
     return [
         {"image_id": image_id, "category_id": source_ids[label], "bbox": box, "score": score}
-        for image_id, label, box, score in zip(*(column.tolist() for column in columns), strict=True)
+        for image_id, label, box, score in zip(
+            *(column.tolist() for column in columns), strict=True
+        )
     ]
 
 
 def read_coco_results(path: str | Path, truth: Annotations) -> tuple[Predictions, int]:
-    """Read a COCO results file: a list of {image_id, category_id, bbox [x, y, w, h], score}; return it and how many were told by file name.
+    """Read a COCO results file: a list of {image_id, category_id, bbox [x, y, w, h], score}; return
+    it and how many were told by file name.
 
-    Numbers stay float64, as written. Ids must be those of `truth`, or paths of its image files, as tools/predict.py writes them;
-    images without detections need no record; an empty list is no predictions. Raises FileNotFoundError, or DetectionFileError
-    naming file and record: not such a list, a missing key, a value of the wrong type, NaN, a negative side, an image or category
-    that `truth` does not have.
+    Numbers stay float64, as written. Ids must be those of `truth`, or paths of its image files, as
+    tools/predict.py writes them; images without detections need no record; an empty list is no
+    predictions. Raises FileNotFoundError, or DetectionFileError naming file and record: not such a
+    list, a missing key, a value of the wrong type, NaN, a negative side, an image or category that
+    `truth` does not have.
     """
     path = Path(path)
     try:
@@ -49,29 +60,44 @@ def read_coco_results(path: str | Path, truth: Annotations) -> tuple[Predictions
     except (ValueError, RecursionError) as error:
         raise DetectionFileError(f"{path} is not JSON: {error}") from None
     if not isinstance(records, list):
-        hint = " (it looks like annotations)" if isinstance(records, dict) and "annotations" in records else ""
-        raise DetectionFileError(f"{path}: expected a list of detections, found {type(records).__name__}{hint}")
+        hint = (
+            " (it looks like annotations)"
+            if isinstance(records, dict) and "annotations" in records
+            else ""
+        )
+        raise DetectionFileError(
+            f"{path}: expected a list of detections, found {type(records).__name__}{hint}"
+        )
     for index, record in enumerate(records):
         _require_record(record, f"{path}: record {index}")
     xywh = np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4)
     scores = np.array([record["score"] for record in records], np.float64)
-    bad = np.flatnonzero(~np.isfinite(xywh).all(axis=1) | ~np.isfinite(scores) | (xywh[:, 2:] < 0).any(axis=1))
+    bad = np.flatnonzero(
+        ~np.isfinite(xywh).all(axis=1) | ~np.isfinite(scores) | (xywh[:, 2:] < 0).any(axis=1)
+    )
     if len(bad):
         record = records[bad[0]]
         raise DetectionFileError(
-            f"{path}: record {bad[0]} has bbox {record['bbox']} and score {record['score']}, expected finite [x, y, w, h] with "
+            f"{path}: record {bad[0]} has bbox {record['bbox']} and score {record['score']}, "
+            "expected finite [x, y, w, h] with "
             f"w, h >= 0 and a finite score ({len(bad)} such)"
         )
     given = [record["image_id"] for record in records]
     image_ids = _ids_of_files(given, truth)
     _require_images(image_ids, truth, lambda index: f"{path}: record {index}")
-    label_of = {source_id: label for label, source_id in enumerate(truth.class_map.source_ids, start=1)}
+    label_of = {
+        source_id: label for label, source_id in enumerate(truth.class_map.source_ids, start=1)
+    }
     labels = [label_of.get(record["category_id"]) for record in records]
     if None in labels:
         index = labels.index(None)
-        known = ", ".join(f"{i}={name}" for i, name in zip(truth.class_map.source_ids, truth.class_map.names, strict=True))
+        known = ", ".join(
+            f"{i}={name}"
+            for i, name in zip(truth.class_map.source_ids, truth.class_map.names, strict=True)
+        )
         raise DetectionFileError(
-            f"{path}: record {index} has category_id {records[index]['category_id']!r} ({labels.count(None)} of {len(labels)} "
+            f"{path}: record {index} has category_id {records[index]['category_id']!r} "
+            f"({labels.count(None)} of {len(labels)} "
             f"detections have an unknown one); {truth.source} has {known}"
         )
     predictions = Predictions(
@@ -89,37 +115,56 @@ def _require_record(record: object, where: str) -> None:
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise DetectionFileError(f"{where} needs the keys {', '.join(_KEYS)}, found {found}")
     box = record["bbox"]
-    if type(box) is not list or len(box) != 4 or not all(type(value) in (float, int) for value in (*box, record["score"])):
-        raise DetectionFileError(f"{where} has bbox {box!r} and score {record['score']!r}, expected [x, y, w, h] and a number")
+    if (
+        type(box) is not list
+        or len(box) != 4
+        or not all(type(value) in (float, int) for value in (*box, record["score"]))
+    ):
+        raise DetectionFileError(
+            f"{where} has bbox {box!r} and score {record['score']!r}, expected [x, y, w, h] and a "
+            "number"
+        )
     if type(record["image_id"]) not in (int, str) or type(record["category_id"]) is not int:
         raise DetectionFileError(
-            f"{where} has image_id {record['image_id']!r} and category_id {record['category_id']!r}, "
+            f"{where} has image_id {record['image_id']!r} and category_id "
+            f"{record['category_id']!r}, "
             "expected an integer or text, and an integer"
         )
 
 
 def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Predictions, list[str], str]:
-    """Read a folder of VOC results, comp3_det_SPLIT_CLASS.txt or comp4_...; return it, the classes that have no file, and SPLIT.
+    """Read a folder of VOC results, comp3_det_SPLIT_CLASS.txt or comp4_...; return it, the classes
+    that have no file, and SPLIT.
 
-    A line is: image-id score xmin ymin xmax ymax, 1-based inclusive pixels; xmin and ymin lose 1; numbers stay float64. Raises
-    FileNotFoundError for no such folder or files, DetectionFileError for files of more than one competition or split, for a
-    class unknown to `truth`, and, naming file and line, for a line of another form, xmax < xmin or an unknown image.
+    A line is: image-id score xmin ymin xmax ymax, 1-based inclusive pixels; xmin and ymin lose 1;
+    numbers stay float64. Raises FileNotFoundError for no such folder or files, DetectionFileError
+    for files of more than one competition or split, for a class unknown to `truth`, and, naming
+    file and line, for a line of another form, xmax < xmin or an unknown image.
     """
     folder = Path(folder)
-    files = {path: match for path in sorted(folder.glob("*.txt")) if (match := re.fullmatch(r"(comp[0-9]+)_det_(.+)\.txt", path.name))}
+    files = {
+        path: match
+        for path in sorted(folder.glob("*.txt"))
+        if (match := re.fullmatch(r"(comp[0-9]+)_det_(.+)\.txt", path.name))
+    }
     if not files:
         raise FileNotFoundError(f"no VOC results comp4_det_SPLIT_CLASS.txt in {folder}")
     runs, by_class = set(), {}
     for path, match in files.items():
         fitting = [name for name in truth.class_map.names if match[2].endswith(f"_{name}")]
         if not fitting:
-            raise DetectionFileError(f"{path}: its class is none of {truth.source}: {', '.join(truth.class_map.names)}")
+            raise DetectionFileError(
+                f"{path}: its class is none of {truth.source}: {', '.join(truth.class_map.names)}"
+            )
         name = max(fitting, key=len)  # of table and dining_table, the latter
         runs.add((match[1], match[2].removesuffix(f"_{name}")))
         by_class[name] = path
     if len(runs) > 1:
         found = ", ".join("_det_".join(run) for run in sorted(runs))
-        raise DetectionFileError(f"{folder} holds several results, {found}: choose one and give a folder with its files only")
+        raise DetectionFileError(
+            f"{folder} holds several results, {found}: choose one and give a folder with its "
+            "files only"
+        )
     ids, tables, labels = [], [], []
     for name, path in by_class.items():
         image_ids, table = _read_voc_file(path, truth)
@@ -142,7 +187,9 @@ def _read_voc_file(path: Path, truth: Annotations) -> tuple[list, np.ndarray]:
     """Image ids and (D, 5) float64 (score, xmin, ymin, xmax, ymax) as written."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
-    rows = [lines[number - 1].rsplit(maxsplit=5) for number in numbers]  # an image id may hold spaces
+    rows = [
+        lines[number - 1].rsplit(maxsplit=5) for number in numbers
+    ]  # an image id may hold spaces
     try:
         table = np.array([row[1:] for row in rows], np.float64).reshape(len(rows), 5)
     except ValueError:
@@ -152,7 +199,8 @@ def _read_voc_file(path: Path, truth: Annotations) -> tuple[list, np.ndarray]:
     if not usable.all():
         row = int(np.flatnonzero(~usable)[0])
         raise DetectionFileError(
-            f"{path}:{numbers[row]}: expected 'image-id score xmin ymin xmax ymax' with xmax >= xmin and ymax >= ymin, "
+            f"{path}:{numbers[row]}: expected 'image-id score xmin ymin xmax ymax' with xmax >= "
+            "xmin and ymax >= ymin, "
             f"got '{lines[numbers[row] - 1].strip()}'"
         )
     image_ids: list = [row[0] for row in rows]
@@ -171,10 +219,14 @@ def _numbers_of(fields: list[str]) -> list[float]:
     return values if len(values) == 5 else [np.nan] * 5
 
 
-def to_voc_results(predictions: Predictions, *, split: str, competition: str = "comp4") -> dict[str, str]:
-    """Return file name -> text of VOC results, one file a class, also for classes without detections.
+def to_voc_results(
+    predictions: Predictions, *, split: str, competition: str = "comp4"
+) -> dict[str, str]:
+    """Return file name -> text of VOC results, one file a class, also for classes without
+    detections.
 
-    Pixels are 1-based inclusive again: x1 and y1 gain 1. Scores have 6 decimals, boxes 3, as the official MATLAB code.
+    Pixels are 1-based inclusive again: x1 and y1 gain 1. Scores have 6 decimals, boxes 3, as the
+    official MATLAB code.
     """
     files = {}
     for label, name in enumerate(predictions.class_map.names, start=1):
@@ -182,7 +234,8 @@ def to_voc_results(predictions: Predictions, *, split: str, competition: str = "
         rows = rows[np.argsort(-predictions.scores[rows], kind="stable")]
         boxes = predictions.boxes[rows] + np.array((1, 1, 0, 0))
         lines = [
-            f"{predictions.image_ids[row]} {predictions.scores[row]:.6f} " + " ".join(f"{value:.3f}" for value in box)
+            f"{predictions.image_ids[row]} {predictions.scores[row]:.6f} "
+            + " ".join(f"{value:.3f}" for value in box)
             for row, box in zip(rows, boxes, strict=True)
         ]
         files[f"{competition}_det_{split}_{name}.txt"] = "".join(f"{line}\n" for line in lines)
@@ -195,9 +248,15 @@ def _ids_of_files(image_ids: list[int | str], truth: Annotations) -> list[int | 
     if all(image_id in known for image_id in image_ids):
         return image_ids
     names = [Path(file).name for file in truth.image_files.tolist()]
-    by_name = dict(zip(names, truth.image_ids.tolist(), strict=True)) if len(set(names)) == len(names) else {}
+    by_name = (
+        dict(zip(names, truth.image_ids.tolist(), strict=True))
+        if len(set(names)) == len(names)
+        else {}
+    )
     return [
-        by_name.get(Path(image_id).name, image_id) if isinstance(image_id, str) and image_id not in known else image_id
+        by_name.get(Path(image_id).name, image_id)
+        if isinstance(image_id, str) and image_id not in known
+        else image_id
         for image_id in image_ids
     ]
 
@@ -207,6 +266,7 @@ def _require_images(image_ids: list, truth: Annotations, where: Callable[[int], 
     unknown = [index for index, image_id in enumerate(image_ids) if image_id not in known]
     if unknown:
         raise DetectionFileError(
-            f"{where(unknown[0])}: image {image_ids[unknown[0]]!r} is not in {truth.source} ({len(unknown)} of {len(image_ids)} "
+            f"{where(unknown[0])}: image {image_ids[unknown[0]]!r} is not in {truth.source} "
+            f"({len(unknown)} of {len(image_ids)} "
             f"detections); its images are like {truth.image_ids.tolist()[:3]}"
         )

@@ -1,4 +1,6 @@
-"""The PASCAL VOC protocol: average precision at one IoU threshold, 11-point (2007) or area (2010 onwards)."""
+"""The PASCAL VOC protocol: average precision at one IoU threshold, 11-point (2007) or area (2010
+onwards).
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ VocMetric = Literal["voc07", "voc12"]
 
 @dataclass(frozen=True)
 class VocResult:
-    """mAP and AP per class as fractions; None for a class without ground truth, which mAP leaves out.
+    """mAP and AP per class as fractions; None for a class without ground truth, which mAP leaves
+    out.
 
-    curves: class name -> (recall (D,), precision (D,)) over its counted detections in falling score.
+    curves: class name -> (recall (D,), precision (D,)) over its counted detections in falling
+    score.
     """
 
     metrics: dict[str, float | None]
@@ -30,7 +34,11 @@ class VocResult:
         width = max(len(name) for name in [*self.per_class, "mAP"])
         rows = [*self.per_class.items(), ("mAP", self.metrics["mAP"])]
         return "\n".join(
-            [self.protocol] + [f" {name:<{width}}  {'n/a (no ground truth)' if ap is None else f'{ap:.4f}'}" for name, ap in rows]
+            [self.protocol]
+            + [
+                f" {name:<{width}}  {'n/a (no ground truth)' if ap is None else f'{ap:.4f}'}"
+                for name, ap in rows
+            ]
         )
 
     def to_dict(self) -> dict:
@@ -46,35 +54,54 @@ def evaluate_voc(
     iou_thresh: float = 0.5,
     legacy_plus_one: bool = True,
 ) -> VocResult:
-    """Return VOC's numbers of `predictions` for the images and classes of `truth`, by the rules of the official devkit.
+    """Return VOC's numbers of `predictions` for the images and classes of `truth`, by the rules of
+    the official devkit.
 
-    Per class, detections in falling score (ties in the order given): each looks at the one ground-truth box of its image it
-    overlaps most. Below `iou_thresh` (the devkit: >=): wrong. A difficult (or crowd) box: not counted. A box found before:
-    wrong, there is no second choice. Recall counts boxes that are not difficult.
+    Per class, detections in falling score (ties in the order given): each looks at the one
+    ground-truth box of its image it overlaps most. Below `iou_thresh` (the devkit: >=): wrong. A
+    difficult (or crowd) box: not counted. A box found before: wrong, there is no second choice.
+    Recall counts boxes that are not difficult.
 
-    legacy_plus_one: sides are max - min + 1 on the devkit's inclusive 1-based coordinates. Boxes read from VOC files are
-    continuous here (xmin - 1 .. xmax), on which a plain x2 - x1 is the devkit's xmax - xmin + 1 exactly, so the default needs
-    nothing added. False takes the inclusive coordinates as if they were continuous, as tools without the +1 do, which makes
-    each box a pixel smaller.
+    legacy_plus_one: sides are max - min + 1 on the devkit's inclusive 1-based coordinates. Boxes
+    read from VOC files are continuous here (xmin - 1 .. xmax), on which a plain x2 - x1 is the
+    devkit's xmax - xmin + 1 exactly, so the default needs nothing added. False takes the inclusive
+    coordinates as if they were continuous, as tools without the +1 do, which makes each box a pixel
+    smaller.
 
-    Raises ValueError for an unknown metric, a threshold outside (0, 1], a prediction that is not finite or for an image not in
-    `truth`; ClassMismatchError when the class lists differ. No predictions: AP 0. No ground truth: None.
+    Raises ValueError for an unknown metric, a threshold outside (0, 1], a prediction that is not
+    finite or for an image not in `truth`; ClassMismatchError when the class lists differ. No
+    predictions: AP 0. No ground truth: None.
     """
     if metric not in ("voc07", "voc12"):
-        raise ValueError(f"unknown VOC metric '{metric}', expected voc07 (11-point) or voc12 (area)")
+        raise ValueError(
+            f"unknown VOC metric '{metric}', expected voc07 (11-point) or voc12 (area)"
+        )
     if not 0 < iou_thresh <= 1:
         raise ValueError(f"IoU threshold {iou_thresh} is outside (0, 1]")
     owners = image_rows(truth, predictions)
     gt_owners = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
     shrink = np.array((0, 0, 0, 0) if legacy_plus_one else (0, 0, 1, 1))
-    gt_boxes, boxes = truth.boxes.astype(np.float64) - shrink, predictions.boxes.astype(np.float64) - shrink
+    gt_boxes, boxes = (
+        truth.boxes.astype(np.float64) - shrink,
+        predictions.boxes.astype(np.float64) - shrink,
+    )
     ignored = truth.crowd | truth.difficult
 
     per_class, curves = {}, {}
     for label, name in enumerate(truth.class_map.names, start=1):
-        gt_rows, rows = np.flatnonzero(truth.labels == label), np.flatnonzero(predictions.labels == label)
+        gt_rows, rows = (
+            np.flatnonzero(truth.labels == label),
+            np.flatnonzero(predictions.labels == label),
+        )
         rows = rows[np.argsort(-predictions.scores[rows], kind="stable")]
-        found, counted = match_voc(gt_boxes[gt_rows], gt_owners[gt_rows], ignored[gt_rows], boxes[rows], owners[rows], iou_thresh)
+        found, counted = match_voc(
+            gt_boxes[gt_rows],
+            gt_owners[gt_rows],
+            ignored[gt_rows],
+            boxes[rows],
+            owners[rows],
+            iou_thresh,
+        )
         num_positive = int((~ignored[gt_rows]).sum())
         hits = np.cumsum(found[counted])
         recall = hits / max(num_positive, 1)
@@ -86,7 +113,8 @@ def evaluate_voc(
         metrics={"mAP": float(np.mean(measured)) if measured else None},
         per_class=per_class,
         protocol=(
-            f"PASCAL VOC {'2007, 11-point' if metric == 'voc07' else '2010-2012, area'} AP, IoU >= {iou_thresh:g}, difficult ignored, "
+            f"PASCAL VOC {'2007, 11-point' if metric == 'voc07' else '2010-2012, area'} AP, IoU "
+            f">= {iou_thresh:g}, difficult ignored, "
             f"{'devkit widths (+1 on inclusive pixels)' if legacy_plus_one else 'no +1'}"
         ),
         curves=curves,
@@ -101,10 +129,11 @@ def match_voc(
     owners: np.ndarray,
     iou_thresh: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return found (D,) and counted (D,) bool for the detections of one class, given in falling score.
+    """Return found (D,) and counted (D,) bool for the detections of one class, given in falling
+    score.
 
-    gt_boxes (M, 4), gt_owners (M,) image of each, ignored (M,) bool; boxes (D, 4), owners (D,). A detection that is counted
-    and not found is wrong.
+    gt_boxes (M, 4), gt_owners (M,) image of each, ignored (M,) bool; boxes (D, 4), owners (D,). A
+    detection that is counted and not found is wrong.
     """
     found, counted = np.zeros(len(boxes), bool), np.ones(len(boxes), bool)
     by_image = np.argsort(gt_owners, kind="stable")
@@ -112,7 +141,9 @@ def match_voc(
     num_candidates = np.searchsorted(gt_owners[by_image], owners, side="right") - first
     if num_candidates.sum() == 0:
         return found, counted
-    detection = np.repeat(np.arange(len(boxes)), num_candidates)  # of each (detection, box of its image) pair
+    detection = np.repeat(
+        np.arange(len(boxes)), num_candidates
+    )  # of each (detection, box of its image) pair
     starts = np.cumsum(num_candidates) - num_candidates
     candidate = by_image[np.arange(len(detection)) - np.repeat(starts - first, num_candidates)]
     iou = _iou(boxes[detection], gt_boxes[candidate])
@@ -120,7 +151,9 @@ def match_voc(
     tried = np.flatnonzero(num_candidates)
     highest = np.maximum.reduceat(iou, starts[tried])
     is_best = np.flatnonzero(iou == np.repeat(highest, num_candidates[tried]))
-    best = candidate[is_best[np.unique(detection[is_best], return_index=True)[1]]]  # of equals, the first
+    best = candidate[
+        is_best[np.unique(detection[is_best], return_index=True)[1]]
+    ]  # of equals, the first
     over, best = tried[highest >= iou_thresh], best[highest >= iou_thresh]
     counted[over[ignored[best]]] = False
     # There is no second choice, so a box is claimed by the first detection that overlaps it most.
@@ -133,12 +166,17 @@ def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """IoU (P,) of P pairs; 0 where neither has an area."""
     sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
     inter = sides.clip(min=0).prod(axis=1)
-    union = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (others[:, 2:] - others[:, :2]).prod(axis=1) - inter
+    union = (
+        (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        + (others[:, 2:] - others[:, :2]).prod(axis=1)
+        - inter
+    )
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray, metric: VocMetric) -> float:
-    """Return AP of a curve (D,), (D,) in falling score: "voc07" mean of 11 points, "voc12" area under the envelope.
+    """Return AP of a curve (D,), (D,) in falling score: "voc07" mean of 11 points, "voc12" area
+    under the envelope.
 
     An empty curve gives 0.
     """

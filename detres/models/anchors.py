@@ -1,4 +1,6 @@
-"""Anchors: the reference boxes of the region proposal network, A at every cell of the feature map."""
+"""Anchors: the reference boxes of the region proposal network, A at every cell of the feature
+map.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,20 @@ from torch import Tensor, nn
 AnchorStyle = Literal["py-faster-rcnn", "torchvision", "detectron2"]
 
 
-def cell_anchors(sizes: tuple[float, ...], aspect_ratios: tuple[float, ...], *, stride: int, style: AnchorStyle) -> Tensor:
-    """Return the anchors (A, 4) of the cell at the origin, xyxy px, A = len(sizes) * len(aspect_ratios).
+def cell_anchors(
+    sizes: tuple[float, ...], aspect_ratios: tuple[float, ...], *, stride: int, style: AnchorStyle
+) -> Tensor:
+    """Return the anchors (A, 4) of the cell at the origin, xyxy px, A = len(sizes) *
+    len(aspect_ratios).
 
     sizes: side in px of the square anchor. aspect_ratios: height / width.
     style: what the published implementations disagree on (facts of their sources):
-      py-faster-rcnn: sides of a `stride`-sized box are rounded to whole pixels, then scaled by size / stride; centred on
-        the cell (stride / 2); ratio-major. Its inclusive (-84, -40, 99, 55) is (-84, -40, 100, 56) here.
-      torchvision: corners rounded to whole pixels, centred on the cell's corner (0, 0); ratio-major.
-      detectron2: not rounded, centred on (0, 0), size-major.
+      py-faster-rcnn: sides of a `stride`-sized box are rounded to whole pixels, then scaled by size
+      / stride; centred on
+        the cell (stride / 2); ratio-major. Its inclusive (-84, -40, 99, 55) is (-84, -40, 100, 56)
+        here.
+      torchvision: corners rounded to whole pixels, centred on the cell's corner (0, 0);
+      ratio-major. detectron2: not rounded, centred on (0, 0), size-major.
     Raises ValueError for an unknown style.
     """
     ratios = torch.tensor(aspect_ratios, dtype=torch.float64)
@@ -33,11 +40,19 @@ def cell_anchors(sizes: tuple[float, ...], aspect_ratios: tuple[float, ...], *, 
         height = ratios.sqrt()
         center = 0.0
     else:
-        raise ValueError(f"unknown anchor style '{style}', expected py-faster-rcnn, torchvision or detectron2")
+        raise ValueError(
+            f"unknown anchor style '{style}', expected py-faster-rcnn, torchvision or detectron2"
+        )
     if style == "detectron2":
-        half_width, half_height = (scales[:, None] * width).flatten() / 2, (scales[:, None] * height).flatten() / 2
+        half_width, half_height = (
+            (scales[:, None] * width).flatten() / 2,
+            (scales[:, None] * height).flatten() / 2,
+        )
     else:
-        half_width, half_height = (width[:, None] * scales).flatten() / 2, (height[:, None] * scales).flatten() / 2
+        half_width, half_height = (
+            (width[:, None] * scales).flatten() / 2,
+            (height[:, None] * scales).flatten() / 2,
+        )
     anchors = torch.stack((-half_width, -half_height, half_width, half_height), dim=1)
     if style == "torchvision":
         anchors = anchors.round()
@@ -50,14 +65,25 @@ class AnchorGenerator(nn.Module):
     num_anchors: A. The anchors are not part of the state dict: they follow from the configuration.
     """
 
-    def __init__(self, *, sizes: tuple[float, ...], aspect_ratios: tuple[float, ...], stride: int, style: AnchorStyle) -> None:
+    def __init__(
+        self,
+        *,
+        sizes: tuple[float, ...],
+        aspect_ratios: tuple[float, ...],
+        stride: int,
+        style: AnchorStyle,
+    ) -> None:
         super().__init__()
         self.stride = stride
         self.num_anchors = len(sizes) * len(aspect_ratios)
-        self.register_buffer("cell", cell_anchors(sizes, aspect_ratios, stride=stride, style=style), persistent=False)
+        self.register_buffer(
+            "cell", cell_anchors(sizes, aspect_ratios, stride=stride, style=style), persistent=False
+        )
 
     def forward(self, height: int, width: int) -> Tensor:
-        """Return anchors (height * width * A, 4) for a feature map of that size; row-major over cells, then A."""
+        """Return anchors (height * width * A, 4) for a feature map of that size; row-major over
+        cells, then A.
+        """
         device = self.cell.device
         x = torch.arange(width, dtype=torch.float32, device=device) * self.stride
         y = torch.arange(height, dtype=torch.float32, device=device) * self.stride

@@ -17,11 +17,13 @@ from detres.structures import ClassLoss, ClassTargets, CropBatch
 class Classifier(nn.Module):
     """A network of `backbones` with its input normalised as `net.input_spec` says.
 
-    label_smoothing: share of a target spread over all classes. mixup: mixes images and targets of a training batch (Zhang et al.
-    2018). The paper has neither.
+    label_smoothing: share of a target spread over all classes. mixup: mixes images and targets of a
+    training batch (Zhang et al. 2018). The paper has neither.
     """
 
-    def __init__(self, *, net: Backbone, label_smoothing: float = 0.0, mixup: MixUp | None = None) -> None:
+    def __init__(
+        self, *, net: Backbone, label_smoothing: float = 0.0, mixup: MixUp | None = None
+    ) -> None:
         super().__init__()
         self.net = net
         self.label_smoothing = label_smoothing
@@ -30,12 +32,21 @@ class Classifier(nn.Module):
         self.take_input(net.input_spec)
 
     def take_input(self, spec: InputSpec) -> None:
-        """Normalise as `spec` says from now on; the network keeps it, and takes it along into its weights file."""
+        """Normalise as `spec` says from now on; the network keeps it, and takes it along into its
+        weights file.
+        """
         self.net.input_spec = spec
-        self.normalizer = PixelNormalizer(mean=spec.mean, std=spec.std, channel_order=spec.channel_order, mean_image=spec.mean_image)
+        self.normalizer = PixelNormalizer(
+            mean=spec.mean,
+            std=spec.std,
+            channel_order=spec.channel_order,
+            mean_image=spec.mean_image,
+        )
 
     def forward(self, images: CropBatch, targets: ClassTargets | None = None) -> ClassLoss | Tensor:
-        """Return ClassLoss when targets are given, else logits (N, K); decided by the argument alone."""
+        """Return ClassLoss when targets are given, else logits (N, K); decided by the argument
+        alone.
+        """
         pixels = self.normalizer(images.pixels)
         if targets is None:
             return self.net(pixels).float()
@@ -48,10 +59,13 @@ class Classifier(nn.Module):
         return ClassLoss(loss, (logits.detach().argmax(dim=1) != right).float().mean())
 
     def compile_training(self) -> None:
-        """Compile the network for training steps, on a GPU as CUDA graphs; scoring, with its varied sizes, stays as it is.
+        """Compile the network for training steps, on a GPU as CUDA graphs; scoring, with its varied
+        sizes, stays as it is.
 
         The first step then takes a minute or so. Weights and their names do not change.
         """
         on_gpu = next(self.net.parameters()).is_cuda
         # the method, not the module, which would be a second child of this one
-        self.compiled = torch.compile(self.net.forward, dynamic=False, mode="reduce-overhead" if on_gpu else "default")
+        self.compiled = torch.compile(
+            self.net.forward, dynamic=False, mode="reduce-overhead" if on_gpu else "default"
+        )

@@ -1,4 +1,6 @@
-"""Matcher: which ground-truth box each anchor or RoI belongs to (Ren et al. 2015, section 3.1.2)."""
+"""Matcher: which ground-truth box each anchor or RoI belongs to (Ren et al. 2015, section
+3.1.2).
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,29 @@ BETWEEN = -2
 class Matcher:
     """Assigns each candidate box the ground-truth box it overlaps most.
 
-    fg_iou_thresh: IoU from which a candidate is foreground. bg_iou_thresh: IoU below which it is background (BELOW);
-    what lies between the two is left out (BETWEEN). bg_iou_floor: background needs at least this IoU, below it a
-    candidate is left out too (py-faster-rcnn's BG_THRESH_LO). allow_low_quality: every ground-truth box also keeps the
-    candidates that tie for its best IoU, so that none goes unlearned.
+    fg_iou_thresh: IoU from which a candidate is foreground. bg_iou_thresh: IoU below which it is
+    background (BELOW); what lies between the two is left out (BETWEEN). bg_iou_floor: background
+    needs at least this IoU, below it a candidate is left out too (py-faster-rcnn's BG_THRESH_LO).
+    allow_low_quality: every ground-truth box also keeps the candidates that tie for its best IoU,
+    so that none goes unlearned.
 
-    Example: fg 0.7, bg 0.3, IoUs of three anchors with their best ground truth .8, .5, .1 -> [0, BETWEEN, BELOW].
+    Example: fg 0.7, bg 0.3, IoUs of three anchors with their best ground truth .8, .5, .1 -> [0,
+    BETWEEN, BELOW].
 
-    Differs from py-faster-rcnn and torchvision in one edge: a ground-truth box that no candidate touches (best IoU 0) does
-    not make all the candidates that miss it foreground.
+    Differs from py-faster-rcnn and torchvision in one edge: a ground-truth box that no candidate
+    touches (best IoU 0) does not make all the candidates that miss it foreground.
     """
 
     def __init__(
-        self, *, fg_iou_thresh: float, bg_iou_thresh: float, bg_iou_floor: float = 0.0, allow_low_quality: bool = False,
+        self, *, fg_iou_thresh: float, bg_iou_thresh: float, bg_iou_floor: float = 0.0,
+        allow_low_quality: bool = False,
         chunk_elements: int = 1 << 22,
     ) -> None:  # fmt: skip
         if not 0 <= bg_iou_floor <= bg_iou_thresh <= fg_iou_thresh <= 1:
-            raise ValueError(f"matcher thresholds need 0 <= {bg_iou_floor} (floor) <= {bg_iou_thresh} (bg) <= {fg_iou_thresh} (fg) <= 1")
+            raise ValueError(
+                f"matcher thresholds need 0 <= {bg_iou_floor} (floor) <= {bg_iou_thresh} (bg) <= "
+                f"{fg_iou_thresh} (fg) <= 1"
+            )
         self.fg_iou_thresh = fg_iou_thresh
         self.bg_iou_thresh = bg_iou_thresh
         self.bg_iou_floor = bg_iou_floor
@@ -38,10 +46,12 @@ class Matcher:
         self.chunk_elements = chunk_elements
 
     def __call__(self, gt_boxes: Tensor, candidates: Tensor) -> Tensor:
-        """Return matched_idxs (N,) int64 for candidates (N, 4): row of `gt_boxes` (M, 4), or BELOW, or BETWEEN.
+        """Return matched_idxs (N,) int64 for candidates (N, 4): row of `gt_boxes` (M, 4), or BELOW,
+        or BETWEEN.
 
-        Ties go to the first ground-truth box. No ground truth: all BELOW. The IoU matrix is worked off in chunks of
-        ground-truth boxes of at most `chunk_elements` values; the result does not depend on the chunk size.
+        Ties go to the first ground-truth box. No ground truth: all BELOW. The IoU matrix is worked
+        off in chunks of ground-truth boxes of at most `chunk_elements` values; the result does not
+        depend on the chunk size.
         """
         num = len(candidates)
         best_iou = candidates.new_zeros(num)
@@ -63,7 +73,8 @@ class Matcher:
             foreground |= best_of_a_gt
         background = (best_iou < self.bg_iou_thresh) & (best_iou >= self.bg_iou_floor)
         if len(gt_boxes) == 0:
-            # Without objects every candidate is background, whatever the floor: an empty image teaches only that.
+            # Without objects every candidate is background, whatever the floor: an empty image
+            # teaches only that.
             foreground, background = torch.zeros_like(foreground), torch.ones_like(background)
         unmatched = torch.where(background, BELOW, BETWEEN)
         return torch.where(foreground, best_idx, unmatched)

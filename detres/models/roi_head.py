@@ -1,4 +1,5 @@
-"""RoI head: conv5 of the backbone on every region, then class scores and class-specific boxes (paper, appendix A).
+"""RoI head: conv5 of the backbone on every region, then class scores and class-specific boxes
+(paper, appendix A).
 
 Shapes: N images, R RoIs of all images, K classes without background, D detections.
 """
@@ -22,9 +23,11 @@ MIN_DETECTION_SIDE = 1e-2
 
 
 class BoxPredictor(nn.Module):
-    """The two sibling layers that replace the classifier: K + 1 class logits (background first) and 4 deltas a class.
+    """The two sibling layers that replace the classifier: K + 1 class logits (background first) and
+    4 deltas a class.
 
-    N(0, 0.01) and N(0, 0.001), biases 0 (py-faster-rcnn's prototxt), so that the first loss is near log(K + 1).
+    N(0, 0.01) and N(0, 0.001), biases 0 (py-faster-rcnn's prototxt), so that the first loss is near
+    log(K + 1).
     """
 
     def __init__(self, *, in_channels: int, num_classes: int) -> None:
@@ -45,8 +48,9 @@ class BoxPredictor(nn.Module):
 class RoIHead(nn.Module):
     """Classifies and refines RoIs: pool, conv5, average, predict.
 
-    conv5: the backbone's last stage. In training the ground-truth boxes join the proposals (py-faster-rcnn).
-    score_thresh, nms_thresh, detections_per_image: what becomes a detection. smooth_l1_beta: 1 is py-faster-rcnn's.
+    conv5: the backbone's last stage. In training the ground-truth boxes join the proposals
+    (py-faster-rcnn). score_thresh, nms_thresh, detections_per_image: what becomes a detection.
+    smooth_l1_beta: 1 is py-faster-rcnn's.
     """
 
     def __init__(
@@ -76,17 +80,24 @@ class RoIHead(nn.Module):
         self.smooth_l1_beta = smooth_l1_beta
 
     def forward(self, feature: Tensor, rois: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return logits (R, K + 1) and deltas (R, K, 4) for N tensors of RoIs (R_n, 4) on a feature map (N, C, H, W)."""
+        """Return logits (R, K + 1) and deltas (R, K, 4) for N tensors of RoIs (R_n, 4) on a feature
+        map (N, C, H, W).
+        """
         if sum(map(len, rois)) == 0:
-            return feature.new_zeros((0, self.predictor.num_classes + 1)), feature.new_zeros((0, self.predictor.num_classes, 4))
+            return feature.new_zeros((0, self.predictor.num_classes + 1)), feature.new_zeros(
+                (0, self.predictor.num_classes, 4)
+            )
         pooled = self.pooler(feature, rois)
         return self.predictor(self.conv5(pooled).mean(dim=(2, 3)))
 
-    def losses(self, feature: Tensor, proposals: list[Tensor], targets: list[Target]) -> tuple[Tensor, Tensor]:
-        """Return the mean cross entropy over the sampled RoIs and the smooth-L1 loss of the foreground ones.
+    def losses(
+        self, feature: Tensor, proposals: list[Tensor], targets: list[Target]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean cross entropy over the sampled RoIs and the smooth-L1 loss of the
+        foreground ones.
 
-        The box loss is divided by the number of sampled RoIs, as in Fast R-CNN. No RoI at all (no proposals and no
-        objects in the whole batch): both 0.
+        The box loss is divided by the number of sampled RoIs, as in Fast R-CNN. No RoI at all (no
+        proposals and no objects in the whole batch): both 0.
         """
         rois, labels, gt_deltas = self.sample(proposals, targets)
         logits, deltas = self(feature, rois)
@@ -94,11 +105,17 @@ class RoIHead(nn.Module):
         positive = torch.nonzero(labels > 0).flatten()
         loss_cls = F.cross_entropy(logits, labels, reduction="sum") / num_sampled
         pred_deltas = deltas[positive, labels[positive] - 1]
-        loss_box = F.smooth_l1_loss(pred_deltas, gt_deltas[positive], beta=self.smooth_l1_beta, reduction="sum")
+        loss_box = F.smooth_l1_loss(
+            pred_deltas, gt_deltas[positive], beta=self.smooth_l1_beta, reduction="sum"
+        )
         return loss_cls, loss_box / num_sampled
 
-    def sample(self, proposals: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Choose the RoIs to learn from: N tensors (R_n, 4), labels (R,) with 0 for background, target deltas (R, 4)."""
+    def sample(
+        self, proposals: list[Tensor], targets: list[Target]
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Choose the RoIs to learn from: N tensors (R_n, 4), labels (R,) with 0 for background,
+        target deltas (R, 4).
+        """
         rois, labels, gt_deltas = [], [], []
         for boxes, target in zip(proposals, targets, strict=True):
             gt_boxes, gt_labels = target.trainable()
@@ -112,7 +129,9 @@ class RoIHead(nn.Module):
             gt_deltas.append(F.pad(deltas, (0, 0, 0, len(negative))))
         return rois, torch.cat(labels), torch.cat(gt_deltas)
 
-    def detect(self, feature: Tensor, proposals: list[Tensor], images: ImageBatch) -> list[Detections]:
+    def detect(
+        self, feature: Tensor, proposals: list[Tensor], images: ImageBatch
+    ) -> list[Detections]:
         """Return N Detections in the pixels of the batch (resized images), best first."""
         logits, deltas = self(feature, proposals)
         scores = logits.softmax(dim=1)[:, 1:]
@@ -120,11 +139,15 @@ class RoIHead(nn.Module):
         counts = [len(p) for p in proposals]
         return [
             self.detections_of_image(clip_boxes(boxes_per_image, size), scores_per_image)
-            for boxes_per_image, scores_per_image, size in zip(boxes.split(counts), scores.split(counts), images.sizes, strict=True)
+            for boxes_per_image, scores_per_image, size in zip(
+                boxes.split(counts), scores.split(counts), images.sizes, strict=True
+            )
         ]
 
     def detections_of_image(self, boxes: Tensor, scores: Tensor) -> Detections:
-        """Return the detections of one image from boxes (R, K, 4) and scores (R, K): score cut, NMS a class, best D."""
+        """Return the detections of one image from boxes (R, K, 4) and scores (R, K): score cut, NMS
+        a class, best D.
+        """
         roi, column = torch.nonzero(scores > self.score_thresh, as_tuple=True)
         boxes, scores, labels = boxes[roi, column], scores[roi, column], column + 1
         keep = large_enough(boxes, MIN_DETECTION_SIDE)

@@ -1,8 +1,8 @@
 """RPN: the region proposal network (Ren et al. 2015, section 3.1).
 
-Shapes: N images, C channels, (H, W) feature map, A anchors a cell, L = H * W * A anchors an image, M ground-truth boxes.
-objectness: logits that an anchor holds an object. deltas: box regression relative to the anchor. proposals: decoded,
-clipped, suppressed boxes that go on to the RoI head.
+Shapes: N images, C channels, (H, W) feature map, A anchors a cell, L = H * W * A anchors an image,
+M ground-truth boxes. objectness: logits that an anchor holds an object. deltas: box regression
+relative to the anchor. proposals: decoded, clipped, suppressed boxes that go on to the RoI head.
 """
 
 from __future__ import annotations
@@ -24,20 +24,31 @@ from detres.structures import ImageBatch, Target
 
 @dataclass(frozen=True)
 class ProposalCounts:
-    """How many boxes survive: the best `pre_nms` by objectness enter NMS, the best `post_nms` leave it."""
+    """How many boxes survive: the best `pre_nms` by objectness enter NMS, the best `post_nms` leave
+    it.
+    """
 
     pre_nms: int
     post_nms: int
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution with ReLU and two sibling 1x1 convolutions, all N(0, 0.01) (py-faster-rcnn's prototxt).
+    """A 3x3 convolution with ReLU and two sibling 1x1 convolutions, all N(0, 0.01)
+    (py-faster-rcnn's prototxt).
 
-    objectness "softmax" has two outputs an anchor (A background channels, then A foreground), as the paper; "sigmoid" one,
-    as Detectron. The two-way softmax equals the sigmoid of the difference, so both give one logit.
+    objectness "softmax" has two outputs an anchor (A background channels, then A foreground), as
+    the paper; "sigmoid" one, as Detectron. The two-way softmax equals the sigmoid of the
+    difference, so both give one logit.
     """
 
-    def __init__(self, *, in_channels: int, width: int, num_anchors: int, objectness: Literal["softmax", "sigmoid"]) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        width: int,
+        num_anchors: int,
+        objectness: Literal["softmax", "sigmoid"],
+    ) -> None:
         super().__init__()
         self.num_anchors = num_anchors
         self.two_way = objectness == "softmax"
@@ -49,7 +60,9 @@ class RPNHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Return objectness logits (N, L) and deltas (N, L, 4), float32, for a feature map (N, C, H, W)."""
+        """Return objectness logits (N, L) and deltas (N, L, 4), float32, for a feature map (N, C,
+        H, W).
+        """
         hidden = F.relu(self.conv(feature), inplace=True)
         logits = self.objectness(hidden).float()
         if self.two_way:
@@ -62,10 +75,11 @@ class RPNHead(nn.Module):
 class RPN(nn.Module):
     """Proposes regions and, when targets are given, learns to.
 
-    min_size: proposals with a side below it are dropped, in px of the original image (py-faster-rcnn: 16).
-    train_anchors: "inside" leaves anchors that cross the image border out of training (the paper), "all" keeps them
-    (torchvision, detectron2).
-    smooth_l1_beta: where the box loss turns from quadratic to linear; 1/9 is py-faster-rcnn's sigma 3.
+    min_size: proposals with a side below it are dropped, in px of the original image
+    (py-faster-rcnn: 16). train_anchors: "inside" leaves anchors that cross the image border out of
+    training (the paper), "all" keeps them (torchvision, detectron2).
+    smooth_l1_beta: where the box loss turns from quadratic to linear; 1/9 is py-faster-rcnn's sigma
+    3.
     """
 
     def __init__(
@@ -99,7 +113,8 @@ class RPN(nn.Module):
     def forward(
         self, feature: Tensor, images: ImageBatch, targets: list[Target] | None
     ) -> tuple[list[Tensor], tuple[Tensor, Tensor] | None]:
-        """Return N tensors of proposals (P, 4), best first, and (loss_rpn_cls, loss_rpn_box), or None without targets.
+        """Return N tensors of proposals (P, 4), best first, and (loss_rpn_cls, loss_rpn_box), or
+        None without targets.
 
         Proposals carry no gradient: the approximate joint training of py-faster-rcnn. P may be 0.
         """
@@ -107,14 +122,23 @@ class RPN(nn.Module):
         anchors = self.anchors(feature.shape[2], feature.shape[3])  # (L, 4)
         counts = self.test_counts if targets is None else self.train_counts
         proposals = [
-            self.proposals_of_image(anchors, logits[n].detach(), deltas[n].detach(), images, n, counts) for n in range(len(images))
+            self.proposals_of_image(
+                anchors, logits[n].detach(), deltas[n].detach(), images, n, counts
+            )
+            for n in range(len(images))
         ]
         if targets is None:
             return proposals, None
         return proposals, self.losses(anchors, logits, deltas, images, targets)
 
     def proposals_of_image(
-        self, anchors: Tensor, logits: Tensor, deltas: Tensor, images: ImageBatch, index: int, counts: ProposalCounts
+        self,
+        anchors: Tensor,
+        logits: Tensor,
+        deltas: Tensor,
+        images: ImageBatch,
+        index: int,
+        counts: ProposalCounts,
     ) -> Tensor:
         """Return the proposals (P, 4) of one image from its logits (L,) and deltas (L, 4)."""
         size, original = images.sizes[index], images.original_sizes[index]
@@ -124,10 +148,19 @@ class RPN(nn.Module):
         boxes, scores = boxes[keep], logits[top][keep]
         return boxes[nms(boxes, scores, self.nms_thresh, counts.post_nms)]
 
-    def losses(self, anchors: Tensor, logits: Tensor, deltas: Tensor, images: ImageBatch, targets: list[Target]) -> tuple[Tensor, Tensor]:
-        """Return the mean binary cross entropy over the sampled anchors and their smooth-L1 box loss.
+    def losses(
+        self,
+        anchors: Tensor,
+        logits: Tensor,
+        deltas: Tensor,
+        images: ImageBatch,
+        targets: list[Target],
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean binary cross entropy over the sampled anchors and their smooth-L1 box
+        loss.
 
-        Both are divided by the number of sampled anchors, foreground and background together (py-faster-rcnn).
+        Both are divided by the number of sampled anchors, foreground and background together
+        (py-faster-rcnn).
         """
         sampled_logits, sampled_labels, pred_deltas, gt_deltas = [], [], [], []
         for n, target in enumerate(targets):
@@ -138,11 +171,18 @@ class RPN(nn.Module):
             sampled_logits.append(logits[n, rows])
             sampled_labels.append((matched_idxs[rows] >= 0).to(logits))
             pred_deltas.append(deltas[n, positive])
-            gt_deltas.append(self.box_coder.encode(anchors[positive], gt_boxes[matched_idxs[positive]]))
+            gt_deltas.append(
+                self.box_coder.encode(anchors[positive], gt_boxes[matched_idxs[positive]])
+            )
         labels = torch.cat(sampled_labels)
         num_sampled = max(1, len(labels))
-        loss_cls = F.binary_cross_entropy_with_logits(torch.cat(sampled_logits), labels, reduction="sum") / num_sampled
-        loss_box = F.smooth_l1_loss(torch.cat(pred_deltas), torch.cat(gt_deltas), beta=self.smooth_l1_beta, reduction="sum")
+        loss_cls = (
+            F.binary_cross_entropy_with_logits(torch.cat(sampled_logits), labels, reduction="sum")
+            / num_sampled
+        )
+        loss_box = F.smooth_l1_loss(
+            torch.cat(pred_deltas), torch.cat(gt_deltas), beta=self.smooth_l1_beta, reduction="sum"
+        )
         return loss_cls, loss_box / num_sampled
 
     def match(self, anchors: Tensor, gt_boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -150,7 +190,11 @@ class RPN(nn.Module):
         if self.train_anchors == "all":
             return self.matcher(gt_boxes, anchors)
         height, width = size
-        inside = (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
-        matched_idxs = torch.full((len(anchors),), BETWEEN, dtype=torch.int64, device=anchors.device)
+        inside = (
+            (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
+        )
+        matched_idxs = torch.full(
+            (len(anchors),), BETWEEN, dtype=torch.int64, device=anchors.device
+        )
         matched_idxs[inside] = self.matcher(gt_boxes, anchors[inside])
         return matched_idxs

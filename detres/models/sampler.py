@@ -9,20 +9,26 @@ from detres.models.matcher import BELOW
 
 
 class Sampler:
-    """Draws at most `batch_size` candidates of an image, at most the share `positive_fraction` of them foreground.
+    """Draws at most `batch_size` candidates of an image, at most the share `positive_fraction` of
+    them foreground.
 
-    py-faster-rcnn: 256 with 0.5 for the RPN, 128 with 0.25 for the RoI head. Missing foreground is filled up with
-    background; missing background is not filled up. Draws from torch's global generator.
+    py-faster-rcnn: 256 with 0.5 for the RPN, 128 with 0.25 for the RoI head. Missing foreground is
+    filled up with background; missing background is not filled up. Draws from torch's global
+    generator.
     """
 
     def __init__(self, *, batch_size: int, positive_fraction: float) -> None:
         if batch_size < 1 or not 0 <= positive_fraction <= 1:
-            raise ValueError(f"sampler needs batch_size >= 1 and 0 <= positive_fraction <= 1, got {batch_size} and {positive_fraction}")
+            raise ValueError(
+                f"sampler needs batch_size >= 1 and 0 <= positive_fraction <= 1, got {batch_size} "
+                f"and {positive_fraction}"
+            )
         self.batch_size = batch_size
         self.positive_fraction = positive_fraction
 
     def __call__(self, matched_idxs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return row indices (P,) of sampled foreground and (Q,) of sampled background, without repetition.
+        """Return row indices (P,) of sampled foreground and (Q,) of sampled background, without
+        repetition.
 
         matched_idxs: (N,) as Matcher gives them. Both may be empty.
         """

@@ -1,4 +1,6 @@
-"""What the backbone tests share: random batch norm state, torchvision's networks, convolution and norm written out."""
+"""What the backbone tests share: random batch norm state, torchvision's networks, convolution and
+norm written out.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +15,50 @@ from backbones import FrozenBatchNorm2d
 
 
 def randomise_norms(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every batch norm its own statistics and affine terms, near 1 so that activations neither die nor explode."""
+    """Give every batch norm its own statistics and affine terms, near 1 so that activations neither
+    die nor explode.
+    """
     generator = torch.Generator().manual_seed(seed)
     for norm in module.modules():
         if isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
-            ranges = ((norm.weight, 0.5, 1.0), (norm.bias, -0.3, 0.3), (norm.running_mean, -0.3, 0.3), (norm.running_var, 0.5, 2.0))
+            ranges = (
+                (norm.weight, 0.5, 1.0),
+                (norm.bias, -0.3, 0.3),
+                (norm.running_mean, -0.3, 0.3),
+                (norm.running_var, 0.5, 2.0),
+            )
             for tensor, low, high in ranges:
-                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+                tensor.data.copy_(
+                    torch.rand(tensor.shape, generator=generator) * (high - low) + low
+                )
     return module
 
 
 def torchvision_net(name: str, num_classes: int = 1000) -> nn.Module:
     """Return torchvision's own network with random batch norm state, in eval mode."""
-    return randomise_norms(getattr(torchvision.models, name)(weights=None, num_classes=num_classes)).eval()
+    return randomise_norms(
+        getattr(torchvision.models, name)(weights=None, num_classes=num_classes)
+    ).eval()
 
 
 def batch_norm(x: Tensor, norm: nn.Module) -> Tensor:
     """The formula of batch norm with fixed statistics, over (N, C, H, W)."""
-    mean, var, weight, bias = (t.view(1, -1, 1, 1) for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias))
+    mean, var, weight, bias = (
+        t.view(1, -1, 1, 1) for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
     return (x - mean) / torch.sqrt(var + norm.eps) * weight + bias
 
 
 def naive_maps(
-    net: nn.Module, x: Tensor, *, shortcut: str = "B", stride_in_1x1: bool = False, zeros_before: float = 0.0
+    net: nn.Module,
+    x: Tensor,
+    *,
+    shortcut: str = "B",
+    stride_in_1x1: bool = False,
+    zeros_before: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Any residual or plain network of the package, written as functions of its state dict in the order of the paper's figure 5.
+    """Any residual or plain network of the package, written as functions of its state dict in the
+    order of the paper's figure 5.
 
     zeros_before: the share of shortcut A's zero channels that goes before the real ones.
     """
@@ -45,13 +66,22 @@ def naive_maps(
 
     def conv_bn(x: Tensor, conv: str, norm: str, stride: int) -> Tensor:
         weight = state[f"{conv}.weight"]
-        return batch_norm(F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2), net.get_submodule(norm))
+        return batch_norm(
+            F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2),
+            net.get_submodule(norm),
+        )
 
     is_imagenet = state["conv1.weight"].shape[-1] == 7
     x = conv_bn(x, "conv1", "bn1", 2 if is_imagenet else 1).relu()
     found = {"conv1": x}
     x = F.max_pool2d(x, 3, 2, 1) if is_imagenet else x
-    blocks = sorted({tuple(map(int, match.groups())) for name in state if (match := re.match(r"layer(\d)\.(\d+)\.", name))})
+    blocks = sorted(
+        {
+            tuple(map(int, match.groups()))
+            for name in state
+            if (match := re.match(r"layer(\d)\.(\d+)\.", name))
+        }
+    )
     for number, index in blocks:
         name, stride = f"layer{number}.{index}", 2 if number > 1 and index == 0 else 1
         convolutions = [n for n in (1, 2, 3) if f"{name}.conv{n}.weight" in state]
@@ -65,7 +95,14 @@ def naive_maps(
         elif shortcut == "A" and y.shape != x.shape:
             new = y.shape[1] - x.shape[1]
             before = torch.zeros(y.shape[0], round(new * zeros_before), *y.shape[2:], dtype=y.dtype)
-            x = torch.cat((before, x[:, :, ::stride, ::stride], before.new_zeros(y.shape[0], new - before.shape[1], *y.shape[2:])), 1)
+            x = torch.cat(
+                (
+                    before,
+                    x[:, :, ::stride, ::stride],
+                    before.new_zeros(y.shape[0], new - before.shape[1], *y.shape[2:]),
+                ),
+                1,
+            )
         x = (y if shortcut == "none" else y + x).relu()
         found[f"conv{number + 1}"] = x
     return found

@@ -48,10 +48,18 @@ def test_feature_info_is_what_the_maps_are(net):
     twin = copy.deepcopy(net)
     for record in twin.feature_info:
         module = twin.get_submodule(record["module"])
-        module.register_forward_hook(lambda _module, _inputs, output, stage=record["stage"]: seen.setdefault(stage, output.clone()))
+        module.register_forward_hook(
+            lambda _module, _inputs, output, stage=record["stage"]: seen.setdefault(
+                stage, output.clone()
+            )
+        )
     twin(x)
     for record, (stage, found) in zip(net.feature_info, maps.items(), strict=True):
-        assert (record["stage"], record["num_chs"], record["reduction"]) == (stage, found.shape[1], 64 // found.shape[3])
+        assert (record["stage"], record["num_chs"], record["reduction"]) == (
+            stage,
+            found.shape[1],
+            64 // found.shape[3],
+        )
         torch.testing.assert_close(seen[stage], found)
 
 
@@ -62,7 +70,9 @@ def test_copies_channels_last_and_bfloat16_give_the_same(net):
         expected = net(x)
         scale = expected.abs().max().item()
         assert torch.equal(twin(x), expected)
-        last = twin.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+        last = twin.to(memory_format=torch.channels_last)(
+            x.contiguous(memory_format=torch.channels_last)
+        )
         torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4 * scale)
         half = twin.to(torch.bfloat16)(x.bfloat16())
         assert half.dtype == torch.bfloat16
@@ -86,7 +96,9 @@ def test_reset_classifier(name):
 # ---- activation checkpointing ----
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20", pytest.param("vgg16_bn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet20", pytest.param("vgg16_bn", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_checkpointing_changes_neither_outputs_gradients_nor_statistics(name, norm):
     plain = create_backbone(name, num_classes=0, norm=norm).train()
@@ -97,13 +109,17 @@ def test_checkpointing_changes_neither_outputs_gradients_nor_statistics(name, no
     assert torch.equal(*maps)
     for found in maps:
         found.square().sum().backward()
-    for (key, ours), theirs in zip(checkpointed.named_parameters(), plain.parameters(), strict=True):
+    for (key, ours), theirs in zip(
+        checkpointed.named_parameters(), plain.parameters(), strict=True
+    ):
         assert (ours.grad is None) is (theirs.grad is None)
         if ours.grad is not None:
             torch.testing.assert_close(ours.grad, theirs.grad, msg=key)
     for ours, theirs in zip(checkpointed.buffers(), plain.buffers(), strict=True):
         assert torch.equal(ours, theirs)
-    assert all(norm.momentum == 0.1 for norm in checkpointed.modules() if isinstance(norm, nn.BatchNorm2d))
+    assert all(
+        norm.momentum == 0.1 for norm in checkpointed.modules() if isinstance(norm, nn.BatchNorm2d)
+    )
 
 
 def test_a_checkpointed_graph_can_be_walked_twice():
@@ -121,7 +137,9 @@ def test_a_checkpointed_graph_can_be_walked_twice():
 
 
 def test_checkpointing_holds_the_statistics_of_synchronised_norms():
-    """In eval mode: on a CPU they cannot train; what the repetition does to the norms is the same."""
+    """In eval mode: on a CPU they cannot train; what the repetition does to the norms is the
+    same.
+    """
     norm = nn.SyncBatchNorm(4)
     counter = norm.num_batches_tracked
     with _StatisticsHeld([norm]):
@@ -152,7 +170,9 @@ def test_checkpointing_keeps_fewer_activations():
 
 
 def test_checkpointing_a_stage_that_is_not_there():
-    with pytest.raises(ValueError, match="no stage layer1, this network has conv1, conv2, conv3, conv4"):
+    with pytest.raises(
+        ValueError, match="no stage layer1, this network has conv1, conv2, conv3, conv4"
+    ):
         resnet_cifar(8).checkpoint_activations(("layer1",))
 
 
@@ -164,7 +184,9 @@ def test_a_drop_in_for_torchvisions_fpn_and_for_hooks():
     ours = resnet18().eval()
     ours.load_state_dict(theirs.state_dict())
     layers = {"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"}
-    expected, found = (BackboneWithFPN(net, layers, [64, 128, 256, 512], 32).eval() for net in (theirs, ours))
+    expected, found = (
+        BackboneWithFPN(net, layers, [64, 128, 256, 512], 32).eval() for net in (theirs, ours)
+    )
     found.fpn.load_state_dict(expected.fpn.state_dict())
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -181,7 +203,9 @@ def test_the_children_run_in_torchvisions_order():
     theirs = torchvision_net("resnet18")
     ours = resnet18().eval()
     ours.load_state_dict(theirs.state_dict())
-    assert [name for name, _ in ours.named_children()] == [name for name, _ in theirs.named_children()]
+    assert [name for name, _ in ours.named_children()] == [
+        name for name, _ in theirs.named_children()
+    ]
     x = torch.randn(1, 3, 64, 64)
     for cut in (-1, -2, -3):
         expected, found = (nn.Sequential(*list(net.children())[:cut])(x) for net in (theirs, ours))
@@ -192,7 +216,9 @@ def test_torchvisions_feature_extractor():
     net = resnet18(num_classes=0).eval()
     x = torch.randn(1, 3, 64, 64)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that train and eval graphs differ, as they do for any batch norm
+        warnings.simplefilter(
+            "ignore"
+        )  # that train and eval graphs differ, as they do for any batch norm
         extractor = create_feature_extractor(net, {"layer3": "found"})
     torch.testing.assert_close(extractor(x)["found"], net.feature_maps(x)["conv4"])
 
@@ -226,11 +252,15 @@ def test_layers_that_were_wrapped_or_hooked_are_called_as_they_are():
     assert len(seen) == 2
     reflecting = nn.Conv2d(3, 16, 3, padding=1, bias=False, padding_mode="reflect")
     net.conv1 = reflecting
-    torch.testing.assert_close(net.feature_maps(x, ("conv1",))["conv1"], net.bn1(reflecting(x)).relu())
+    torch.testing.assert_close(
+        net.feature_maps(x, ("conv1",))["conv1"], net.bn1(reflecting(x)).relu()
+    )
 
 
 def test_the_graph_is_captured_whole():
-    """By torch.compile, of a training step with frozen stages; the default backend, minutes on a CPU, is not needed for that."""
+    """By torch.compile, of a training step with frozen stages; the default backend, minutes on a
+    CPU, is not needed for that.
+    """
     net = randomise_norms(resnet18(num_classes=3, freeze_at=2)).train()
     twin = copy.deepcopy(net)
     x = torch.randn(2, 3, 32, 32)
@@ -244,14 +274,18 @@ def test_the_graph_is_captured_whole():
 
 
 def test_export_with_a_free_batch_size(net):
-    exported = torch.export.export(net, (images(),), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},))
+    exported = torch.export.export(
+        net, (images(),), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=64)},)
+    )
     x = images(3)
     with torch.no_grad():
         torch.testing.assert_close(exported.module()(x), net(x))
 
 
 def test_distributed_data_parallel(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     try:
         net = resnet_cifar(8, freeze_at=1).train()
         twin = copy.deepcopy(net)
@@ -307,7 +341,9 @@ def test_a_new_classifier_is_of_the_networks_type():
 def test_input_spec_normalises_as_torchvision_does(dtype):
     pixels = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
     transform = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    torch.testing.assert_close(InputSpec().normalize(pixels.to(dtype)), transform(pixels / 255), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        InputSpec().normalize(pixels.to(dtype)), transform(pixels / 255), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_input_spec_of_caffe_turns_the_channels_round():

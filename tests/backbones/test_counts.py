@@ -10,7 +10,8 @@ from backbones import BACKBONES, create_backbone
 from backbones.__main__ import VARIANTS, main
 from backbones.describe import count, totals
 
-# Parameters, and multiply-adds of the convolutions and linear layers for one image of the network's own size.
+# Parameters, and multiply-adds of the convolutions and linear layers for one image of the network's
+# own size.
 COUNTS = {
     ("plain18",): (11_515_688, 1_794_805_760),
     ("resnet18", "A"): (11_515_688, 1_794_805_760),
@@ -36,7 +37,10 @@ COUNTS = {
     ("resnet56",): (853_018, 125_485_696),
     ("resnet110",): (1_727_962, 252_887_680),
     ("resnet1202",): (19_421_274, 2_829_238_912),
-    **{(f"plain{depth}",): both for depth, both in ((20, (269_722, 40_551_040)), (56, (853_018, 125_485_696)))},
+    **{
+        (f"plain{depth}",): both
+        for depth, both in ((20, (269_722, 40_551_040)), (56, (853_018, 125_485_696)))
+    },
     ("plain32",): (464_154, 68_862_592),
     ("plain44",): (658_586, 97_174_144),
     ("plain110",): (1_727_962, 252_887_680),
@@ -46,7 +50,11 @@ TABLE_1 = {
     ("plain18",): 1.8, ("resnet18",): 1.8, ("resnet34", "A"): 3.6, ("resnet50", "original"): 3.8,
     ("resnet101", "original"): 7.6, ("resnet152", "original"): 11.3,
 }  # fmt: skip
-OPTIONS = {("original",): {"stride_placement": "original"}, (): {}, **{(kind,): {"shortcut": kind} for kind in "ABC"}}
+OPTIONS = {
+    ("original",): {"stride_placement": "original"},
+    (): {},
+    **{(kind,): {"shortcut": kind} for kind in "ABC"},
+}
 
 
 @pytest.mark.parametrize("key", list(COUNTS), ids=" ".join)
@@ -63,11 +71,22 @@ def test_every_network_is_counted():
 
 def test_table_1_of_the_paper():
     for key, published in TABLE_1.items():
-        assert int(COUNTS[key][1] / 1e8) / 10 == published or round(COUNTS[key][1] / 1e9, 1) == published
+        assert (
+            int(COUNTS[key][1] / 1e8) / 10 == published
+            or round(COUNTS[key][1] / 1e9, 1) == published
+        )
 
 
 @pytest.mark.parametrize(
-    ("depth", "parameters"), [(20, 272_474), (32, 466_906), (44, 661_338), (56, 855_770), (110, 1_730_714), (1202, 19_424_026)]
+    ("depth", "parameters"),
+    [
+        (20, 272_474),
+        (32, 466_906),
+        (44, 661_338),
+        (56, 855_770),
+        (110, 1_730_714),
+        (1202, 19_424_026),
+    ],
 )
 def test_cifar_networks_with_projections(depth, parameters):
     with torch.device("meta"):
@@ -77,13 +96,22 @@ def test_cifar_networks_with_projections(depth, parameters):
 
 @pytest.mark.parametrize("depth", [8, 20, 110])
 def test_cifar_counts_follow_from_the_layers(depth):
-    """Conv 3 -> 16, then n blocks of two 3x3 convolutions at 16, 32 and 64 channels on 32, 16 and 8 px, then 64 -> 10."""
+    """Conv 3 -> 16, then n blocks of two 3x3 convolutions at 16, 32 and 64 channels on 32, 16 and 8
+    px, then 64 -> 10.
+    """
     n = (depth - 2) // 6
     layers = [(3, 16, 32)]
     for width, side in ((16, 32), (32, 16), (64, 8)):
         layers += [(layers[-1][1], width, side)] + [(width, width, side)] * (2 * n - 1)
-    weights = sum(9 * inputs * outputs for inputs, outputs, _ in layers) + 64 * 10 + 10 + 2 * sum(outputs for _, outputs, _ in layers)
-    multiply_adds = sum(9 * inputs * outputs * side**2 for inputs, outputs, side in layers) + 64 * 10
+    weights = (
+        sum(9 * inputs * outputs for inputs, outputs, _ in layers)
+        + 64 * 10
+        + 10
+        + 2 * sum(outputs for _, outputs, _ in layers)
+    )
+    multiply_adds = (
+        sum(9 * inputs * outputs * side**2 for inputs, outputs, side in layers) + 64 * 10
+    )
     with torch.device("meta"):
         net = BACKBONES["resnet20"].func(depth)
     assert totals(count(net)) == (weights, multiply_adds)
@@ -105,7 +133,14 @@ def test_the_command_prints_every_network_and_every_file(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
     for words in (
-        ("resnet152 original", "60,192,808", "11,282,415,616", "224", "2 4 8 16 32", "21.43 / 5.71"),
+        (
+            "resnet152 original",
+            "60,192,808",
+            "11,282,415,616",
+            "224",
+            "2 4 8 16 32",
+            "21.43 / 5.71",
+        ),
         ("resnet1202", "19,421,274", "2,829,238,912", "32", "1 1 2 4", "7.93"),
         ("torchvision/vgg16.features", "-", "rgb 256/224", "vgg16_features-amdegroot-88682ab5.pth"),
     ):
@@ -160,6 +195,8 @@ def test_the_command_wants_a_size_for_an_image(size, capsys):
 
 
 def test_the_command_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "backbones", "--size", "3"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "backbones", "--size", "3"], capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert "go with --describe NAME" in done.stderr

@@ -32,7 +32,9 @@ def test_train_never_unfreezes_and_neither_does_a_smaller_freeze():
     outer = nn.Sequential(net)
     outer.train()
     assert net.training
-    assert not any(module.training for part in (net.bn1, net.layer1, net.layer2) for module in part.modules())
+    assert not any(
+        module.training for part in (net.bn1, net.layer1, net.layer2) for module in part.modules()
+    )
     assert all(module.training for part in (net.layer3, net.layer4) for module in part.modules())
     assert not net.layer2[0].conv1.weight.requires_grad
     outer.eval()
@@ -61,12 +63,16 @@ def test_frozen_stages_save_no_activations():
     frozen = saved_maps(resnet18(num_classes=0, freeze_at=2), x)
     assert frozen.count(conv1_map) == 0
     assert frozen.count(conv2_map) == 1  # the input of conv3, which learns
-    assert saved_maps(resnet18(num_classes=0, freeze_at=4), x.requires_grad_()) == []  # not even for an input that wants a gradient
+    assert (
+        saved_maps(resnet18(num_classes=0, freeze_at=4), x.requires_grad_()) == []
+    )  # not even for an input that wants a gradient
 
 
 @pytest.mark.parametrize("up_to", [-1, 6])
 def test_freezing_stages_that_are_not_there(up_to):
-    with pytest.raises(ValueError, match=f"cannot freeze {up_to} stages: this network has 5, conv1"):
+    with pytest.raises(
+        ValueError, match=f"cannot freeze {up_to} stages: this network has 5, conv1"
+    ):
         resnet18(freeze_at=up_to)
 
 
@@ -80,8 +86,14 @@ def test_pop_stage_splits_the_network():
     assert isinstance(conv5, nn.Sequential)
     assert list(net.channels) == list(net.strides) == ["conv1", "conv2", "conv3", "conv4"]
     assert not [name for name in net.state_dict() if name.startswith(("layer4", "fc"))]
-    for stage in (lambda: net(x), lambda: net.feature_maps(x, stages=("conv5",)), lambda: net.feature_maps(x, stages=("conv2", "conv5"))):
-        with pytest.raises(ValueError, match="no stage conv5, this network has conv1, conv2, conv3, conv4"):
+    for stage in (
+        lambda: net(x),
+        lambda: net.feature_maps(x, stages=("conv5",)),
+        lambda: net.feature_maps(x, stages=("conv2", "conv5")),
+    ):
+        with pytest.raises(
+            ValueError, match="no stage conv5, this network has conv1, conv2, conv3, conv4"
+        ):
             stage()
 
 
@@ -90,7 +102,9 @@ def test_a_network_without_conv5_copies_and_freezes():
     net.pop_stage("conv5")
     twin = copy.deepcopy(net)
     x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(twin.eval().feature_maps(x)["conv4"], net.eval().feature_maps(x)["conv4"])
+    torch.testing.assert_close(
+        twin.eval().feature_maps(x)["conv4"], net.eval().feature_maps(x)["conv4"]
+    )
     net.pop_stage("conv4")
     assert "conv4" in twin.channels  # the copy is its own
     twin.load_state_dict(twin.state_dict())
@@ -101,7 +115,9 @@ def test_a_network_without_conv5_copies_and_freezes():
 
 def test_pop_stage_takes_the_last_one_only():
     net = resnet18()
-    with pytest.raises(ValueError, match="cannot take out conv4: the last stage of this network is conv5"):
+    with pytest.raises(
+        ValueError, match="cannot take out conv4: the last stage of this network is conv5"
+    ):
         net.pop_stage("conv4")
     for stage in reversed(STAGES[1:]):
         net.pop_stage(stage)

@@ -7,7 +7,15 @@ import torch
 import torchvision
 from torch import nn
 
-from backbones import FrozenBatchNorm2d, fold_batch_norm, freeze_batch_norm, recompute_batch_norm, resnet18, resnet50, resnet_cifar
+from backbones import (
+    FrozenBatchNorm2d,
+    fold_batch_norm,
+    freeze_batch_norm,
+    recompute_batch_norm,
+    resnet18,
+    resnet50,
+    resnet_cifar,
+)
 from backbones.norm import conv_norm, make_norm, scale_and_shift
 from tests.backbones.nets import batch_norm, randomise_norms, torchvision_net
 
@@ -60,7 +68,13 @@ def test_frozen_batch_norm_refuses_a_state_with_gaps():
         FrozenBatchNorm2d(6).load_state_dict(state)
 
 
-@pytest.mark.parametrize("conv", [nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.Conv2d(4, 6, 3, padding=2, dilation=2, groups=2, bias=False)])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 6, 3, 2, 1, bias=False),
+        nn.Conv2d(4, 6, 3, padding=2, dilation=2, groups=2, bias=False),
+    ],
+)
 def test_fold_equals_conv_then_norm_with_gradients(conv, fixed_norm):
     conv, norm = copy.deepcopy(conv).double(), fixed_norm.double()
     x = torch.randn(2, 4, 9, 8, dtype=torch.float64, requires_grad=True)
@@ -79,7 +93,10 @@ def test_fold_equals_conv_then_norm_with_gradients(conv, fixed_norm):
 
 def test_fold_is_one_convolution_and_stores_nothing(fixed_norm):
     conv = nn.Conv2d(4, 6, 1, bias=False)
-    before = {**conv.state_dict(), **{f"n.{k}": v.clone() for k, v in fixed_norm.state_dict().items()}}
+    before = {
+        **conv.state_dict(),
+        **{f"n.{k}": v.clone() for k, v in fixed_norm.state_dict().items()},
+    }
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         conv_norm(conv, fixed_norm, torch.randn(1, 4, 3, 3))
     names = [event.key for event in profile.key_averages()]
@@ -93,18 +110,24 @@ def test_batch_norm_in_train_mode_uses_the_batch_and_updates_its_statistics():
     conv, norm = nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6).train()
     out = conv_norm(conv, norm, torch.randn(8, 4, 5, 5) * 3 + 1)
     torch.testing.assert_close(out.mean(dim=(0, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
-    torch.testing.assert_close(out.var(dim=(0, 2, 3), unbiased=False), torch.ones(6), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        out.var(dim=(0, 2, 3), unbiased=False), torch.ones(6), atol=1e-3, rtol=0
+    )
     assert norm.num_batches_tracked == 1
 
 
 def test_a_convolution_with_bias_is_not_folded(fixed_norm):
     conv = nn.Conv2d(4, 6, 1)
     x = torch.randn(2, 4, 3, 3)
-    torch.testing.assert_close(conv_norm(conv, fixed_norm, x), batch_norm(conv(x), fixed_norm), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        conv_norm(conv, fixed_norm, x), batch_norm(conv(x), fixed_norm), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_fold_computes_its_scale_in_float32_under_autocast():
-    """A variance of 1e-6 beside eps is lost where the scale is taken in bfloat16: 1e-5 + 1e-6 rounds by up to 0.4 %."""
+    """A variance of 1e-6 beside eps is lost where the scale is taken in bfloat16: 1e-5 + 1e-6
+    rounds by up to 0.4 %.
+    """
     conv, norm = nn.Conv2d(1, 1, 1, bias=False), FrozenBatchNorm2d(1)
     nn.init.ones_(conv.weight)
     norm.running_var.fill_(1e-6)
@@ -140,7 +163,9 @@ def test_make_norm():
     group = make_norm("group", 64)
     assert isinstance(group, nn.GroupNorm)
     assert (group.num_groups, group.num_channels) == (32, 64)
-    with pytest.raises(ValueError, match=r"unknown norm 'layer', expected batch, frozen, sync or group"):
+    with pytest.raises(
+        ValueError, match=r"unknown norm 'layer', expected batch, frozen, sync or group"
+    ):
         make_norm("layer", 64)
 
 
@@ -168,11 +193,19 @@ def test_freeze_batch_norm_of_a_batch_norm_itself():
 
 
 def _conv_with_bias() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 1), FrozenBatchNorm2d(5))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 1), FrozenBatchNorm2d(5)
+    )
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: resnet50(num_classes=3), lambda: resnet_cifar(8), lambda: torchvision_net("resnet18"), _conv_with_bias]
+    "make",
+    [
+        lambda: resnet50(num_classes=3),
+        lambda: resnet_cifar(8),
+        lambda: torchvision_net("resnet18"),
+        _conv_with_bias,
+    ],
 )
 def test_fold_batch_norm_is_exact_and_leaves_the_network_alone(make):
     net = randomise_norms(make()).double().eval()
@@ -182,7 +215,11 @@ def test_fold_batch_norm_is_exact_and_leaves_the_network_alone(make):
         expected = net(x)
         folded = fold_batch_norm(net.train())
         torch.testing.assert_close(folded(x), expected, rtol=1e-9, atol=1e-9)
-    assert not [module for module in folded.modules() if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d))]
+    assert not [
+        module
+        for module in folded.modules()
+        if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d))
+    ]
     assert net.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
@@ -222,12 +259,18 @@ def _shared() -> nn.Module:
         (lambda: _Named(bn1=nn.BatchNorm2d(3), conv1=nn.Conv2d(3, 3, 1)), "bn1"),  # pre-activation
         (lambda: _Named(conv1=nn.Conv2d(3, 5, 1), bn1=nn.BatchNorm2d(3)), "bn1"),
         (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), _NormThatActs(3)), "1"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)), "1"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
+            "1",
+        ),
         (_shared, "1"),
     ],
 )
 def test_fold_batch_norm_names_a_norm_it_cannot_fold(make, name):
-    with pytest.raises(ValueError, match=f"no convolution of its own found before the batch norm {name}: it cannot be folded"):
+    with pytest.raises(
+        ValueError,
+        match=f"no convolution of its own found before the batch norm {name}: it cannot be folded",
+    ):
         fold_batch_norm(make())
 
 
@@ -277,7 +320,8 @@ def test_recompute_leaves_frozen_stages_weights_and_modes_alone():
     for name, tensor in net.state_dict().items():
         changed = "running" in name and name.startswith(("layer2", "layer3", "layer4"))
         assert torch.equal(tensor, before[name]) is not (
-            changed or (name.endswith("tracked") and name.startswith(("layer2", "layer3", "layer4")))
+            changed
+            or (name.endswith("tracked") and name.startswith(("layer2", "layer3", "layer4")))
         )
 
 
@@ -288,12 +332,19 @@ def test_recompute_after_an_error_and_with_empty_batches():
     with pytest.raises(ValueError, match="expected images"):
         recompute_batch_norm(net, [x, x[:, :1]])
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert all(norm.momentum == 0.1 and norm.training for norm in net.modules() if isinstance(norm, nn.BatchNorm2d))
+    assert all(
+        norm.momentum == 0.1 and norm.training
+        for norm in net.modules()
+        if isinstance(norm, nn.BatchNorm2d)
+    )
     assert recompute_batch_norm(net, [x[:0], x]) == 1
     twin = resnet_cifar(8)
     twin.load_state_dict(before)
     recompute_batch_norm(twin, [x])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(net.buffers(), twin.buffers(), strict=True))
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(net.buffers(), twin.buffers(), strict=True)
+    )
 
 
 def test_recompute_without_batches_or_norms():

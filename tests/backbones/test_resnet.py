@@ -4,14 +4,29 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from backbones import BACKBONES, FrozenBatchNorm2d, create_backbone, list_backbones, resnet18, resnet50
+from backbones import (
+    BACKBONES,
+    FrozenBatchNorm2d,
+    create_backbone,
+    list_backbones,
+    resnet18,
+    resnet50,
+)
 from backbones.resnet import STAGES
 from tests.backbones.nets import naive_maps, randomise_norms, torchvision_net
 
 FAST = ("resnet18", "resnet50")
-SLOW = tuple(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet34", "resnet101", "resnet152"))
+SLOW = tuple(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("resnet34", "resnet101", "resnet152")
+)
 
-STATE_ENTRIES = {"resnet18": 122, "resnet34": 218, "resnet50": 320, "resnet101": 626, "resnet152": 932}
+STATE_ENTRIES = {
+    "resnet18": 122,
+    "resnet34": 218,
+    "resnet50": 320,
+    "resnet101": 626,
+    "resnet152": 932,
+}
 CHANNELS = {
     "resnet18": {"conv1": 64, "conv2": 64, "conv3": 128, "conv4": 256, "conv5": 512},
     "resnet50": {"conv1": 64, "conv2": 256, "conv3": 512, "conv4": 1024, "conv5": 2048},
@@ -33,13 +48,17 @@ def test_logits_and_state_agree_with_torchvision_both_ways(name):
     with torch.no_grad():
         expected = theirs(x)
         assert expected.std() > 1e-3  # a dead network would agree with anything
-        torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        torch.testing.assert_close(
+            ours(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item()
+        )
 
     other = torchvision_net(name, num_classes=10)
     source = randomise_norms(BACKBONES[name](num_classes=10), seed=1).eval()
     other.load_state_dict(source.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(source(x), other(x), rtol=1e-4, atol=1e-4 * other(x).abs().max().item())
+        torch.testing.assert_close(
+            source(x), other(x), rtol=1e-4, atol=1e-4 * other(x).abs().max().item()
+        )
 
 
 def test_training_step_agrees_with_torchvision():
@@ -73,12 +92,20 @@ def test_training_step_agrees_with_torchvision():
 def test_maps_and_gradients_against_a_functional_network(name, options):
     net = randomise_norms(BACKBONES[name](num_classes=0, norm="frozen", **options)).double()
     x = torch.randn(1, 3, 65, 50, dtype=torch.float64, requires_grad=True)
-    how = {"shortcut": "none"} if name.startswith("plain") else {"shortcut": options.get("shortcut", "B")}
+    how = (
+        {"shortcut": "none"}
+        if name.startswith("plain")
+        else {"shortcut": options.get("shortcut", "B")}
+    )
     found = net.feature_maps(x, stages=STAGES)
-    expected = naive_maps(net, x, stride_in_1x1=options.get("stride_placement") == "original", **how)
+    expected = naive_maps(
+        net, x, stride_in_1x1=options.get("stride_placement") == "original", **how
+    )
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     cotangent = torch.randn_like(found["conv5"])
-    ours, theirs = (torch.autograd.grad(maps["conv5"], x, cotangent)[0] for maps in (found, expected))
+    ours, theirs = (
+        torch.autograd.grad(maps["conv5"], x, cotangent)[0] for maps in (found, expected)
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8 * theirs.abs().max().item())
 
 
@@ -108,14 +135,18 @@ def test_features_come_in_network_order_and_stop_at_the_last_one():
     net = resnet18(num_classes=0).eval()
     ran = []
     for number in range(1, 5):
-        net.get_submodule(f"layer{number}").register_forward_hook(lambda module, *_: ran.append(module))
+        net.get_submodule(f"layer{number}").register_forward_hook(
+            lambda module, *_: ran.append(module)
+        )
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         found = net.feature_maps(x, stages=("conv3", "conv1"))
         assert list(found) == ["conv1", "conv3"]
         assert ran == [net.layer1, net.layer2]
         assert list(net.feature_maps(x)) == ["conv4"]
-        torch.testing.assert_close(found["conv1"], net.bn1(net.conv1(x)).relu())  # after its ReLU, before the pooling
+        torch.testing.assert_close(
+            found["conv1"], net.bn1(net.conv1(x)).relu()
+        )  # after its ReLU, before the pooling
 
 
 def test_a_returned_map_is_not_changed_by_the_stages_after_it():
@@ -132,7 +163,12 @@ def test_the_smallest_images_and_no_images():
     with torch.no_grad():
         assert net(torch.randn(2, 3, 32, 33)).shape == (2, 7)
         assert net(torch.randn(0, 3, 32, 32)).shape == (0, 7)
-        assert net.feature_maps(torch.randn(1, 3, 4, 5), stages=("conv2",))["conv2"].shape == (1, 64, 1, 2)
+        assert net.feature_maps(torch.randn(1, 3, 4, 5), stages=("conv2",))["conv2"].shape == (
+            1,
+            64,
+            1,
+            2,
+        )
 
 
 def test_input_that_does_not_fit():
@@ -142,7 +178,11 @@ def test_input_that_does_not_fit():
         net(torch.randn(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"expected images \(N, 1, H, W\), got \(1, 32, 32\)"):
         net(torch.randn(1, 32, 32))
-    with pytest.raises(ValueError, match=r"images \(1, 1, 64, 31\) are too small: conv5 has a stride of 32, give at least 32x32 px"):
+    with pytest.raises(
+        ValueError,
+        match=r"images \(1, 1, 64, 31\) are too small: conv5 has a stride of 32, give at least "
+        r"32x32 px",
+    ):
         net(torch.randn(1, 1, 64, 31))
     with pytest.raises(ValueError, match="conv2 has a stride of 4"):
         net.feature_maps(torch.randn(1, 1, 0, 32), stages=("conv2",))
@@ -157,12 +197,20 @@ def test_input_that_does_not_fit():
 def test_every_parameter_gets_a_gradient(name, norm):
     net = BACKBONES[name](norm=norm, num_classes=5).train()
     net(torch.randn(2, 3, 64, 64)).square().sum().backward()
-    assert not [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert not [
+        name
+        for name, parameter in net.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
 
 
 def test_convolutions_start_from_he_normal_fan_out():
     net = resnet50()
-    for name, out_fan in (("conv1", 64 * 49), ("layer3.0.conv2", 256 * 9), ("layer4.0.conv3", 2048)):
+    for name, out_fan in (
+        ("conv1", 64 * 49),
+        ("layer3.0.conv2", 256 * 9),
+        ("layer4.0.conv3", 2048),
+    ):
         weight = net.get_submodule(name).weight
         expected = (2 / out_fan) ** 0.5
         assert weight.std().item() == pytest.approx(expected, rel=0.03)
@@ -172,7 +220,11 @@ def test_convolutions_start_from_he_normal_fan_out():
 
 def test_zero_init_residual_starts_every_block_as_its_shortcut():
     net = resnet50(zero_init_residual=True, shortcut="A", num_classes=0)
-    assert not any(block.bn3.weight.any() for layer in (net.layer1, net.layer2, net.layer3, net.layer4) for block in layer)
+    assert not any(
+        block.bn3.weight.any()
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4)
+        for block in layer
+    )
     x = torch.randn(2, 64, 16, 16).relu()
     out = net.layer1(x)
     torch.testing.assert_close(out, torch.cat((x, torch.zeros(2, 192, 16, 16)), 1))
@@ -184,7 +236,14 @@ def test_zero_init_residual_starts_every_block_as_its_shortcut():
 
 
 def test_create_backbone_passes_every_argument_on():
-    net = create_backbone("resnet50", stride_placement="original", norm="frozen", in_channels=1, num_classes=4, freeze_at=2)
+    net = create_backbone(
+        "resnet50",
+        stride_placement="original",
+        norm="frozen",
+        in_channels=1,
+        num_classes=4,
+        freeze_at=2,
+    )
     assert net.layer2[0].conv1.stride == (2, 2)
     assert net.layer2[0].conv2.stride == (1, 1)
     assert isinstance(net.bn1, FrozenBatchNorm2d)
@@ -198,7 +257,10 @@ def test_create_backbone_passes_every_argument_on():
 def test_names():
     assert list_backbones("resnet5") == ["resnet50", "resnet56"]
     assert {"resnet18", "plain34", "vgg16_bn", "resnet1202", "plain110"} < set(list_backbones())
-    with pytest.raises(ValueError, match=r"vgg16 has no shortcut, norm; it takes in_channels, num_classes, freeze_at, weights"):
+    with pytest.raises(
+        ValueError,
+        match=r"vgg16 has no shortcut, norm; it takes in_channels, num_classes, freeze_at, weights",
+    ):
         create_backbone("vgg16", shortcut="A", norm="batch")
     with pytest.raises(ValueError, match="unknown shortcut 'D', expected A, B, C or none"):
         create_backbone("resnet18", shortcut="D")
@@ -206,7 +268,9 @@ def test_names():
         create_backbone("resnet50", shortcut="none")
     with pytest.raises(ValueError, match=r"unknown backbone 'resnet-50', did you mean resnet50"):
         create_backbone("resnet-50")
-    with pytest.raises(ValueError, match=r"unknown backbone 'vit', known: plain18, plain34, resnet18"):
+    with pytest.raises(
+        ValueError, match=r"unknown backbone 'vit', known: plain18, plain34, resnet18"
+    ):
         create_backbone("vit")
     with pytest.raises(ValueError, match="unknown stride_placement 'caffe'"):
         create_backbone("resnet18", stride_placement="caffe")

@@ -25,7 +25,11 @@ def written(tmp_path: Path, content: object, protocol: int = 2) -> Path:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_arrays_of_every_type_and_protocol(dtype, protocol, tmp_path):
     array = (np.random.default_rng(0).normal(size=(2, 3, 4)) * 50).astype(dtype)
-    content = {"a": array, "nested": {"list": [array[0], (array[1].T,)]}, "big endian": array.astype(f">{dtype}")}
+    content = {
+        "a": array,
+        "nested": {"list": [array[0], (array[1].T,)]},
+        "big endian": array.astype(f">{dtype}"),
+    }
     found = load_arrays(written(tmp_path, content, protocol))
     assert found["a"].dtype == torch.from_numpy(array).dtype
     np.testing.assert_array_equal(found["a"].numpy(), array)
@@ -38,12 +42,27 @@ def test_arrays_of_every_type_and_protocol(dtype, protocol, tmp_path):
 def test_fortran_order_scalars_empty_arrays_and_containers(protocol, tmp_path):
     array = np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4))
     content = OrderedDict(
-        a=array, s=np.float32(1.5), e=np.zeros((0, 3), np.int64), z=np.array(7.0), n=None, t=True, w="text", i=3, b=b"\xff"
+        a=array,
+        s=np.float32(1.5),
+        e=np.zeros((0, 3), np.int64),
+        z=np.array(7.0),
+        n=None,
+        t=True,
+        w="text",
+        i=3,
+        b=b"\xff",
     )
     found = load_arrays(written(tmp_path, content, protocol))
     np.testing.assert_array_equal(found["a"].numpy(), array)
     assert found["a"].is_contiguous()
-    assert (found["s"], found["n"], found["t"], found["w"], found["i"], found["b"]) == (1.5, None, True, "text", 3, b"\xff")
+    assert (found["s"], found["n"], found["t"], found["w"], found["i"], found["b"]) == (
+        1.5,
+        None,
+        True,
+        "text",
+        3,
+        b"\xff",
+    )
     assert found["e"].shape == (0, 3)
     assert found["z"].item() == 7.0
 
@@ -98,7 +117,9 @@ def test_code_is_refused_by_name_and_not_run(tmp_path):
     ],
 )
 def test_every_other_name_is_refused(stream, name, tmp_path):
-    with pytest.raises(ForbiddenPickleError, match="neither an array nor a plain container") as caught:
+    with pytest.raises(
+        ForbiddenPickleError, match="neither an array nor a plain container"
+    ) as caught:
         load_arrays(written(tmp_path, stream))
     assert name in caught.value.name
 
@@ -120,11 +141,15 @@ def test_every_other_name_is_refused(stream, name, tmp_path):
 def test_damaged_and_hostile_streams(stream, tmp_path):
     with pytest.raises(ValueError, match="damaged or not a pickle"):
         load_arrays(written(tmp_path, stream))
-    assert load_arrays(written(tmp_path, {"a": np.ones(1, np.float32)}))["a"].tolist() == [1.0]  # the reader itself is as it was
+    assert load_arrays(written(tmp_path, {"a": np.ones(1, np.float32)}))["a"].tolist() == [
+        1.0
+    ]  # the reader itself is as it was
 
 
 def test_a_filled_array_takes_no_second_state(tmp_path):
-    """A tensor's own __setstate__ would make views of memory that is not its own: it must be out of the stream's reach."""
+    """A tensor's own __setstate__ would make views of memory that is not its own: it must be out of
+    the stream's reach.
+    """
     stream = pickle.dumps(np.ones(4, np.float32), 5)
     for state in (b"N", b"(I1\nI2\nI3\nI4\nt", b"}"):
         with pytest.raises(ValueError, match="damaged or not a pickle"):
@@ -132,7 +157,9 @@ def test_a_filled_array_takes_no_second_state(tmp_path):
 
 
 def test_small_files_that_ask_for_much(tmp_path):
-    """A memo of 2^27 places, and lists that hold the one before twice, sixty deep: neither takes memory or time."""
+    """A memo of 2^27 places, and lists that hold the one before twice, sixty deep: neither takes
+    memory or time.
+    """
     assert load_arrays(written(tmp_path, b"\x80\x02Nr" + struct.pack("<I", 1 << 27) + b".")) is None
     doubling = b"".join(b"(lp%d\ng%d\nag%d\na" % (n + 1, n, n) for n in range(60))
     found = load_arrays(written(tmp_path, b"(lp0\n0" + doubling + b"."))

@@ -42,7 +42,10 @@ def test_projection_is_a_strided_1x1_and_a_norm():
     projection = ProjectionShortcut(2, 4, 2, "batch").eval()
     assert list(projection.state_dict())[:2] == ["0.weight", "1.weight"]
     x = torch.randn(1, 2, 4, 4)
-    expected = torch.einsum("oi,bihw->bohw", projection[0].weight[:, :, 0, 0], x[:, :, ::2, ::2]) / (1 + 1e-5) ** 0.5
+    expected = (
+        torch.einsum("oi,bihw->bohw", projection[0].weight[:, :, 0, 0], x[:, :, ::2, ::2])
+        / (1 + 1e-5) ** 0.5
+    )
     torch.testing.assert_close(projection(x), expected)
 
 

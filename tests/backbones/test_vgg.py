@@ -23,13 +23,19 @@ def test_logits_and_state_agree_with_torchvision(name):
     x = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         expected = theirs(x)
-        torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
-        torch.testing.assert_close(ours.forward_features(x), theirs.features[:-1](x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ours(x), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item()
+        )
+        torch.testing.assert_close(
+            ours.forward_features(x), theirs.features[:-1](x), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.slow
 def test_gradients_agree_with_torchvision():
-    """In eval mode, since the dropouts of the two draw apart; batch norm statistics are fixed then."""
+    """In eval mode, since the dropouts of the two draw apart; batch norm statistics are fixed
+    then.
+    """
     theirs = torchvision_net("vgg16_bn", num_classes=3)
     ours = vgg16_bn(num_classes=3).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -39,7 +45,9 @@ def test_gradients_agree_with_torchvision():
     expected = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
         scale = expected[name].grad.abs().max().item()
-        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-4 * scale + 1e-9)
+        torch.testing.assert_close(
+            parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-4 * scale + 1e-9
+        )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +103,11 @@ def test_freezing_conv1_and_conv2_as_faster_rcnn_does():
     with torch.device("meta"):
         net = vgg16_bn(num_classes=0, freeze_at=2).train()
     frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
-    assert frozen == {name for name, _ in net.named_parameters() if name.startswith("features.") and int(name.split(".")[1]) < 14}
+    assert frozen == {
+        name
+        for name, _ in net.named_parameters()
+        if name.startswith("features.") and int(name.split(".")[1]) < 14
+    }
     assert not net.features[1].training
     assert net.features[15].training
 
@@ -106,4 +118,7 @@ def test_too_small(net):
     for size in ((16, 16), (31, 40)):
         with pytest.raises(ValueError, match="give images of at least 32x32 px"):
             net(torch.randn(1, 3, *size))
-        assert net.forward_features(torch.randn(1, 3, *size)).shape[2:] == (size[0] // 16, size[1] // 16)
+        assert net.forward_features(torch.randn(1, 3, *size)).shape[2:] == (
+            size[0] // 16,
+            size[1] // 16,
+        )

@@ -63,8 +63,15 @@ def test_round_trip_through_a_file(suffix, tmp_path):
         torch.save(net.state_dict(), path)
     other = resnet18(num_classes=4)
     report = load_weights(other, path)
-    assert (report.source, report.naming, len(report.matched), report.skipped) == (str(path), "torchvision", 122, {})
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in other.state_dict().items())
+    assert (report.source, report.naming, len(report.matched), report.skipped) == (
+        str(path),
+        "torchvision",
+        122,
+        {},
+    )
+    assert all(
+        torch.equal(tensor, net.state_dict()[name]) for name, tensor in other.state_dict().items()
+    )
 
 
 def test_the_constructor_loads_then_freezes(weights_file, trained):
@@ -86,7 +93,11 @@ def test_wrappings_are_taken_off(prefix, wrapped, trained, tmp_path):
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_a_file_without_counters_as_old_releases_have_it(norm, trained, tmp_path):
-    tensors = {name: tensor for name, tensor in trained.state_dict().items() if not name.endswith("num_batches_tracked")}
+    tensors = {
+        name: tensor
+        for name, tensor in trained.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     path = tmp_path / "old.pth"
     torch.save(tensors, path)
     net = resnet18(norm=norm)
@@ -94,7 +105,9 @@ def test_a_file_without_counters_as_old_releases_have_it(norm, trained, tmp_path
     assert_same_trunk(net, trained)
 
 
-def test_a_classifier_of_another_size_or_absent_is_skipped_and_reported(weights_file, trained, tmp_path):
+def test_a_classifier_of_another_size_or_absent_is_skipped_and_reported(
+    weights_file, trained, tmp_path
+):
     for num_classes in (7, 0):
         net = resnet18(num_classes=num_classes)
         report = load_weights(net, weights_file)
@@ -102,7 +115,14 @@ def test_a_classifier_of_another_size_or_absent_is_skipped_and_reported(weights_
         assert_same_trunk(net, trained)
 
     headless = tmp_path / "headless.pth"
-    torch.save({name: tensor for name, tensor in trained.state_dict().items() if not name.startswith("fc.")}, headless)
+    torch.save(
+        {
+            name: tensor
+            for name, tensor in trained.state_dict().items()
+            if not name.startswith("fc.")
+        },
+        headless,
+    )
     net = resnet18()
     as_initialised = net.fc.weight.clone()
     report = load_weights(net, headless)
@@ -110,7 +130,11 @@ def test_a_classifier_of_another_size_or_absent_is_skipped_and_reported(weights_
     assert torch.equal(net.fc.weight, as_initialised)
 
 
-@pytest.mark.parametrize(("name", "own"), [("resnet18", 1000), ("resnet20", 10), ("vgg16", 1000)], ids=["resnet", "cifar", "vgg"])
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("resnet18", 1000), ("resnet20", 10), ("vgg16", 1000)],
+    ids=["resnet", "cifar", "vgg"],
+)
 def test_the_number_of_classes_is_the_files_unless_another_is_given(name, own, tmp_path):
     trained = create_backbone(name, num_classes=7)
     file = tmp_path / "seven.safetensors"
@@ -118,7 +142,9 @@ def test_the_number_of_classes_is_the_files_unless_another_is_given(name, own, t
     net = create_backbone(name, weights=file)
     assert net.get_classifier().out_features == 7
     assert net.load_report.skipped == {}
-    assert all(torch.equal(tensor, net.state_dict()[key]) for key, tensor in trained.state_dict().items())
+    assert all(
+        torch.equal(tensor, net.state_dict()[key]) for key, tensor in trained.state_dict().items()
+    )
     assert create_backbone(name).get_classifier().out_features == own
     assert create_backbone(name).load_report is None
     other = create_backbone(name, num_classes=5, weights=file)
@@ -130,9 +156,16 @@ def test_the_number_of_classes_is_the_files_unless_another_is_given(name, own, t
 
 def test_a_file_without_a_usable_classifier_leaves_the_usual_number(trained, tmp_path):
     tensors = trained.state_dict()
-    for change in ({"fc.weight": None, "fc.bias": None}, {"fc.weight": torch.zeros(7, 3)}, {"fc.weight": torch.zeros(0, 512)}):
+    for change in (
+        {"fc.weight": None, "fc.bias": None},
+        {"fc.weight": torch.zeros(7, 3)},
+        {"fc.weight": torch.zeros(0, 512)},
+    ):
         file = tmp_path / "odd.pth"
-        torch.save({name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None}, file)
+        torch.save(
+            {name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None},
+            file,
+        )
         net = resnet18(weights=file)
         assert "fc.weight" in net.load_report.skipped
         assert net.fc.in_features == 512
@@ -141,11 +174,19 @@ def test_a_file_without_a_usable_classifier_leaves_the_usual_number(trained, tmp
 
 def test_a_report_gives_each_reason_once(trained, tmp_path):
     file = tmp_path / "old.pth"
-    torch.save({name: tensor for name, tensor in trained.state_dict().items() if "num_batches" not in name}, file)
+    torch.save(
+        {
+            name: tensor
+            for name, tensor in trained.state_dict().items()
+            if "num_batches" not in name
+        },
+        file,
+    )
     lines = str(resnet18(num_classes=0, weights=file).load_report).splitlines()
     assert lines == [
         f"{file}: 100 tensors under torchvision's names, 22 skipped",
-        "  bn1.num_batches_tracked, layer1.0.bn1.num_batches_tracked and 18 more: not in the file; the counter keeps its value",
+        "  bn1.num_batches_tracked, layer1.0.bn1.num_batches_tracked and 18 more: not in the "
+        "file; the counter keeps its value",
         "  fc.weight, fc.bias: the network has no such layer",
     ]
 
@@ -158,7 +199,11 @@ LOOKS_LIKE = {
     "plain18": "resnet18 with shortcut A, or plain18",
     "plain34": "resnet34 with shortcut A, or plain34",
     **{name: name for name in ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")},
-    **{f"{kind}{depth}": f"resnet{depth} or plain{depth}" for kind in ("resnet", "plain") for depth in (20, 32, 44, 56, 110)},
+    **{
+        f"{kind}{depth}": f"resnet{depth} or plain{depth}"
+        for kind in ("resnet", "plain")
+        for depth in (20, 32, 44, 56, 110)
+    },
     "resnet1202": "resnet1202 or plain1202",
 }
 
@@ -166,7 +211,10 @@ LOOKS_LIKE = {
 def shapes_file(path: Path, name: str, **options: str) -> Path:
     """A file with all tensors of a network, as views of one number."""
     with torch.device("meta"):
-        shapes = {key: tensor.shape for key, tensor in create_backbone(name, **options).state_dict().items()}
+        shapes = {
+            key: tensor.shape
+            for key, tensor in create_backbone(name, **options).state_dict().items()
+        }
     torch.save({key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}, path)
     return path
 
@@ -177,7 +225,11 @@ def test_the_wrong_architecture_is_recognised_and_the_network_left_alone(name, t
     path = shapes_file(tmp_path / "other.pth", name)
     net = resnet34(num_classes=3) if name != "resnet34" else resnet18(num_classes=3)
     before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    with pytest.raises(WeightsError, match=rf"does not fit this network, a resnet(18|34)\. The file looks like {LOOKS_LIKE[name]}\."):
+    with pytest.raises(
+        WeightsError,
+        match=r"does not fit this network, a resnet(18|34)\. The file looks like "
+        rf"{LOOKS_LIKE[name]}\.",
+    ):
         load_weights(net, path)
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
 
@@ -207,14 +259,20 @@ def test_a_tensor_missing_unexpected_or_misshapen_is_named(trained, tmp_path):
     torch.save(tensors, path)
     with pytest.raises(WeightsError) as caught:
         load_weights(resnet18(), path)
-    for part in ("missing 1: layer2.0.conv1.weight", "unexpected 1: neck.weight", "bn1.bias is (63,), expected (64,)"):
+    for part in (
+        "missing 1: layer2.0.conv1.weight",
+        "unexpected 1: neck.weight",
+        "bn1.bias is (63,), expected (64,)",
+    ):
         assert part in str(caught.value)
 
 
 def test_folded_weights_are_told_from_those_of_group_norm(trained, tmp_path):
     file = tmp_path / "folded.pth"
     torch.save(fold_batch_norm(trained).state_dict(), file)
-    with pytest.raises(WeightsError, match="batch norms of the file are folded into its convolutions"):
+    with pytest.raises(
+        WeightsError, match="batch norms of the file are folded into its convolutions"
+    ):
         resnet18(weights=file)
 
 
@@ -226,7 +284,9 @@ def test_batch_norm_weights_for_a_group_norm_network(weights_file):
 def test_a_file_of_another_model_is_not_given_a_name(tmp_path):
     path = tmp_path / "densenet.pth"
     torch.save({"features.conv0.weight": torch.zeros(64, 3, 7, 7)}, path)
-    with pytest.raises(WeightsError, match=r"does not fit this network, a resnet18\. Tensors missing") as caught:
+    with pytest.raises(
+        WeightsError, match=r"does not fit this network, a resnet18\. Tensors missing"
+    ) as caught:
         load_weights(resnet18(), path)
     assert "looks like" not in str(caught.value)
 
@@ -247,7 +307,10 @@ class _Trap:
 def test_code_in_a_file_is_not_executed(tmp_path):
     path, sprung = tmp_path / "evil.pth", tmp_path / "sprung"
     torch.save({"conv1.weight": _Trap(sprung)}, path)
-    with pytest.raises(WeightsError, match=r"evil\.pth holds objects other than tensors \(\w+\.mkdir\); it was not loaded"):
+    with pytest.raises(
+        WeightsError,
+        match=r"evil\.pth holds objects other than tensors \(\w+\.mkdir\); it was not loaded",
+    ):
         load_weights(resnet18(), path)
     assert not sprung.exists()
     torch.load(path, weights_only=False)  # the trap is a real one
@@ -271,7 +334,9 @@ def test_a_truncated_file(suffix, trained, tmp_path):
 def test_a_file_of_another_kind(name, content, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=rf"{re.escape(str(path))} is damaged or not a weights file"):
+    with pytest.raises(
+        WeightsError, match=rf"{re.escape(str(path))} is damaged or not a weights file"
+    ):
         load_weights(resnet18(), path)
 
 
@@ -279,14 +344,22 @@ def test_a_file_of_another_kind(name, content, tmp_path):
 def test_a_file_without_a_state_dict(content, tmp_path):
     path = tmp_path / "odd.pth"
     torch.save(content, path)
-    with pytest.raises(WeightsError, match=r"odd\.pth is not a state dict: expected a mapping of names to tensors"):
+    with pytest.raises(
+        WeightsError, match=r"odd\.pth is not a state dict: expected a mapping of names to tensors"
+    ):
         load_weights(resnet18(), path)
 
 
 def test_a_path_that_is_not_there_and_a_misspelt_name(tmp_path):
-    with pytest.raises(WeightsError, match=r"no weights file .*absent\.pth; .*Published names are: torchvision/resnet18\.v1"):
+    with pytest.raises(
+        WeightsError,
+        match=r"no weights file .*absent\.pth; .*Published names are: torchvision/resnet18\.v1",
+    ):
         load_weights(resnet18(), tmp_path / "absent.pth")
-    with pytest.raises(WeightsError, match=r"no weights file torchvision/resnet50v1; did you mean torchvision/resnet50\.v1\?"):
+    with pytest.raises(
+        WeightsError,
+        match=r"no weights file torchvision/resnet50v1; did you mean torchvision/resnet50\.v1\?",
+    ):
         load_weights(resnet50(), "torchvision/resnet50v1")
 
 
@@ -321,9 +394,13 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(hub):
 
 
 def published_as(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let the catalogue publish `path` as `name`; return the path under the name that carries its checksum."""
+    """Let the catalogue publish `path` as `name`; return the path under the name that carries its
+    checksum.
+    """
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    entry = dataclasses.replace(PUBLISHED[name], file=f"{PUBLISHED[name].architecture}-{digest[:8]}.pth")
+    entry = dataclasses.replace(
+        PUBLISHED[name], file=f"{PUBLISHED[name].architecture}-{digest[:8]}.pth"
+    )
     monkeypatch.setitem(PUBLISHED, name, entry)
     return path.rename(path.with_name(entry.file))
 
@@ -349,7 +426,11 @@ def test_a_published_file_elsewhere_on_the_disk_is_known_by_its_name(tmp_path, m
 def test_a_damaged_file_in_the_cache_is_named(hub, content):
     path = hub / "resnet18-f37072fd.pth"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=rf"{re.escape(str(path))} is not the file it is named after: its sha256 .* fetch it again"):
+    with pytest.raises(
+        WeightsError,
+        match=rf"{re.escape(str(path))} is not the file it is named after: its sha256 .* fetch it "
+        r"again",
+    ):
         load_weights(resnet18(), "torchvision/resnet18.v1")
 
 
@@ -368,9 +449,14 @@ def test_a_download_with_another_checksum_is_refused(hub, tmp_path, monkeypatch)
 
 
 def test_published_weights_need_their_stride_placement(hub):
-    with pytest.raises(WeightsError, match=r"torchvision/resnet50\.v1 was trained with stride_placement='torchvision'"):
+    with pytest.raises(
+        WeightsError,
+        match=r"torchvision/resnet50\.v1 was trained with stride_placement='torchvision'",
+    ):
         resnet50(stride_placement="original", weights="torchvision/resnet50.v1")
-    with pytest.raises(WeightsError, match="could not download"):  # a basic block has one place only
+    with pytest.raises(
+        WeightsError, match="could not download"
+    ):  # a basic block has one place only
         resnet18(stride_placement="original", weights="torchvision/resnet18.v1")
     assert not list(hub.iterdir())
 
@@ -382,7 +468,12 @@ def test_the_catalogue_agrees_with_torchvisions():
             key = f"torchvision/{name}.{version.name.removeprefix('IMAGENET1K_').lower()}"
             transform = version.transforms()
             errors = [100 - version.meta["_metrics"]["ImageNet-1K"][f"acc@{k}"] for k in (1, 5)]
-            spec = (transform.resize_size[0], transform.crop_size[0], *transform.mean, *transform.std)
+            spec = (
+                transform.resize_size[0],
+                transform.crop_size[0],
+                *transform.mean,
+                *transform.std,
+            )
             expected[key] = (
                 name,
                 version.url,
@@ -392,7 +483,12 @@ def test_the_catalogue_agrees_with_torchvisions():
     found = {}
     for key, entry in PUBLISHED.items():
         spec = entry.input_spec
-        values = (spec.resize, spec.crop, *[v / 255 for v in spec.mean], *[v / 255 for v in spec.std])
+        values = (
+            spec.resize,
+            spec.crop,
+            *[v / 255 for v in spec.mean],
+            *[v / 255 for v in spec.std],
+        )
         found[key] = (entry.architecture, entry.url, entry.top1_error, entry.top5_error, values)
         assert spec.channel_order == "rgb"
         assert re.fullmatch(r"[0-9a-f]{8}", entry.sha256_prefix)
@@ -408,8 +504,13 @@ def test_the_catalogue_names_networks_and_their_traits():
 
 
 def test_importing_backbones_brings_neither_detres_nor_torchvision():
-    code = "import sys, backbones; print([name for name in sys.modules if name.split('.')[0] in ('detres', 'torchvision')])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import sys, backbones; print([name for name in sys.modules if name.split('.')[0] in "
+        "('detres', 'torchvision')])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 

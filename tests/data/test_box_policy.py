@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detres.data.box_policy import AnnotationError, apply_box_policy, describe, known_classes, require_objects
+from detres.data.box_policy import (
+    AnnotationError,
+    apply_box_policy,
+    describe,
+    known_classes,
+    require_objects,
+)
 from detres.structures import Annotations, ClassMap
 
 # In an image of 100 x 80 px (w x h): the box, what becomes of it, the reason counted.
@@ -35,7 +41,9 @@ def no_row(_: int) -> str:
 
 
 @pytest.mark.parametrize(("box", "kept", "reason"), CASES)
-def test_one_box_by_hand(box: tuple[float, ...], kept: tuple[float, ...] | None, reason: str | None) -> None:
+def test_one_box_by_hand(
+    box: tuple[float, ...], kept: tuple[float, ...] | None, reason: str | None
+) -> None:
     boxes, keep, counts = apply_box_policy(np.array([box], np.float64), SIZE, "drop", no_row)
     assert counts == ({reason: 1} if reason else {})
     assert keep.tolist() == [kept is not None]
@@ -46,14 +54,18 @@ def test_one_box_by_hand(box: tuple[float, ...], kept: tuple[float, ...] | None,
 
 def test_all_boxes_together_are_treated_as_each_alone() -> None:
     boxes = np.array([box for box, _, _ in CASES], np.float64)
-    result, keep, counts = apply_box_policy(boxes, np.repeat(SIZE, len(CASES), axis=0), "drop", no_row)
+    result, keep, counts = apply_box_policy(
+        boxes, np.repeat(SIZE, len(CASES), axis=0), "drop", no_row
+    )
     np.testing.assert_array_equal(result[keep], [kept for _, kept, _ in CASES if kept is not None])
     reasons = [reason for _, _, reason in CASES if reason]
     assert counts == {reason: reasons.count(reason) for reason in reasons}
 
 
 def test_boxes_of_images_of_unknown_size_are_not_clipped_on_the_right() -> None:
-    boxes, keep, counts = apply_box_policy(np.array([[-9.0, 5, 5000, 6000]]), np.array([[0, 0]]), "drop", no_row)
+    boxes, keep, counts = apply_box_policy(
+        np.array([[-9.0, 5, 5000, 6000]]), np.array([[0, 0]]), "drop", no_row
+    )
     np.testing.assert_array_equal(boxes, [[0, 5, 5000, 6000]])
     assert keep.all()
     assert counts == {"clipped to the image": 1}
@@ -61,8 +73,12 @@ def test_boxes_of_images_of_unknown_size_are_not_clipped_on_the_right() -> None:
 
 def test_error_names_the_first_unusable_box() -> None:
     boxes = np.array([[0, 0, 5, 5], [1, 1, 1, 5], [2, 2, 2, 5]], np.float64)
-    with pytest.raises(AnnotationError, match=r"f\.json: row 1: box without area .*data\.boxes=drop"):
-        apply_box_policy(boxes, np.repeat(SIZE, 3, axis=0), "error", lambda row: f"f.json: row {row}")
+    with pytest.raises(
+        AnnotationError, match=r"f\.json: row 1: box without area .*data\.boxes=drop"
+    ):
+        apply_box_policy(
+            boxes, np.repeat(SIZE, 3, axis=0), "error", lambda row: f"f.json: row {row}"
+        )
 
 
 def test_error_lets_good_boxes_pass_as_drop_does() -> None:
@@ -75,7 +91,9 @@ def test_error_lets_good_boxes_pass_as_drop_does() -> None:
 
 def test_keep_touches_nothing() -> None:
     boxes = np.array([box for box, _, _ in CASES], np.float64)
-    result, keep, counts = apply_box_policy(boxes, np.repeat(SIZE, len(CASES), axis=0), "keep", no_row)
+    result, keep, counts = apply_box_policy(
+        boxes, np.repeat(SIZE, len(CASES), axis=0), "keep", no_row
+    )
     np.testing.assert_array_equal(result, boxes.astype(np.float32))
     assert keep.all()
     assert counts == {}
@@ -119,7 +137,13 @@ def test_known_classes() -> None:
         known_classes(["cat", "cat"], ("cat",), "f")
 
 
-def annotations(labels: list[int], crowd: list[bool], difficult: list[bool], dropped: dict[str, int], offsets: list[int]) -> Annotations:
+def annotations(
+    labels: list[int],
+    crowd: list[bool],
+    difficult: list[bool],
+    dropped: dict[str, int],
+    offsets: list[int],
+) -> Annotations:
     num, images = len(labels), len(offsets) - 1
     return Annotations(
         source="f.json",
@@ -141,8 +165,17 @@ def annotations(labels: list[int], crowd: list[bool], difficult: list[bool], dro
 def test_require_objects_wants_one_that_is_neither_crowd_nor_difficult() -> None:
     good = annotations([1, 2], [True, False], [False, False], {}, [0, 1, 2])
     assert require_objects(good) is good
-    flagged = annotations([1, 2], [True, False], [False, True], {"other class": 7, "clipped to the image": 3}, [0, 1, 2])
-    with pytest.raises(AnnotationError, match=r"f\.json: none of the 2 images .*left out: 7 other class, 2 crowd or difficult"):
+    flagged = annotations(
+        [1, 2],
+        [True, False],
+        [False, True],
+        {"other class": 7, "clipped to the image": 3},
+        [0, 1, 2],
+    )
+    with pytest.raises(
+        AnnotationError,
+        match=r"f\.json: none of the 2 images .*left out: 7 other class, 2 crowd or difficult",
+    ):
         require_objects(flagged)
     with pytest.raises(AnnotationError, match="the files list no object"):
         require_objects(annotations([], [], [], {}, [0, 0]))
@@ -151,12 +184,16 @@ def test_require_objects_wants_one_that_is_neither_crowd_nor_difficult() -> None
 
 
 def test_describe_by_hand() -> None:
-    data = annotations([2, 2, 1], [True, False, False], [False, True, False], {"box without area": 2}, [0, 2, 2, 3])
+    data = annotations(
+        [2, 2, 1], [True, False, False], [False, True, False], {"box without area": 2}, [0, 2, 2, 3]
+    )
     assert describe(data) == (
-        "f.json: 3 images (1 without objects), 3 objects of 2 classes (cat 1, dog 2), 1 crowd, 1 difficult. "
+        "f.json: 3 images (1 without objects), 3 objects of 2 classes (cat 1, dog 2), 1 crowd, 1 "
+        "difficult. "
         "Left out or changed on reading: box without area 2."
     )
     assert (
         describe(annotations([], [], [], {}, [0]))
-        == "f.json: 0 images (0 without objects), 0 objects of 2 classes (cat 0, dog 0), 0 crowd, 0 difficult."
+        == "f.json: 0 images (0 without objects), 0 objects of 2 classes (cat 0, dog 0), 0 crowd, "
+        "0 difficult."
     )

@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 from detres.data.box_policy import AnnotationError
 from detres.data.coco import read_coco
 
-# Sparse ids in no order, an image without objects, a crowd, and no optional field that could be left out.
+# Sparse ids in no order, an image without objects, a crowd, and no optional field that could be
+# left out.
 CONTENT = {
     "images": [
         {"id": 70, "file_name": "b.jpg", "height": 50, "width": 100},
@@ -23,7 +24,15 @@ CONTENT = {
     ],
     "annotations": [
         {"id": 5, "image_id": 9, "category_id": 90, "bbox": [1, 2, 3, 4]},
-        {"id": 2, "image_id": 70, "category_id": 3, "bbox": [10, 20, 30, 5], "area": 99.5, "iscrowd": 1, "segmentation": []},
+        {
+            "id": 2,
+            "image_id": 70,
+            "category_id": 3,
+            "bbox": [10, 20, 30, 5],
+            "area": 99.5,
+            "iscrowd": 1,
+            "segmentation": [],
+        },
         {"id": 8, "image_id": 9, "category_id": 3, "bbox": [0.5, 0, 6, 7], "iscrowd": 0},
     ],
     "categories": [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}],
@@ -57,9 +66,9 @@ def test_every_field_by_hand(tmp_path: Path) -> None:
     assert data.crowd.tolist() == [True, False, False]
     assert not data.difficult.any()
     assert data.dropped == {}
-    assert {name: getattr(data, name).dtype for name in ("image_ids", "offsets", "labels", "ids")} == dict.fromkeys(
-        ("image_ids", "offsets", "labels", "ids"), np.dtype(np.int64)
-    )
+    assert {
+        name: getattr(data, name).dtype for name in ("image_ids", "offsets", "labels", "ids")
+    } == dict.fromkeys(("image_ids", "offsets", "labels", "ids"), np.dtype(np.int64))
     assert len(data.target(2)) == 0
 
 
@@ -73,27 +82,44 @@ def test_null_means_missing(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_written_as_floats_are_ids(tmp_path: Path) -> None:
-    data = read_coco(write(tmp_path, changed("annotations", 0, id=5.0, image_id=9.0, category_id=90.0)), None)
+    data = read_coco(
+        write(tmp_path, changed("annotations", 0, id=5.0, image_id=9.0, category_id=90.0)), None
+    )
     assert data.ids.tolist() == [2, 5, 8]
 
 
 def test_classes_choose_and_order_and_the_rest_is_counted(tmp_path: Path) -> None:
     path = write(tmp_path, changed("annotations", 0, bbox=[1, 2, 0, 4]))
-    data = read_coco(path, None, classes=["car"], boxes="error")  # the bad box is of the class left out
+    data = read_coco(
+        path, None, classes=["car"], boxes="error"
+    )  # the bad box is of the class left out
     assert data.class_map.to_dict() == {"names": ["car"], "source_ids": [3]}
     assert data.ids.tolist() == [2, 8]
     assert data.dropped == {"other class": 1}
     both = read_coco(write(tmp_path, CONTENT), None, classes=["toothbrush", "car"])
     assert both.class_map.source_ids == (90, 3)
     assert both.labels.tolist() == [2, 1, 2]
-    with pytest.raises(AnnotationError, match=r"instances\.json has no class 'toothbrsh'; did you mean 'toothbrush'\?"):
+    with pytest.raises(
+        AnnotationError,
+        match=r"instances\.json has no class 'toothbrsh'; did you mean 'toothbrush'\?",
+    ):
         read_coco(path, None, classes=["toothbrsh"])
 
 
 def test_box_policy_at_load(tmp_path: Path) -> None:
     content = copy.deepcopy(CONTENT)
-    boxes = [[10, 10, 0, 5], [10, 10, -4, 5], [120, 10, 9, 9], [90, 40, 20, 20], [1, 1, float("nan"), 2], [5, 5, 5, 5]]
-    content["annotations"] = [{"id": 100 + i, "image_id": 70, "category_id": 3, "bbox": box} for i, box in enumerate(boxes)]
+    boxes = [
+        [10, 10, 0, 5],
+        [10, 10, -4, 5],
+        [120, 10, 9, 9],
+        [90, 40, 20, 20],
+        [1, 1, float("nan"), 2],
+        [5, 5, 5, 5],
+    ]
+    content["annotations"] = [
+        {"id": 100 + i, "image_id": 70, "category_id": 3, "bbox": box}
+        for i, box in enumerate(boxes)
+    ]
     path = write(tmp_path, content)
     data = read_coco(path, None)
     assert data.ids.tolist() == [103, 105]
@@ -110,7 +136,11 @@ def test_box_policy_at_load(tmp_path: Path) -> None:
     assert kept.boxes[1].tolist() == [10, 10, 6, 15]
     assert kept.boxes[3].tolist() == [90, 40, 110, 60]
     assert kept.dropped == {}
-    with pytest.raises(AnnotationError, match=r"instances\.json: annotation 104 \(image 70\), bbox \[1.0, 1.0, nan, 2.0\]: .*not finite"):
+    with pytest.raises(
+        AnnotationError,
+        match=r"instances\.json: annotation 104 \(image 70\), bbox \[1.0, 1.0, nan, 2.0\]: .*not "
+        r"finite",
+    ):
         read_coco(path, None, boxes="error")
 
 
@@ -131,15 +161,22 @@ def test_nothing_annotated_and_no_images_are_data_sets_too(tmp_path: Path) -> No
 
 def test_missing_files_are_counted_and_named(tmp_path: Path) -> None:
     path, folder = write(tmp_path, CONTENT), tmp_path / "images"
-    with pytest.raises(FileNotFoundError, match=r"image folder .*images of .*instances\.json does not exist"):
+    with pytest.raises(
+        FileNotFoundError, match=r"image folder .*images of .*instances\.json does not exist"
+    ):
         read_coco(path, folder)
     (folder / "sub").mkdir(parents=True)
     (folder / "b.jpg").touch()
-    with pytest.raises(FileNotFoundError, match=r"2 of 3 images of .*instances\.json are not in .*images: sub/a\.jpg, empty\.jpg"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"2 of 3 images of .*instances\.json are not in .*images: sub/a\.jpg, empty\.jpg",
+    ):
         read_coco(path, folder)
     (folder / "sub" / "a.jpg").touch()
     (folder / "empty.jpg").touch()
-    assert read_coco(path, folder).image_files.tolist() == [str(folder / name) for name in ("b.jpg", "sub/a.jpg", "empty.jpg")]
+    assert read_coco(path, folder).image_files.tolist() == [
+        str(folder / name) for name in ("b.jpg", "sub/a.jpg", "empty.jpg")
+    ]
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:
@@ -152,33 +189,72 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
     [
         ('{"images": [', "is not JSON: Expecting value"),
         ("", "is not JSON"),
-        ("[]", "expected an object with images, annotations and categories, found a list: perhaps a results file"),
+        (
+            "[]",
+            "expected an object with images, annotations and categories, found a list: perhaps a "
+            "results file",
+        ),
         ("3", "found a int"),
-        ('{"images": [], "shapes": []}', r"it has no 'annotations'; found the keys \['images', 'shapes'\]"),
+        (
+            '{"images": [], "shapes": []}',
+            r"it has no 'annotations'; found the keys \['images', 'shapes'\]",
+        ),
         (CONTENT | {"images": {}}, "'images' must be a list of objects"),
         (CONTENT | {"annotations": [3]}, "'annotations' must be a list of objects"),
         (CONTENT | {"categories": [], "annotations": []}, "has no categories"),
-        (CONTENT | {"categories": [{"id": 3, "name": "car"}, {"id": 3, "name": "cat"}]}, "category id 3 is listed twice"),
-        (CONTENT | {"categories": [{"id": 3, "name": "car"}, {"id": 4, "name": "car"}]}, "category name 'car' is listed twice"),
+        (
+            CONTENT | {"categories": [{"id": 3, "name": "car"}, {"id": 3, "name": "cat"}]},
+            "category id 3 is listed twice",
+        ),
+        (
+            CONTENT | {"categories": [{"id": 3, "name": "car"}, {"id": 4, "name": "car"}]},
+            "category name 'car' is listed twice",
+        ),
         (CONTENT | {"categories": [{"id": 3}]}, r"categories\[0\] has no 'name'"),
-        (changed("images", 1, id=70), r"image with id 70 is listed twice, with file_name b\.jpg and sub/a\.jpg"),
-        (changed("images", 1, file_name="b.jpg"), r"image with file_name b\.jpg is listed twice, with id 70 and 9"),
+        (
+            changed("images", 1, id=70),
+            r"image with id 70 is listed twice, with file_name b\.jpg and sub/a\.jpg",
+        ),
+        (
+            changed("images", 1, file_name="b.jpg"),
+            r"image with file_name b\.jpg is listed twice, with id 70 and 9",
+        ),
         (changed("images", 2, id="12"), r"images\[2\] has id '12', expected an integer"),
         (changed("images", 2, id=True), r"images\[2\] has id True, expected an integer"),
-        (changed("images", 2, id=2**64), r"images\[2\] has id 18446744073709551616, expected an integer of 64 bits"),
+        (
+            changed("images", 2, id=2**64),
+            r"images\[2\] has id 18446744073709551616, expected an integer of 64 bits",
+        ),
         (changed("images", 2, file_name=None), r"images\[2\] has no 'file_name'"),
         (changed("images", 2, file_name=7), r"images\[2\] has file_name 7, expected text"),
         (changed("images", 0, height="50"), r"images\[0\] has height '50'"),
-        (changed("annotations", 2, image_id=71), r"annotation 8 has image_id 71, which the file does not list \(1 such"),
-        (changed("annotations", 2, category_id=4), r"annotation 8 has category_id 4, which the file does not list"),
+        (
+            changed("annotations", 2, image_id=71),
+            r"annotation 8 has image_id 71, which the file does not list \(1 such",
+        ),
+        (
+            changed("annotations", 2, category_id=4),
+            r"annotation 8 has category_id 4, which the file does not list",
+        ),
         (changed("annotations", 2, category_id=None), r"annotations\[2\] has no 'category_id'"),
-        (changed("annotations", 2, area="big"), r"annotations\[2\] has area 'big', expected a number"),
-        (changed("annotations", 2, bbox=[1, 2, 3]), r"annotation 8 has bbox \[1, 2, 3\], expected \[x, y, width, height\]"),
-        (changed("annotations", 2, bbox=["1", "2", "3", "4"]), r"annotation 8 has bbox \['1', '2', '3', '4'\]"),
+        (
+            changed("annotations", 2, area="big"),
+            r"annotations\[2\] has area 'big', expected a number",
+        ),
+        (
+            changed("annotations", 2, bbox=[1, 2, 3]),
+            r"annotation 8 has bbox \[1, 2, 3\], expected \[x, y, width, height\]",
+        ),
+        (
+            changed("annotations", 2, bbox=["1", "2", "3", "4"]),
+            r"annotation 8 has bbox \['1', '2', '3', '4'\]",
+        ),
         (changed("annotations", 2, bbox=None), "annotation 8 has bbox None"),
     ],
 )
-def test_what_is_not_coco_is_refused_with_file_and_record(tmp_path: Path, content: object, message: str) -> None:
+def test_what_is_not_coco_is_refused_with_file_and_record(
+    tmp_path: Path, content: object, message: str
+) -> None:
     path = write(tmp_path, content)
     with pytest.raises(AnnotationError, match=message) as error:
         read_coco(path, None)
@@ -186,7 +262,9 @@ def test_what_is_not_coco_is_refused_with_file_and_record(tmp_path: Path, conten
 
 
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
-def test_real_coco_agrees_with_pycocotools(shared_data, capsys: pytest.CaptureFixture, split: str) -> None:
+def test_real_coco_agrees_with_pycocotools(
+    shared_data, capsys: pytest.CaptureFixture, split: str
+) -> None:
     root = shared_data("coco_mini")
     path = root / "annotations" / f"instances_{split}.json"
     data = read_coco(path, root / split, boxes="keep")
@@ -199,11 +277,17 @@ def test_real_coco_agrees_with_pycocotools(shared_data, capsys: pytest.CaptureFi
         theirs = reference.loadAnns(reference.getAnnIds(imgIds=image_id, iscrowd=None))
         rows = slice(data.offsets[index], data.offsets[index + 1])
         assert data.ids[rows].tolist() == [record["id"] for record in theirs]
-        assert [data.class_map.source_id_of(label) for label in data.labels[rows].tolist()] == [r["category_id"] for r in theirs]
+        assert [data.class_map.source_id_of(label) for label in data.labels[rows].tolist()] == [
+            r["category_id"] for r in theirs
+        ]
         assert data.crowd[rows].tolist() == [bool(record["iscrowd"]) for record in theirs]
         xywh = np.array([record["bbox"] for record in theirs]).reshape(-1, 4)
-        np.testing.assert_allclose(data.boxes[rows], np.hstack((xywh[:, :2], xywh[:, :2] + xywh[:, 2:])), atol=1e-4)
-        np.testing.assert_allclose(data.areas[rows], [record["area"] for record in theirs], rtol=1e-6)
+        np.testing.assert_allclose(
+            data.boxes[rows], np.hstack((xywh[:, :2], xywh[:, :2] + xywh[:, 2:])), atol=1e-4
+        )
+        np.testing.assert_allclose(
+            data.areas[rows], [record["area"] for record in theirs], rtol=1e-6
+        )
         record = reference.imgs[image_id]
         assert data.image_files[index] == str(root / split / record["file_name"])
         assert data.image_sizes[index].tolist() == [record["height"], record["width"]]

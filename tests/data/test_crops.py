@@ -1,4 +1,6 @@
-"""Crops: bilinear interpolation in float64, OpenCV's resize and torchvision's transforms are the witnesses."""
+"""Crops: bilinear interpolation in float64, OpenCV's resize and torchvision's transforms are the
+witnesses.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,9 @@ from detres.structures import ClassMap, ClassTargets, CropBatch
 
 Batch = tuple[CropBatch, ClassTargets]
 
-# warpAffine up to OpenCV 4 places each source coordinate to 1/32 px, so at most 1/64 px off, after rounding the two terms of
-# its sum to 1/1024 px. A value then moves by that times the step to the next pixel, along each axis.
+# warpAffine up to OpenCV 4 places each source coordinate to 1/32 px, so at most 1/64 px off, after
+# rounding the two terms of its sum to 1/1024 px. A value then moves by that times the step to the
+# next pixel, along each axis.
 SHIFT = 1 / 64 + 1 / 1024
 
 
@@ -58,8 +61,12 @@ def steps_of(image: np.ndarray) -> float:
     return float(np.abs(np.diff(levels, axis=0)).max() + np.abs(np.diff(levels, axis=1)).max())
 
 
-def bilinear(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int) -> np.ndarray:
-    """The window of the resized image in float64, pixel by pixel; pixel centres at + 0.5, the border repeated."""
+def bilinear(
+    image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int
+) -> np.ndarray:
+    """The window of the resized image in float64, pixel by pixel; pixel centres at + 0.5, the
+    border repeated.
+    """
     height, width = image.shape[:2]
     window = np.zeros((side, side, 3))
     for row in range(side):
@@ -77,11 +84,17 @@ def bilinear(image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], 
 
 
 def random_window(seed: int, side: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Return (H, W) of an image, (h, w) it is resized to and the corner of a window of `side` px."""
+    """Return (H, W) of an image, (h, w) it is resized to and the corner of a window of `side`
+    px.
+    """
     rng = np.random.default_rng(seed)
     height, width = (int(n) for n in rng.integers(30, 150, 2))
     size = scaled_size(height, width, int(rng.integers(side, 220)))
-    return (height, width), size, (int(rng.integers(0, size[0] - side + 1)), int(rng.integers(0, size[1] - side + 1)))
+    return (
+        (height, width),
+        size,
+        (int(rng.integers(0, size[0] - side + 1)), int(rng.integers(0, size[1] - side + 1))),
+    )
 
 
 def off_by(found: np.ndarray, expected: np.ndarray) -> float:
@@ -102,7 +115,9 @@ def test_scaled_sizes_by_hand() -> None:
 def test_scaled_sizes_are_torchvisions() -> None:
     rng = np.random.default_rng(0)
     for height, width, shorter in rng.integers(1, 60, (200, 3)).tolist():
-        assert scaled_size(height, width, shorter) == tuple(Resize(shorter)(torch.zeros(1, height, width)).shape[1:])
+        assert scaled_size(height, width, shorter) == tuple(
+            Resize(shorter)(torch.zeros(1, height, width)).shape[1:]
+        )
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (0, 14), (24, 0), (24, 14), (5, 9)])
@@ -124,7 +139,9 @@ def test_a_window_twice_as_large_by_hand() -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8, 0.5, 0.25])
-def test_windows_of_noise_are_exact_where_the_coordinates_are_32nds_of_a_pixel(factor: float) -> None:
+def test_windows_of_noise_are_exact_where_the_coordinates_are_32nds_of_a_pixel(
+    factor: float,
+) -> None:
     image = noise(96, 112)
     size = (round(96 * factor), round(112 * factor))
     for corner in ((0, 0), (size[0] - 20, size[1] - 20), (3, 5)):
@@ -149,7 +166,8 @@ def test_a_window_is_cut_from_the_image_that_opencv_resizes(seed: int) -> None:
     resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     expected = resized[corner[0] : corner[0] + 24, corner[1] : corner[1] + 24]
     assert SHIFT * steps_of(image) < 1.5
-    # The window is off by that and its rounding; resize, whose weights have 11 bits, by less than 1: together below 3.
+    # The window is off by that and its rounding; resize, whose weights have 11 bits, by less than
+    # 1: together below 3.
     assert off_by(resized_window(image, size, corner, 24), expected) <= 2
 
 
@@ -173,7 +191,8 @@ def test_a_crop_is_a_pure_function_of_image_and_seed(pca: float) -> None:
 
 
 def test_scales_corners_and_mirrors_cover_their_whole_ranges() -> None:
-    # Every crop of a small image that there can be: 16x24, 17x25 and 18x27 px hold 1 * 9, 2 * 10 and 3 * 12 corners.
+    # Every crop of a small image that there can be: 16x24, 17x25 and 18x27 px hold 1 * 9, 2 * 10
+    # and 3 * 12 corners.
     image = noise(24, 36)
     crops = {}
     for shorter in (16, 17, 18):
@@ -192,7 +211,10 @@ def test_scales_corners_and_mirrors_cover_their_whole_ranges() -> None:
     for crop, count in found.items():
         drawn[crops[crop]] += count
     for shorter in (16, 17, 18):  # a third each, within 4 standard deviations
-        assert abs(drawn[shorter, False] + drawn[shorter, True] - number / 3) < 4 * (number * 2 / 9) ** 0.5
+        assert (
+            abs(drawn[shorter, False] + drawn[shorter, True] - number / 3)
+            < 4 * (number * 2 / 9) ** 0.5
+        )
     mirrored = sum(count for (_, flipped), count in drawn.items() if flipped)
     assert abs(mirrored - 0.3 * number) < 4 * (number * 0.3 * 0.7) ** 0.5
 
@@ -207,7 +229,8 @@ def test_never_and_always_mirrored(flip: float) -> None:
 
 def test_principal_components_are_an_orthonormal_basis_in_columns() -> None:
     assert np.allclose(PCA_VECTORS.T @ PCA_VECTORS, np.eye(3), atol=5e-4)  # of four decimals
-    # In photographs brightness varies most: along the first component all channels move the same way, by about as much.
+    # In photographs brightness varies most: along the first component all channels move the same
+    # way, by about as much.
     first = PCA_VECTORS[:, np.argmax(PCA_VALUES)]
     assert np.abs(first - np.sign(first[0]) / 3**0.5).max() < 0.01
     assert (np.diff(PCA_VALUES) < 0).all()
@@ -220,10 +243,20 @@ def test_a_grey_image_is_shifted_by_the_formula(level: int, pca: float) -> None:
     clipped = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        rng.integers(8, 9), rng.integers(0, 1), rng.integers(0, 1), rng.random()  # scale, top, left, mirror
+        (
+            rng.integers(8, 9),
+            rng.integers(0, 1),
+            rng.integers(0, 1),
+            rng.random(),
+        )  # scale, top, left, mirror
         alphas = rng.normal(0, pca, 3)
         expected = [
-            level + sum(PCA_VECTORS[channel, k] * alphas[k] * (0.2175, 0.0188, 0.0045)[k] * 255 for k in range(3)) for channel in range(3)
+            level
+            + sum(
+                PCA_VECTORS[channel, k] * alphas[k] * (0.2175, 0.0188, 0.0045)[k] * 255
+                for k in range(3)
+            )
+            for channel in range(3)
         ]
         clipped += min(expected) < 0 or max(expected) > 255
         crop = transform(image, seed)
@@ -260,7 +293,10 @@ def test_the_shift_is_one_for_the_whole_crop_and_comes_after_the_same_crop() -> 
 
 @pytest.mark.parametrize("shorter", [(31, 64), (64, 33), (0, 31)])
 def test_a_scale_that_cannot_hold_the_crop_is_refused(shorter: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=rf"shorter sides {shorter[0]}\.\.{shorter[1]} px do not hold a crop of 32 px"):
+    with pytest.raises(
+        ValueError,
+        match=rf"shorter sides {shorter[0]}\.\.{shorter[1]} px do not hold a crop of 32 px",
+    ):
         TrainCrop(shorter=shorter, crop=32, flip=0.5, pca=0.1)
 
 
@@ -289,12 +325,18 @@ def test_randaugment_is_torchvisions_on_the_crop_there_would_be_without_it(magni
     changed = 0
     for seed in range(40):
         plain = TrainCrop(shorter=(24, 40), crop=24, flip=0.5, pca=0)(image, seed)
-        found = TrainCrop(shorter=(24, 40), crop=24, flip=0.5, pca=0, randaugment=magnitude)(image, seed)
+        found = TrainCrop(shorter=(24, 40), crop=24, flip=0.5, pca=0, randaugment=magnitude)(
+            image, seed
+        )
         rng = np.random.default_rng(seed)
         height, width = scaled_size(40, 40, int(rng.integers(24, 41)))
         rng.integers(0, height - 23), rng.integers(0, width - 23), rng.random()  # top, left, mirror
         torch.manual_seed(int(rng.integers(2**63 - 1)))
-        expected = RandAugment(num_ops=2, magnitude=magnitude)(torch.from_numpy(plain).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        expected = (
+            RandAugment(num_ops=2, magnitude=magnitude)(torch.from_numpy(plain).permute(2, 0, 1))
+            .permute(1, 2, 0)
+            .numpy()
+        )
         assert np.array_equal(found, expected)
         changed += not np.array_equal(found, plain)
     assert changed > 20
@@ -304,7 +346,9 @@ def test_randaugment_of_magnitude_0_is_left_out() -> None:
     arguments = {"shorter": (32, 64), "crop": 24, "flip": 0.5, "pca": 0.1}
     image = noise(50, 70)
     for seed in range(20):
-        assert np.array_equal(TrainCrop(**arguments, randaugment=0)(image, seed), TrainCrop(**arguments)(image, seed))
+        assert np.array_equal(
+            TrainCrop(**arguments, randaugment=0)(image, seed), TrainCrop(**arguments)(image, seed)
+        )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -319,16 +363,31 @@ def test_randaugment_leaves_the_generator_of_the_gpu_alone() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "shorter", "crop"),
-    [((40, 60), 40, 24), ((60, 41), 32, 24), ((33, 80), 48, 48), ((50, 50), 31, 24), ((51, 37), 64, 33), ((37, 90), 29, 20)],
+    [
+        ((40, 60), 40, 24),
+        ((60, 41), 32, 24),
+        ((33, 80), 48, 48),
+        ((50, 50), 31, 24),
+        ((51, 37), 64, 33),
+        ((37, 90), 29, 20),
+    ],
 )
-def test_the_centre_crop_lies_where_torchvisions_does(shape: tuple[int, int], shorter: int, crop: int) -> None:
+def test_the_centre_crop_lies_where_torchvisions_does(
+    shape: tuple[int, int], shorter: int, crop: int
+) -> None:
     image = smooth(*shape)
     resize = Resize(shorter, interpolation=InterpolationMode.BILINEAR, antialias=False)
-    expected = TorchvisionCenterCrop(crop)(resize(torch.from_numpy(image).permute(2, 0, 1).float())).permute(1, 2, 0).numpy()
+    expected = (
+        TorchvisionCenterCrop(crop)(resize(torch.from_numpy(image).permute(2, 0, 1).float()))
+        .permute(1, 2, 0)
+        .numpy()
+    )
     found = CenterCrop(shorter=shorter, crop=crop)(image, 0)
     tolerance = 0.5 + SHIFT * steps_of(image) + 0.01
     assert off_by(found, expected) <= tolerance
-    assert off_by(found[:, 1:], expected[:, :-1]) > 2 * tolerance  # a pixel to the side would be seen
+    assert (
+        off_by(found[:, 1:], expected[:, :-1]) > 2 * tolerance
+    )  # a pixel to the side would be seen
     assert off_by(found[1:], expected[:-1]) > 2 * tolerance
 
 
@@ -400,10 +459,16 @@ def test_training_batches_are_those_of_the_sampler(images: ImageFiles) -> None:
     batches = list(crop_train_loader(dataset, batch_size=3, steps=8, seed=5))
     sampler = StepSampler(np.ones(10), batch_size=3, seed=5, steps=8, group_by_aspect=False)
     assert_same(batches, [collate_crops([dataset[key] for key in keys]) for keys in sampler])
-    for epoch in (batches[:4], batches[4:]):  # four batches of three: every image, and two of them twice
+    for epoch in (
+        batches[:4],
+        batches[4:],
+    ):  # four batches of three: every image, and two of them twice
         assert {file for batch, _ in epoch for file in batch.ids} == set(images.files.tolist())
     label_of = dict(zip(images.files.tolist(), images.labels.tolist(), strict=True))
-    assert all(targets.labels.tolist() == [label_of[file] for file in batch.ids] for batch, targets in batches)
+    assert all(
+        targets.labels.tolist() == [label_of[file] for file in batch.ids]
+        for batch, targets in batches
+    )
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_a_run_starts(images: ImageFiles) -> None:
@@ -414,7 +479,10 @@ def test_batches_do_not_depend_on_workers_or_on_where_a_run_starts(images: Image
     assert len(alone) == 7
     assert_same(alone, list(crop_train_loader(crops_of(images), **arguments)))
     assert_same(alone, list(crop_train_loader(crops_of(images), num_workers=2, **arguments)))
-    assert_same(alone[4:], list(crop_train_loader(crops_of(images), start_step=4, num_workers=1, **arguments)))
+    assert_same(
+        alone[4:],
+        list(crop_train_loader(crops_of(images), start_step=4, num_workers=1, **arguments)),
+    )
     assert_same(alone[6:], list(crop_train_loader(crops_of(images), start_step=6, **arguments)))
     other = list(crop_train_loader(crops_of(images), batch_size=4, steps=7, seed=4))
     assert [batch.ids for batch, _ in alone] != [batch.ids for batch, _ in other]
@@ -427,32 +495,49 @@ def test_scoring_sees_every_image_once_in_order(images: ImageFiles) -> None:
         batches = list(loader)
         assert [len(batch) for batch, _ in batches] == [4, 4, 2]
         assert [file for batch, _ in batches for file in batch.ids] == images.files.tolist()
-        assert torch.cat([targets.labels for _, targets in batches]).tolist() == images.labels.tolist()
+        assert (
+            torch.cat([targets.labels for _, targets in batches]).tolist() == images.labels.tolist()
+        )
     assert_same(batches, list(crop_eval_loader(dataset, batch_size=4)))
     expected = np.stack([dataset.transform(noise(20 + n, 30, n), 0) for n in range(10)])
-    assert np.array_equal(torch.cat([batch.pixels for batch, _ in batches]).permute(0, 2, 3, 1).numpy(), expected)
+    assert np.array_equal(
+        torch.cat([batch.pixels for batch, _ in batches]).permute(0, 2, 3, 1).numpy(), expected
+    )
 
 
 def test_a_damaged_file_is_named(images: ImageFiles, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(Path(images.files[0]).read_bytes()[:900])
-    broken = ImageFiles("broken", images.class_map, np.array([str(damaged), *images.files[1:]]), images.labels)
+    broken = ImageFiles(
+        "broken", images.class_map, np.array([str(damaged), *images.files[1:]]), images.labels
+    )
     with pytest.raises(ImageReadError, match=r"damaged\.png"):
         list(crop_eval_loader(crops_of(broken), batch_size=4))
 
 
 def with_damage(images: ImageFiles, folder: Path, rows: Sequence[int]) -> ImageFiles:
-    """The set with the files of `rows` cut off in the middle, or without a sign of an image in odd rows."""
+    """The set with the files of `rows` cut off in the middle, or without a sign of an image in odd
+    rows.
+    """
     files = images.files.tolist()
     for row in rows:
         files[row] = str(folder / f"damaged{row}.png")
-        Path(files[row]).write_bytes(Path(images.files[row]).read_bytes()[:900] if row % 2 == 0 else b"")
+        Path(files[row]).write_bytes(
+            Path(images.files[row]).read_bytes()[:900] if row % 2 == 0 else b""
+        )
     return ImageFiles("damaged", images.class_map, np.array(files), images.labels)
 
 
 def test_good_images_take_the_places_of_damaged_ones_in_turn_by_hand() -> None:
     crops = [noise(5, 5, seed) for seed in (0, 1)]
-    items = [(None, 2, "w.png"), (crops[0], 2, "a.png"), (None, 1, "x.png"), (None, 0, "y.png"), (crops[1], 0, "b.png"), (None, 1, "x.png")]
+    items = [
+        (None, 2, "w.png"),
+        (crops[0], 2, "a.png"),
+        (None, 1, "x.png"),
+        (None, 0, "y.png"),
+        (crops[1], 0, "b.png"),
+        (None, 1, "x.png"),
+    ]
     batch, targets = collate_crops(items)
     assert batch.ids == ("a.png", "b.png", "a.png", "b.png", "a.png", "b.png")
     assert batch.damaged == ("w.png", "x.png", "y.png", "x.png")
@@ -465,12 +550,16 @@ def test_good_images_take_the_places_of_damaged_ones_in_turn_by_hand() -> None:
 
 
 def test_a_batch_of_damaged_images_alone_is_an_error() -> None:
-    with pytest.raises(ImageReadError, match=r"none of the 2 images of a batch can be read, the first is w\.png"):
+    with pytest.raises(
+        ImageReadError, match=r"none of the 2 images of a batch can be read, the first is w\.png"
+    ):
         collate_crops([(None, 2, "w.png"), (None, 0, "x.png")])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_damaged_files_are_an_error_or_skipped(images: ImageFiles, tmp_path: Path, num_workers: int) -> None:
+def test_damaged_files_are_an_error_or_skipped(
+    images: ImageFiles, tmp_path: Path, num_workers: int
+) -> None:
     broken = with_damage(images, tmp_path, [1, 4, 6])
     transform = TrainCrop(shorter=(18, 24), crop=16, flip=0.5, pca=0.1)
     arguments = {"batch_size": 4, "steps": 6, "seed": 3, "num_workers": num_workers}
@@ -486,21 +575,43 @@ def test_damaged_files_are_an_error_or_skipped(images: ImageFiles, tmp_path: Pat
         assert batch.ids == tuple(other.ids[place] for place in places)
         assert torch.equal(batch.pixels, other.pixels[places])
         assert torch.equal(targets.labels, other_targets.labels[places])
-        assert batch.damaged == tuple(broken.files[row_of[file]] for file in other.ids if row_of[file] in (1, 4, 6))
-    assert {name for batch, _ in batches for name in batch.damaged} == {str(tmp_path / f"damaged{row}.png") for row in (1, 4, 6)}
+        assert batch.damaged == tuple(
+            broken.files[row_of[file]] for file in other.ids if row_of[file] in (1, 4, 6)
+        )
+    assert {name for batch, _ in batches for name in batch.damaged} == {
+        str(tmp_path / f"damaged{row}.png") for row in (1, 4, 6)
+    }
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_all_files_damaged_is_an_error_that_names_one(images: ImageFiles, tmp_path: Path, num_workers: int) -> None:
-    dataset = CropDataset(with_damage(images, tmp_path, range(10)), TrainCrop(shorter=(18, 24), crop=16, flip=0.5, pca=0), damaged="skip")
-    with pytest.raises(ImageReadError, match=r"none of the 4 images of a batch can be read, the first is \S*damaged\d\.png"):
+def test_all_files_damaged_is_an_error_that_names_one(
+    images: ImageFiles, tmp_path: Path, num_workers: int
+) -> None:
+    dataset = CropDataset(
+        with_damage(images, tmp_path, range(10)),
+        TrainCrop(shorter=(18, 24), crop=16, flip=0.5, pca=0),
+        damaged="skip",
+    )
+    with pytest.raises(
+        ImageReadError,
+        match=r"none of the 4 images of a batch can be read, the first is \S*damaged\d\.png",
+    ):
         list(crop_train_loader(dataset, batch_size=4, steps=2, seed=0, num_workers=num_workers))
 
 
 def test_a_file_that_is_gone_is_never_skipped(images: ImageFiles) -> None:
-    gone = ImageFiles("gone", images.class_map, np.array(["/nowhere/x.png", *images.files[1:].tolist()]), images.labels)
+    gone = ImageFiles(
+        "gone",
+        images.class_map,
+        np.array(["/nowhere/x.png", *images.files[1:].tolist()]),
+        images.labels,
+    )
     with pytest.raises(ImageReadError, match=r"/nowhere/x\.png does not exist"):
-        list(crop_eval_loader(CropDataset(gone, WholeImage(shorter=20), damaged="skip"), batch_size=1))
+        list(
+            crop_eval_loader(
+                CropDataset(gone, WholeImage(shorter=20), damaged="skip"), batch_size=1
+            )
+        )
 
 
 def test_only_what_cannot_be_read_is_skipped(images: ImageFiles) -> None:
@@ -522,5 +633,10 @@ def test_no_images(images: ImageFiles) -> None:
 def test_crops_of_different_sizes_do_not_make_a_batch(images: ImageFiles) -> None:
     with pytest.raises(ValueError, match="same shape"):
         list(crop_eval_loader(CropDataset(images, WholeImage(shorter=None)), batch_size=2))
-    sizes = [tuple(batch.pixels.shape) for batch, _ in crop_eval_loader(CropDataset(images, WholeImage(shorter=None)), batch_size=1)]
+    sizes = [
+        tuple(batch.pixels.shape)
+        for batch, _ in crop_eval_loader(
+            CropDataset(images, WholeImage(shorter=None)), batch_size=1
+        )
+    ]
     assert sizes == [(1, 3, 20 + n, 30) for n in range(10)]

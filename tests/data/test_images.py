@@ -11,14 +11,33 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from detres.data.encoded import ImageFiles
-from detres.data.images import CIFAR10_FILES, decode_in_memory, hold_out, read_cifar10, read_image_folder
+from detres.data.images import (
+    CIFAR10_FILES,
+    decode_in_memory,
+    hold_out,
+    read_cifar10,
+    read_image_folder,
+)
 from detres.image_io import ImageReadError, read_image
 from detres.structures import ClassMap, ImageArrays
 
-CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR_NAMES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 
-def write_image(path: Path, color: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (3, 4)) -> Path:
+def write_image(
+    path: Path, color: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (3, 4)
+) -> Path:
     """Write an image of (h, w) in one colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (size[1], size[0]), color).save(path)
@@ -26,7 +45,9 @@ def write_image(path: Path, color: tuple[int, int, int] = (10, 20, 30), size: tu
 
 
 def cifar_row(label: int, number: int) -> tuple[bytes, np.ndarray]:
-    """The bytes of row `number` as CIFAR-10's page describes them (a label, the red plane row by row, green, blue), and the image."""
+    """The bytes of row `number` as CIFAR-10's page describes them (a label, the red plane row by
+    row, green, blue), and the image.
+    """
     image = np.zeros((32, 32, 3), np.uint8)
     row = [label]
     for channel in range(3):
@@ -39,7 +60,9 @@ def cifar_row(label: int, number: int) -> tuple[bytes, np.ndarray]:
 
 
 def write_cifar(root: Path, rows: int = 2) -> dict[str, list[tuple[int, np.ndarray]]]:
-    """Write the six files with `rows` rows each and return split -> the labels and images in them."""
+    """Write the six files with `rows` rows each and return split -> the labels and images in
+    them.
+    """
     root.mkdir(parents=True, exist_ok=True)
     (root / "batches.meta.txt").write_text("\n".join(CIFAR_NAMES) + "\n\n")
     written: dict[str, list[tuple[int, np.ndarray]]] = {"train": [], "test": []}
@@ -59,18 +82,34 @@ def numbered(num: int) -> ImageArrays:
     """`num` images of 2x2 px that hold their own number, labelled by it modulo 3."""
     numbers = np.arange(num)
     pixels = np.repeat(numbers, 12).reshape(num, 2, 2, 3).astype(np.uint8)
-    return ImageArrays("numbers", ClassMap(("a", "b", "c"), (1, 2, 3)), pixels, (numbers % 3).astype(np.int64))
+    return ImageArrays(
+        "numbers", ClassMap(("a", "b", "c"), (1, 2, 3)), pixels, (numbers % 3).astype(np.int64)
+    )
 
 
 # ---- a folder a class ----
 
 
 def test_folder_by_hand(tmp_path: Path) -> None:
-    for name in ("owl/b.png", "owl/a.JPG", "cat/z.jpeg", "cat/deep/er/y.png", "cat/a.bmp", "Dog/1.webp"):
+    for name in (
+        "owl/b.png",
+        "owl/a.JPG",
+        "cat/z.jpeg",
+        "cat/deep/er/y.png",
+        "cat/a.bmp",
+        "Dog/1.webp",
+    ):
         write_image(tmp_path / name)
     images = read_image_folder(tmp_path)
     assert images.class_map == ClassMap(("Dog", "cat", "owl"), (1, 2, 3))
-    expected = ["Dog/1.webp", "cat/a.bmp", "cat/deep/er/y.png", "cat/z.jpeg", "owl/a.JPG", "owl/b.png"]
+    expected = [
+        "Dog/1.webp",
+        "cat/a.bmp",
+        "cat/deep/er/y.png",
+        "cat/z.jpeg",
+        "owl/a.JPG",
+        "owl/b.png",
+    ]
     assert images.files.tolist() == [str(tmp_path / name) for name in expected]
     assert images.labels.tolist() == [0, 1, 1, 1, 2, 2]
     assert images.labels.dtype == np.int64
@@ -79,7 +118,14 @@ def test_folder_by_hand(tmp_path: Path) -> None:
 
 
 def test_dot_names_and_other_files_are_passed_over_and_the_others_counted(tmp_path: Path) -> None:
-    for name in ("cat/1.png", "cat/.2.png", "cat/.thumbnails/3.png", "cat/deep/.cache/more/4.png", ".git/5.png", "dog/6.png"):
+    for name in (
+        "cat/1.png",
+        "cat/.2.png",
+        "cat/.thumbnails/3.png",
+        "cat/deep/.cache/more/4.png",
+        ".git/5.png",
+        "dog/6.png",
+    ):
         write_image(tmp_path / name)
     for name in ("cat/readme.txt", "cat/deep/boxes.xml", "dog/png", ".hidden", "beside.png"):
         (tmp_path / name).write_text("no image")
@@ -100,7 +146,9 @@ def test_asked_for_classes_come_in_their_order_and_alone(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()  # not asked for, so no fault
     images = read_image_folder(tmp_path, classes=["cow", "ant"])
     assert images.class_map == ClassMap(("cow", "ant"), (1, 2))
-    assert images.files.tolist() == [str(tmp_path / name) for name in ("cow/1.png", "cow/2.png", "ant/1.png")]
+    assert images.files.tolist() == [
+        str(tmp_path / name) for name in ("cow/1.png", "cow/2.png", "ant/1.png")
+    ]
     assert images.labels.tolist() == [0, 0, 1]
 
 
@@ -108,22 +156,33 @@ def test_a_linked_class_folder_counts(tmp_path: Path) -> None:
     write_image(tmp_path / "elsewhere" / "1.png")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "cat").symlink_to(tmp_path / "elsewhere")
-    assert read_image_folder(tmp_path / "root").files.tolist() == [str(tmp_path / "root" / "cat" / "1.png")]
+    assert read_image_folder(tmp_path / "root").files.tolist() == [
+        str(tmp_path / "root" / "cat" / "1.png")
+    ]
 
 
 def test_every_file_has_the_label_of_its_folder(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    written = {write_image(tmp_path / f"class{rng.integers(5)}" / f"sub{rng.integers(3)}" / f"{number}.png") for number in range(60)}
+    written = {
+        write_image(
+            tmp_path / f"class{rng.integers(5)}" / f"sub{rng.integers(3)}" / f"{number}.png"
+        )
+        for number in range(60)
+    }
     images = read_image_folder(tmp_path)
     assert {Path(file) for file in images.files} == written
     assert len(images.files) == len(written)
-    assert images.class_map.names == tuple(sorted({file.relative_to(tmp_path).parts[0] for file in written}))
+    assert images.class_map.names == tuple(
+        sorted({file.relative_to(tmp_path).parts[0] for file in written})
+    )
     for file, label in zip(images.files, images.labels, strict=True):
         assert images.class_map.names[label] == Path(file).relative_to(tmp_path).parts[0]
     assert [Path(file) for file in images.files] == sorted(written)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".JPEG", ".Png"])
+@pytest.mark.parametrize(
+    "suffix", [".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".JPEG", ".Png"]
+)
 def test_every_ending_that_can_be_read_is_taken(tmp_path: Path, suffix: str) -> None:
     file = write_image(tmp_path / "cat" / f"a{suffix}")
     assert read_image_folder(tmp_path).files.tolist() == [str(file)]
@@ -137,13 +196,19 @@ def test_random_trees_are_read_as_torchvision_reads_them(tmp_path: Path, seed: i
     files = [tmp_path / name / "first.bmp" for name in names]
     for _ in range(40):
         folders = rng.choice(names, rng.integers(1, 4)).tolist()
-        files.append(tmp_path.joinpath(*folders, f"{rng.integers(1000)}{rng.choice(['.png', '.JPG', '.txt'])}"))
+        files.append(
+            tmp_path.joinpath(
+                *folders, f"{rng.integers(1000)}{rng.choice(['.png', '.JPG', '.txt'])}"
+            )
+        )
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"not opened")
     images, witness = read_image_folder(tmp_path), ImageFolder(tmp_path)
     assert list(images.class_map.names) == witness.classes
-    assert sorted(zip(images.files.tolist(), images.labels.tolist(), strict=True)) == sorted(witness.samples)
+    assert sorted(zip(images.files.tolist(), images.labels.tolist(), strict=True)) == sorted(
+        witness.samples
+    )
 
 
 def test_tiny_imagenet_is_read_as_torchvision_reads_it(shared_data) -> None:
@@ -151,7 +216,9 @@ def test_tiny_imagenet_is_read_as_torchvision_reads_it(shared_data) -> None:
     for split, number in (("train", 10_000), ("val", 1000)):
         images, witness = read_image_folder(root / split), ImageFolder(root / split)
         assert list(images.class_map.names) == witness.classes
-        assert list(zip(images.files.tolist(), images.labels.tolist(), strict=True)) == witness.samples
+        assert (
+            list(zip(images.files.tolist(), images.labels.tolist(), strict=True)) == witness.samples
+        )
         assert np.bincount(images.labels).tolist() == [number // 50] * 50
     held = decode_in_memory(images)
     assert held.pixels.shape == (1000, 64, 64, 3)
@@ -183,7 +250,9 @@ def test_folder_errors(tmp_path: Path) -> None:
 def test_a_missing_class_lists_eight_of_many(tmp_path: Path) -> None:
     for number in range(11):
         write_image(tmp_path / f"c{number:02}" / "1.png")
-    with pytest.raises(ValueError, match="it has c00, c01, c02, c03, c04, c05, c06, c07 and 3 more"):
+    with pytest.raises(
+        ValueError, match="it has c00, c01, c02, c03, c04, c05, c06, c07 and 3 more"
+    ):
         read_image_folder(tmp_path, classes=["x"])
 
 
@@ -218,7 +287,10 @@ def test_cifar_red_comes_first(tmp_path: Path) -> None:
 def test_a_cut_off_cifar_file_is_named(tmp_path: Path, content: bytes) -> None:
     write_cifar(tmp_path)
     (tmp_path / "data_batch_3.bin").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"data_batch_3\.bin has {len(content)} bytes, expected a multiple of 3073"):
+    with pytest.raises(
+        ValueError,
+        match=rf"data_batch_3\.bin has {len(content)} bytes, expected a multiple of 3073",
+    ):
         read_cifar10(tmp_path, "train")
     assert len(read_cifar10(tmp_path, "test")) == 2
 
@@ -245,7 +317,9 @@ def test_missing_cifar_files_are_named(tmp_path: Path) -> None:
 
 
 def write_python_cifar(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 2) -> None:
-    """Write what `write_cifar` does as the pickles of CIFAR-10's page, and make them the official ones."""
+    """Write what `write_cifar` does as the pickles of CIFAR-10's page, and make them the official
+    ones.
+    """
     folder.mkdir(parents=True)
 
     def write(name: str, content: dict) -> str:
@@ -255,8 +329,24 @@ def write_python_cifar(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int 
     sums = []
     for file, name in enumerate([*(f"data_batch_{n}" for n in (1, 2, 3, 4, 5)), "test_batch"]):
         labels = [(3 * file + 9 * row) % 10 for row in range(rows)]
-        data = [np.frombuffer(cifar_row(label, rows * file + row)[0], np.uint8)[1:] for row, label in enumerate(labels)]
-        sums.append([name, write(name, {"batch_label": name, "data": np.stack(data), "labels": labels, "filenames": ["x.png"] * rows})])
+        data = [
+            np.frombuffer(cifar_row(label, rows * file + row)[0], np.uint8)[1:]
+            for row, label in enumerate(labels)
+        ]
+        sums.append(
+            [
+                name,
+                write(
+                    name,
+                    {
+                        "batch_label": name,
+                        "data": np.stack(data),
+                        "labels": labels,
+                        "filenames": ["x.png"] * rows,
+                    },
+                ),
+            ]
+        )
     meta = write("batches.meta", {"label_names": list(CIFAR_NAMES), "num_vis": 3072})
     monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
     monkeypatch.setattr(CIFAR10, "test_list", sums[5:])
@@ -265,14 +355,23 @@ def write_python_cifar(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("below", [True, False])
-def test_the_python_version_of_cifar_is_the_binary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, below: bool) -> None:
+def test_the_python_version_of_cifar_is_the_binary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, below: bool
+) -> None:
     write_cifar(tmp_path / "binary" / "cifar-10-batches-bin", rows=3)
     folder = tmp_path / "python" / "cifar-10-batches-py"
     write_python_cifar(folder, monkeypatch, rows=3)
-    images, expected = read_cifar10(folder.parent if below else folder, split), read_cifar10(tmp_path / "binary", split)
+    images, expected = (
+        read_cifar10(folder.parent if below else folder, split),
+        read_cifar10(tmp_path / "binary", split),
+    )
     np.testing.assert_array_equal(images.pixels, expected.pixels)
     np.testing.assert_array_equal(images.labels, expected.labels)
-    assert (images.pixels.dtype, images.labels.dtype, images.pixels.flags.c_contiguous) == (np.uint8, np.int64, True)
+    assert (images.pixels.dtype, images.labels.dtype, images.pixels.flags.c_contiguous) == (
+        np.uint8,
+        np.int64,
+        True,
+    )
     assert images.class_map == expected.class_map
     assert images.source == f"{folder} ({split})"
 
@@ -295,7 +394,11 @@ def test_a_changed_file_of_the_python_version_is_not_opened(
         (folder / name).unlink()
     else:  # a pickle that would make a folder
         (folder / name).write_bytes(b"cos\nmkdir\n(V" + str(tmp_path / "harm").encode() + b"\ntR.")
-    with pytest.raises(ValueError, match=rf"{re.escape(str(folder))}: a file is missing or is not the official one by its checksum"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{re.escape(str(folder))}: a file is missing or is not the official one by its "
+        r"checksum",
+    ):
         read_cifar10(tmp_path, split)
     assert not (tmp_path / "harm").exists()
 
@@ -308,14 +411,22 @@ def test_made_up_pickles_are_not_the_official_ones(tmp_path: Path) -> None:
 
 
 def test_cifar_files_are_the_official_six() -> None:
-    assert sum(CIFAR10_FILES.values(), ()) == (*(f"data_batch_{n}.bin" for n in (1, 2, 3, 4, 5)), "test_batch.bin")
+    assert sum(CIFAR10_FILES.values(), ()) == (
+        *(f"data_batch_{n}.bin" for n in (1, 2, 3, 4, 5)),
+        "test_batch.bin",
+    )
 
 
 # ---- files into memory ----
 
 
 def files_of(paths: list[Path]) -> ImageFiles:
-    return ImageFiles("a set", ClassMap(("a", "b"), (1, 2)), np.array([str(path) for path in paths]), np.arange(len(paths)) % 2)
+    return ImageFiles(
+        "a set",
+        ClassMap(("a", "b"), (1, 2)),
+        np.array([str(path) for path in paths]),
+        np.arange(len(paths)) % 2,
+    )
 
 
 def test_decoding_gives_the_pixels_written(tmp_path: Path) -> None:
@@ -331,15 +442,23 @@ def test_decoding_gives_the_pixels_written(tmp_path: Path) -> None:
     assert (images.source, images.class_map) == (files.source, files.class_map)
 
 
-@pytest.mark.parametrize(("size", "shown"), [((5, 9), "9x5"), ((4, 8), "8x4"), ((1, 8), "8x1")])  # numpy would spread the last
+@pytest.mark.parametrize(
+    ("size", "shown"), [((5, 9), "9x5"), ((4, 8), "8x4"), ((1, 8), "8x1")]
+)  # numpy would spread the last
 def test_one_side_that_differs_is_enough(tmp_path: Path, size: tuple[int, int], shown: str) -> None:
     paths = [write_image(tmp_path / f"{n}.png", size=one) for n, one in enumerate([(5, 8), size])]
-    with pytest.raises(ValueError, match=rf"1\.png has {shown} px, the files before it 8x5: data\.in_memory wants one size"):
+    with pytest.raises(
+        ValueError,
+        match=rf"1\.png has {shown} px, the files before it 8x5: data\.in_memory wants one size",
+    ):
         decode_in_memory(files_of(paths))
 
 
 def test_decoding_errors(tmp_path: Path) -> None:
-    paths = [write_image(tmp_path / f"{n}.png", size=size) for n, size in enumerate([(3, 4), (3, 4), (4, 3), (5, 5)])]
+    paths = [
+        write_image(tmp_path / f"{n}.png", size=size)
+        for n, size in enumerate([(3, 4), (3, 4), (4, 3), (5, 5)])
+    ]
     with pytest.raises(ValueError, match=r"2\.png has 3x4 px, the files before it 4x3"):
         decode_in_memory(files_of(paths))
     paths[1].write_bytes(b"\x89PNG no more")
@@ -356,7 +475,12 @@ def test_damaged_files_are_left_out_and_listed(tmp_path: Path) -> None:
     paths[0].write_bytes(b"no image")
     paths[3].write_bytes(paths[3].read_bytes()[:40])
     paths[4].write_bytes(b"")
-    files = ImageFiles("a set", ClassMap(tuple("abcdefg"), tuple(range(1, 8))), np.array([str(path) for path in paths]), np.arange(7))
+    files = ImageFiles(
+        "a set",
+        ClassMap(tuple("abcdefg"), tuple(range(1, 8))),
+        np.array([str(path) for path in paths]),
+        np.arange(7),
+    )
     images = decode_in_memory(files, damaged="skip")
     assert images.damaged == (str(paths[0]), str(paths[3]), str(paths[4]))
     assert images.labels.tolist() == [1, 2, 5, 6]
@@ -380,7 +504,10 @@ def test_without_damage_nothing_is_left_out(tmp_path: Path) -> None:
 
 
 def test_damage_does_not_excuse_another_size(tmp_path: Path) -> None:
-    paths = [write_image(tmp_path / f"{n}.png", size=size) for n, size in enumerate([(5, 5), (3, 4), (4, 3)])]
+    paths = [
+        write_image(tmp_path / f"{n}.png", size=size)
+        for n, size in enumerate([(5, 5), (3, 4), (4, 3)])
+    ]
     paths[0].write_bytes(b"")
     with pytest.raises(ValueError, match=r"2\.png has 3x4 px, the files before it 4x3"):
         decode_in_memory(files_of(paths), damaged="skip")
@@ -390,7 +517,9 @@ def test_all_files_damaged_is_an_error(tmp_path: Path) -> None:
     paths = [write_image(tmp_path / f"{n}.png") for n in range(3)]
     for path in paths:
         path.write_bytes(b"")
-    with pytest.raises(ImageReadError, match=r"a set: none of the 3 images can be read, the first is \S*0\.png"):
+    with pytest.raises(
+        ImageReadError, match=r"a set: none of the 3 images can be read, the first is \S*0\.png"
+    ):
         decode_in_memory(files_of(paths), damaged="skip")
     with pytest.raises(ValueError, match="a set has no images"):
         decode_in_memory(files_of([]), damaged="skip")
@@ -422,7 +551,10 @@ def test_holding_out_is_always_the_same_and_nested() -> None:
     assert first.pixels[:, 0, 0, 0].tolist() == [5, 16, 20, 36, 52, 72, 82, 90, 93, 94]
     more = hold_out(images, 30)[1]
     assert set(first.pixels[:, 0, 0, 0]) < set(more.pixels[:, 0, 0, 0])
-    assert (hold_out(images, 10)[0].source, first.source) == ("numbers without 10", "numbers held out 10")
+    assert (hold_out(images, 10)[0].source, first.source) == (
+        "numbers without 10",
+        "numbers held out 10",
+    )
 
 
 @pytest.mark.parametrize("number", [0, -1, 5, 6])

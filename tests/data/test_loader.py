@@ -47,15 +47,27 @@ def assert_same(first: list[Batch], second: list[Batch]) -> None:
                 assert torch.equal(getattr(target, name), getattr(other, name))
 
 
-@pytest.mark.parametrize(("num", "batch_size"), [(40, 8), (41, 8), (7, 2), (5, 1), (3, 4), (1, 8), (100, 3)])
+@pytest.mark.parametrize(
+    ("num", "batch_size"), [(40, 8), (41, 8), (7, 2), (5, 1), (3, 4), (1, 8), (100, 3)]
+)
 @pytest.mark.parametrize("group", [True, False])
-def test_every_batch_is_full_and_every_image_comes_each_epoch(num: int, batch_size: int, group: bool) -> None:
+def test_every_batch_is_full_and_every_image_comes_each_epoch(
+    num: int, batch_size: int, group: bool
+) -> None:
     per_epoch = -(-num // batch_size)
     ratios = random_ratios(num)
-    batches = list(StepSampler(ratios, batch_size=batch_size, seed=0, steps=3 * per_epoch, group_by_aspect=group))
+    batches = list(
+        StepSampler(
+            ratios, batch_size=batch_size, seed=0, steps=3 * per_epoch, group_by_aspect=group
+        )
+    )
     assert all(len(batch) == batch_size for batch in batches)
     for epoch in range(3):
-        seen = Counter(index for batch in batches[epoch * per_epoch : (epoch + 1) * per_epoch] for index, _ in batch)
+        seen = Counter(
+            index
+            for batch in batches[epoch * per_epoch : (epoch + 1) * per_epoch]
+            for index, _ in batch
+        )
         assert set(seen) == set(range(num))
         assert sum(seen.values()) - num == per_epoch * batch_size - num < batch_size
         if num >= batch_size:
@@ -71,7 +83,9 @@ def test_wide_and_tall_images_meet_in_two_batches_of_an_epoch_at_most() -> None:
         mixed = sum(len({bool(ratios[index] < 1) for index, _ in batch}) == 2 for batch in batches)
         assert mixed <= 2
     ungrouped = list(StepSampler(ratios, batch_size=4, seed=0, steps=26, group_by_aspect=False))
-    assert sum(len({bool(ratios[index] < 1) for index, _ in batch}) == 2 for batch in ungrouped) > 10
+    assert (
+        sum(len({bool(ratios[index] < 1) for index, _ in batch}) == 2 for batch in ungrouped) > 10
+    )
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 6, 17, 30])
@@ -108,7 +122,9 @@ def test_item_is_the_image_its_target_and_its_size_on_disk(annotations: Annotati
     assert original_size == (height, width)
     assert min(image.shape[:2]) == 96
     assert target.image_id == annotations.image_ids[4]
-    ratios = torch.tensor([image.shape[1] / width, image.shape[0] / height] * 2, dtype=torch.float32)
+    ratios = torch.tensor(
+        [image.shape[1] / width, image.shape[0] / height] * 2, dtype=torch.float32
+    )
     torch.testing.assert_close(target.boxes, annotations.target(4).boxes * ratios)
     assert dataset.aspect_ratios()[4] == pytest.approx(width / height)
 
@@ -117,13 +133,17 @@ def test_unknown_sizes_count_as_square(annotations: Annotations) -> None:
     sizes = annotations.image_sizes.copy()
     sizes[3] = 0
     unknown = Annotations(**{**vars(annotations), "image_sizes": sizes})
-    assert DetectionDataset(unknown, EvalTransform(shorter=96, longer=200)).aspect_ratios()[3] == 1.0
+    assert (
+        DetectionDataset(unknown, EvalTransform(shorter=96, longer=200)).aspect_ratios()[3] == 1.0
+    )
 
 
 def test_collate_pads_and_keeps_sizes() -> None:
     def item(height: int, width: int, image_id: int) -> tuple[np.ndarray, Target, tuple[int, int]]:
         flags = torch.zeros(1, dtype=torch.bool)
-        target = Target(image_id, torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([1]), flags, flags)
+        target = Target(
+            image_id, torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([1]), flags, flags
+        )
         return np.full((height, width, 3), image_id, np.uint8), target, (2 * height, 2 * width)
 
     images, targets = collate([item(30, 40, 7), item(20, 70, 8)])
@@ -137,7 +157,9 @@ def test_collate_pads_and_keeps_sizes() -> None:
         collate([])
 
 
-def test_batches_do_not_depend_on_workers_or_on_where_a_run_starts(annotations: Annotations) -> None:
+def test_batches_do_not_depend_on_workers_or_on_where_a_run_starts(
+    annotations: Annotations,
+) -> None:
     dataset = train_set(annotations)
     arguments = {"batch_size": 4, "steps": 9, "seed": 3}
     alone = list(train_loader(dataset, **arguments))
@@ -173,18 +195,28 @@ def test_evaluation_sees_every_image_once_in_order(annotations: Annotations) -> 
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_damaged_file_is_named(annotations: Annotations, tmp_path: Path, num_workers: int) -> None:
+def test_a_damaged_file_is_named(
+    annotations: Annotations, tmp_path: Path, num_workers: int
+) -> None:
     damaged = tmp_path / "damaged.jpg"
     damaged.write_bytes(Path(annotations.image_files[0]).read_bytes()[:900])
     files = np.array([str(damaged), *annotations.image_files[1:]])
     broken = Annotations(**{**vars(annotations), "image_files": files})
-    loader = eval_loader(DetectionDataset(broken, EvalTransform(shorter=96, longer=200)), batch_size=4, num_workers=num_workers)
+    loader = eval_loader(
+        DetectionDataset(broken, EvalTransform(shorter=96, longer=200)),
+        batch_size=4,
+        num_workers=num_workers,
+    )
     with pytest.raises(ImageReadError, match=r"damaged\.jpg"):
         next(iter(loader))
 
 
 def test_an_empty_data_set_is_refused(annotations: Annotations) -> None:
-    empty = {name: value[:0] for name, value in vars(annotations).items() if isinstance(value, np.ndarray)}
+    empty = {
+        name: value[:0]
+        for name, value in vars(annotations).items()
+        if isinstance(value, np.ndarray)
+    }
     none = Annotations(**{**vars(annotations), **empty, "offsets": np.zeros(1, np.int64)})
     with pytest.raises(ValueError, match="has no images"):
         train_set(none)

@@ -30,7 +30,9 @@ def digest(folder: Path) -> str:
 
 def test_the_coco_reader_takes_it_without_a_complaint(shapes: Path) -> None:
     for split, num in (("train", NUM_TRAIN), ("val", NUM_VAL)):
-        annotations = read_coco(shapes / "annotations" / f"{split}.json", shapes / split, boxes="error")
+        annotations = read_coco(
+            shapes / "annotations" / f"{split}.json", shapes / split, boxes="error"
+        )
         assert len(annotations) == num
         assert annotations.class_map.names == SHAPES_CLASSES
         assert annotations.dropped == {}
@@ -41,14 +43,21 @@ def test_files_hold_what_draw_shapes_image_draws(shapes: Path) -> None:
     content = json.loads((shapes / "annotations" / "val.json").read_text())
     for record in content["images"][:20]:
         pixels, objects = draw_shapes_image(0, "val", record["id"] - 1)
-        stored = read_image(shapes / "val" / record["file_name"], (record["height"], record["width"]))
+        stored = read_image(
+            shapes / "val" / record["file_name"], (record["height"], record["width"])
+        )
         assert stored.shape == pixels.shape
         assert np.abs(stored.astype(float) - pixels).mean() < 12  # JPEG, on coloured grain
         mine = [a for a in content["annotations"] if a["image_id"] == record["id"]]
         assert [a["category_id"] for a in mine] == [item.label for item in objects]
         for annotation, item in zip(mine, objects, strict=True):
             rows, columns = np.nonzero(item.mask)
-            tight = [columns.min(), rows.min(), columns.max() + 1 - columns.min(), rows.max() + 1 - rows.min()]
+            tight = [
+                columns.min(),
+                rows.min(),
+                columns.max() + 1 - columns.min(),
+                rows.max() + 1 - rows.min(),
+            ]
             assert annotation["bbox"] == tight
             assert annotation["area"] == item.mask.sum()
             assert annotation["iscrowd"] == item.crowd
@@ -90,10 +99,16 @@ def test_objects_stand_out_from_what_they_cover() -> None:
             for later in objects[n + 1 :]:
                 above |= later.mask
             mask = (item.mask & ~above).astype(np.uint8)
-            around = (cv2.dilate(mask, np.ones((7, 7))) > cv2.dilate(mask, np.ones((3, 3)))) & ~above
+            around = (
+                cv2.dilate(mask, np.ones((7, 7))) > cv2.dilate(mask, np.ones((3, 3)))
+            ) & ~above
             if item.crowd or not around.any():
                 continue
-            inside = pixels[cv2.erode(mask, np.ones((3, 3))) > 0] if mask.sum() > 150 else pixels[mask > 0]
+            inside = (
+                pixels[cv2.erode(mask, np.ones((3, 3))) > 0]
+                if mask.sum() > 150
+                else pixels[mask > 0]
+            )
             difference = np.abs(np.median(inside, axis=0) - np.median(pixels[around], axis=0)).max()
             assert difference > 15, (index, n)
 
@@ -107,7 +122,9 @@ def test_an_image_depends_on_seed_split_and_index_alone() -> None:
         assert not np.array_equal(pixels, draw_shapes_image(*other)[0])
 
 
-def test_a_second_call_draws_nothing_and_another_cache_gets_the_same_bytes(shapes: Path, tmp_path: Path) -> None:
+def test_a_second_call_draws_nothing_and_another_cache_gets_the_same_bytes(
+    shapes: Path, tmp_path: Path
+) -> None:
     before = (shapes / "annotations" / "train.json").stat().st_mtime_ns
     assert ensure_shapes(shapes.parent, num_train=NUM_TRAIN, num_val=NUM_VAL) == shapes
     assert (shapes / "annotations" / "train.json").stat().st_mtime_ns == before
@@ -116,11 +133,16 @@ def test_a_second_call_draws_nothing_and_another_cache_gets_the_same_bytes(shape
 
 def test_the_first_images_do_not_depend_on_how_many_follow(shapes: Path, tmp_path: Path) -> None:
     small = ensure_shapes(tmp_path, num_train=2, num_val=1)
-    assert (small / "train" / "000002.jpg").read_bytes() == (shapes / "train" / "000002.jpg").read_bytes()
+    assert (small / "train" / "000002.jpg").read_bytes() == (
+        shapes / "train" / "000002.jpg"
+    ).read_bytes()
 
 
 def test_arguments_name_the_folder(tmp_path: Path) -> None:
-    folders = {ensure_shapes(tmp_path, num_train=a, num_val=b, seed=s) for a, b, s in ((1, 2, 0), (2, 1, 0), (1, 2, 1))}
+    folders = {
+        ensure_shapes(tmp_path, num_train=a, num_val=b, seed=s)
+        for a, b, s in ((1, 2, 0), (2, 1, 0), (1, 2, 1))
+    }
     assert len(folders) == 3
 
 
@@ -128,14 +150,21 @@ def test_two_processes_at_once_both_get_the_whole_folder(tmp_path: Path) -> None
     context = multiprocessing.get_context("spawn")
     both_ready = context.Barrier(2)
     with context.Pool(2, initializer=both_ready.wait) as pool:
-        results = [pool.apply_async(ensure_shapes, (tmp_path,), {"num_train": 60, "num_val": 2}) for _ in range(2)]
+        results = [
+            pool.apply_async(ensure_shapes, (tmp_path,), {"num_train": 60, "num_val": 2})
+            for _ in range(2)
+        ]
         first, second = (result.get(timeout=120) for result in results)
     assert first == second
     assert len(list((first / "train").iterdir())) == 60
-    assert [path.name for path in tmp_path.iterdir()] == [first.name]  # no unfinished folder is left
+    assert [path.name for path in tmp_path.iterdir()] == [
+        first.name
+    ]  # no unfinished folder is left
 
 
-def test_nothing_is_left_when_drawing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_when_drawing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_space(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
@@ -145,7 +174,9 @@ def test_nothing_is_left_when_drawing_fails(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_cache_is_taken_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_taken_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DETRES_CACHE", str(tmp_path / "elsewhere"))
     assert ensure_shapes(num_train=1, num_val=1).parent == tmp_path / "elsewhere"
 

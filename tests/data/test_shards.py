@@ -65,11 +65,17 @@ def write_tar(path: Path, members: list[Member], mode: str = "w", **options: obj
 
 
 def write_set(root: Path, num: int = 3, each: int = 2) -> list[Path]:
-    """`num` shards train-000.tar, ... of `each` samples, whose seeds count on and whose classes take turns: 0, 1, 2."""
+    """`num` shards train-000.tar, ... of `each` samples, whose seeds count on and whose classes
+    take turns: 0, 1, 2.
+    """
     return [
         write_tar(
             root / f"train-{shard:03}.tar",
-            [member for n in range(shard * each, (shard + 1) * each) for member in sample(f"s{n:04}", n % 3, n)],
+            [
+                member
+                for n in range(shard * each, (shard + 1) * each)
+                for member in sample(f"s{n:04}", n % 3, n)
+            ],
         )
         for shard in range(num)
     ]
@@ -80,7 +86,11 @@ def witness(paths: list[Path]) -> tuple[list[str], list[np.ndarray], list[int]]:
     names, pixels, labels = [], [], []
     for path in paths:
         with tarfile.open(path) as tar:
-            content = {member.name: tar.extractfile(member).read() for member in tar.getmembers() if member.isfile()}
+            content = {
+                member.name: tar.extractfile(member).read()
+                for member in tar.getmembers()
+                if member.isfile()
+            }
         for name, data in content.items():
             stem, ending = os.path.splitext(name)
             if ending.lower() in (".png", ".jpg", ".jpeg", ".bmp"):
@@ -120,13 +130,19 @@ def assert_images_are(images: ImageShards, paths: list[Path]) -> None:
     ],
 )
 @pytest.mark.parametrize("protocol", ["", "file://", "simplecache::file://"])
-def test_all_ways_to_name_three_shards(tmp_path: Path, below: str, pattern: str, protocol: str) -> None:
+def test_all_ways_to_name_three_shards(
+    tmp_path: Path, below: str, pattern: str, protocol: str
+) -> None:
     paths = write_set(tmp_path / "set")
     root = f"{protocol}{tmp_path}{below}"
     images = read_shards(root, pattern)
     assert_images_are(images, paths)
     assert images.shards.tolist() == [0, 0, 1, 1, 2, 2]
-    assert [Path(url).name for url in images.urls] == ["train-000.tar", "train-001.tar", "train-002.tar"]
+    assert [Path(url).name for url in images.urls] == [
+        "train-000.tar",
+        "train-001.tar",
+        "train-002.tar",
+    ]
     assert all(url.startswith(protocol) for url in images.urls)
     assert images.class_map == ClassMap(("0", "1", "2"), (1, 2, 3))
     assert images.source == f"{root}/{pattern} (3 shards)"
@@ -135,12 +151,20 @@ def test_all_ways_to_name_three_shards(tmp_path: Path, below: str, pattern: str,
 
 def test_one_shard_and_a_part_of_a_range(tmp_path: Path) -> None:
     paths = write_set(tmp_path)
-    assert_images_are(read_shards(str(tmp_path), "train-001.tar", classes=["a", "b", "c"]), paths[1:2])
-    assert_images_are(read_shards(str(tmp_path), "train-{001..002}.tar", classes=["a", "b", "c"]), paths[1:])
+    assert_images_are(
+        read_shards(str(tmp_path), "train-001.tar", classes=["a", "b", "c"]), paths[1:2]
+    )
+    assert_images_are(
+        read_shards(str(tmp_path), "train-{001..002}.tar", classes=["a", "b", "c"]), paths[1:]
+    )
 
 
 def test_two_ranges_count_like_nested_loops(tmp_path: Path) -> None:
-    paths = [write_tar(tmp_path / f"{a}" / f"x-{b:02}.tar", sample(f"{a}-{b}", 0, 10 * a + b)) for a in (0, 1) for b in (8, 9, 10)]
+    paths = [
+        write_tar(tmp_path / f"{a}" / f"x-{b:02}.tar", sample(f"{a}-{b}", 0, 10 * a + b))
+        for a in (0, 1)
+        for b in (8, 9, 10)
+    ]
     assert_images_are(read_shards(str(tmp_path), "{0..1}/x-{08..10}.tar"), paths)
     assert_images_are(read_shards(str(tmp_path), "{0..1}"), paths)
     assert_images_are(read_shards(str(tmp_path), "{0..1}/*-{08..10}.tar"), paths)
@@ -157,10 +181,14 @@ def test_numbers_without_leading_zeros(tmp_path: Path) -> None:
     paths = write_set(tmp_path, num=12, each=1)
     named = [path.rename(tmp_path / f"t-{number}.tar") for number, path in enumerate(paths)]
     assert_images_are(read_shards(str(tmp_path), "t-{0..11}.tar"), named)
-    assert_images_are(read_shards(str(tmp_path), "t-{8..11}.tar", classes=["a", "b", "c", "d"]), named[8:])
+    assert_images_are(
+        read_shards(str(tmp_path), "t-{8..11}.tar", classes=["a", "b", "c", "d"]), named[8:]
+    )
 
 
-def test_relative_roots_links_and_odd_folder_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_roots_links_and_odd_folder_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = write_set(tmp_path / "old [1] *" / "a?")
     (tmp_path / "link").symlink_to(paths[0].parent)
     monkeypatch.chdir(tmp_path)
@@ -176,7 +204,9 @@ def test_relative_roots_links_and_odd_folder_names(tmp_path: Path, monkeypatch: 
 
 def test_hidden_and_other_files_beside_shards_are_passed_over(tmp_path: Path) -> None:
     paths = write_set(tmp_path / "set")
-    (tmp_path / "set" / "._train-000.tar").write_bytes(b"what macOS puts beside a file on a foreign disk")
+    (tmp_path / "set" / "._train-000.tar").write_bytes(
+        b"what macOS puts beside a file on a foreign disk"
+    )
     (tmp_path / "set" / "train-000.idx").write_bytes(b"x")
     assert_images_are(read_shards(str(tmp_path), "set"), paths)
     assert_images_are(read_shards(str(tmp_path), "set/*.tar"), paths)
@@ -192,7 +222,9 @@ def test_a_url(tmp_path: Path, root: str, pattern: str) -> None:
     try:
         assert_images_are(read_shards(root, pattern), paths)
         assert_images_are(read_shards("memory://", f"set/{pattern}"), paths)
-        with pytest.raises(FileNotFoundError, match=re.escape(f"{root.rstrip('/')}/no-1.tar is missing")):
+        with pytest.raises(
+            FileNotFoundError, match=re.escape(f"{root.rstrip('/')}/no-1.tar is missing")
+        ):
             read_shards(root, "no-{1..1}.tar")
     finally:
         files.rm("/set", recursive=True)
@@ -216,18 +248,32 @@ def test_a_missing_shard_is_named_and_the_others_counted(tmp_path: Path) -> None
 def test_a_folder_without_shards(tmp_path: Path, pattern: str) -> None:
     write_set(tmp_path)
     shown = pattern if "*" in pattern else f"{pattern.rstrip('/')}/*.tar"
-    with pytest.raises(FileNotFoundError, match=re.escape(f"no shard {tmp_path}/{shown}; give data.train and data.val a folder of *.tar")):
+    with pytest.raises(
+        FileNotFoundError,
+        match=re.escape(
+            f"no shard {tmp_path}/{shown}; give data.train and data.val a folder of *.tar"
+        ),
+    ):
         read_shards(str(tmp_path), pattern)
 
 
-@pytest.mark.parametrize("pattern", ["t-{5..2}.tar", "t-{00..100}.tar", "t-{00..9}.tar", "t-{0..1}-{3..2}.tar"])
+@pytest.mark.parametrize(
+    "pattern", ["t-{5..2}.tar", "t-{00..100}.tar", "t-{00..9}.tar", "t-{0..1}-{3..2}.tar"]
+)
 def test_a_badly_written_range(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"{pattern}: expected a rising range, {{0..146}}, or with numbers of one width")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            f"{pattern}: expected a rising range, {{0..146}}, or with numbers of one width"
+        ),
+    ):
         read_shards(str(tmp_path), pattern)
 
 
 def test_a_url_that_nothing_opens() -> None:
-    with pytest.raises(ValueError, match=r"nonsense://bucket/a\.tar cannot be opened: Protocol not known"):
+    with pytest.raises(
+        ValueError, match=r"nonsense://bucket/a\.tar cannot be opened: Protocol not known"
+    ):
         read_shards("nonsense://bucket", "a.tar")
 
 
@@ -243,12 +289,18 @@ class _Server(http.server.SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        asked, path = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")), Path(self.translate_path(self.path))
+        asked, path = (
+            re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")),
+            Path(self.translate_path(self.path)),
+        )
         if not self.ranges or not asked or not path.is_file():
             return super().do_GET()
         data = path.read_bytes()[int(asked[1]) : int(asked[2]) + 1]
         self.send_response(206)
-        self.send_header("Content-Range", f"bytes {asked[1]}-{int(asked[1]) + len(data) - 1}/{path.stat().st_size}")
+        self.send_header(
+            "Content-Range",
+            f"bytes {asked[1]}-{int(asked[1]) + len(data) - 1}/{path.stat().st_size}",
+        )
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -259,7 +311,9 @@ class _Server(http.server.SimpleHTTPRequestHandler):
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server of tmp_path."""
     monkeypatch.setattr(_Server, "ranges", True)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Server, directory=str(tmp_path))) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(_Server, directory=str(tmp_path))
+    ) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -270,7 +324,11 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.skipif(has_aiohttp, reason="aiohttp is installed")
 def test_a_package_that_is_wanted_is_named(address: str) -> None:
     for pattern, shown in (("a-{0..1}.tar", "a-0.tar"), ("a", "a/*.tar")):
-        with pytest.raises(ValueError, match=rf"{re.escape(address)}/{re.escape(shown)} cannot be opened: .*aiohttp.* to be installed"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{re.escape(address)}/{re.escape(shown)} cannot be opened: .*aiohttp.* to be "
+            r"installed",
+        ):
             read_shards(address, pattern)
 
 
@@ -281,7 +339,9 @@ def test_over_http(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
         images = read_shards(address, pattern)
         assert_images_are(images, paths)
     assert_loaders_give(images, paths)
-    with pytest.raises(FileNotFoundError, match=r"train-003\.tar is missing \(404.*\), and 1 more$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"train-003\.tar is missing \(404.*\), and 1 more$"
+    ):
         read_shards(address, "set/train-{000..004}.tar")
     os.utime(paths[1], (1, 1))
     shown: list[str] = []
@@ -289,15 +349,24 @@ def test_over_http(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
     assert shown == [f"indexing 1 of 3 shards of {address}: once only"]
     monkeypatch.setattr(_Server, "ranges", False)
     size = int(images.sizes[4])
-    with pytest.raises(ImageReadError, match=rf"s0004\.png cannot be read: asked for {size} bytes, got 10240; .* gives no byte ranges"):
+    with pytest.raises(
+        ImageReadError,
+        match=rf"s0004\.png cannot be read: asked for {size} bytes, got 10240; .* gives no byte "
+        r"ranges",
+    ):
         images.read_bytes(4)
 
 
 @pytest.mark.skipif(not has_aiohttp, reason="wants aiohttp")
 def test_a_server_that_is_not_there() -> None:
-    with pytest.raises(FileNotFoundError, match=r"http://127\.0\.0\.1:1/a\.tar is missing \(Cannot connect to host"):
+    with pytest.raises(
+        FileNotFoundError, match=r"http://127\.0\.0\.1:1/a\.tar is missing \(Cannot connect to host"
+    ):
         read_shards("http://127.0.0.1:1", "a.tar")
-    with pytest.raises(ShardError, match=r"http://127\.0\.0\.1:1/a/\*\.tar cannot be listed: Cannot connect to host"):
+    with pytest.raises(
+        ShardError,
+        match=r"http://127\.0\.0\.1:1/a/\*\.tar cannot be listed: Cannot connect to host",
+    ):
         read_shards("http://127.0.0.1:1", "a")
 
 
@@ -309,7 +378,9 @@ class _CountingFile(AbstractBufferedFile):
 
 
 class _Counting(fsspec.AbstractFileSystem):
-    """A remote file system of the plainest kind, as hf:// is, that notes the sizes of what it fetches."""
+    """A remote file system of the plainest kind, as hf:// is, that notes the sizes of what it
+    fetches.
+    """
 
     protocol = "counting"
 
@@ -342,12 +413,22 @@ def test_no_more_than_the_image_is_fetched(tmp_path: Path) -> None:
 
 def test_labels_images_and_their_places_by_hand(tmp_path: Path) -> None:
     first, second = encoded(1), encoded(2)
-    members = [("b.json", b"{}"), ("b.cls", b" 1\n"), ("b.png", second), ("a.png", first), ("a.cls", b"0"), ("README", b"hello")]
-    images = read_shards(str(write_tar(tmp_path / "one.tar", members, format=tarfile.USTAR_FORMAT).parent), "one.tar")
+    members = [
+        ("b.json", b"{}"),
+        ("b.cls", b" 1\n"),
+        ("b.png", second),
+        ("a.png", first),
+        ("a.cls", b"0"),
+        ("README", b"hello"),
+    ]
+    images = read_shards(
+        str(write_tar(tmp_path / "one.tar", members, format=tarfile.USTAR_FORMAT).parent), "one.tar"
+    )
     assert images.keys.tolist() == ["b.png", "a.png"]
     assert images.labels.tolist() == [1, 0]
     assert (images.sizes.tolist(), images.sizes.dtype) == ([len(second), len(first)], np.int64)
-    # b.json and b.cls take a block of header and one of content each, then the header of b.png, its content in whole blocks ...
+    # b.json and b.cls take a block of header and one of content each, then the header of b.png, its
+    # content in whole blocks ...
     assert images.offsets.tolist() == [5 * 512, 5 * 512 + -(-len(second) // 512) * 512 + 512]
     assert [images.read_bytes(0), images.read_bytes(1)] == [second, first]
 
@@ -361,20 +442,30 @@ def test_shards_as_imagenet_is_published_in(tmp_path: Path) -> None:
             members += sample(key, label, 3 * shard + number, ".jpg")
             members.append((f"{key}.json", json.dumps({"label": label, "width": 6}).encode()))
         paths.append(write_tar(tmp_path / f"imagenet1k-train-{shard:04}.tar", members))
-    images = read_shards(str(tmp_path), "imagenet1k-train-{0000..0001}.tar", classes=["tench", "goldfish", "shark"])
+    images = read_shards(
+        str(tmp_path), "imagenet1k-train-{0000..0001}.tar", classes=["tench", "goldfish", "shark"]
+    )
     assert_images_are(images, paths)
     assert images.class_map.names == ("tench", "goldfish", "shark")
 
 
 def test_equal_names_in_different_folders_are_different_samples(tmp_path: Path) -> None:
-    members = [m for n, key in enumerate(["cat/1", "dog/1", "./1", "v1.5/deep.er/1", "v1.5/1"]) for m in sample(key, n, n)]
+    members = [
+        m
+        for n, key in enumerate(["cat/1", "dog/1", "./1", "v1.5/deep.er/1", "v1.5/1"])
+        for m in sample(key, n, n)
+    ]
     images = read_shards(str(write_tar(tmp_path / "a.tar", members).parent), "a.tar")
     assert_images_are(images, [tmp_path / "a.tar"])
     assert images.labels.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_endings_in_capitals_and_of_several_formats(tmp_path: Path) -> None:
-    members = [m for n, suffix in enumerate([".JPEG", ".Png", ".jpg", ".BMP", ".jpeg"]) for m in sample(f"i{n}", n, n, suffix)]
+    members = [
+        m
+        for n, suffix in enumerate([".JPEG", ".Png", ".jpg", ".BMP", ".jpeg"])
+        for m in sample(f"i{n}", n, n, suffix)
+    ]
     write_tar(tmp_path / "a.tar", members)
     assert_images_are(read_shards(str(tmp_path), "a.tar"), [tmp_path / "a.tar"])
     write_tar(tmp_path / "b.tar", [("a.PNG", encoded(0)), ("a.CLS", b"0")])
@@ -395,7 +486,10 @@ def test_what_macos_adds_is_passed_over(tmp_path: Path, folder: str) -> None:
     for number in range(2):
         for name, content in sample(f"{folder}s{number}", number, number):
             head, _, tail = name.rpartition("/")
-            members += [(f"{head}/._{tail}" if head else f"._{tail}", b"\0\5\x16\7"), (name, content)]
+            members += [
+                (f"{head}/._{tail}" if head else f"._{tail}", b"\0\5\x16\7"),
+                (name, content),
+            ]
     members += [(f"{folder}.DS_Store", b"x"), (f"{folder}.hidden.png", b"x")]
     write_tar(tmp_path / "a.tar", members)
     images = read_shards(str(tmp_path), "a.tar")
@@ -448,8 +542,18 @@ def test_random_sets_come_back_complete(tmp_path: Path, seed: int) -> None:
     for shard in range(int(rng.integers(1, 6))):
         members = []
         for _ in range(int(rng.integers(1, 20))):
-            key = "/".join([*rng.choice(["a", "b.c", "deep", "."], rng.integers(0, 3)).tolist(), f"{number:05}"])
-            members += sample(key, int(rng.integers(num_classes)), number, str(rng.choice([".png", ".jpg", ".JPEG", ".bmp"])))
+            key = "/".join(
+                [
+                    *rng.choice(["a", "b.c", "deep", "."], rng.integers(0, 3)).tolist(),
+                    f"{number:05}",
+                ]
+            )
+            members += sample(
+                key,
+                int(rng.integers(num_classes)),
+                number,
+                str(rng.choice([".png", ".jpg", ".JPEG", ".bmp"])),
+            )
             members += [(f"{key}.json", b"{}")] * int(rng.integers(2))
             number += 1
         members = [members[place] for place in rng.permutation(len(members))]
@@ -472,8 +576,12 @@ def assert_loaders_give(images: ImageShards, paths: list[Path]) -> None:
     expected = {images.name(row): (pixels[row], labels[row]) for row in range(len(images))}
     dataset = CropDataset(images, WholeImage(shorter=None))
     seen = []
-    for batch, targets in crop_train_loader(dataset, batch_size=3, steps=-(-len(images) // 3), seed=1, num_workers=2):
-        for name, image, label in zip(batch.ids, batch.pixels, targets.labels.tolist(), strict=True):
+    for batch, targets in crop_train_loader(
+        dataset, batch_size=3, steps=-(-len(images) // 3), seed=1, num_workers=2
+    ):
+        for name, image, label in zip(
+            batch.ids, batch.pixels, targets.labels.tolist(), strict=True
+        ):
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected[name][0])
             assert label == expected[name][1]
             seen.append(name)
@@ -510,9 +618,22 @@ def test_a_damaged_image_in_a_shard_is_named_or_skipped(tmp_path: Path) -> None:
     paths[1].write_bytes(content)
     with pytest.raises(ImageReadError, match=r"train-001\.tar: s0003\.png cannot be read"):
         list(crop_eval_loader(CropDataset(images, WholeImage(shorter=None)), batch_size=6))
-    batch, targets = next(iter(crop_eval_loader(CropDataset(images, WholeImage(shorter=None), damaged="skip"), batch_size=6)))
+    batch, targets = next(
+        iter(
+            crop_eval_loader(
+                CropDataset(images, WholeImage(shorter=None), damaged="skip"), batch_size=6
+            )
+        )
+    )
     assert batch.damaged == (f"{paths[1]}: s0003.png",)
-    assert [name[-9:] for name in batch.ids] == ["s0000.png", "s0001.png", "s0002.png", "s0004.png", "s0005.png", "s0000.png"]
+    assert [name[-9:] for name in batch.ids] == [
+        "s0000.png",
+        "s0001.png",
+        "s0002.png",
+        "s0004.png",
+        "s0005.png",
+        "s0000.png",
+    ]
     assert targets.labels.tolist() == [0, 1, 2, 1, 2, 0]
     assert decode_in_memory(images, damaged="skip").damaged == batch.damaged
 
@@ -522,17 +643,25 @@ def test_a_shard_that_changes_under_a_run_is_named(tmp_path: Path) -> None:
     images = read_shards(str(tmp_path), "train-000.tar")
     size = int(images.sizes[1])
     os.truncate(path, int(images.offsets[1]) + 7)
-    with pytest.raises(ImageReadError, match=rf"train-000\.tar: s0001\.png cannot be read: asked for {size} bytes, got 7; the tar file"):
+    with pytest.raises(
+        ImageReadError,
+        match=rf"train-000\.tar: s0001\.png cannot be read: asked for {size} bytes, got 7; the "
+        r"tar file",
+    ):
         images.read_bytes(1)
     path.unlink()
-    with pytest.raises(ImageReadError, match=r"train-000\.tar: s0001\.png cannot be read: .*No such file"):
+    with pytest.raises(
+        ImageReadError, match=r"train-000\.tar: s0001\.png cannot be read: .*No such file"
+    ):
         images.read_bytes(1)
 
 
 # ---- the index ----
 
 
-def read_and_show(root: Path, pattern: str = "train-{000..002}.tar") -> tuple[ImageShards, list[str]]:
+def read_and_show(
+    root: Path, pattern: str = "train-{000..002}.tar"
+) -> tuple[ImageShards, list[str]]:
     shown: list[str] = []
     return read_shards(str(root), pattern, show=shown.append), shown
 
@@ -543,7 +672,9 @@ def test_shards_are_indexed_once(tmp_path: Path, cache: Path) -> None:
     assert shown == [f"indexing 3 of 3 shards of {tmp_path / 'set'}: once only"]
     assert len(list(cache.iterdir())) == 3
     times = [path.stat() for path in paths]
-    for path, stat in zip(paths, times, strict=True):  # without their content, which no one needs to look at again
+    for path, stat in zip(
+        paths, times, strict=True
+    ):  # without their content, which no one needs to look at again
         path.write_bytes(bytes(stat.st_size))
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     again, shown = read_and_show(tmp_path / "set")
@@ -560,7 +691,14 @@ def test_the_index_of_a_changed_shard_is_made_anew(tmp_path: Path, change: str) 
     paths = write_set(tmp_path)
     read_and_show(tmp_path)
     size = paths[1].stat().st_size
-    write_tar(paths[1], [m for n in range(2 if change == "content" else 40) for m in sample(f"n{n}", 2 - n % 2, 50 + n)])
+    write_tar(
+        paths[1],
+        [
+            m
+            for n in range(2 if change == "content" else 40)
+            for m in sample(f"n{n}", 2 - n % 2, 50 + n)
+        ],
+    )
     assert (paths[1].stat().st_size == size) == (change == "content")
     os.utime(paths[1], (1, 1))
     images, shown = read_and_show(tmp_path)
@@ -568,7 +706,9 @@ def test_the_index_of_a_changed_shard_is_made_anew(tmp_path: Path, change: str) 
     assert_images_are(images, paths)
 
 
-def test_indices_do_not_depend_on_the_pattern_or_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indices_do_not_depend_on_the_pattern_or_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_set(tmp_path / "set")
     read_and_show(tmp_path, "set")
     assert read_and_show(tmp_path / "set", "train-{001..002}.tar")[1] == []
@@ -578,7 +718,9 @@ def test_indices_do_not_depend_on_the_pattern_or_the_working_directory(tmp_path:
     assert shown == []
 
 
-@pytest.mark.parametrize("damage", ["empty", "random", "cut off", "other bits", "another archive", "an array"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "random", "cut off", "other bits", "another archive", "an array"]
+)
 def test_a_damaged_index_is_made_anew(tmp_path: Path, cache: Path, damage: str) -> None:
     paths = write_set(tmp_path / "set")
     read_and_show(tmp_path / "set")
@@ -596,7 +738,9 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, cache: Path, damage: str) 
                     "empty": b"",
                     "random": rng.bytes(500),
                     "cut off": content[: len(content) // 2],
-                    "other bits": content.replace("s0".encode("utf-32-le"), "t0".encode("utf-32-le")),
+                    "other bits": content.replace(
+                        "s0".encode("utf-32-le"), "t0".encode("utf-32-le")
+                    ),
                 }[damage]
             )
     images, shown = read_and_show(tmp_path / "set")
@@ -609,7 +753,11 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     write_set(tmp_path)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DETRES_CACHE", str(tmp_path / "file"))
-    with pytest.raises(OSError, match=r"the index of \S*train-000\.tar cannot be kept: .*; give another folder in DETRES_CACHE"):
+    with pytest.raises(
+        OSError,
+        match=r"the index of \S*train-000\.tar cannot be kept: .*; give another folder in "
+        r"DETRES_CACHE",
+    ):
         read_shards(str(tmp_path), "train-000.tar")
 
 
@@ -646,14 +794,22 @@ def test_a_shard_cut_short_anywhere_is_named(tmp_path: Path, member: int, place:
 
 
 def test_zeros_or_rubbish_in_place_of_a_header(tmp_path: Path) -> None:
-    content = write_tar(tmp_path / "a.tar", [m for n in range(3) for m in sample(f"s{n}", n, n)]).read_bytes()
+    content = write_tar(
+        tmp_path / "a.tar", [m for n in range(3) for m in sample(f"s{n}", n, n)]
+    ).read_bytes()
     with tarfile.open(tmp_path / "a.tar") as tar:
         start = tar.getmembers()[2].offset
     (tmp_path / "a.tar").write_bytes(content[:start] + bytes(512) + content[start + 512 :])
-    with pytest.raises(ShardError, match=rf"a\.tar goes on behind its end at byte {start}: "):  # tarfile would stop there
+    with pytest.raises(
+        ShardError, match=rf"a\.tar goes on behind its end at byte {start}: "
+    ):  # tarfile would stop there
         read_shards(str(tmp_path), "a.tar")
     (tmp_path / "a.tar").write_bytes(content[:start] + b"rubbish!" * 64 + content[start + 512 :])
-    with pytest.raises(ShardError, match=rf"a\.tar is cut short or damaged: no header and no end of the archive at byte {start}"):
+    with pytest.raises(
+        ShardError,
+        match=r"a\.tar is cut short or damaged: no header and no end of the archive at byte "
+        rf"{start}",
+    ):
         read_shards(str(tmp_path), "a.tar")
 
 
@@ -663,26 +819,41 @@ def test_a_download_that_stopped_in_a_file_of_the_whole_size(tmp_path: Path) -> 
         start = tar.getmembers()[2].offset
     os.truncate(path, start)
     os.truncate(path, 100_000_000)  # a hole, read as zeros
-    with pytest.raises(ShardError, match=rf"a\.tar goes on behind its end at byte {start}: damaged, half downloaded"):
+    with pytest.raises(
+        ShardError,
+        match=rf"a\.tar goes on behind its end at byte {start}: damaged, half downloaded",
+    ):
         read_shards(str(tmp_path), "a.tar")
 
 
 def test_archives_joined_without_tar(tmp_path: Path) -> None:
     paths = write_set(tmp_path)
     (tmp_path / "all.tar").write_bytes(b"".join(path.read_bytes() for path in paths))
-    with pytest.raises(ShardError, match=r"all\.tar goes on behind its end at byte \d+: .*joined without tar -A"):
+    with pytest.raises(
+        ShardError, match=r"all\.tar goes on behind its end at byte \d+: .*joined without tar -A"
+    ):
         read_shards(str(tmp_path), "all.tar")
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz"])
 def test_a_compressed_shard(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(gzip.compress(write_set(tmp_path)[0].read_bytes()))
-    with pytest.raises(ShardError, match=rf"{re.escape(name)} is cut short or no uncompressed tar: "):
+    with pytest.raises(
+        ShardError, match=rf"{re.escape(name)} is cut short or no uncompressed tar: "
+    ):
         read_shards(str(tmp_path), name)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"<!DOCTYPE html>" * 99, b"version https://git-lfs.github.com/spec/v1\n", encoded(0), b"x" * 512, b"x" * 5000]
+    "content",
+    [
+        b"",
+        b"<!DOCTYPE html>" * 99,
+        b"version https://git-lfs.github.com/spec/v1\n",
+        encoded(0),
+        b"x" * 512,
+        b"x" * 5000,
+    ],
 )
 def test_no_tar_at_all(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
@@ -702,20 +873,44 @@ def test_a_folder_in_place_of_a_shard(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.png", b"x"), ("a.cls", b"0"), ("d/b.png", b"x")], r"a\.tar: d/b\.png has no class; expected d/b\.cls with a number in it"),
-        ([("a.png", b"x"), ("a.cls", b"0"), ("b.txt", b"0"), ("b.cls", b"0")], r"a\.tar: b\.cls has no image beside it"),
+        (
+            [("a.png", b"x"), ("a.cls", b"0"), ("d/b.png", b"x")],
+            r"a\.tar: d/b\.png has no class; expected d/b\.cls with a number in it",
+        ),
+        (
+            [("a.png", b"x"), ("a.cls", b"0"), ("b.txt", b"0"), ("b.cls", b"0")],
+            r"a\.tar: b\.cls has no image beside it",
+        ),
         ([("a.png", b"x"), ("A.cls", b"0")], r"a\.tar: a\.png has no class"),
-        ([("a.png", b"x"), ("a.cls", b"cat")], r"a\.tar, a\.cls holds b'cat', expected a class number, 0\.\.999999"),
+        (
+            [("a.png", b"x"), ("a.cls", b"cat")],
+            r"a\.tar, a\.cls holds b'cat', expected a class number, 0\.\.999999",
+        ),
         ([("a.png", b"x"), ("a.cls", b"-1")], r"a\.tar, a\.cls holds b'-1', expected"),
         ([("a.png", b"x"), ("a.cls", b"")], r"a\.tar, a\.cls holds b'', expected"),
         ([("a.png", b"x"), ("a.cls", b"1.0")], r"a\.tar, a\.cls holds b'1\.0', expected"),
         ([("a.png", b"x"), ("a.cls", b"1 2")], r"a\.tar, a\.cls holds b'1 2', expected"),
         ([("a.png", b"x"), ("a.cls", b"1000000")], r"a\.tar, a\.cls holds b'1000000', expected"),
-        ([("a.png", b"x"), ("a.cls", b"y" * 10**5)], r"a\.tar, a\.cls holds b'yyyyyyyyyyyyyyyyyyyy', expected"),
-        ([("a.png", b"x"), ("a.cls", "٣".encode())], r"a\.tar, a\.cls holds b'\\xd9\\xa3', expected"),
-        ([("a.png", b"x"), ("a.cls", b"0"), ("a.jpg", b"x")], r"a\.tar: a\.png and a\.jpg are two images of one sample"),
-        ([("a.png", b"x"), ("a.seg.png", b"x"), ("a.cls", b"0")], r"a\.tar: a\.png and a\.seg\.png are two images of one sample"),
-        ([("a.png", b"x"), ("a.cls", b"0"), ("a.png", b"x")], r"a\.tar: a\.png and a\.png are two images of one sample"),
+        (
+            [("a.png", b"x"), ("a.cls", b"y" * 10**5)],
+            r"a\.tar, a\.cls holds b'yyyyyyyyyyyyyyyyyyyy', expected",
+        ),
+        (
+            [("a.png", b"x"), ("a.cls", "٣".encode())],
+            r"a\.tar, a\.cls holds b'\\xd9\\xa3', expected",
+        ),
+        (
+            [("a.png", b"x"), ("a.cls", b"0"), ("a.jpg", b"x")],
+            r"a\.tar: a\.png and a\.jpg are two images of one sample",
+        ),
+        (
+            [("a.png", b"x"), ("a.seg.png", b"x"), ("a.cls", b"0")],
+            r"a\.tar: a\.png and a\.seg\.png are two images of one sample",
+        ),
+        (
+            [("a.png", b"x"), ("a.cls", b"0"), ("a.png", b"x")],
+            r"a\.tar: a\.png and a\.png are two images of one sample",
+        ),
         ([("a.png", b"x"), ("a.cls", b"0"), ("a.cls", b"1")], r"a\.tar: a\.cls is there twice"),
         ([], r"a\.tar has no images; expected members KEY\.jpg and KEY\.cls"),
         ([("a.json", b"{}"), ("b.npy", b"x")], r"a\.tar has no images"),
@@ -735,13 +930,18 @@ def test_links_are_not_dropped(tmp_path: Path, kind: bytes, name: str) -> None:
     write_tar(tmp_path / "a.tar", sample("a", 0))
     with tarfile.open(tmp_path / "a.tar", "a") as tar:
         tar.addfile(link)
-    with pytest.raises(ShardError, match=rf"a\.tar: {re.escape(name)} is a link or sparse.*; pack with tar --dereference"):
+    with pytest.raises(
+        ShardError,
+        match=rf"a\.tar: {re.escape(name)} is a link or sparse.*; pack with tar --dereference",
+    ):
         read_shards(str(tmp_path), "a.tar")
 
 
 def test_a_sparse_member_is_not_read_as_if_it_lay_there_whole(tmp_path: Path) -> None:
     sparse = tarfile.TarInfo("a.png")
-    sparse.type = tarfile.GNUTYPE_SPARSE  # in GNU's header: places and sizes of the parts from byte 386, the real size at 483
+    sparse.type = (
+        tarfile.GNUTYPE_SPARSE
+    )  # in GNU's header: places and sizes of the parts from byte 386, the real size at 483
     header = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
     header[386:410] = b"00000000000\0" + b"00000000000\0"
     header[483:495] = b"00000010000\0"
@@ -773,15 +973,26 @@ def test_a_class_beyond_the_names(tmp_path: Path) -> None:
         for pattern in ("a-{0..1}.tar", "a-1.tar"):
             with pytest.raises(ValueError, match=rf"a-1\.tar, {shown} classes"):
                 read_shards(str(tmp_path), pattern, classes=names)
-    images = read_shards(str(tmp_path), "a-{0..1}.tar", classes=["cat", "dog", "eel", "fly", "gnu"])  # no gnu, which is meant so
+    images = read_shards(
+        str(tmp_path), "a-{0..1}.tar", classes=["cat", "dog", "eel", "fly", "gnu"]
+    )  # no gnu, which is meant so
     assert images.class_map == ClassMap(("cat", "dog", "eel", "fly", "gnu"), (1, 2, 3, 4, 5))
     assert images.labels.tolist() == [0, 1, 2, 1, 3]
 
 
-@pytest.mark.parametrize(("labels", "absent", "largest"), [((1, 2, 3), 0, 3), ((0, 1, 3), 2, 3), ((0, 1, 999999), 2, 999999)])
-def test_numbers_with_a_gap_are_no_classes(tmp_path: Path, labels: tuple[int, ...], absent: int, largest: int) -> None:
+@pytest.mark.parametrize(
+    ("labels", "absent", "largest"),
+    [((1, 2, 3), 0, 3), ((0, 1, 3), 2, 3), ((0, 1, 999999), 2, 999999)],
+)
+def test_numbers_with_a_gap_are_no_classes(
+    tmp_path: Path, labels: tuple[int, ...], absent: int, largest: int
+) -> None:
     write_tar(tmp_path / "a.tar", [m for label in labels for m in sample(f"s{label}", label)])
-    with pytest.raises(ValueError, match=rf"a\.tar \(1 shards\): no image of class {absent}, though numbers reach {largest}; classes"):
+    with pytest.raises(
+        ValueError,
+        match=rf"a\.tar \(1 shards\): no image of class {absent}, though numbers reach {largest}; "
+        r"classes",
+    ):
         read_shards(str(tmp_path), "a.tar")
 
 

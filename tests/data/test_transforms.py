@@ -32,7 +32,9 @@ def noise(height: int, width: int) -> np.ndarray:
 def extent(image: np.ndarray) -> torch.Tensor:
     """Box of the bright pixels of an image that is otherwise black."""
     rows, columns = np.nonzero(image[..., 0] > 127)
-    return torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], dtype=torch.float32)
+    return torch.tensor(
+        [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], dtype=torch.float32
+    )
 
 
 def test_eval_scales_boxes_by_the_ratio_of_each_axis() -> None:
@@ -43,7 +45,9 @@ def test_eval_scales_boxes_by_the_ratio_of_each_axis() -> None:
 
 
 def test_eval_keeps_everything_but_the_scale() -> None:
-    given = make_target([*BOXES, (5.0, 5.0, 5.0, 9.0)])  # without area: ground truth for scoring is not touched
+    given = make_target(
+        [*BOXES, (5.0, 5.0, 5.0, 9.0)]
+    )  # without area: ground truth for scoring is not touched
     pixels = noise(100, 200)
     image, target = EvalTransform(shorter=100, longer=200)(pixels, given, 5)
     assert np.array_equal(image, pixels)
@@ -59,9 +63,13 @@ def test_longer_side_is_capped() -> None:
 
 def test_flip_mirrors_continuous_coordinates() -> None:
     pixels = noise(100, 200)
-    image, target = TrainTransform(shorter=(100,), longer=200, flip=1.0)(pixels, make_target(BOXES), 0)
+    image, target = TrainTransform(shorter=(100,), longer=200, flip=1.0)(
+        pixels, make_target(BOXES), 0
+    )
     assert np.array_equal(image, pixels[:, ::-1])
-    expected = torch.tensor([(160.0, 20.0, 190.0, 80.0), (0.0, 0.0, 200.0, 100.0), (1.0, 3.25, 49.5, 97.75)])
+    expected = torch.tensor(
+        [(160.0, 20.0, 190.0, 80.0), (0.0, 0.0, 200.0, 100.0), (1.0, 3.25, 49.5, 97.75)]
+    )
     torch.testing.assert_close(target.boxes, expected, rtol=0, atol=1e-4)
 
 
@@ -92,26 +100,41 @@ def test_boxes_stay_on_their_pixels() -> None:
 
 
 def test_labels_and_flags_follow_their_boxes_when_some_are_dropped() -> None:
-    boxes = [(10.0, 10.0, 30.0, 30.0), (5.0, 5.0, 5.0, 9.0), (40.0, 40.0, 60.0, 90.0), (250.0, 5.0, 260.0, 9.0), (70.0, 0.0, 90.0, 10.0)]
-    image, target = TrainTransform(shorter=(100,), longer=200, flip=0.0)(noise(100, 200), make_target(boxes), 0)
+    boxes = [
+        (10.0, 10.0, 30.0, 30.0),
+        (5.0, 5.0, 5.0, 9.0),
+        (40.0, 40.0, 60.0, 90.0),
+        (250.0, 5.0, 260.0, 9.0),
+        (70.0, 0.0, 90.0, 10.0),
+    ]
+    image, target = TrainTransform(shorter=(100,), longer=200, flip=0.0)(
+        noise(100, 200), make_target(boxes), 0
+    )
     assert image.dtype == np.uint8
     assert target.labels.tolist() == [1, 3, 5]
     assert target.labels.dtype == torch.int64
     assert target.crowd.tolist() == [False, False, False]
     assert target.difficult.tolist() == [False, True, False]
     torch.testing.assert_close(target.boxes, torch.tensor(boxes)[[0, 2, 4]], rtol=0, atol=1e-4)
-    flags = TrainTransform(shorter=(100,), longer=200, flip=1.0)(noise(100, 200), make_target(BOXES), 0)[1]
+    flags = TrainTransform(shorter=(100,), longer=200, flip=1.0)(
+        noise(100, 200), make_target(BOXES), 0
+    )[1]
     assert flags.crowd.tolist() == [False, True, False]
     assert flags.difficult.tolist() == [False, False, True]
     assert flags.image_id == "a"
 
 
 def test_boxes_are_cut_to_the_image() -> None:
-    target = TrainTransform(shorter=(100,), longer=200, flip=0.0)(noise(100, 200), make_target([(-5.0, -1.0, 210.0, 101.0)]), 0)[1]
+    target = TrainTransform(shorter=(100,), longer=200, flip=0.0)(
+        noise(100, 200), make_target([(-5.0, -1.0, 210.0, 101.0)]), 0
+    )[1]
     assert target.boxes.tolist() == [[0.0, 0.0, 200.0, 100.0]]
 
 
-@pytest.mark.parametrize("transform", [TrainTransform(shorter=(50,), longer=200, color=0.2), EvalTransform(shorter=50, longer=200)])
+@pytest.mark.parametrize(
+    "transform",
+    [TrainTransform(shorter=(50,), longer=200, color=0.2), EvalTransform(shorter=50, longer=200)],
+)
 def test_images_without_objects_are_ordinary(transform: TrainTransform | EvalTransform) -> None:
     image, target = transform(noise(100, 200), make_target([]), 0)
     assert image.shape == (50, 100, 3)
@@ -125,7 +148,9 @@ def test_the_seed_decides() -> None:
     transform = TrainTransform(shorter=(80, 90, 100, 110), longer=300, color=0.5)
     pixels, target = noise(100, 150), make_target(BOXES[:1])
     results = [transform(pixels, target, seed) for seed in (*range(12), *range(12))]
-    for (image, changed), (image_again, changed_again) in zip(results[:12], results[12:], strict=True):
+    for (image, changed), (image_again, changed_again) in zip(
+        results[:12], results[12:], strict=True
+    ):
         assert np.array_equal(image, image_again)
         assert torch.equal(changed.boxes, changed_again.boxes)
     assert len({image.tobytes() for image, _ in results}) == 12
@@ -145,14 +170,23 @@ def test_flip_and_color_are_independent() -> None:
 
 def test_color_zero_leaves_colours_and_one_stays_in_range() -> None:
     pixels = noise(40, 40)
-    assert np.array_equal(TrainTransform(shorter=(40,), longer=40, flip=0.0)(pixels, make_target([]), 3)[0], pixels)
-    jittered = [TrainTransform(shorter=(40,), longer=40, flip=0.0, color=1.0)(pixels, make_target([]), s)[0] for s in range(8)]
+    assert np.array_equal(
+        TrainTransform(shorter=(40,), longer=40, flip=0.0)(pixels, make_target([]), 3)[0], pixels
+    )
+    jittered = [
+        TrainTransform(shorter=(40,), longer=40, flip=0.0, color=1.0)(pixels, make_target([]), s)[0]
+        for s in range(8)
+    ]
     assert all(image.dtype == np.uint8 for image in jittered)
     assert len({image.tobytes() for image in jittered}) == 8
 
 
 def test_bad_arguments() -> None:
-    for arguments in ({"shorter": (), "longer": 10}, {"shorter": (20,), "longer": 10}, {"shorter": (0,), "longer": 10}):
+    for arguments in (
+        {"shorter": (), "longer": 10},
+        {"shorter": (20,), "longer": 10},
+        {"shorter": (0,), "longer": 10},
+    ):
         with pytest.raises(ValueError, match="must hold sides"):
             TrainTransform(**arguments)
     for arguments in ({"flip": 1.5}, {"color": -0.1}):
@@ -169,6 +203,15 @@ def test_importing_opens_no_connection() -> None:
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
         "import detres.data.transforms\n"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    environment = {
+        key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""VOC XML -> Annotations: coordinates, flags, splits, classes, and what bad folders and files get."""
+"""VOC XML -> Annotations: coordinates, flags, splits, classes, and what bad folders and files
+get.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,26 @@ from detres.data.voc import VOC_CLASSES, read_voc
 from detres.structures import Annotations
 
 
-def xml(*objects: str, size: str = "<size><width>100</width><height>80</height><depth>3</depth></size>") -> str:
-    return f"<annotation><filename>some other name.png</filename>{size}{''.join(objects)}</annotation>"
+def xml(
+    *objects: str, size: str = "<size><width>100</width><height>80</height><depth>3</depth></size>"
+) -> str:
+    return (
+        f"<annotation><filename>some other name.png</filename>{size}{''.join(objects)}</annotation>"
+    )
 
 
 def thing(name: str, box: tuple[object, ...], difficult: str = "<difficult>0</difficult>") -> str:
-    sides = "".join(f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    sides = "".join(
+        f"<{side}>{value}</{side}>"
+        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
     return f"<object><name>{name}</name>{difficult}<bndbox>{sides}</bndbox></object>"
 
 
 def write(folder: Path, files: dict[str, str], splits: dict[str, str] | None = None) -> Path:
-    """Write a year's folder: stem -> XML, and split name -> text (default: one split `train` with all stems)."""
+    """Write a year's folder: stem -> XML, and split name -> text (default: one split `train` with
+    all stems).
+    """
     for sub in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     for stem, text in files.items():
@@ -78,27 +89,37 @@ def test_flags_fractions_missing_size_and_empty_images(tmp_path: Path) -> None:
 
 
 def test_parts_of_an_object_are_not_objects(tmp_path: Path) -> None:
-    part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></part>"
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"
+    part = f"<part><name>head</name>{box}</part>"
     person = thing("person", (10, 10, 50, 50)).replace("</object>", part + "</object>")
     result = read_voc(write(tmp_path / "own", {"a": xml(person)}), ["train"])
     assert result.class_map.names == ("person",)
     np.testing.assert_array_equal(result.boxes, [[9, 9, 50, 50]])
 
 
-@pytest.mark.parametrize("box", [(10, 10, 10, 20), (10, 20, 30, 20), (0, 0, 0, 0), (30, 10, 20, 20), (10, 30, 20, 20)])
+@pytest.mark.parametrize(
+    "box", [(10, 10, 10, 20), (10, 20, 30, 20), (0, 0, 0, 0), (30, 10, 20, 20), (10, 30, 20, 20)]
+)
 def test_box_without_area_by_the_files_own_numbers(tmp_path: Path, box: tuple[int, ...]) -> None:
     root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)), thing("cat", box))})
     result = read_voc(root, ["train"])
     assert result.num_objects == 1
     assert result.dropped == {"box without area": 1}
     assert result.class_map.names == ("cat", "dog")
-    with pytest.raises(AnnotationError, match=r"a\.xml: object 2 \(cat\), bndbox .*box without area"):
+    with pytest.raises(
+        AnnotationError, match=r"a\.xml: object 2 \(cat\), bndbox .*box without area"
+    ):
         read_voc(root, ["train"], boxes="error")
-    np.testing.assert_array_equal(read_voc(root, ["train"], boxes="keep").boxes[1], np.subtract(box, (1, 1, 0, 0)))
+    np.testing.assert_array_equal(
+        read_voc(root, ["train"], boxes="keep").boxes[1], np.subtract(box, (1, 1, 0, 0))
+    )
 
 
 def test_box_over_the_border_is_clipped_and_one_beyond_it_dropped(tmp_path: Path) -> None:
-    root = write(tmp_path / "own", {"a": xml(thing("dog", (91, 71, 120, 90)), thing("dog", (120, 1, 140, 20)))})
+    root = write(
+        tmp_path / "own",
+        {"a": xml(thing("dog", (91, 71, 120, 90)), thing("dog", (120, 1, 140, 20)))},
+    )
     result = read_voc(root, ["train"])
     np.testing.assert_array_equal(result.boxes, [[90, 70, 100, 80]])
     assert result.areas.tolist() == [100]
@@ -107,7 +128,9 @@ def test_box_over_the_border_is_clipped_and_one_beyond_it_dropped(tmp_path: Path
 
 def test_years_combine_and_ids_stay_unique(tmp_path: Path) -> None:
     write(tmp_path / "VOC2007", {"a": xml(thing("dog", (1, 1, 9, 9)))}, {"trainval": "a\n"})
-    write(tmp_path / "VOC2012", {"b": xml(thing("cat", (1, 1, 9, 9)))}, {"trainval": "\ufeffb \n\n"})
+    write(
+        tmp_path / "VOC2012", {"b": xml(thing("cat", (1, 1, 9, 9)))}, {"trainval": "\ufeffb \n\n"}
+    )
     result = read_voc(tmp_path, ["VOC2007/trainval", "2012/trainval"])
     assert result.image_ids.tolist() == ["a", "b"]
     assert result.ids.tolist() == [1, 2]
@@ -133,11 +156,16 @@ def test_classes_are_those_of_the_folder_not_of_the_split(tmp_path: Path) -> Non
 
 
 def test_voc_names_in_a_folder_of_another_name_are_not_all_twenty(tmp_path: Path) -> None:
-    assert read_voc(write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))}), ["train"]).class_map.names == ("dog",)
+    assert read_voc(
+        write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))}), ["train"]
+    ).class_map.names == ("dog",)
 
 
 def test_chosen_classes_give_the_order_and_the_rest_is_counted(tmp_path: Path) -> None:
-    root = write(tmp_path / "own", {"a": xml(*(thing(name, (1, 1, 9, 9)) for name in ("dog", "cat", "owl", "cat")))})
+    root = write(
+        tmp_path / "own",
+        {"a": xml(*(thing(name, (1, 1, 9, 9)) for name in ("dog", "cat", "owl", "cat")))},
+    )
     result = read_voc(root, ["train"], classes=["owl", "cat"])
     assert result.class_map.names == ("owl", "cat")
     assert result.labels.tolist() == [2, 1, 2]
@@ -159,7 +187,10 @@ def test_list_of_a_class_leaves_out_the_images_without_it(tmp_path: Path) -> Non
 
 def test_stems_may_hold_spaces_and_dots(tmp_path: Path) -> None:
     files = {"my photo": xml(thing("dog", (1, 1, 9, 9))), "v1.2": xml()}
-    assert read_voc(write(tmp_path / "own", files), ["train"]).image_ids.tolist() == ["my photo", "v1.2"]
+    assert read_voc(write(tmp_path / "own", files), ["train"]).image_ids.tolist() == [
+        "my photo",
+        "v1.2",
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".bmp"])
@@ -167,7 +198,9 @@ def test_image_is_found_by_stem_with_any_usual_suffix(tmp_path: Path, suffix: st
     root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))})
     (root / "JPEGImages" / "a.jpg").rename(root / "JPEGImages" / f"a{suffix}")
     (root / "JPEGImages" / "a.txt").touch()
-    assert read_voc(root, ["train"]).image_files.tolist() == [str(root / "JPEGImages" / f"a{suffix}")]
+    assert read_voc(root, ["train"]).image_files.tolist() == [
+        str(root / "JPEGImages" / f"a{suffix}")
+    ]
 
 
 def test_missing_images_are_counted_and_named_unless_unwanted(tmp_path: Path) -> None:
@@ -183,7 +216,11 @@ def test_missing_images_are_counted_and_named_unless_unwanted(tmp_path: Path) ->
 
 
 def test_missing_xml_split_and_folder_say_what_exists(tmp_path: Path) -> None:
-    root = write(tmp_path / "VOC2007", {"a": xml(thing("dog", (1, 1, 9, 9)))}, {"train": "a\nb\n", "val": "a"})
+    root = write(
+        tmp_path / "VOC2007",
+        {"a": xml(thing("dog", (1, 1, 9, 9)))},
+        {"train": "a\nb\n", "val": "a"},
+    )
     (root / "JPEGImages" / "b.jpg").touch()
     with pytest.raises(FileNotFoundError, match=r"1 annotation file missing: .*b\.xml"):
         read_voc(root, ["train"])
@@ -228,21 +265,29 @@ def test_bad_xml_names_the_file_and_the_record(tmp_path: Path, text: str, messag
 def test_entities_are_refused_and_nothing_is_read_through_them(tmp_path: Path, entity: str) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("dog")
-    declared = f"<!DOCTYPE a [{entity.format(secret=secret.as_uri())}]>" + xml(thing("&x;", (1, 1, 9, 9)))
+    declared = f"<!DOCTYPE a [{entity.format(secret=secret.as_uri())}]>" + xml(
+        thing("&x;", (1, 1, 9, 9))
+    )
     root = write(tmp_path / "own", {"bad": declared})
     with pytest.raises(AnnotationError, match=r"bad\.xml: refused, it declares"):
         read_voc(root, ["train"])
 
 
 def test_number_that_is_not_finite_is_dropped_by_name(tmp_path: Path) -> None:
-    root = write(tmp_path / "own", {"a": xml(thing("dog", ("nan", 1, 9, 9)), thing("dog", (1, 1, 9, 9)))})
+    root = write(
+        tmp_path / "own", {"a": xml(thing("dog", ("nan", 1, 9, 9)), thing("dog", (1, 1, 9, 9)))}
+    )
     assert read_voc(root, ["train"]).dropped == {"box with a number that is not finite": 1}
 
 
 def test_bccd_as_counted_by_a_naive_reader(shared_data) -> None:
     root = shared_data("bccd") / "BCCD"
     parts = {split: read_voc(root, [split]) for split in ("train", "val", "test")}
-    assert {split: len(part) for split, part in parts.items()} == {"train": 205, "val": 87, "test": 72}
+    assert {split: len(part) for split, part in parts.items()} == {
+        "train": 205,
+        "val": 87,
+        "test": 72,
+    }
     assert {part.class_map.names for part in parts.values()} == {("Platelets", "RBC", "WBC")}
     assert sum(part.dropped.get("box without area", 0) for part in parts.values()) == 2
     assert sum(part.num_objects for part in parts.values()) == 4888 - 2
@@ -250,10 +295,20 @@ def test_bccd_as_counted_by_a_naive_reader(shared_data) -> None:
     for part in parts.values():
         for stem in part.image_ids.tolist():
             expected = []
-            for node in ElementTree.parse(root / "Annotations" / f"{stem}.xml").getroot().findall("object"):
-                x1, y1, x2, y2 = (int(node.find("bndbox").find(side).text) for side in ("xmin", "ymin", "xmax", "ymax"))
+            for node in (
+                ElementTree.parse(root / "Annotations" / f"{stem}.xml").getroot().findall("object")
+            ):
+                x1, y1, x2, y2 = (
+                    int(node.find("bndbox").find(side).text)
+                    for side in ("xmin", "ymin", "xmax", "ymax")
+                )
                 if x2 > x1 and y2 > y1:
-                    expected.append((node.find("name").text, [max(x1 - 1, 0), max(y1 - 1, 0), min(x2, 640), min(y2, 480)]))
+                    expected.append(
+                        (
+                            node.find("name").text,
+                            [max(x1 - 1, 0), max(y1 - 1, 0), min(x2, 640), min(y2, 480)],
+                        )
+                    )
             own = rows(part, stem)
             names = [part.class_map.name_of(label) for label in part.labels[own]]
             assert list(zip(names, part.boxes[own].tolist(), strict=True)) == expected
@@ -273,7 +328,10 @@ def test_voc_mini_has_the_official_classes_and_its_flags(shared_data) -> None:
     result = read_voc(devkit, ["VOC2012/train", "VOC2012/val"])
     assert len(result) == 820
     assert result.class_map.names == VOC_CLASSES
-    text = "".join((devkit / "VOC2012" / "Annotations" / f"{stem}.xml").read_text() for stem in result.image_ids.tolist())
+    text = "".join(
+        (devkit / "VOC2012" / "Annotations" / f"{stem}.xml").read_text()
+        for stem in result.image_ids.tolist()
+    )
     assert result.num_objects == text.count("<object>") - sum(
         count for reason, count in result.dropped.items() if reason != "clipped to the image"
     )

@@ -1,4 +1,6 @@
-"""Checkpoints: what is written is what is read, a crash leaves the old file, and no file gets to run code."""
+"""Checkpoints: what is written is what is read, a crash leaves the old file, and no file gets to
+run code.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,10 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     weights = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     state = {
         "model": OrderedDict(weight=weights, count=torch.tensor(3)),
-        "optimizer": {"state": {0: {"momentum_buffer": torch.randn(2)}}, "param_groups": [{"lr": 0.1, "foreach": None, "params": [0]}]},
+        "optimizer": {
+            "state": {0: {"momentum_buffer": torch.randn(2)}},
+            "param_groups": [{"lr": 0.1, "foreach": None, "params": [0]}],
+        },
         "step": 7,
         "best": None,
         "classes": {"names": ["a", "b"], "ids": (1, 2)},
@@ -55,7 +60,10 @@ def test_a_state_comes_back_as_it_was(tmp_path):
     read = load_state(tmp_path / "runs" / "last.pt", ("model", "step"))
     assert torch.equal(read["model"]["weight"], weights)
     assert read["model"]["weight"].stride() == weights.stride()
-    assert torch.equal(read["optimizer"]["state"][0]["momentum_buffer"], state["optimizer"]["state"][0]["momentum_buffer"])
+    assert torch.equal(
+        read["optimizer"]["state"][0]["momentum_buffer"],
+        state["optimizer"]["state"][0]["momentum_buffer"],
+    )
     assert read["optimizer"]["param_groups"] == state["optimizer"]["param_groups"]
     assert (read["step"], read["best"], read["classes"]) == (7, None, state["classes"])
     assert files_in(tmp_path / "runs") == ["last.pt"]
@@ -186,7 +194,9 @@ def test_weights_without_our_metadata(tmp_path):
     tensors, metadata = load_weights(tmp_path / "w.safetensors")
     assert list(tensors) == ["w"]
     assert metadata == {}
-    with pytest.raises(CheckpointError, match=r"w\.safetensors holds weights but not .*: classes, model"):
+    with pytest.raises(
+        CheckpointError, match=r"w\.safetensors holds weights but not .*: classes, model"
+    ):
         require_metadata(metadata, ("classes", "model"), tmp_path / "w.safetensors")
     require_metadata({"classes": "", "model": ""}, ("classes", "model"), tmp_path)
 
@@ -201,8 +211,13 @@ def test_weights_files_that_cannot_be_read(tmp_path):
 
 
 def test_a_model_takes_its_own_weights_and_keeps_its_memory_format():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
-    tensors = {name: torch.full_like(tensor, 2, memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(
+        memory_format=torch.channels_last
+    )
+    tensors = {
+        name: torch.full_like(tensor, 2, memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
     load_model_state(model, tensors, Path("w"))
     assert all((tensor == 2).all() for tensor in model.state_dict().values())
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
@@ -211,7 +226,12 @@ def test_a_model_takes_its_own_weights_and_keeps_its_memory_format():
 def test_weights_of_another_architecture_are_listed_and_change_nothing():
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tensors = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(5), "1.weight": torch.zeros(1, 3), "head": torch.zeros(1)}
+    tensors = {
+        "0.weight": torch.zeros(3, 2),
+        "0.bias": torch.zeros(5),
+        "1.weight": torch.zeros(1, 3),
+        "head": torch.zeros(1),
+    }
     with pytest.raises(CheckpointError) as caught:
         load_model_state(model, tensors, Path("other.safetensors"))
     assert str(caught.value).splitlines() == [

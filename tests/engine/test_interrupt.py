@@ -1,4 +1,6 @@
-"""Ctrl-C as a terminal sends it, SIGTERM as a scheduler does: to the training process and to its loader's workers at once."""
+"""Ctrl-C as a terminal sends it, SIGTERM as a scheduler does: to the training process and to its
+loader's workers at once.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +57,14 @@ class Model(torch.nn.Linear):
 model, folder = Model(1, 1), Path(sys.argv[1])
 try:
     fit(
-        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), progress=Progress(), schedule=Schedule(lr=0.0, steps=1000),
-        batches=make_loader(Slow(), lambda items: (Images(items), []), [[index] for index in range(1000)], 2),
-        evaluate=dict, best_metric="AP", save_best=print, save_last=lambda p: save_state(folder / "last.pt", {"step": p.step}),
-        log=RunLog(folder, console=sys.stderr, steps=1000), device=torch.device("cpu"), seed=0, log_every=100, eval_every=0,
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0), progress=Progress(),
+        schedule=Schedule(lr=0.0, steps=1000),
+        batches=make_loader(Slow(), lambda items: (Images(items), []),
+        [[index] for index in range(1000)], 2),
+        evaluate=dict, best_metric="AP", save_best=print,
+        save_last=lambda p: save_state(folder / "last.pt", {"step": p.step}),
+        log=RunLog(folder, console=sys.stderr, steps=1000), device=torch.device("cpu"), seed=0,
+        log_every=100, eval_every=0,
         save_every=1000,
     )
 except Interrupted as stopped:
@@ -71,7 +77,11 @@ except Interrupted as stopped:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_while_waiting_for_workers_saves_the_last_step(tmp_path, number):
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         for _ in range(2):
@@ -88,14 +98,24 @@ def test_a_signal_to_all_while_waiting_for_workers_saves_the_last_step(tmp_path,
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_an_error_in_a_step_ends_the_process_and_its_workers(tmp_path):
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), "3"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), "3"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("RuntimeError: out of memory")
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="finds the workers in /proc")
 def test_a_killed_worker_ends_the_process(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stdout.readline() == "step\n"
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -1,4 +1,6 @@
-"""The run folder: refused when it is in use, and records that stay readable and single over a resume."""
+"""The run folder: refused when it is in use, and records that stay readable and single over a
+resume.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,19 @@ def records(folder: Path) -> list[dict]:
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
-    return [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line, parse_constant=refuse)
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def test_run_folders_are_numbered_and_never_shared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert [str(new_run_folder("bccd", None)) for _ in range(3)] == ["runs/bccd", "runs/bccd-2", "runs/bccd-3"]
+    assert [str(new_run_folder("bccd", None)) for _ in range(3)] == [
+        "runs/bccd",
+        "runs/bccd-2",
+        "runs/bccd-3",
+    ]
     assert all(Path(folder).is_dir() for folder in ("runs/bccd", "runs/bccd-2", "runs/bccd-3"))
 
 
@@ -45,9 +54,14 @@ def test_a_chosen_folder_may_be_new_or_empty(tmp_path):
 
 def test_a_folder_in_use_is_refused_and_untouched(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"weights")
-    with pytest.raises(RunFolderError, match=f"already holds files and is left as it is; continue it with --resume {tmp_path}"):
+    with pytest.raises(
+        RunFolderError,
+        match=f"already holds files and is left as it is; continue it with --resume {tmp_path}",
+    ):
         new_run_folder("x", str(tmp_path))
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("last.pt", b"weights")]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [
+        ("last.pt", b"weights")
+    ]
 
 
 @pytest.fixture
@@ -84,7 +98,12 @@ def test_the_environment_is_recorded(tmp_path):
 
 def test_without_nan_reaches_every_depth():
     value = {"a": math.nan, "b": [1.0, -math.inf, {"c": (math.inf, 2)}], "d": "nan", "e": None}
-    assert without_nan(value) == {"a": None, "b": [1.0, None, {"c": [None, 2]}], "d": "nan", "e": None}
+    assert without_nan(value) == {
+        "a": None,
+        "b": [1.0, None, {"c": [None, 2]}],
+        "d": "nan",
+        "e": None,
+    }
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):
@@ -119,7 +138,11 @@ def test_tensorboard_has_the_numbers_and_no_step_twice(tmp_path):
             log.evaluation(step, {"AP": 0.5, "APs": None})
         log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 10.0), (20, 20.0), (30, 2030.0)]
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (10, 10.0),
+        (20, 20.0),
+        (30, 2030.0),
+    ]
     assert "eval/AP" in events.Tags()["scalars"]
     assert "eval/APs" not in events.Tags()["scalars"]
 

@@ -6,7 +6,9 @@ import torch
 from detres.engine import precision
 
 
-@pytest.mark.parametrize(("fp32", "bf16", "expected"), [(1.0, 0.5, "bf16"), (1.0, 0.9, "fp32"), (1.0, 4.0, "fp32")])
+@pytest.mark.parametrize(
+    ("fp32", "bf16", "expected"), [(1.0, 0.5, "bf16"), (1.0, 0.9, "fp32"), (1.0, 4.0, "fp32")]
+)
 def test_bf16_only_where_it_is_clearly_faster(monkeypatch, fp32, bf16, expected):
     seconds = {torch.float32: fp32, torch.bfloat16: bf16}
     monkeypatch.setattr(precision, "_convolution_seconds", lambda _device, dtype: seconds[dtype])

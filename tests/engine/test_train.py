@@ -1,4 +1,6 @@
-"""The loop: exact resume, clean interruption, no spoiled weights, and the right thing saved at the right step."""
+"""The loop: exact resume, clean interruption, no spoiled weights, and the right thing saved at the
+right step.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class Terms:
 
 
 class Regression(nn.Module):
-    """Linear regression on a random half of each batch, so that resuming has randomness to repeat."""
+    """Linear regression on a random half of each batch, so that resuming has randomness to
+    repeat.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,12 +71,17 @@ class Regression(nn.Module):
 def batches(start: int, stop: int) -> Iterator[tuple[Batch, list[Tensor]]]:
     for step in range(start, stop):
         values = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
-        yield Batch(values, tuple(f"{step}-{row}" for row in range(8))), list(values @ torch.tensor([1.0, -2.0, 3.0]))
+        yield (
+            Batch(values, tuple(f"{step}-{row}" for row in range(8))),
+            list(values @ torch.tensor([1.0, -2.0, 3.0])),
+        )
 
 
 @dataclass
 class Run:
-    """One training of a Regression in `folder`; what is given to it is what `fit` would be given."""
+    """One training of a Regression in `folder`; what is given to it is what `fit` would be
+    given.
+    """
 
     folder: Path
     steps: int = 10
@@ -97,7 +106,11 @@ class Run:
 
     def save_last(self, progress: Progress) -> None:
         self.saved.append(("last", progress.step))
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "progress": progress.to_dict()}
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": progress.to_dict(),
+        }
         save_state(self.folder / "last.pt", state)
 
     def evaluate(self) -> dict[str, float | None]:
@@ -106,7 +119,13 @@ class Run:
         return {"AP": self.scores(self.progress.step)}
 
     def fit(self, **changed: object) -> dict[str, float | None]:
-        log = RunLog(self.folder, console=io.StringIO(), steps=self.steps, start_step=self.progress.step, scored=self.progress.scores)
+        log = RunLog(
+            self.folder,
+            console=io.StringIO(),
+            steps=self.steps,
+            start_step=self.progress.step,
+            scored=self.progress.scores,
+        )
         settings = {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -130,7 +149,9 @@ class Run:
             log.close()
 
     def records(self, kind: str) -> list[dict]:
-        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()
+        ]
         return [line for line in lines if line["kind"] == kind]
 
 
@@ -141,7 +162,8 @@ def same_tensors(one: dict, other: dict) -> bool:
 def same_run(one: Run, other: Run) -> bool:
     momenta = [run.optimizer.state_dict()["state"] for run in (one, other)]
     return same_tensors(one.model.state_dict(), other.model.state_dict()) and all(
-        torch.equal(momenta[0][key]["momentum_buffer"], momenta[1][key]["momentum_buffer"]) for key in momenta[0]
+        torch.equal(momenta[0][key]["momentum_buffer"], momenta[1][key]["momentum_buffer"])
+        for key in momenta[0]
     )
 
 
@@ -157,7 +179,10 @@ def test_a_step_is_sgd_with_momentum_done_by_hand(tmp_path):
         error = values @ weight[0] + bias - wanted
         velocity = 0.9 * velocity + (2 * error @ values / 4 + 0.1 * weight.sign() + 1e-3 * weight)
         bias_velocity = 0.9 * bias_velocity + (2 * error.mean() + 1e-3 * bias)
-        weight, bias = weight - (0.1, 0.01)[step] * velocity, bias - 2 * (0.1, 0.01)[step] * bias_velocity
+        weight, bias = (
+            weight - (0.1, 0.01)[step] * velocity,
+            bias - 2 * (0.1, 0.01)[step] * bias_velocity,
+        )
     torch.testing.assert_close(run.model.linear.weight.detach(), weight)
     torch.testing.assert_close(run.model.linear.bias.detach(), bias)
 
@@ -167,7 +192,11 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(tmp_path, stop_at):
     straight = Run(tmp_path / "straight")
     straight.fit()
     first = Run(tmp_path / "resumed")
-    first.fit(save_every=stop_at, batches=batches(0, 10), save_last=lambda p: first.save_last(p) if p.step == stop_at else None)
+    first.fit(
+        save_every=stop_at,
+        batches=batches(0, 10),
+        save_last=lambda p: first.save_last(p) if p.step == stop_at else None,
+    )
     second = first.resumed()
     assert second.progress.step == stop_at
     second.fit()
@@ -188,8 +217,26 @@ def test_evaluations_on_the_way_keep_the_best_and_the_last(tmp_path):
     run = Run(tmp_path, scores=scores.get)
     run.fit(eval_every=2, save_every=3)
     assert [event for event in run.saved if event[0] == "best"] == [("best", 4), ("best", 10)]
-    assert [step for what, step in run.saved if what == "last"] == [2, 2, 3, 4, 4, 6, 6, 8, 8, 9, 10, 10]
-    assert [event for event in run.saved if event[1] == 4] == [("last", 4), ("eval", 4), ("best", 4), ("last", 4)]
+    assert [step for what, step in run.saved if what == "last"] == [
+        2,
+        2,
+        3,
+        4,
+        4,
+        6,
+        6,
+        8,
+        8,
+        9,
+        10,
+        10,
+    ]
+    assert [event for event in run.saved if event[1] == 4] == [
+        ("last", 4),
+        ("eval", 4),
+        ("best", 4),
+        ("last", 4),
+    ]
     assert [record["AP"] for record in run.records("eval")] == [None, 0.5, 0.4, None, 0.6]
     assert Progress(**load_state(tmp_path / "last.pt", ("progress",))["progress"]).best == 0.6
 
@@ -238,7 +285,11 @@ def test_a_run_that_broke_off_in_an_evaluation_is_evaluated_first_of_all(tmp_pat
     again = run.resumed()
     assert again.progress.step == 4
     again.fit(eval_every=4)
-    assert [event for event in again.saved if event[0] == "eval"] == [("eval", 4), ("eval", 8), ("eval", 10)]
+    assert [event for event in again.saved if event[0] == "eval"] == [
+        ("eval", 4),
+        ("eval", 8),
+        ("eval", 10),
+    ]
 
 
 def test_a_stop_where_an_evaluation_is_due_leaves_it_to_the_resumed_run(tmp_path):
@@ -322,12 +373,17 @@ class TermsWithError(Terms):
         return {**super().terms(), "top1_error": self.top1_error}
 
 
-@pytest.mark.parametrize(("threshold", "rates"), [(0.991, [0.005] * 2 + [0.05] * 2), (0.4, [0.005] * 4)])  # means 0.995, 0.99005, ...
+@pytest.mark.parametrize(
+    ("threshold", "rates"), [(0.991, [0.005] * 2 + [0.05] * 2), (0.4, [0.005] * 4)]
+)  # means 0.995, 0.99005, ...
 def test_the_warm_up_that_waits_for_the_error_sees_the_model_s(tmp_path, threshold, rates):
     run = Run(tmp_path, steps=4)
     run.model = Guessing()
     run.optimizer = sgd(run.model, momentum=0.9, weight_decay=0.0)
-    run.fit(schedule=Schedule(lr=0.05, steps=4, warmup_factor=0.1, warmup_until_error=threshold), log_every=1)
+    run.fit(
+        schedule=Schedule(lr=0.05, steps=4, warmup_factor=0.1, warmup_until_error=threshold),
+        log_every=1,
+    )
     assert [record["lr"] for record in run.records("train")] == pytest.approx(rates)
 
 
@@ -338,11 +394,18 @@ def test_a_plateau_lowers_the_rate_and_a_resumed_run_keeps_it_low(tmp_path):
         run = Run(tmp_path / name, scores=lambda _: 0.3)
         for stop in stops:
             with pytest.raises(ValueError, match="ended"):
-                run.fit(schedule=schedule, eval_every=1, log_every=1, batches=batches(run.progress.step, stop))
+                run.fit(
+                    schedule=schedule,
+                    eval_every=1,
+                    log_every=1,
+                    batches=batches(run.progress.step, stop),
+                )
             run = run.resumed()
         run.fit(schedule=schedule, eval_every=1, log_every=1)
         rates[name] = [record["lr"] for record in run.records("train")]
-    assert rates["straight"] == pytest.approx([0.05] * 3 + [0.005] * 2 + [0.0005] * 2 + [0.00005] * 2 + [0.000005])
+    assert rates["straight"] == pytest.approx(
+        [0.05] * 3 + [0.005] * 2 + [0.0005] * 2 + [0.00005] * 2 + [0.000005]
+    )
     assert rates["resumed"] == rates["straight"]
 
 
@@ -392,10 +455,15 @@ def poisoned(at: int) -> Iterator[tuple[Batch, list[Tensor]]]:
 
 def test_a_non_finite_loss_names_term_and_images_and_spoils_nothing(tmp_path):
     run = Run(tmp_path)
-    with pytest.raises(NonFiniteLossError, match=r"non-finite loss in step 6: loss_fit = nan; images 5-0, 5-1, .*; lr 0\.05\."):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"non-finite loss in step 6: loss_fit = nan; images 5-0, 5-1, .*; lr 0\.05\.",
+    ):
         run.fit(batches=poisoned(at=5), save_every=5)
     assert run.saved == [("last", 5)]
-    assert same_tensors(run.model.state_dict(), load_state(tmp_path / "last.pt", ("model",))["model"])
+    assert same_tensors(
+        run.model.state_dict(), load_state(tmp_path / "last.pt", ("model",))["model"]
+    )
     record = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (record["step"], record["images"][7], record["targets"]) == (5, "5-7", [None] * 8)
     assert record["terms"]["loss_fit"] is None
@@ -407,7 +475,9 @@ class RootAtZero(Regression):
 
     def forward(self, batch: Batch, targets: list[Tensor]) -> Terms:
         losses = super().forward(batch, targets)
-        return Terms(losses.loss_fit, (self.linear.bias - self.linear.bias.detach()).abs().sqrt().sum())
+        return Terms(
+            losses.loss_fit, (self.linear.bias - self.linear.bias.detach()).abs().sqrt().sum()
+        )
 
 
 def test_a_non_finite_gradient_is_caught_before_the_weights_are_touched(tmp_path):
@@ -415,7 +485,10 @@ def test_a_non_finite_gradient_is_caught_before_the_weights_are_touched(tmp_path
     run.model = RootAtZero()
     run.optimizer = sgd(run.model, momentum=0.9, weight_decay=0.0)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    with pytest.raises(NonFiniteLossError, match=r"finite loss but non-finite gradient in step 1: linear\.bias; images 0-0"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"finite loss but non-finite gradient in step 1: linear\.bias; images 0-0",
+    ):
         run.fit()
     assert same_tensors(before, run.model.state_dict())
     assert run.saved == []
@@ -425,7 +498,9 @@ class Detector(Regression):
     """Takes detection targets; its loss is not a number."""
 
     def forward(self, batch: Batch, targets: list[Target]) -> Terms:
-        return Terms(self.linear(batch.values).mean() * targets[0].boxes.sum(), self.linear.weight.sum())
+        return Terms(
+            self.linear(batch.values).mean() * targets[0].boxes.sum(), self.linear.weight.sum()
+        )
 
 
 def test_the_boxes_of_a_non_finite_step_are_written_down(tmp_path):
@@ -436,13 +511,21 @@ def test_the_boxes_of_a_non_finite_step_are_written_down(tmp_path):
     with pytest.raises(NonFiniteLossError, match="images a"):
         run.fit(batches=iter([(Batch(torch.ones(1, 3), ("a",)), [target])]))
     (written,) = json.loads((tmp_path / "nonfinite.json").read_text())["targets"]
-    assert written == {"image_id": 7, "boxes": [[1.0, 2.0, None, 4.0]], "labels": [2], "crowd": [False], "difficult": [True]}
+    assert written == {
+        "image_id": 7,
+        "boxes": [[1.0, 2.0, None, 4.0]],
+        "labels": [2],
+        "crowd": [False],
+        "difficult": [True],
+    }
 
 
 def test_clipping_bounds_the_step_and_the_record_keeps_the_true_norm(tmp_path):
     run = Run(tmp_path, steps=1)
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.0)  # no lr_scale: 1
-    before = torch.cat([parameter.detach().flatten().clone() for parameter in run.model.parameters()])
+    before = torch.cat(
+        [parameter.detach().flatten().clone() for parameter in run.model.parameters()]
+    )
     run.fit(schedule=Schedule(lr=0.5, steps=1), clip_grad_norm=0.1)
     after = torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
     assert (after - before).norm().item() == pytest.approx(0.05, rel=1e-4)
@@ -457,10 +540,16 @@ def test_records_are_means_over_the_steps_since_the_last_one(tmp_path):
     assert [record["step"] for record in second.records("train")] == [2, 4, 5]
     for record, steps in zip(second.records("train"), ((1, 2), (3, 4), (5,)), strict=True):
         for name in ("loss", "loss_fit", "loss_size", "grad_norm"):
-            assert record[name] == pytest.approx(sum(single[step][name] for step in steps) / len(steps), rel=1e-5)
-        assert record["loss"] == pytest.approx(record["loss_fit"] + 0.1 * record["loss_size"], rel=1e-5)
+            assert record[name] == pytest.approx(
+                sum(single[step][name] for step in steps) / len(steps), rel=1e-5
+            )
+        assert record["loss"] == pytest.approx(
+            record["loss_fit"] + 0.1 * record["loss_size"], rel=1e-5
+        )
     schedule = Schedule(lr=0.05, steps=5, milestones=(7,), warmup_steps=3)
-    assert [record["lr"] for record in every.records("train")] == [schedule.at(Progress(step)) for step in range(5)]
+    assert [record["lr"] for record in every.records("train")] == [
+        schedule.at(Progress(step)) for step in range(5)
+    ]
 
 
 def test_times_tell_waiting_for_data_from_computing_and_leave_out_evaluation(tmp_path):
@@ -485,7 +574,9 @@ def test_times_tell_waiting_for_data_from_computing_and_leave_out_evaluation(tmp
 def test_bf16_runs_the_forward_in_bf16_and_keeps_fp32_weights(tmp_path):
     run = Run(tmp_path, steps=3)
     dtypes = set()
-    run.model.linear.register_forward_hook(lambda _module, _inputs, output: dtypes.add(output.dtype))
+    run.model.linear.register_forward_hook(
+        lambda _module, _inputs, output: dtypes.add(output.dtype)
+    )
     run.fit(precision="bf16")
     assert dtypes == {torch.bfloat16}
     assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
@@ -493,16 +584,32 @@ def test_bf16_runs_the_forward_in_bf16_and_keeps_fp32_weights(tmp_path):
 
 
 def test_sgd_groups_follow_the_recipe():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1, bias=False), nn.Linear(4, 2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.GroupNorm(2, 8),
+        nn.Conv2d(8, 4, 1, bias=False),
+        nn.Linear(4, 2),
+    )
     model[3].requires_grad_(False)
     optimizer = sgd(model, momentum=0.9, weight_decay=5e-4)
     weights, biases, norms = optimizer.param_groups
     assert [id(p) for p in weights["params"]] == [id(model[0].weight), id(model[4].weight)]
     assert [id(p) for p in biases["params"]] == [id(model[0].bias), id(model[4].bias)]
-    assert [id(p) for p in norms["params"]] == [id(p) for layer in (model[1], model[2]) for p in layer.parameters()]
-    assert [(group["weight_decay"], group["lr_scale"]) for group in (weights, biases, norms)] == [(5e-4, 1.0), (5e-4, 2.0), (0.0, 1.0)]
+    assert [id(p) for p in norms["params"]] == [
+        id(p) for layer in (model[1], model[2]) for p in layer.parameters()
+    ]
+    assert [(group["weight_decay"], group["lr_scale"]) for group in (weights, biases, norms)] == [
+        (5e-4, 1.0),
+        (5e-4, 2.0),
+        (0.0, 1.0),
+    ]
     plain = sgd(model, momentum=0.9, weight_decay=5e-4, norm_weight_decay=1e-4, bias_lr_scale=1.0)
-    assert [(group["weight_decay"], group["lr_scale"]) for group in plain.param_groups] == [(5e-4, 1.0), (5e-4, 1.0), (1e-4, 1.0)]
+    assert [(group["weight_decay"], group["lr_scale"]) for group in plain.param_groups] == [
+        (5e-4, 1.0),
+        (5e-4, 1.0),
+        (1e-4, 1.0),
+    ]
 
 
 def test_sgd_of_a_frozen_model_is_refused():
@@ -514,7 +621,11 @@ def test_adamw_decays_the_weights_of_layers_alone():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     decaying, plain = adamw(model, weight_decay=0.1).param_groups
     assert [id(p) for p in decaying["params"]] == [id(model[0].weight)]
-    assert [id(p) for p in plain["params"]] == [id(model[0].bias), id(model[1].weight), id(model[1].bias)]
+    assert [id(p) for p in plain["params"]] == [
+        id(model[0].bias),
+        id(model[1].weight),
+        id(model[1].bias),
+    ]
     assert (decaying["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     with pytest.raises(ValueError, match="all are frozen"):
         adamw(model.requires_grad_(False), weight_decay=0.1)
@@ -529,5 +640,7 @@ def test_an_adamw_step_by_hand():
     for group in optimizer.param_groups:
         group["lr"] = 0.1
     optimizer.step()
-    assert layer.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1)  # the first step is lr, whatever the gradient
+    assert layer.weight.item() == pytest.approx(
+        2.0 * (1 - 0.1 * 0.5) - 0.1
+    )  # the first step is lr, whatever the gradient
     assert layer.bias.item() == pytest.approx(bias + 0.1)

@@ -9,7 +9,13 @@ from detres.structures import Annotations, ClassMap, Predictions
 TWO = ClassMap(names=("cat", "dog"), source_ids=(5, 17))
 
 
-def truth_of(objects: list[tuple], image_ids: list, class_map: ClassMap = TWO, *, size: tuple[int, int] = (200, 200)) -> Annotations:
+def truth_of(
+    objects: list[tuple],
+    image_ids: list,
+    class_map: ClassMap = TWO,
+    *,
+    size: tuple[int, int] = (200, 200),
+) -> Annotations:
     """objects: (image id, label, (x1, y1, x2, y2)) and, where set, "crowd" or "difficult"."""
     rows = sorted(objects, key=lambda item: image_ids.index(item[0]))
     boxes = np.array([row[2] for row in rows], np.float32).reshape(-1, 4)
@@ -42,15 +48,23 @@ def predictions_of(rows: list[tuple], class_map: ClassMap = TWO) -> Predictions:
     )
 
 
-def random_scene(seed: int, *, num_images: int = 12, num_objects: int = 40, num_found: int = 150) -> tuple[Annotations, Predictions]:
-    """Return truth with crowd and difficult objects and jittered, repeated, misnamed and stray predictions; coarse scores, so ties."""
+def random_scene(
+    seed: int, *, num_images: int = 12, num_objects: int = 40, num_found: int = 150
+) -> tuple[Annotations, Predictions]:
+    """Return truth with crowd and difficult objects and jittered, repeated, misnamed and stray
+    predictions; coarse scores, so ties.
+    """
     rng = np.random.default_rng(seed)
     images = rng.permutation(np.arange(100, 100 + num_images)).tolist()
     corners = rng.integers(0, 150, (num_objects, 2))
-    boxes = np.concatenate((corners, corners + rng.integers(5, 120, (num_objects, 2))), axis=1).astype(float)
+    boxes = np.concatenate(
+        (corners, corners + rng.integers(5, 120, (num_objects, 2))), axis=1
+    ).astype(float)
     owners, labels = rng.choice(images, num_objects), rng.integers(1, 3, num_objects)
     flags = rng.choice(["", "crowd", "difficult"], num_objects, p=[0.8, 0.1, 0.1])
-    objects = [(int(owners[m]), int(labels[m]), tuple(boxes[m]), flags[m]) for m in range(num_objects)]
+    objects = [
+        (int(owners[m]), int(labels[m]), tuple(boxes[m]), flags[m]) for m in range(num_objects)
+    ]
     found = []
     for _ in range(num_found):
         m = rng.integers(num_objects)

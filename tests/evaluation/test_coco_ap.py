@@ -46,9 +46,14 @@ def stats_of_scene(folder: Path, truth: Annotations, predictions: Predictions) -
         }
         for m, (x1, y1, x2, y2) in enumerate(truth.boxes)
     ]
-    categories = [{"id": i, "name": name} for i, name in zip(truth.class_map.source_ids, truth.class_map.names, strict=True)]
+    categories = [
+        {"id": i, "name": name}
+        for i, name in zip(truth.class_map.source_ids, truth.class_map.names, strict=True)
+    ]
     images = [{"id": image_id} for image_id in truth.image_ids.tolist()]
-    (folder / "truth.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    (folder / "truth.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     (folder / "found.json").write_text(json.dumps(to_coco_results(predictions)))
     return stats_of(folder / "truth.json", folder / "found.json")
 
@@ -78,7 +83,11 @@ def test_perfect_half_and_nothing() -> None:
 
 
 def test_no_ground_truth_is_none_and_said_so() -> None:
-    for truth in (truth_of([], ["a"]), truth_of([("a", 1, BOX, "crowd")], ["a"]), truth_of([("a", 1, BOX, "difficult")], ["a"])):
+    for truth in (
+        truth_of([], ["a"]),
+        truth_of([("a", 1, BOX, "crowd")], ["a"]),
+        truth_of([("a", 1, BOX, "difficult")], ["a"]),
+    ):
         for found in (predictions_of([]), predictions_of([("a", 1, 0.9, BOX)])):
             result = evaluate_coco(truth, found)
             assert set(result.metrics.values()) == {None}
@@ -97,14 +106,26 @@ def test_difficult_is_ignored_as_crowd_is() -> None:
 
 
 def test_overlaps_on_a_threshold_fall_on_pycocotools_side(tmp_path: Path) -> None:
-    # Detections cover a share of their object that is a threshold but for the last bits, which float32 would lose.
+    # Detections cover a share of their object that is a threshold but for the last bits, which
+    # float32 would lose.
     rng = np.random.default_rng(0)
-    boxes = np.concatenate((rng.integers(0, 3000, (400, 2)) / 10, rng.integers(100, 2000, (400, 2)) / 10), axis=1).tolist()
+    boxes = np.concatenate(
+        (rng.integers(0, 3000, (400, 2)) / 10, rng.integers(100, 2000, (400, 2)) / 10), axis=1
+    ).tolist()
     truth_file, found_file = tmp_path / "truth.json", tmp_path / "found.json"
-    annotations = [{"id": n, "image_id": n, "category_id": 1, "bbox": box, "area": 32.0**2} for n, box in enumerate(boxes, start=1)]
+    annotations = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": box, "area": 32.0**2}
+        for n, box in enumerate(boxes, start=1)
+    ]
     images = [{"id": n, "file_name": f"{n}.jpg"} for n in range(1, 401)]
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
-    truth_file.write_text(json.dumps(content | {"annotations": [item | {"iscrowd": 0} for item in annotations]}))
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    truth_file.write_text(
+        json.dumps(content | {"annotations": [item | {"iscrowd": 0} for item in annotations]})
+    )
     shares = rng.choice([0.5, 0.75], 400)
     found = [
         {"image_id": n, "category_id": 1, "bbox": [x, y, w, round(h * share, 3)], "score": 0.5}
@@ -113,13 +134,20 @@ def test_overlaps_on_a_threshold_fall_on_pycocotools_side(tmp_path: Path) -> Non
     found_file.write_text(json.dumps(found))
     truth = read_coco(truth_file, None, boxes="keep")
     result = evaluate_coco(truth, read_coco_results(found_file, truth)[0])
-    assert list(result.metrics.values()) == [None if v == -1 else v for v in stats_of(truth_file, found_file)]
+    assert list(result.metrics.values()) == [
+        None if v == -1 else v for v in stats_of(truth_file, found_file)
+    ]
 
 
 def test_per_class_ap50() -> None:
     truth = truth_of([("a", 1, (0, 0, 10, 10)), ("a", 2, BOX)], ["a"])
-    result = evaluate_coco(truth, predictions_of([("a", 1, 0.9, (0, 0, 10, 6)), ("a", 2, 0.9, BOX)]))
-    assert result.per_class == {"cat": pytest.approx(0.3), "dog": pytest.approx(1.0)}  # IoU 0.6: thresholds .50 .55 .60
+    result = evaluate_coco(
+        truth, predictions_of([("a", 1, 0.9, (0, 0, 10, 6)), ("a", 2, 0.9, BOX)])
+    )
+    assert result.per_class == {
+        "cat": pytest.approx(0.3),
+        "dog": pytest.approx(1.0),
+    }  # IoU 0.6: thresholds .50 .55 .60
     assert result.per_class_ap50 == {"cat": pytest.approx(1.0), "dog": pytest.approx(1.0)}
     assert "cat 0.300 / 1.000" in result.table()
 
@@ -132,10 +160,17 @@ def test_table_is_cocos_own_and_nothing_else_is_printed(capsys: pytest.CaptureFi
     assert lines[0] == result.protocol
     assert "maxDets 1/10/100" in lines[0]
     assert "pycocotools" in lines[0]
-    first = f" Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = {result.metrics['AP']:.3f}"
+    first = (
+        " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = "
+        f"{result.metrics['AP']:.3f}"
+    )
     assert lines[1] == first
-    assert lines[7].startswith(" Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=  1 ] = ")
-    assert lines[12].startswith(" Average Recall     (AR) @[ IoU=0.50:0.95 | area= large | maxDets=100 ] = ")
+    assert lines[7].startswith(
+        " Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=  1 ] = "
+    )
+    assert lines[12].startswith(
+        " Average Recall     (AR) @[ IoU=0.50:0.95 | area= large | maxDets=100 ] = "
+    )
 
 
 def test_dict_has_the_agreed_keys_and_plain_values() -> None:

@@ -44,7 +44,9 @@ def test_coco_record_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_coco_results_come_back_exactly_and_pycocotools_reads_them(seed: int, tmp_path: Path) -> None:
+def test_coco_results_come_back_exactly_and_pycocotools_reads_them(
+    seed: int, tmp_path: Path
+) -> None:
     truth, predictions = random_scene(seed)
     rng = np.random.default_rng(seed)
     noise = rng.random((len(predictions), 4), np.float32)
@@ -58,13 +60,19 @@ def test_coco_results_come_back_exactly_and_pycocotools_reads_them(seed: int, tm
     path = write(tmp_path / "d.json", to_coco_results(predictions))
     same(read_coco_results(path, truth)[0], predictions)
     coco = COCO()
-    coco.dataset = {"images": [{"id": int(i)} for i in truth.image_ids], "categories": [{"id": 5}, {"id": 17}], "annotations": []}
+    coco.dataset = {
+        "images": [{"id": int(i)} for i in truth.image_ids],
+        "categories": [{"id": 5}, {"id": 17}],
+        "annotations": [],
+    }
     coco.createIndex()
     assert len(coco.loadRes(str(path)).anns) == len(predictions)
 
 
 def test_no_detections(tmp_path: Path) -> None:
-    found = read_coco_results(write(tmp_path / "d.json", to_coco_results(predictions_of([]))), TRUTH)[0]
+    found = read_coco_results(
+        write(tmp_path / "d.json", to_coco_results(predictions_of([]))), TRUTH
+    )[0]
     assert len(found) == 0
     assert found.boxes.shape == (0, 4)
 
@@ -73,7 +81,10 @@ def test_no_detections(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("[{", "is not JSON"),
-        ({"annotations": []}, "expected a list of detections, found dict .it looks like annotations"),
+        (
+            {"annotations": []},
+            "expected a list of detections, found dict .it looks like annotations",
+        ),
         ([RECORD, 3], "record 1 needs the keys image_id, category_id, bbox, score, found int"),
         ([RECORD, {"image_id": 7}], "record 1 needs the keys .* found .'image_id'."),
         ([RECORD | {"bbox": [1, 2, 3]}], "record 0 has bbox .1, 2, 3."),
@@ -84,9 +95,16 @@ def test_no_detections(tmp_path: Path) -> None:
         ([RECORD | {"bbox": [1, 2, -3, 4]}], "record 0 has bbox .1, 2, -3, 4..* w, h >= 0"),
         ([RECORD | {"image_id": [7]}], "record 0 has image_id .7."),
         ([RECORD | {"category_id": "dog"}], "record 0 has image_id 7 and category_id 'dog'"),
-        ([RECORD, RECORD | {"image_id": 8}], r"record 1: image 8 is not in truth \(1 of 2 detections\); its images are like \[7, 9\]"),
+        (
+            [RECORD, RECORD | {"image_id": 8}],
+            r"record 1: image 8 is not in truth \(1 of 2 detections\); its images are like \[7, "
+            r"9\]",
+        ),
         ([RECORD | {"image_id": "7"}], "record 0: image '7' is not in truth"),
-        ([RECORD, RECORD | {"category_id": 2}], "record 1 has category_id 2 .*truth has 5=cat, 17=dog"),
+        (
+            [RECORD, RECORD | {"category_id": 2}],
+            "record 1 has category_id 2 .*truth has 5=cat, 17=dog",
+        ),
     ],
 )
 def test_bad_coco_results_are_named(content: object, message: str, tmp_path: Path) -> None:
@@ -97,7 +115,10 @@ def test_bad_coco_results_are_named(content: object, message: str, tmp_path: Pat
 
 
 def test_paths_of_the_image_files_do_for_ids(tmp_path: Path) -> None:
-    path = write(tmp_path / "found.json", [RECORD | {"image_id": f"/elsewhere/{Path(TRUTH.image_files[1]).name}"}, RECORD])
+    path = write(
+        tmp_path / "found.json",
+        [RECORD | {"image_id": f"/elsewhere/{Path(TRUTH.image_files[1]).name}"}, RECORD],
+    )
     found, by_name = read_coco_results(path, TRUTH)
     assert (found.image_ids.tolist(), by_name) == ([9, 7], 1)
     twice = dataclasses.replace(TRUTH, image_files=np.array(["a/1.jpg", "b/1.jpg"]))
@@ -116,32 +137,50 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_voc_lines_by_hand(tmp_path: Path) -> None:
     write(tmp_path / "comp4_det_val_cat.txt", "000007 0.5 1 1 10 20\n\na b 0.25 3.5 4 5 6.25\n")
     found, absent, split = read_voc_results(tmp_path, NAMED)
-    same(found, predictions_of([("000007", 1, 0.5, (0, 0, 10, 20)), ("a b", 1, 0.25, (2.5, 3, 5, 6.25))]))
+    same(
+        found,
+        predictions_of([("000007", 1, 0.5, (0, 0, 10, 20)), ("a b", 1, 0.25, (2.5, 3, 5, 6.25))]),
+    )
     assert (absent, split) == (["dog"], "val")
 
 
 def test_voc_results_by_hand() -> None:
     files = to_voc_results(
-        predictions_of([("x", 1, 0.25, (0, 0, 10, 20)), ("y", 1, 0.5, (2.5, 3, 5, 6.25))]), split="test", competition="comp3"
+        predictions_of([("x", 1, 0.25, (0, 0, 10, 20)), ("y", 1, 0.5, (2.5, 3, 5, 6.25))]),
+        split="test",
+        competition="comp3",
     )
     assert files == {
-        "comp3_det_test_cat.txt": "y 0.500000 3.500 4.000 5.000 6.250\nx 0.250000 1.000 1.000 10.000 20.000\n",
+        "comp3_det_test_cat.txt": "y 0.500000 3.500 4.000 5.000 6.250\nx 0.250000 1.000 1.000 "
+        "10.000 20.000\n",
         "comp3_det_test_dog.txt": "",
     }
 
 
 def test_voc_results_come_back(tmp_path: Path) -> None:
-    truth, predictions = random_scene(0)  # integers and scores of one decimal survive the rounding; integer image ids too
+    truth, predictions = random_scene(
+        0
+    )  # integers and scores of one decimal survive the rounding; integer image ids too
     for name, text in to_voc_results(predictions, split="val").items():
         write(tmp_path / name, text)
     found, absent, split = read_voc_results(tmp_path, truth)
     assert (absent, split) == ([], "val")
 
     def rows(p: Predictions) -> list[tuple]:
-        return sorted(zip(p.image_ids.tolist(), p.labels.tolist(), p.scores.round(6).tolist(), p.boxes.tolist(), strict=True))
+        return sorted(
+            zip(
+                p.image_ids.tolist(),
+                p.labels.tolist(),
+                p.scores.round(6).tolist(),
+                p.boxes.tolist(),
+                strict=True,
+            )
+        )
 
     assert [row[:2] for row in rows(found)] == [row[:2] for row in rows(predictions)]
-    for (*_, score, box), (*_, expected_score, expected_box) in zip(rows(found), rows(predictions), strict=True):
+    for (*_, score, box), (*_, expected_score, expected_box) in zip(
+        rows(found), rows(predictions), strict=True
+    ):
         assert score == pytest.approx(expected_score, abs=1e-6)
         assert box == expected_box
 
@@ -162,7 +201,10 @@ def test_longest_class_name_wins(tmp_path: Path) -> None:
         ("000007 0.5 1 1 ten 20", "cat.txt:2: expected"),
         ("000007 nan 1 1 10 20", "cat.txt:2: expected"),
         ("000007 0.5 100 1 10 20", "cat.txt:2: .* xmax >= xmin .* got '000007 0.5 100 1 10 20'"),
-        ("000008 0.5 1 1 10 20", r"cat.txt:2: image '000008' is not in truth \(1 of 2 detections\)"),
+        (
+            "000008 0.5 1 1 10 20",
+            r"cat.txt:2: image '000008' is not in truth \(1 of 2 detections\)",
+        ),
         ("7 0.5 1 1 10 20", "cat.txt:2: image '7' is not in truth .* like .'000007'"),
     ],
 )
@@ -186,7 +228,13 @@ def test_many_records_take_seconds(tmp_path: Path) -> None:
     num = 100_000
     truth = truth_of([], list(range(1000)))
     boxes = np.tile(np.array([[1.1, 2.2, 30.3, 40.4]], np.float32), (num, 1))
-    many = Predictions(truth.class_map, np.arange(num) % 1000, boxes, np.full(num, 0.1, np.float32), np.full(num, 1))
+    many = Predictions(
+        truth.class_map,
+        np.arange(num) % 1000,
+        boxes,
+        np.full(num, 0.1, np.float32),
+        np.full(num, 1),
+    )
     path = write(tmp_path / "d.json", to_coco_results(many))
     for name, text in to_voc_results(many, split="val").items():
         write(tmp_path / name, text)

@@ -25,7 +25,9 @@ class TwoLayers(nn.Module):
 
 
 def outputs_by_hand(net: nn.Module, batches: list[Tensor]) -> dict[str, np.ndarray]:
-    """Every norm's outputs over all batches, block by block: before the nonlinearity and the addition."""
+    """Every norm's outputs over all batches, block by block: before the nonlinearity and the
+    addition.
+    """
     found: dict[str, list[np.ndarray]] = {}
 
     def conv_norm(name: str, number: int, parent: nn.Module, x: Tensor) -> Tensor:
@@ -53,8 +55,12 @@ def test_a_layer_by_hand() -> None:
     net.bn1.running_var.fill_(16.0)
     assert layer_responses(net, [images]) == {"bn1": pytest.approx(0.5)}
     assert layer_responses(net, [images[:1]]) == {"bn1": 0.0}  # one value alone does not vary
-    assert layer_responses(net, [images[:1], images[1:], images]) == {"bn1": pytest.approx(0.5)}  # over all batches, not within each
-    assert layer_responses(net, [images[:1], images[1:], images[1:], images[1:]]) == {"bn1": pytest.approx(np.std([1, 5, 5, 5]) / 4)}
+    assert layer_responses(net, [images[:1], images[1:], images]) == {
+        "bn1": pytest.approx(0.5)
+    }  # over all batches, not within each
+    assert layer_responses(net, [images[:1], images[1:], images[1:], images[1:]]) == {
+        "bn1": pytest.approx(np.std([1, 5, 5, 5]) / 4)
+    }
 
 
 @pytest.mark.parametrize("make", [resnet_cifar, plain_cifar])
@@ -63,7 +69,10 @@ def test_responses_equal_numpys_deviation_of_outputs_collected_by_hand(make) -> 
     batches = [torch.randn(num, 3, 16, 20) for num in (3, 2, 1)]
     expected = outputs_by_hand(net, batches)
     found = layer_responses(net, batches)
-    names = ["bn1", *(f"layer{stage}.{block}.bn{n}" for stage in (1, 2, 3) for block in (0, 1) for n in (1, 2))]
+    names = [
+        "bn1",
+        *(f"layer{stage}.{block}.bn{n}" for stage in (1, 2, 3) for block in (0, 1) for n in (1, 2)),
+    ]
     assert list(found) == list(expected) == names  # 6n + 1 layers, in network order
     for name, values in expected.items():
         assert found[name] == pytest.approx(float(np.std(values.astype(np.float64))), rel=1e-5)
@@ -72,7 +81,11 @@ def test_responses_equal_numpys_deviation_of_outputs_collected_by_hand(make) -> 
 
 def test_only_the_3x3_convolutions_of_a_bottleneck_count() -> None:
     found = layer_responses(resnet50(num_classes=2), [torch.randn(1, 3, 32, 32)])
-    assert list(found) == [f"layer{stage}.{n}.bn2" for stage, blocks in enumerate((3, 4, 6, 3), start=1) for n in range(blocks)]
+    assert list(found) == [
+        f"layer{stage}.{n}.bn2"
+        for stage, blocks in enumerate((3, 4, 6, 3), start=1)
+        for n in range(blocks)
+    ]
 
 
 def test_the_order_and_the_batching_of_images_do_not_matter() -> None:
@@ -104,7 +117,9 @@ def test_the_network_is_left_as_it_was(training: bool) -> None:
 def test_hooks_of_others_stay() -> None:
     net = resnet_cifar(8)
     seen = []
-    net.bn1.register_forward_hook(lambda _module, _inputs, output: seen.append(float(output.std(correction=0))))
+    net.bn1.register_forward_hook(
+        lambda _module, _inputs, output: seen.append(float(output.std(correction=0)))
+    )
     found = layer_responses(net, [torch.randn(2, 3, 8, 8)])
     assert hooks_of(net) == 1
     assert found["bn1"] == pytest.approx(seen[0], rel=1e-5)
@@ -116,7 +131,9 @@ def test_response_errors() -> None:
     with pytest.raises(ValueError, match="no images to measure the responses on"):
         layer_responses(TwoLayers(), [torch.zeros(0, 3, 4, 4)])
     with pytest.raises(ValueError, match="no 3x3 convolution convN with a norm bnN behind it"):
-        layer_responses(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)), [torch.zeros(1, 3, 4, 4)])
+        layer_responses(
+            nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)), [torch.zeros(1, 3, 4, 4)]
+        )
     one_by_one = TwoLayers()
     one_by_one.conv1 = one_by_one.conv2
     with pytest.raises(ValueError, match="no 3x3 convolution"):

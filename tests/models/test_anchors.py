@@ -11,18 +11,23 @@ RATIOS = (0.5, 1.0, 2.0)
 
 
 def test_py_faster_rcnn_anchors_are_the_published_ones():
-    # facts: inclusive corners printed by py-faster-rcnn; +1 on the right and bottom makes them continuous
+    # facts: inclusive corners printed by py-faster-rcnn; +1 on the right and bottom makes them
+    # continuous
     inclusive = torch.tensor([
         (-84, -40, 99, 55), (-176, -88, 191, 103), (-360, -184, 375, 199),
         (-56, -56, 71, 71), (-120, -120, 135, 135), (-248, -248, 263, 263),
         (-36, -80, 51, 95), (-80, -168, 95, 183), (-168, -344, 183, 359),
     ])  # fmt: skip
     expected = (inclusive + torch.tensor((0, 0, 1, 1))).float()
-    assert torch.equal(cell_anchors((128, 256, 512), RATIOS, stride=16, style="py-faster-rcnn"), expected)
+    assert torch.equal(
+        cell_anchors((128, 256, 512), RATIOS, stride=16, style="py-faster-rcnn"), expected
+    )
 
 
 def test_torchvision_anchors():
-    ours = AnchorGenerator(sizes=(32, 64, 128), aspect_ratios=RATIOS, stride=16, style="torchvision")(4, 6)
+    ours = AnchorGenerator(
+        sizes=(32, 64, 128), aspect_ratios=RATIOS, stride=16, style="torchvision"
+    )(4, 6)
     theirs = TorchvisionAnchors(((32, 64, 128),), (RATIOS,))
     images = ImageList(torch.zeros((1, 3, 64, 96)), [(64, 96)])
     assert torch.equal(ours, theirs(images, [torch.zeros((1, 8, 4, 6))])[0])

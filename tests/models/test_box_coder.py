@@ -27,7 +27,9 @@ def test_round_trip_and_torchvision(weights):
     theirs = TorchvisionCoder(weights)
     torch.testing.assert_close(deltas, theirs.encode_single(boxes, reference))
     noise = torch.randn((60, 4))
-    torch.testing.assert_close(coder.decode(reference, noise), theirs.decode_single(noise, reference))
+    torch.testing.assert_close(
+        coder.decode(reference, noise), theirs.decode_single(noise, reference)
+    )
 
 
 def test_decode_for_every_class():

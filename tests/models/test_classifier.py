@@ -52,14 +52,22 @@ def test_normalising_by_hand() -> None:
     assert rgb.shape == (1, 3, 2, 4)
     assert rgb.dtype == torch.float32
     assert rgb[0, :, 1, 3].tolist() == [4.5, 4.5, 3.375]
-    bgr = make_classifier(mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0), channel_order="bgr").normalizer(pixels)
-    assert bgr[0, :, 0, 2].tolist() == [14.5, 4.5, 0.875]  # (30 - 1) / 2, (20 - 2) / 4, (10 - 3) / 8
+    bgr = make_classifier(
+        mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0), channel_order="bgr"
+    ).normalizer(pixels)
+    assert bgr[0, :, 0, 2].tolist() == [
+        14.5,
+        4.5,
+        0.875,
+    ]  # (30 - 1) / 2, (20 - 2) / 4, (10 - 3) / 8
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 @pytest.mark.parametrize("with_image", [True, False])
 @pytest.mark.parametrize("size", [(32, 32), (32, 28), (16, 16)])
-def test_normalising_equals_numpy_and_the_specification(order: str, with_image: bool, size: tuple[int, int]) -> None:
+def test_normalising_equals_numpy_and_the_specification(
+    order: str, with_image: bool, size: tuple[int, int]
+) -> None:
     mean_image = torch.rand(3, 32, 32) * 255 if with_image else None
     model = make_classifier(channel_order=order, mean_image=mean_image)
     images = make_crops(3, *size)
@@ -70,7 +78,9 @@ def test_normalising_equals_numpy_and_the_specification(order: str, with_image: 
     mean = mean_image.double().numpy() if own_size else np.array(spec.mean).reshape(3, 1, 1)
     values = images.pixels.double().numpy()
     values = values[:, ::-1] if order == "bgr" else values
-    np.testing.assert_allclose(found.numpy(), (values - mean) / np.array(spec.std).reshape(3, 1, 1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found.numpy(), (values - mean) / np.array(spec.std).reshape(3, 1, 1), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_mean_image_is_for_images_of_its_own_size_alone() -> None:
@@ -85,9 +95,13 @@ def test_the_mean_image_is_for_images_of_its_own_size_alone() -> None:
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 @pytest.mark.parametrize("last", [True, False])
-def test_the_network_sees_channels_last_and_the_images_stay_as_they_are(order: str, last: bool) -> None:
+def test_the_network_sees_channels_last_and_the_images_stay_as_they_are(
+    order: str, last: bool
+) -> None:
     model = make_classifier(channel_order=order)
-    pixels = make_crops(2).pixels.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    pixels = make_crops(2).pixels.contiguous(
+        memory_format=torch.channels_last if last else torch.contiguous_format
+    )
     before = pixels.clone()
     found = model.normalizer(pixels)
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -107,21 +121,29 @@ def test_means_are_buffers_that_no_checkpoint_holds() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_loss_is_the_cross_entropy_of_the_normalised_images(smoothing: float, training: bool) -> None:
+def test_the_loss_is_the_cross_entropy_of_the_normalised_images(
+    smoothing: float, training: bool
+) -> None:
     model = make_classifier(smoothing, channel_order="bgr").train(training)
     images, targets = make_crops(6), targets_of(0, 9, 3, 3, 5, 1)
     spec = model.net.input_spec
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
     logits = model.net((images.pixels.float().flip(1) - mean) / std)
     found = model(images, targets)
-    torch.testing.assert_close(found.loss_cls, F.cross_entropy(logits, targets.labels, label_smoothing=smoothing))
-    assert found.top1_error.item() == pytest.approx((logits.argmax(dim=1) != targets.labels).double().mean().item())
+    torch.testing.assert_close(
+        found.loss_cls, F.cross_entropy(logits, targets.labels, label_smoothing=smoothing)
+    )
+    assert found.top1_error.item() == pytest.approx(
+        (logits.argmax(dim=1) != targets.labels).double().mean().item()
+    )
 
 
 def test_loss_and_error_by_hand() -> None:
     model = constant_classifier([math.log(6), math.log(3), 0.0])  # probabilities 0.6, 0.3, 0.1
     found = model(make_crops(4), targets_of(0, 0, 1, 2))
-    assert found.loss_cls.item() == pytest.approx(-(2 * math.log(0.6) + math.log(0.3) + math.log(0.1)) / 4, rel=1e-5)
+    assert found.loss_cls.item() == pytest.approx(
+        -(2 * math.log(0.6) + math.log(0.3) + math.log(0.1)) / 4, rel=1e-5
+    )
     assert found.top1_error.item() == 0.5
     assert model(make_crops(2), targets_of(0, 0)).top1_error.item() == 0.0
     assert model(make_crops(3), targets_of(1, 2, 1)).top1_error.item() == 1.0
@@ -130,11 +152,15 @@ def test_loss_and_error_by_hand() -> None:
 def test_label_smoothing_by_hand() -> None:
     model = constant_classifier([math.log(6), math.log(3), 0.0], label_smoothing=0.3)
     found = model(make_crops(2), targets_of(1, 1)).loss_cls.item()
-    assert found == pytest.approx(-(0.1 * math.log(0.6) + 0.8 * math.log(0.3) + 0.1 * math.log(0.1)), rel=1e-5)
+    assert found == pytest.approx(
+        -(0.1 * math.log(0.6) + 0.8 * math.log(0.3) + 0.1 * math.log(0.1)), rel=1e-5
+    )
 
 
 def test_mixup_mixes_each_image_with_another_and_the_targets_alike() -> None:
-    """alpha is so large that the share is a half; with another image of the batch, its neighbour in torchvision's reading."""
+    """alpha is so large that the share is a half; with another image of the batch, its neighbour in
+    torchvision's reading.
+    """
     model = make_classifier(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     model.mixup = MixUp(alpha=1e8, num_classes=K)
     seen = []

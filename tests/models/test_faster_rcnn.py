@@ -33,7 +33,9 @@ def test_normalizer_by_hand():
     x = normalizer(images.pixels, images.sizes)
     assert x[0, 1, 5, 7].item() == pytest.approx((float(images.pixels[0, 1, 5, 7]) - 20) / 4)
     assert (x[0, :, 30:] == 0).all()
-    bgr = PixelNormalizer(mean=(30.0, 20.0, 10.0), std=(8.0, 4.0, 2.0), channel_order="bgr")(images.pixels, images.sizes)
+    bgr = PixelNormalizer(mean=(30.0, 20.0, 10.0), std=(8.0, 4.0, 2.0), channel_order="bgr")(
+        images.pixels, images.sizes
+    )
     torch.testing.assert_close(bgr, x.flip(1))
 
 
@@ -44,7 +46,9 @@ def test_losses_or_detections_by_the_argument_alone(detector):
         detector.train(mode)
         losses = detector(images, targets)
         assert isinstance(losses, Losses)
-        assert losses.total().item() == pytest.approx(sum(v.item() for v in losses.terms().values()), rel=1e-5)
+        assert losses.total().item() == pytest.approx(
+            sum(v.item() for v in losses.terms().values()), rel=1e-5
+        )
         assert len(detector(images)) == 2
     assert losses.terms()["loss_roi_cls"].item() == pytest.approx(math.log(5), abs=0.5)
     with pytest.raises(ValueError, match="2 images but 1 targets"):
@@ -54,20 +58,28 @@ def test_losses_or_detections_by_the_argument_alone(detector):
 def test_every_parameter_gets_a_gradient(detector):
     detector.train()
     detector.zero_grad()
-    detector(make_batch([(64, 64)] * 2), [make_target([[5, 5, 40, 40]], [3])] * 2).total().backward()
-    silent = [name for name, p in detector.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+    detector(
+        make_batch([(64, 64)] * 2), [make_target([[5, 5, 40, 40]], [3])] * 2
+    ).total().backward()
+    silent = [
+        name for name, p in detector.named_parameters() if p.grad is None or p.grad.abs().sum() == 0
+    ]
     assert silent == []
 
 
 def test_padding_does_not_reach_the_detections(detector):
-    """A network of eval statistics sees zeros beyond an image, whether the batch has room there or not."""
+    """A network of eval statistics sees zeros beyond an image, whether the batch has room there or
+    not.
+    """
     detector.eval()
     alone = make_batch([(64, 64)])
     pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
     pixels[0, :, :64, :64] = alone.pixels[0]
     together = type(alone)(pixels, ((64, 64), (96, 96)), ((64, 64), (96, 96)), (1, 2))
     normal = detector.normalizer(together.pixels, together.sizes)
-    torch.testing.assert_close(normal[0, :, :64, :64], detector.normalizer(alone.pixels, alone.sizes)[0])
+    torch.testing.assert_close(
+        normal[0, :, :64, :64], detector.normalizer(alone.pixels, alone.sizes)[0]
+    )
     assert (normal[0, :, 64:] == 0).all()
     assert (normal[0, :, :, 64:] == 0).all()
 
@@ -86,7 +98,15 @@ def test_predict_returns_boxes_in_the_pixels_given(detector):
 
 
 def test_frozen_stages_do_not_learn_and_conv5_does():
-    frozen = {**TINY, "backbone": {"name": "resnet18", "norm": "frozen", "freeze_at": 2, "weights": "not read here"}}
+    frozen = {
+        **TINY,
+        "backbone": {
+            "name": "resnet18",
+            "norm": "frozen",
+            "freeze_at": 2,
+            "weights": "not read here",
+        },
+    }
     detector = build_detector(check(ModelConfig, frozen, "test"), 4, pretrained=False)
     learning = {name for name, p in detector.named_parameters() if p.requires_grad}
     assert not any(name.startswith(("backbone.conv1", "backbone.layer1")) for name in learning)

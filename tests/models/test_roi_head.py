@@ -34,7 +34,9 @@ def make_head(**changes) -> RoIHead:
 
 
 def test_first_loss_is_near_log_k_plus_1():
-    loss_cls, _ = make_head().losses(torch.randn((1, 8, 8, 8)), [random_boxes(50, 128)], [make_target([[10, 10, 60, 60]], [2])])
+    loss_cls, _ = make_head().losses(
+        torch.randn((1, 8, 8, 8)), [random_boxes(50, 128)], [make_target([[10, 10, 60, 60]], [2])]
+    )
     assert loss_cls.item() == pytest.approx(math.log(NUM_CLASSES + 1), abs=0.1)
 
 
@@ -42,9 +44,14 @@ def test_sample_takes_objects_in_and_encodes_them():
     head = make_head()
     gt = torch.tensor([[10.0, 10, 60, 60]])
     near = torch.tensor([[12.0, 10, 62, 60]])
-    rois, labels, deltas = head.sample([torch.cat((near, random_boxes(30, 20) + 70))], [make_target(gt, [2])])
+    rois, labels, deltas = head.sample(
+        [torch.cat((near, random_boxes(30, 20) + 70))], [make_target(gt, [2])]
+    )
     assert labels.tolist() == [2, 2, 0, 0, 0, 0, 0, 0]
-    expected = {tuple(near[0].tolist()): [-2 / 50 * 10, 0, 0, 0], tuple(gt[0].tolist()): [0, 0, 0, 0]}
+    expected = {
+        tuple(near[0].tolist()): [-2 / 50 * 10, 0, 0, 0],
+        tuple(gt[0].tolist()): [0, 0, 0, 0],
+    }
     for roi, delta in zip(rois[0][:2], deltas[:2], strict=True):
         assert delta.tolist() == pytest.approx(expected[tuple(roi.tolist())], abs=1e-5)
     assert (deltas[2:] == 0).all()
@@ -59,13 +66,17 @@ def test_losses_by_hand():
     gt = torch.tensor([[10.0, 10, 60, 60]])
     loss_cls, loss_box = head.losses(torch.randn((1, 8, 8, 8)), [EMPTY], [make_target(gt, [2])])
     assert loss_cls.item() == pytest.approx(math.log(4))
-    assert loss_box.item() == pytest.approx((4 + 5 + 6 + 7) - 4 * 0.5)  # one RoI, all deltas beyond beta
+    assert loss_box.item() == pytest.approx(
+        (4 + 5 + 6 + 7) - 4 * 0.5
+    )  # one RoI, all deltas beyond beta
 
 
 def test_images_without_objects_and_without_proposals():
     head = make_head()
     feature = torch.randn((2, 8, 8, 8))
-    loss_cls, loss_box = head.losses(feature, [random_boxes(5, 128), EMPTY], [make_target(EMPTY, [])] * 2)
+    loss_cls, loss_box = head.losses(
+        feature, [random_boxes(5, 128), EMPTY], [make_target(EMPTY, [])] * 2
+    )
     assert loss_cls > 0
     assert loss_box == 0
     (loss_cls + loss_box).backward()
@@ -77,20 +88,31 @@ def test_images_without_objects_and_without_proposals():
 
 
 def test_crowds_are_not_objects():
-    _, labels, _ = make_head().sample([random_boxes(5, 128)], [make_target([[10, 10, 60, 60]], [2], crowd=[True])])
+    _, labels, _ = make_head().sample(
+        [random_boxes(5, 128)], [make_target([[10, 10, 60, 60]], [2], crowd=[True])]
+    )
     assert (labels == 0).all()
 
 
 def test_every_parameter_gets_a_gradient():
     head = make_head()
-    sum(head.losses(torch.randn((1, 8, 8, 8)), [random_boxes(20, 128)], [make_target([[10, 10, 60, 60]], [2])])).backward()
+    sum(
+        head.losses(
+            torch.randn((1, 8, 8, 8)),
+            [random_boxes(20, 128)],
+            [make_target([[10, 10, 60, 60]], [2])],
+        )
+    ).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
 
 
 def test_detections_against_a_naive_loop():
     torch.manual_seed(3)
     head = make_head()
-    boxes, scores = random_boxes(40, 100).repeat_interleave(NUM_CLASSES, 0).view(40, NUM_CLASSES, 4), torch.rand((40, NUM_CLASSES)) * 0.5
+    boxes, scores = (
+        random_boxes(40, 100).repeat_interleave(NUM_CLASSES, 0).view(40, NUM_CLASSES, 4),
+        torch.rand((40, NUM_CLASSES)) * 0.5,
+    )
     kept = []
     for column in range(NUM_CLASSES):
         rows = sorted(range(40), key=lambda row: -scores[row, column])
@@ -104,7 +126,9 @@ def test_detections_against_a_naive_loop():
                 b = boxes[other, column]
                 w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
                 inter = max(w, 0) * max(h, 0)
-                overlaps.append(inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter))
+                overlaps.append(
+                    inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+                )
             if all(overlap <= 0.3 for overlap in overlaps):
                 chosen.append(row)
         kept += [(float(scores[row, column]), column + 1) for row in chosen]
@@ -118,7 +142,11 @@ def test_detections_are_inside_their_image():
     with torch.no_grad():
         head.predictor.bbox_pred.weight.normal_(0, 5)
     images = make_batch([(100, 120), (90, 128)])
-    for found, (height, width) in zip(head.detect(torch.randn((2, 8, 8, 8)), [random_boxes(9, 90)] * 2, images), images.sizes, strict=True):
+    for found, (height, width) in zip(
+        head.detect(torch.randn((2, 8, 8, 8)), [random_boxes(9, 90)] * 2, images),
+        images.sizes,
+        strict=True,
+    ):
         assert len(found) == 5
         assert (found.boxes >= 0).all()
         assert (found.boxes[:, 2] <= width).all()

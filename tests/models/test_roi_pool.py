@@ -15,26 +15,54 @@ def indexed(num: int, images: int, size: float, seed: int = 0) -> torch.Tensor:
 
 def test_constant_map_gives_the_constant():
     feature = torch.full((1, 2, 8, 8), 3.0)
-    pooled = RoIPooler(kind="roi_align", output_size=4, sampling_ratio=2, stride=16)(feature, [torch.tensor([[16.0, 16, 80, 80]])])
+    pooled = RoIPooler(kind="roi_align", output_size=4, sampling_ratio=2, stride=16)(
+        feature, [torch.tensor([[16.0, 16, 80, 80]])]
+    )
     assert pooled.shape == (1, 2, 4, 4)
     torch.testing.assert_close(pooled, torch.full((1, 2, 4, 4), 3.0))
 
 
 def test_ramp_by_hand():
-    # On a map whose value is its column, a bin's average is the x of its centre (samples are symmetric about it).
+    # On a map whose value is its column, a bin's average is the x of its centre (samples are
+    # symmetric about it).
     feature = torch.arange(8.0).view(1, 1, 1, 8).expand(1, 1, 8, 8)
-    pooled = roi_align(feature, torch.tensor([[0.0, 1, 1, 5, 5]]), output_size=2, spatial_scale=1.0, sampling_ratio=2, aligned=False)
+    pooled = roi_align(
+        feature,
+        torch.tensor([[0.0, 1, 1, 5, 5]]),
+        output_size=2,
+        spatial_scale=1.0,
+        sampling_ratio=2,
+        aligned=False,
+    )
     assert pooled[0, 0].tolist() == [[2.0, 4.0], [2.0, 4.0]]
-    aligned = roi_align(feature, torch.tensor([[0.0, 1, 1, 5, 5]]), output_size=2, spatial_scale=1.0, sampling_ratio=2, aligned=True)
+    aligned = roi_align(
+        feature,
+        torch.tensor([[0.0, 1, 1, 5, 5]]),
+        output_size=2,
+        spatial_scale=1.0,
+        sampling_ratio=2,
+        aligned=True,
+    )
     assert aligned[0, 0].tolist() == [[1.5, 3.5], [1.5, 3.5]]
 
 
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("sampling_ratio", [1, 2, 3])
 def test_gather_sum_is_torchvisions_roi_align_with_its_gradient(aligned, sampling_ratio):
-    feature = torch.randn((3, 5, 11, 13), dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    feature = (
+        torch.randn((3, 5, 11, 13), dtype=torch.float64)
+        .to(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
     rois = indexed(25, 3, 200.0).double()
-    ours = roi_align(feature, rois, output_size=7, spatial_scale=1 / 16, sampling_ratio=sampling_ratio, aligned=aligned)
+    ours = roi_align(
+        feature,
+        rois,
+        output_size=7,
+        spatial_scale=1 / 16,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+    )
     theirs = ops.roi_align(feature, rois, 7, 1 / 16, sampling_ratio, aligned)
     torch.testing.assert_close(ours, theirs)
     upstream = torch.randn_like(ours)
@@ -55,7 +83,9 @@ def test_roi_pool_is_torchvisions():
 def test_adaptive_sampling_goes_to_the_operator():
     feature = torch.randn((1, 4, 10, 10))
     boxes = random_boxes(6, 150)
-    pooled = RoIPooler(kind="roi_align", output_size=3, sampling_ratio=0, stride=16)(feature, [boxes])
+    pooled = RoIPooler(kind="roi_align", output_size=3, sampling_ratio=0, stride=16)(
+        feature, [boxes]
+    )
     torch.testing.assert_close(pooled, ops.roi_align(feature, [boxes], 3, 1 / 16, 0, False))
 
 
@@ -65,10 +95,14 @@ def test_no_rois_and_an_image_without(kind):
     pooler = RoIPooler(kind=kind, output_size=3, sampling_ratio=2, stride=16)
     assert pooler(feature, [torch.zeros((0, 4)), torch.zeros((0, 4))]).shape == (0, 4, 3, 3)
     boxes = random_boxes(3, 150)
-    torch.testing.assert_close(pooler(feature, [torch.zeros((0, 4)), boxes]), pooler(feature[1:], [boxes]))
+    torch.testing.assert_close(
+        pooler(feature, [torch.zeros((0, 4)), boxes]), pooler(feature[1:], [boxes])
+    )
 
 
 def test_bf16_map():
     feature = torch.randn((1, 8, 10, 10)).bfloat16()
-    pooled = RoIPooler(kind="roi_align", output_size=3, sampling_ratio=2, stride=16)(feature, [random_boxes(4, 150)])
+    pooled = RoIPooler(kind="roi_align", output_size=3, sampling_ratio=2, stride=16)(
+        feature, [random_boxes(4, 150)]
+    )
     assert pooled.dtype == torch.bfloat16

@@ -15,7 +15,9 @@ EMPTY = torch.zeros((0, 4))
 
 
 def make_rpn(*, train_anchors="all", objectness="sigmoid", min_size=1.0, post_nms=50) -> RPN:
-    anchors = AnchorGenerator(sizes=(16.0, 32.0), aspect_ratios=(1.0,), stride=16, style="detectron2")
+    anchors = AnchorGenerator(
+        sizes=(16.0, 32.0), aspect_ratios=(1.0,), stride=16, style="detectron2"
+    )
     return RPN(
         head=RPNHead(in_channels=8, width=8, num_anchors=2, objectness=objectness),
         anchors=anchors,
@@ -37,13 +39,17 @@ def test_two_way_softmax_is_the_sigmoid_of_the_difference():
     logits, deltas = head(feature)
     assert logits.shape == (2, 60)
     assert deltas.shape == (2, 60, 4)
-    raw = head.objectness(F.relu(head.conv(feature))).view(2, 2, 3, 4, 5)  # background first, then foreground
+    raw = head.objectness(F.relu(head.conv(feature))).view(
+        2, 2, 3, 4, 5
+    )  # background first, then foreground
     probability = raw.softmax(dim=1)[:, 1].permute(0, 2, 3, 1).flatten(1)
     torch.testing.assert_close(logits.sigmoid(), probability)
 
 
 def test_initial_objectness_is_undecided():
-    logits, _ = RPNHead(in_channels=8, width=8, num_anchors=2, objectness="sigmoid")(torch.randn((1, 8, 4, 4)))
+    logits, _ = RPNHead(in_channels=8, width=8, num_anchors=2, objectness="sigmoid")(
+        torch.randn((1, 8, 4, 4))
+    )
     assert (logits.sigmoid() - 0.5).abs().max() < 0.05
 
 
@@ -71,7 +77,9 @@ def test_min_size_counts_in_pixels_of_the_original():
     rpn = make_rpn(min_size=40)
     feature = torch.zeros((1, 8, 4, 4))
     assert len(rpn(feature, small, None)[0][0]) == 0  # no anchor has a side of 40 px here
-    assert len(rpn(feature, shrunk, None)[0][0]) > 0  # but 40 px of the original are 10 px of the batch
+    assert (
+        len(rpn(feature, shrunk, None)[0][0]) > 0
+    )  # but 40 px of the original are 10 px of the batch
 
 
 def test_losses_by_hand():
@@ -84,7 +92,10 @@ def test_losses_by_hand():
     gt = rpn.anchors(4, 4)[[13]] + torch.tensor([2.0, 0.0, 2.0, 0.0])  # one anchor, moved 2 px
     _, (loss_cls, loss_box) = rpn(torch.randn((1, 8, 4, 4)), images, [make_target(gt, [1])])
     side = float(gt[0, 2] - gt[0, 0])
-    positive, negative = torch.tensor(1.0).sigmoid().log().neg(), torch.tensor(1.0).neg().sigmoid().log().neg()
+    positive, negative = (
+        torch.tensor(1.0).sigmoid().log().neg(),
+        torch.tensor(1.0).neg().sigmoid().log().neg(),
+    )
     assert loss_cls.item() == pytest.approx(((positive + 15 * negative) / 16).item(), rel=1e-5)
     delta = 2 / side
     expected = (delta - 0.5 / 9) if delta > 1 / 9 else 0.5 * delta**2 * 9
@@ -95,7 +106,9 @@ def test_anchors_over_the_border_are_not_trained_on():
     rpn = make_rpn(train_anchors="inside")
     anchors = rpn.anchors(4, 4)
     matched = rpn.match(anchors, EMPTY, (64, 50))
-    inside = (anchors[:, 0] >= 0) & (anchors[:, 1] >= 0) & (anchors[:, 2] <= 50) & (anchors[:, 3] <= 64)
+    inside = (
+        (anchors[:, 0] >= 0) & (anchors[:, 1] >= 0) & (anchors[:, 2] <= 50) & (anchors[:, 3] <= 64)
+    )
     assert 0 < inside.sum() < len(anchors)
     assert torch.equal(matched == BETWEEN, ~inside)
 
@@ -117,7 +130,9 @@ def test_images_without_objects_train_and_every_parameter_gets_a_gradient(train_
 
 def test_an_image_smaller_than_every_anchor_gives_no_nan():
     rpn = make_rpn(train_anchors="inside")
-    _, losses = rpn(torch.randn((1, 8, 1, 1)), make_batch([(9, 9)]), [make_target([[1, 1, 8, 8]], [1])])
+    _, losses = rpn(
+        torch.randn((1, 8, 1, 1)), make_batch([(9, 9)]), [make_target([[1, 1, 8, 8]], [1])]
+    )
     assert [float(loss) for loss in losses] == [0.0, 0.0]
 
 
@@ -125,5 +140,11 @@ def test_crowds_are_not_objects():
     rpn = make_rpn()
     crowd = make_target([[10, 10, 42, 42]], [1], crowd=[True])
     torch.manual_seed(1)
-    with_crowd = rpn.losses(rpn.anchors(4, 4), torch.zeros((1, 32)), torch.zeros((1, 32, 4)), make_batch([(64, 64)]), [crowd])
+    with_crowd = rpn.losses(
+        rpn.anchors(4, 4),
+        torch.zeros((1, 32)),
+        torch.zeros((1, 32, 4)),
+        make_batch([(64, 64)]),
+        [crowd],
+    )
     assert with_crowd[1] == 0

@@ -22,19 +22,24 @@ TOLERANCE = 1e-4
 
 def torchvision_config(name: str, width: int) -> ModelConfig:
     tree = {
-        "backbone": {"name": name, "stride_placement": "torchvision", "norm": "batch", "freeze_at": 0},
+        "backbone": {"name": name, "stride_placement": "torchvision", "norm": "batch",
+        "freeze_at": 0},
         "input": {"shorter": 320, "longer": 500},
         "anchors": {"style": "torchvision", "sizes": [32, 64, 128, 256]},
-        "rpn": {"width": width, "objectness": "sigmoid", "train_anchors": "all", "min_size": 1e-3, "test_post_nms_top_n": 100,
+        "rpn": {"width": width, "objectness": "sigmoid", "train_anchors": "all", "min_size": 1e-3,
+        "test_post_nms_top_n": 100,
                 "train_pre_nms_top_n": 2000, "train_post_nms_top_n": 200},
-        "roi": {"pool": "roi_align", "pool_size": 7, "sampling_ratio": 2, "smooth_l1_beta": 1 / 9, "nms_thresh": 0.5,
+        "roi": {"pool": "roi_align", "pool_size": 7, "sampling_ratio": 2, "smooth_l1_beta": 1 / 9,
+        "nms_thresh": 0.5,
                 "score_thresh": 0.02, "batch_size": 32},
     }  # fmt: skip
     return check(ModelConfig, json.loads(json.dumps(tree)), "test")
 
 
 def settle(detector: nn.Module) -> None:
-    """Give the random network sane activations and the predictor opinions, so that there is something to compare."""
+    """Give the random network sane activations and the predictor opinions, so that there is
+    something to compare.
+    """
     generator = torch.Generator().manual_seed(1)
     for module in detector.modules():
         if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
@@ -63,13 +68,17 @@ class FirstOnes:
         if isinstance(matched, list):  # torchvision: labels of all images -> masks
             masks = []
             for labels in matched:
-                positive, negative = self._choose((labels >= 1).nonzero().flatten(), (labels == 0).nonzero().flatten())
+                positive, negative = self._choose(
+                    (labels >= 1).nonzero().flatten(), (labels == 0).nonzero().flatten()
+                )
                 mask = torch.zeros((2, len(labels)), dtype=torch.bool)
                 mask[0, positive] = True
                 mask[1, negative] = True
                 masks.append(mask)
             return [mask[0] for mask in masks], [mask[1] for mask in masks]
-        return self._choose((matched >= 0).nonzero().flatten(), (matched == BELOW).nonzero().flatten())
+        return self._choose(
+            (matched >= 0).nonzero().flatten(), (matched == BELOW).nonzero().flatten()
+        )
 
     def _choose(self, positive, negative):
         positive = positive[: round(self.batch_size * self.positive_fraction)]
@@ -77,7 +86,9 @@ class FirstOnes:
 
 
 def assert_same_set(mine: torch.Tensor, reference: torch.Tensor) -> None:
-    """Every row has its counterpart; two proposals of equal score to rounding may come in either order."""
+    """Every row has its counterpart; two proposals of equal score to rounding may come in either
+    order.
+    """
     assert mine.shape == reference.shape
     distance = (mine[:, None] - reference[None]).abs().amax(dim=2) / reference.abs().amax()
     assert distance.amin(dim=0).max() < TOLERANCE
@@ -105,7 +116,9 @@ def test_same_proposals_detections_and_losses(name, width, batch):
     ours.eval()
     theirs.eval()
     captured = {}
-    theirs.model.rpn.register_forward_hook(lambda _module, _inputs, outputs: captured.update(proposals=outputs[0]))
+    theirs.model.rpn.register_forward_hook(
+        lambda _module, _inputs, outputs: captured.update(proposals=outputs[0])
+    )
     with torch.no_grad():
         feature = ours.backbone.feature_maps(ours.normalizer(images.pixels, images.sizes))["conv4"]
         proposals, _ = ours.rpn(feature, images, None)
@@ -123,7 +136,12 @@ def test_same_proposals_detections_and_losses(name, width, batch):
     ours.rpn.sampler = theirs.model.rpn.fg_bg_sampler = sampler
     sampler = FirstOnes(config.roi.batch_size, config.roi.positive_fraction)
     ours.roi_head.sampler = theirs.model.roi_heads.fg_bg_sampler = sampler
-    for model in (ours, theirs):  # torchvision gives losses in train mode only; batch statistics would hide nothing but differ
+    for model in (
+        ours,
+        theirs,
+        # torchvision gives losses in train mode only; batch statistics would hide nothing but
+        # differ
+    ):
         model.train()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

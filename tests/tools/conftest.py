@@ -1,4 +1,6 @@
-"""A detector small enough to train in a second, the drawn shapes as a COCO and a VOC folder, and one finished run."""
+"""A detector small enough to train in a second, the drawn shapes as a COCO and a VOC folder, and
+one finished run.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,19 @@ SPARSE_IDS = (3, 7, 12, 40, 41, 90)
 
 TINY = {
     "name": "tiny",
-    "data": {"format": "shapes", "shapes_train": TRAIN_IMAGES, "shapes_val": VAL_IMAGES, "workers": 0},
+    "data": {
+        "format": "shapes",
+        "shapes_train": TRAIN_IMAGES,
+        "shapes_val": VAL_IMAGES,
+        "workers": 0,
+    },
     "model": {
-        "backbone": {"name": "resnet18", "stride_placement": "torchvision", "norm": "batch", "freeze_at": 0},
+        "backbone": {
+            "name": "resnet18",
+            "stride_placement": "torchvision",
+            "norm": "batch",
+            "freeze_at": 0,
+        },
         "input": {"shorter": 96, "longer": 128},
         "anchors": {"sizes": [16, 32, 64], "aspect_ratios": [1.0]},
         "rpn": {
@@ -39,7 +51,15 @@ TINY = {
         },
         "roi": {"pool": "roi_align", "pool_size": 4, "sampling_ratio": 1, "batch_size": 16},
     },
-    "train": {"steps": 2, "batch_size": 2, "lr": 0.01, "warmup_steps": 0, "precision": "fp32", "log_every": 1, "clip_grad_norm": 10.0},
+    "train": {
+        "steps": 2,
+        "batch_size": 2,
+        "lr": 0.01,
+        "warmup_steps": 0,
+        "precision": "fp32",
+        "log_every": 1,
+        "clip_grad_norm": 10.0,
+    },
 }
 
 COCO_FLAGS = (
@@ -49,7 +69,9 @@ COCO_FLAGS = (
     "data.val=[annotations/val.json]",
     "data.val_images=[val]",
 )
-"""Settings that make TINY read a COCO folder laid out as `coco_folder`; the folder itself goes with --data."""
+"""Settings that make TINY read a COCO folder laid out as `coco_folder`; the folder itself goes with
+--data.
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,7 +84,9 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Images this small gain nothing from a second thread, and lose much where another process has the core."""
+    """Images this small gain nothing from a second thread, and lose much where another process has
+    the core.
+    """
     before = torch.get_num_threads()
     if request.node.get_closest_marker("slow") is None:
         torch.set_num_threads(1)
@@ -72,7 +96,9 @@ def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _leave_no_weights(tmp_path: Path) -> Iterator[None]:
-    """pytest keeps the folders of three sessions; with the weights of every run they would take gigabytes."""
+    """pytest keeps the folders of three sessions; with the weights of every run they would take
+    gigabytes.
+    """
     yield
     for path in tmp_path.rglob("*"):
         if path.suffix in (".pt", ".pth", ".safetensors"):
@@ -89,7 +115,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Return a function: settings key=value, and further flags, -> the folder that train_det made, relative to a fresh directory."""
+    """Return a function: settings key=value, and further flags, -> the folder that train_det made,
+    relative to a fresh directory.
+    """
     monkeypatch.chdir(tmp_path)
 
     def call(*settings: str, flags: tuple[str, ...] = ()) -> Path:
@@ -119,8 +147,13 @@ def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def voc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as Annotations/, ImageSets/Main/ and JPEGImages/; a crowd, which VOC has not, is difficult."""
-    shapes, root = ensure_shapes(num_train=TRAIN_IMAGES, num_val=VAL_IMAGES), tmp_path_factory.mktemp("data") / "voc"
+    """The same as Annotations/, ImageSets/Main/ and JPEGImages/; a crowd, which VOC has not, is
+    difficult.
+    """
+    shapes, root = (
+        ensure_shapes(num_train=TRAIN_IMAGES, num_val=VAL_IMAGES),
+        tmp_path_factory.mktemp("data") / "voc",
+    )
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True)
     for split in ("train", "val"):
@@ -130,9 +163,15 @@ def voc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             stem = f"{split}{image['id']}"
             stems.append(stem)
             shutil.copy(shapes / split / image["file_name"], root / "JPEGImages" / f"{stem}.jpg")
-            objects = [voc_object(item) for item in content["annotations"] if item["image_id"] == image["id"]]
+            objects = [
+                voc_object(item)
+                for item in content["annotations"]
+                if item["image_id"] == image["id"]
+            ]
             size = f"<size><width>{image['width']}</width><height>{image['height']}</height></size>"
-            (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{size}{''.join(objects)}</annotation>")
+            (root / "Annotations" / f"{stem}.xml").write_text(
+                f"<annotation>{size}{''.join(objects)}</annotation>"
+            )
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems))
     return root
 
@@ -142,7 +181,8 @@ def voc_object(annotation: dict) -> str:
     sides = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
     box = "".join(f"<{side}>{value:g}</{side}>" for side, value in sides.items())
     name = SHAPES_CLASSES[annotation["category_id"] - 1]
-    return f"<object><name>{name}</name><difficult>{annotation['iscrowd']}</difficult><bndbox>{box}</bndbox></object>"
+    difficult = f"<difficult>{annotation['iscrowd']}</difficult>"
+    return f"<object><name>{name}</name>{difficult}<bndbox>{box}</bndbox></object>"
 
 
 @dataclass(frozen=True)
@@ -165,13 +205,24 @@ class FinishedRun:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Path, coco_folder: Path) -> Iterator[FinishedRun]:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Path, coco_folder: Path
+) -> Iterator[FinishedRun]:
     """A run of four steps, evaluated after every second; tests must leave it as it is."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     settings = ["--set", *COCO_FLAGS, "train.steps=4", "train.eval_every=2"]
-    flags = ["--cfg", str(tiny), "--data", str(coco_folder), "--out", str(folder), "--device", "cpu"]
+    flags = [
+        "--cfg",
+        str(tiny),
+        "--data",
+        str(coco_folder),
+        "--out",
+        str(folder),
+        "--device",
+        "cpu",
+    ]
     assert train_det.main([*flags, *settings]) == 0
     torch.set_num_threads(threads)
     yield FinishedRun(folder, coco_folder)
@@ -186,7 +237,11 @@ def records(folder: Path, kind: str) -> list[dict]:
     """The training or evaluation records of a run, without the times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     times = ("step_s", "data_s", "images_per_s")
-    return [{key: value for key, value in line.items() if key not in times} for line in lines if line["kind"] == kind]
+    return [
+        {key: value for key, value in line.items() if key not in times}
+        for line in lines
+        if line["kind"] == kind
+    ]
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -201,6 +256,8 @@ def same_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def snapshot(folder: Path) -> dict[str, str]:
     """Every file under `folder` with a digest of its bytes, and every folder."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "folder"
         for path in sorted(folder.rglob("*"))
     }

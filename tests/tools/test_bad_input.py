@@ -1,4 +1,6 @@
-"""Bad input of every kind: status 2, one message that names what is at fault, no code run, and not a byte changed under runs/."""
+"""Bad input of every kind: status 2, one message that names what is at fault, no code run, and not
+a byte changed under runs/.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def _a_run_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Return a function: run a command that must fail, check what every failure must be like, return its message."""
+    """Return a function: run a command that must fail, check what every failure must be like,
+    return its message.
+    """
 
     def call(*flags: str | Path, main: Main = train_det.main) -> str:
         before = snapshot(tmp_path)
@@ -68,7 +72,16 @@ def voc(voc_folder: Path) -> Path:
 
 
 ON_COCO = ("--cfg", "tiny.yaml", "--data", "photographs", "--set", *COCO_FLAGS)
-ON_VOC = ("--cfg", "tiny.yaml", "--data", "photographs", "--set", "data.format=voc", "data.train=[train]", "data.val=[val]")
+ON_VOC = (
+    "--cfg",
+    "tiny.yaml",
+    "--data",
+    "photographs",
+    "--set",
+    "data.format=voc",
+    "data.train=[train]",
+    "data.val=[val]",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -91,12 +104,18 @@ def change_train_json(coco: Path, change: Callable[[dict], object]) -> None:
     [
         ("name: tiny\ntrian: {steps: 1}\n", "bad.yaml: unknown key 'trian'; did you mean 'train'?"),
         ("name: tiny\nseed: 1\nname: other\n", "bad.yaml:3: key 'name' is given twice"),
-        ("train: {lr: fast, steps: 1}\n", "bad.yaml: train.lr: Input should be a valid number, got 'fast'"),
+        (
+            "train: {lr: fast, steps: 1}\n",
+            "bad.yaml: train.lr: Input should be a valid number, got 'fast'",
+        ),
         ("train: {steps: 1.5}\n", "bad.yaml: train.steps: Input should be a valid integer"),
         ("train: {steps: 1, epochs: 1}\n", "bad.yaml: train: steps and epochs are both given"),
         ("- name\n", "bad.yaml: expected a mapping of sections"),
         ("name: [\n", "bad.yaml:2: "),
-        ("name: !!python/object/apply:os.mkdir [it_ran]\n", "bad.yaml:1: could not determine a constructor for the tag"),
+        (
+            "name: !!python/object/apply:os.mkdir [it_ran]\n",
+            "bad.yaml:1: could not determine a constructor for the tag",
+        ),
     ],
 )
 def test_a_config_file(text: str, message: str, refused: Callable[..., str]) -> None:
@@ -111,16 +130,28 @@ def test_a_config_file(text: str, message: str, refused: Callable[..., str]) -> 
         (["--cfg", "gone.yaml"], "no config file gone.yaml"),
         (["--cfg", "tiny.yml"], "no config file tiny.yml; did you mean tiny.yaml?"),
         (["--cfg", "runs"], "no config file runs"),
-        (["--cfg", "tiny.yaml", "--set", "train.lrr=1"], "unknown key 'train.lrr'; did you mean 'train.lr'?"),
-        (["--cfg", "tiny.yaml", "--set", "train.batch_size=two"], "train.batch_size: Input should be a valid integer"),
+        (
+            ["--cfg", "tiny.yaml", "--set", "train.lrr=1"],
+            "unknown key 'train.lrr'; did you mean 'train.lr'?",
+        ),
+        (
+            ["--cfg", "tiny.yaml", "--set", "train.batch_size=two"],
+            "train.batch_size: Input should be a valid integer",
+        ),
         (["--cfg", "tiny.yaml", "--set", "train.steps"], "--set train.steps: expected key=value"),
         (["--cfg", "tiny.yaml", "--set", "name=../tiny"], "tiny.yaml with --set: name"),
-        (["--cfg", "tiny.yaml", "--set", "model.backbone.name=resnet19"], "unknown backbone 'resnet19'"),
+        (
+            ["--cfg", "tiny.yaml", "--set", "model.backbone.name=resnet19"],
+            "unknown backbone 'resnet19'",
+        ),
         (["--cfg", "tiny.yaml", "--set", "model.backbone.norm=frozen"], "cannot be frozen"),
         (["--cfg", "tiny.yaml", "--seed", "-1"], "seed"),
         (["--cfg", "tiny.yaml", "--seed", "one"], "argument --seed"),
         (["--cfg", "tiny.yaml", "--device", "gpu"], "argument --device: gpu cannot be used"),
-        (["--cfg", "tiny.yaml", "--device", "cuda:99"], "argument --device: cuda:99 cannot be used"),
+        (
+            ["--cfg", "tiny.yaml", "--device", "cuda:99"],
+            "argument --device: cuda:99 cannot be used",
+        ),
     ],
 )
 def test_flags(flags: list[str], message: str, refused: Callable[..., str]) -> None:
@@ -130,11 +161,17 @@ def test_flags(flags: list[str], message: str, refused: Callable[..., str]) -> N
 # --- folders
 
 
-def test_a_data_folder_that_is_not_there(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_folder_that_is_not_there(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "data folder photographs does not exist" in refused(*ON_COCO)
-    assert "where are the data? Give --data FOLDER" in refused("--cfg", "tiny.yaml", "--set", *COCO_FLAGS)
+    assert "where are the data? Give --data FOLDER" in refused(
+        "--cfg", "tiny.yaml", "--set", *COCO_FLAGS
+    )
     monkeypatch.setenv("DETRES_DATA", "nowhere")
-    assert "data folder nowhere does not exist" in refused("--cfg", "tiny.yaml", "--set", *COCO_FLAGS)
+    assert "data folder nowhere does not exist" in refused(
+        "--cfg", "tiny.yaml", "--set", *COCO_FLAGS
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,9 +191,15 @@ def test_an_output_folder(out: str, message: str, refused: Callable[..., str]) -
     [
         (["--resume", "nowhere"], "no training state at nowhere/last.pt"),
         (["--resume", "no_state"], "no training state at no_state/last.pt"),
-        (["--resume", "runs/tiny"], "runs/tiny/last.pt is not a training state: it is a file of another kind"),
+        (
+            ["--resume", "runs/tiny"],
+            "runs/tiny/last.pt is not a training state: it is a file of another kind",
+        ),
         (["--resume"], "no run to resume: no last.pt in runs/shapes_r18"),
-        (["--resume", "no_state", "--set", "seed=1"], "--resume continues with the run's own settings"),
+        (
+            ["--resume", "no_state", "--set", "seed=1"],
+            "--resume continues with the run's own settings",
+        ),
     ],
 )
 def test_a_run_to_resume(flags: list[str], message: str, refused: Callable[..., str]) -> None:
@@ -164,9 +207,13 @@ def test_a_run_to_resume(flags: list[str], message: str, refused: Callable[..., 
     assert message in refused(*flags)
 
 
-def test_a_run_whose_data_have_gone(finished: FinishedRun, coco: Path, refused: Callable[..., str]) -> None:
+def test_a_run_whose_data_have_gone(
+    finished: FinishedRun, coco: Path, refused: Callable[..., str]
+) -> None:
     shutil.copytree(finished.folder, "runs/copy")
-    assert "data folder elsewhere does not exist" in refused("--resume", "runs/copy", "--data", "elsewhere")
+    assert "data folder elsewhere does not exist" in refused(
+        "--resume", "runs/copy", "--data", "elsewhere"
+    )
     change_train_json(coco, lambda content: content["categories"][0].update(name="disc"))
     assert "the class lists differ" in refused("--resume", "runs/copy", "--data", coco)
 
@@ -185,11 +232,17 @@ def test_missing_images(coco: Path, refused: Callable[..., str]) -> None:
 def test_an_image_listed_twice(coco: Path, refused: Callable[..., str]) -> None:
     change_train_json(coco, lambda content: content["images"][1].update(id=1))
     message = refused(*ON_COCO)
-    assert "annotations/train.json: the image with id 1 is listed twice, with file_name 000001.jpg and 000002.jpg" in message
+    assert (
+        "annotations/train.json: the image with id 1 is listed twice, with file_name 000001.jpg "
+        "and 000002.jpg" in message
+    )
 
 
 def test_the_same_file_twice_among_the_splits(coco: Path, refused: Callable[..., str]) -> None:
-    twice = ["data.train=[annotations/train.json, annotations/train.json]", "data.train_images=[train, train]"]
+    twice = [
+        "data.train=[annotations/train.json, annotations/train.json]",
+        "data.train_images=[train, train]",
+    ]
     assert "image 1 is in more than one of" in refused(*ON_COCO, *twice)
     assert coco.is_dir()
 
@@ -197,29 +250,50 @@ def test_the_same_file_twice_among_the_splits(coco: Path, refused: Callable[...,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1, 2]", "train.json is not COCO annotations: expected an object with images, annotations and categories, found a list"),
-        ('{"images": [], "categories": []}', "train.json is not COCO annotations: it has no 'annotations'"),
+        (
+            "[1, 2]",
+            "train.json is not COCO annotations: expected an object with images, annotations and "
+            "categories, found a list",
+        ),
+        (
+            '{"images": [], "categories": []}',
+            "train.json is not COCO annotations: it has no 'annotations'",
+        ),
         ("<annotation/>", "train.json is not JSON"),
         ("", "train.json is not JSON"),
     ],
 )
-def test_a_json_file_that_is_not_coco(text: str, message: str, coco: Path, refused: Callable[..., str]) -> None:
+def test_a_json_file_that_is_not_coco(
+    text: str, message: str, coco: Path, refused: Callable[..., str]
+) -> None:
     (coco / "annotations" / "train.json").write_text(text)
     assert message in refused(*ON_COCO)
 
 
 def test_an_annotation_of_no_image(coco: Path, refused: Callable[..., str]) -> None:
     change_train_json(coco, lambda content: content["annotations"][3].update(image_id=77))
-    assert "train.json: annotation 4 has image_id 77, which the file does not list" in refused(*ON_COCO)
+    assert "train.json: annotation 4 has image_id 77, which the file does not list" in refused(
+        *ON_COCO
+    )
 
 
 def test_xml_with_an_external_entity(voc: Path, refused: Callable[..., str]) -> None:
     Path("secret.txt").write_text("circle")
     file = voc / "Annotations" / "train3.xml"
-    entity = f'<!DOCTYPE annotation [<!ENTITY name SYSTEM "{Path("secret.txt").absolute().as_uri()}">]>'
-    file.write_text(entity + file.read_text().replace("<annotation>", "<annotation><object><name>&name;</name></object>"))
+    entity = (
+        f'<!DOCTYPE annotation [<!ENTITY name SYSTEM "{Path("secret.txt").absolute().as_uri()}">]>'
+    )
+    file.write_text(
+        entity
+        + file.read_text().replace(
+            "<annotation>", "<annotation><object><name>&name;</name></object>"
+        )
+    )
     message = refused(*ON_VOC)
-    assert "photographs/Annotations/train3.xml: refused, it declares a document type or entities" in message
+    assert (
+        "photographs/Annotations/train3.xml: refused, it declares a document type or entities"
+        in message
+    )
     assert "circle" not in message
 
 
@@ -229,23 +303,34 @@ def spoil_two_boxes(content: dict) -> None:
         annotation["bbox"][2] *= -1
 
 
-def test_boxes_without_area_under_the_strict_policy(coco: Path, refused: Callable[..., str]) -> None:
+def test_boxes_without_area_under_the_strict_policy(
+    coco: Path, refused: Callable[..., str]
+) -> None:
     change_train_json(coco, spoil_two_boxes)
     message = refused(*ON_COCO, "data.boxes=error")
     assert "annotations/train.json: annotation 1 (image 1), bbox [" in message
     assert "box without area (2 such)" in message
 
 
-def test_boxes_without_area_are_dropped_and_counted_otherwise(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_boxes_without_area_are_dropped_and_counted_otherwise(
+    coco: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     change_train_json(coco, spoil_two_boxes)
     assert train_det.main([*ON_COCO, "train.steps=1", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert next(line for line in out.splitlines() if line.startswith("train ")).endswith("2 box without area")
+    assert next(line for line in out.splitlines() if line.startswith("train ")).endswith(
+        "2 box without area"
+    )
     assert records(Path("runs/tiny-2"), "train")
 
 
 def test_no_object_left_to_learn(coco: Path, refused: Callable[..., str]) -> None:
-    change_train_json(coco, lambda content: [item.update(iscrowd=1) for item in content["annotations"] if item["category_id"] == 40])
+    change_train_json(
+        coco,
+        lambda content: [
+            item.update(iscrowd=1) for item in content["annotations"] if item["category_id"] == 40
+        ],
+    )
     message = refused(*ON_COCO, "data.classes=[star]")
     assert "annotations/train.json: 8 images but no object to learn from" in message
     assert "other class" in message
@@ -255,12 +340,18 @@ def test_no_object_left_to_learn(coco: Path, refused: Callable[..., str]) -> Non
 def test_no_object_to_score(images: bool, coco: Path, refused: Callable[..., str]) -> None:
     file = coco / "annotations" / "val.json"
     content = json.loads(file.read_text())
-    file.write_text(json.dumps({**content, "annotations": [], "images": content["images"] if images else []}))
-    assert f"annotations/val.json: {4 if images else 0} images but no object to score" in refused(*ON_COCO)
+    file.write_text(
+        json.dumps({**content, "annotations": [], "images": content["images"] if images else []})
+    )
+    assert f"annotations/val.json: {4 if images else 0} images but no object to score" in refused(
+        *ON_COCO
+    )
 
 
 def test_a_class_that_the_data_do_not_have(coco: Path, refused: Callable[..., str]) -> None:
-    assert "has no class 'circel'; did you mean 'circle'?" in refused(*ON_COCO, "data.classes=[circel]")
+    assert "has no class 'circel'; did you mean 'circle'?" in refused(
+        *ON_COCO, "data.classes=[circel]"
+    )
     assert coco.is_dir()
 
 
@@ -273,7 +364,9 @@ def test_splits_of_different_classes(coco: Path, refused: Callable[..., str]) ->
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_named_whoever_reads_it(workers: int, coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_image_is_named_whoever_reads_it(
+    workers: int, coco: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for file in (coco / "train").glob("*.jpg"):
         file.write_bytes(file.read_bytes()[:3000])
     assert train_det.main([*ON_COCO, f"data.workers={workers}", "--device", "cpu"]) == 2
@@ -293,7 +386,9 @@ class Code:
 
 
 def write_pickle(path: str, *, bare: bool) -> None:
-    """Write a file that runs code when it is unpickled, as torch.save writes files or as pickle does."""
+    """Write a file that runs code when it is unpickled, as torch.save writes files or as pickle
+    does.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     content = {"model": {"conv1.weight": torch.zeros(1)}, "step": Code()}
     if bare:
@@ -304,7 +399,9 @@ def write_pickle(path: str, *, bare: bool) -> None:
 
 @pytest.mark.parametrize("bare", [False, True], ids=["torch.save", "pickle"])
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
-def test_code_in_a_weights_file_is_not_run(suffix: str, bare: bool, photograph: Path, refused: Callable[..., str]) -> None:
+def test_code_in_a_weights_file_is_not_run(
+    suffix: str, bare: bool, photograph: Path, refused: Callable[..., str]
+) -> None:
     file = f"evil{suffix}"
     write_pickle(file, bare=bare)
     assert file in refused("--cfg", "tiny.yaml", "--set", f"model.backbone.weights={file}")
@@ -329,11 +426,17 @@ def photograph(coco: Path) -> Path:
 def test_backbone_weights_of_another_architecture(refused: Callable[..., str]) -> None:
     torch.save(create_backbone("resnet34").state_dict(), "other.pth")
     message = refused("--cfg", "tiny.yaml", "--set", "model.backbone.weights=other.pth")
-    assert "other.pth does not fit this network, a resnet18. The file looks like resnet34." in message
-    assert "no weights file gone.pth" in refused("--cfg", "tiny.yaml", "--set", "model.backbone.weights=gone.pth")
+    assert (
+        "other.pth does not fit this network, a resnet18. The file looks like resnet34." in message
+    )
+    assert "no weights file gone.pth" in refused(
+        "--cfg", "tiny.yaml", "--set", "model.backbone.weights=gone.pth"
+    )
 
 
-def test_a_detector_of_another_architecture(finished: FinishedRun, coco: Path, refused: Callable[..., str]) -> None:
+def test_a_detector_of_another_architecture(
+    finished: FinishedRun, coco: Path, refused: Callable[..., str]
+) -> None:
     message = refused(*ON_COCO, "model.backbone.name=resnet34", "--init-from", finished.weights)
     assert f"{finished.weights} holds weights of another architecture" in message
     assert "missing: backbone.layer1.2." in message
@@ -342,7 +445,9 @@ def test_a_detector_of_another_architecture(finished: FinishedRun, coco: Path, r
     assert coco.is_dir()
 
 
-def test_weights_that_are_no_detectors(finished: FinishedRun, photograph: Path, refused: Callable[..., str]) -> None:
+def test_weights_that_are_no_detectors(
+    finished: FinishedRun, photograph: Path, refused: Callable[..., str]
+) -> None:
     save_file({"weight": torch.zeros(1)}, "plain.safetensors")
     Path("cut.safetensors").write_bytes(finished.weights.read_bytes()[:1000])
     for file, reason in (
@@ -361,8 +466,13 @@ def test_weights_that_are_no_detectors(finished: FinishedRun, photograph: Path, 
 
 
 def test_weights_for_other_classes(finished: FinishedRun, refused: Callable[..., str]) -> None:
-    message = refused("--cfg", "tiny.yaml", "--init-from", finished.weights)  # the shapes as drawn, whose ids are 1..6
-    assert f"{finished.weights} (6): 3=circle, 7=square, 12=triangle, 40=star, 41=cross, 90=ring" in message
+    message = refused(
+        "--cfg", "tiny.yaml", "--init-from", finished.weights
+    )  # the shapes as drawn, whose ids are 1..6
+    assert (
+        f"{finished.weights} (6): 3=circle, 7=square, 12=triangle, 40=star, 41=cross, 90=ring"
+        in message
+    )
     assert "(6): 1=circle, 2=square, 3=triangle, 4=star, 5=cross, 6=ring" in message
 
 
@@ -371,16 +481,26 @@ def test_weights_for_other_classes(finished: FinishedRun, refused: Callable[...,
 
 @pytest.mark.parametrize("main", [train_det.main, evaluate.main, predict.main])
 def test_a_device_that_is_not_there(main: Main, refused: Callable[..., str]) -> None:
-    required = {train_det.main: [], evaluate.main: ["--weights", "w"], predict.main: ["photo.jpg", "--weights", "w"]}
-    assert "argument --device: gpu cannot be used" in refused(*required[main], "--device", "gpu", main=main)
+    required = {
+        train_det.main: [],
+        evaluate.main: ["--weights", "w"],
+        predict.main: ["photo.jpg", "--weights", "w"],
+    }
+    assert "argument --device: gpu cannot be used" in refused(
+        *required[main], "--device", "gpu", main=main
+    )
 
 
 def test_eval_settings_without_a_config(finished: FinishedRun, refused: Callable[..., str]) -> None:
-    assert "give it with --cfg" in refused("--weights", finished.weights, "--set", "eval.protocol=voc07", main=evaluate.main)
+    assert "give it with --cfg" in refused(
+        "--weights", finished.weights, "--set", "eval.protocol=voc07", main=evaluate.main
+    )
 
 
 def test_ctrl_c_anywhere_ends_with_130_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a process started in the background ignores it
     try:
         assert run(lambda: os.kill(os.getpid(), signal.SIGINT)) == 130
     finally:

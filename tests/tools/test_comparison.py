@@ -27,7 +27,12 @@ def test_both_detectors_are_trained_and_scored(tmp_path, monkeypatch, capsys):
     scores = json.loads((tmp_path / "runs/tiny-comparison/comparison.json").read_text())
     for name in ("ours", "torchvision"):
         assert 0 <= scores[name]["AP"] <= 1
-        losses = [json.loads(line) for line in (tmp_path / "runs/tiny-comparison" / name / "metrics.jsonl").read_text().splitlines()]
+        losses = [
+            json.loads(line)
+            for line in (tmp_path / "runs/tiny-comparison" / name / "metrics.jsonl")
+            .read_text()
+            .splitlines()
+        ]
         assert [record["step"] for record in losses if record["kind"] == "train"] == [1, 2]
     assert "difference" in capsys.readouterr().out
 
@@ -40,13 +45,25 @@ def test_a_model_that_torchvision_cannot_express_is_refused(tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_benchmark_prints_a_row_a_job(capsys):
-    assert benchmark.main(["--backbone", "resnet18", "--shorter", "128", "--rois", "20", "--repeats", "1"]) == 0
+    assert (
+        benchmark.main(
+            ["--backbone", "resnet18", "--shorter", "128", "--rois", "20", "--repeats", "1"]
+        )
+        == 0
+    )
     rows = [line for line in capsys.readouterr().out.splitlines() if "times faster" in line]
-    assert [row.split(",")[0].split()[0] for row in rows] == ["inference", "forward", "RoIAlign", "NMS"]
+    assert [row.split(",")[0].split()[0] for row in rows] == [
+        "inference",
+        "forward",
+        "RoIAlign",
+        "NMS",
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "jobs"), [("cifar", ["30 training", "the same,"]), ("crops", ["200 JPEG"])])
+@pytest.mark.parametrize(
+    ("what", "jobs"), [("cifar", ["30 training", "the same,"]), ("crops", ["200 JPEG"])]
+)
 def test_benchmark_of_the_classifier_s_input(what, jobs, capsys):
     assert benchmark.main([what, "--repeats", "1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "times faster" in line]

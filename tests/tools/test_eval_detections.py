@@ -34,12 +34,27 @@ def voc_year(shared_data: Callable[[str], Path]) -> Path:
 def score(detections: Path, annotations: Path, *flags: str) -> dict:
     """Run the command and return what it wrote with --json."""
     out = detections.parent / "out" / "numbers.json"
-    assert main(["--detections", str(detections), "--annotations", str(annotations), "--json", str(out), *flags]) == 0
+    assert (
+        main(
+            [
+                "--detections",
+                str(detections),
+                "--annotations",
+                str(annotations),
+                "--json",
+                str(out),
+                *flags,
+            ]
+        )
+        == 0
+    )
     return json.loads(out.read_text())
 
 
 def coco_results(coco_file: Path, path: Path, jitter: float = 0.0, strays: int = 0) -> Path:
-    """Write detections made from the ground truth, crowds left out: in float64, with tied scores when jittered."""
+    """Write detections made from the ground truth, crowds left out: in float64, with tied scores
+    when jittered.
+    """
     rng = np.random.default_rng(0)
     content = json.loads(coco_file.read_text())
     records = []
@@ -49,12 +64,26 @@ def coco_results(coco_file: Path, path: Path, jitter: float = 0.0, strays: int =
         x, y, w, h = item["bbox"]
         dx, dy, dw, dh = jitter * rng.normal(size=4)
         box = [x + dx * w, y + dy * h, w * np.exp(dw), h * np.exp(dh)]
-        records.append({"image_id": item["image_id"], "category_id": item["category_id"], "bbox": box, "score": round(rng.random(), 2)})
+        records.append(
+            {
+                "image_id": item["image_id"],
+                "category_id": item["category_id"],
+                "bbox": box,
+                "score": round(rng.random(), 2),
+            }
+        )
     for _ in range(strays):
         image = content["images"][rng.integers(len(content["images"]))]
         category = content["categories"][rng.integers(len(content["categories"]))]
         box = (rng.random(4) * [image["width"], image["height"], 100, 100]).tolist()
-        records.append({"image_id": image["id"], "category_id": category["id"], "bbox": box, "score": round(rng.random(), 2)})
+        records.append(
+            {
+                "image_id": image["id"],
+                "category_id": category["id"],
+                "bbox": box,
+                "score": round(rng.random(), 2),
+            }
+        )
     path.write_text(json.dumps(records))
     return path
 
@@ -65,7 +94,9 @@ def voc_lines(voc_year: Path, split: str) -> dict[str, list[str]]:
     for stem in (voc_year / "ImageSets" / "Main" / f"{split}.txt").read_text().split():
         for node in parse(voc_year / "Annotations" / f"{stem}.xml").iter("object"):
             if node.findtext("difficult") != "1":
-                corners = " ".join(node.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+                corners = " ".join(
+                    node.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
+                )
                 lines.setdefault(node.findtext("name"), []).append(f"{stem} 0.9 {corners}\n")
     return lines
 
@@ -77,10 +108,14 @@ def voc_results(voc_year: Path, folder: Path, split: str = "val") -> Path:
     return folder
 
 
-def test_ground_truth_itself_scores_one(coco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ground_truth_itself_scores_one(
+    coco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     numbers = score(coco_results(coco_file, tmp_path / "d.json"), coco_file)
     assert list(numbers) == [*METRICS, "per_class", "protocol"]
-    assert [numbers[name] for name in METRICS if name not in ("AR1", "AR10")] == pytest.approx([1.0] * 10)
+    assert [numbers[name] for name in METRICS if name not in ("AR1", "AR10")] == pytest.approx(
+        [1.0] * 10
+    )
     assert numbers["per_class"]["train"] is None  # no train among the 60 photographs
     assert len(numbers["per_class"]) == 80
     out = capsys.readouterr().out
@@ -90,7 +125,9 @@ def test_ground_truth_itself_scores_one(coco_file: Path, tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize("jitter", [0.05, 0.15])
-def test_jittered_detections_equal_pycocotools(jitter: float, coco_file: Path, tmp_path: Path) -> None:
+def test_jittered_detections_equal_pycocotools(
+    jitter: float, coco_file: Path, tmp_path: Path
+) -> None:
     file = coco_results(coco_file, tmp_path / "d.json", jitter=jitter, strays=200)
     numbers = score(file, coco_file)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -103,7 +140,9 @@ def test_jittered_detections_equal_pycocotools(jitter: float, coco_file: Path, t
     assert 0.05 < numbers["AP"] < 0.95
 
 
-def test_voc_text_files_of_the_ground_truth_score_one(voc_year: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_voc_text_files_of_the_ground_truth_score_one(
+    voc_year: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     numbers = score(voc_results(voc_year, tmp_path / "results"), voc_year, "--split", "val")
     assert list(numbers) == ["mAP", "per_class", "protocol"]
     assert numbers["mAP"] == 1.0
@@ -111,10 +150,14 @@ def test_voc_text_files_of_the_ground_truth_score_one(voc_year: Path, tmp_path: 
     assert len(numbers["per_class"]) == 20
     assert "2010-2012, area" in numbers["protocol"]
     assert "no results file for bicycle" in capsys.readouterr().out.replace("aeroplane, ", "")
-    assert score(tmp_path / "results", voc_year, "--split", "val", "--protocol", "voc07")["protocol"].startswith("PASCAL VOC 2007")
+    assert score(tmp_path / "results", voc_year, "--split", "val", "--protocol", "voc07")[
+        "protocol"
+    ].startswith("PASCAL VOC 2007")
 
 
-def test_results_named_after_another_split_are_said_to_be(voc_year: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_named_after_another_split_are_said_to_be(
+    voc_year: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = voc_results(voc_year, tmp_path / "results")
     for file in list(folder.iterdir()):
         file.rename(folder / file.name.replace("_val_", "_test_"))
@@ -131,10 +174,19 @@ def test_json_results_score_against_a_voc_folder(voc_year: Path, tmp_path: Path)
             stem, value, *corners = line.split()
             x1, y1, x2, y2 = map(float, corners)
             box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
-            records.append({"image_id": stem, "category_id": names.index(name) + 1, "bbox": box, "score": float(value)})
+            records.append(
+                {
+                    "image_id": stem,
+                    "category_id": names.index(name) + 1,
+                    "bbox": box,
+                    "score": float(value),
+                }
+            )
     (tmp_path / "d.json").write_text(json.dumps(records))
     assert score(tmp_path / "d.json", voc_year, "--split", "val")["mAP"] == 1.0
-    assert score(tmp_path / "d.json", voc_year, "--protocol", "coco")["AP"] == pytest.approx(1.0)  # val, as there is no test list
+    assert score(tmp_path / "d.json", voc_year, "--protocol", "coco")["AP"] == pytest.approx(
+        1.0
+    )  # val, as there is no test list
 
 
 def test_voc_protocol_on_coco_annotations(coco_file: Path, tmp_path: Path) -> None:
@@ -145,7 +197,9 @@ def test_voc_protocol_on_coco_annotations(coco_file: Path, tmp_path: Path) -> No
     assert "IoU >= 0.3" in loose["protocol"]
 
 
-def test_a_score_of_nothing_is_explained(coco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_score_of_nothing_is_explained(
+    coco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "d.json"
     file.write_text("[]")
     assert score(file, coco_file)["AP"] == 0.0
@@ -168,7 +222,11 @@ def test_a_score_of_nothing_is_explained(coco_file: Path, tmp_path: Path, capsys
     ],
 )
 def test_flags_that_do_not_fit_are_refused(
-    flags: list[str], message: str, coco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    message: str,
+    coco_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = coco_results(coco_file, tmp_path / "d.json")
     assert main(["--detections", str(file), "--annotations", str(coco_file), *flags]) == 2
@@ -177,10 +235,14 @@ def test_flags_that_do_not_fit_are_refused(
     assert error.count("\n") == 1
 
 
-def test_bad_files_are_one_line_and_leave_the_old_numbers(coco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_are_one_line_and_leave_the_old_numbers(
+    coco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, file = tmp_path / "numbers.json", tmp_path / "d.json"
     out.write_text("old")
-    file.write_text(json.dumps([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 1}]))
+    file.write_text(
+        json.dumps([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 1}])
+    )
     cases = {
         (str(file), str(coco_file)): f"error: {file}: record 0: image 1 is not in {coco_file}",
         (str(tmp_path / "gone.json"), str(coco_file)): "error: no detections file",

@@ -1,4 +1,6 @@
-"""The configurations as they ship, on real photographs at their real input size; and eight photographs learned by heart."""
+"""The configurations as they ship, on real photographs at their real input size; and eight
+photographs learned by heart.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ EIGHT = (72258, 172123, 196393, 213148, 294914, 330993, 420862, 524291)
 
 
 def backbone_file(name: str, folder: Path) -> Path:
-    """Write a state dict as torchvision names it, random but of bounded activations, with a classifier to be left out."""
+    """Write a state dict as torchvision names it, random but of bounded activations, with a
+    classifier to be left out.
+    """
     net = create_backbone(name, num_classes=10)
     for module_name, module in net.named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -37,8 +41,19 @@ def backbone_file(name: str, folder: Path) -> Path:
 
 
 def train(config: str, data: Path, *settings: str) -> Path:
-    """Train `config` of the toolkit in the folder `run`, with what a few steps on two cores need changed."""
-    flags = ["--cfg", f"configs/{config}.yaml", "--data", str(data), "--out", "run", "--device", "cpu"]
+    """Train `config` of the toolkit in the folder `run`, with what a few steps on two cores need
+    changed.
+    """
+    flags = [
+        "--cfg",
+        f"configs/{config}.yaml",
+        "--data",
+        str(data),
+        "--out",
+        "run",
+        "--device",
+        "cpu",
+    ]
     assert train_det.main([*flags, "--set", "train.log_every=1", "data.workers=1", *settings]) == 0
     return Path("run")
 
@@ -47,7 +62,9 @@ def coco_subset(annotation_file: Path, image_ids: tuple[int, ...], path: Path) -
     """Write the annotations of these images, with the classes of all."""
     content = json.loads(annotation_file.read_text())
     content["images"] = [image for image in content["images"] if image["id"] in image_ids]
-    content["annotations"] = [item for item in content["annotations"] if item["image_id"] in image_ids]
+    content["annotations"] = [
+        item for item in content["annotations"] if item["image_id"] in image_ids
+    ]
     path.write_text(json.dumps(content))
     return path
 
@@ -55,13 +72,24 @@ def coco_subset(annotation_file: Path, image_ids: tuple[int, ...], path: Path) -
 def require_finite(folder: Path, steps: int) -> None:
     losses = records(folder, "train")
     assert [record["step"] for record in losses] == list(range(1, steps + 1))
-    assert all(math.isfinite(value) for record in losses for name, value in record.items() if name != "kind")
+    assert all(
+        math.isfinite(value)
+        for record in losses
+        for name, value in record.items()
+        if name != "kind"
+    )
     assert all(tensor.isfinite().all() for tensor in tensors(folder).values())
 
 
 def require_frozen_parts_only_unchanged(folder: Path, backbone: Path) -> None:
-    """conv1, conv2_x and every batch norm are as in the file; every convolution behind them has learned."""
-    given = {name: tensor for name, tensor in torch.load(backbone, weights_only=True).items() if not name.startswith("fc.")}
+    """conv1, conv2_x and every batch norm are as in the file; every convolution behind them has
+    learned.
+    """
+    given = {
+        name: tensor
+        for name, tensor in torch.load(backbone, weights_only=True).items()
+        if not name.startswith("fc.")
+    }
     trained = in_torchvision_names(tensors(folder))
     assert trained.keys() == {name for name in given if not name.endswith("num_batches_tracked")}
     for name, tensor in trained.items():
@@ -72,7 +100,12 @@ def require_frozen_parts_only_unchanged(folder: Path, backbone: Path) -> None:
 def in_torchvision_names(detector: dict[str, Tensor]) -> dict[str, Tensor]:
     """The backbone of a detector, conv5 back in its place."""
     stages = {"backbone.": "", "roi_head.conv5.": "layer4."}
-    return {name.replace(old, new, 1): tensor for name, tensor in detector.items() for old, new in stages.items() if name.startswith(old)}
+    return {
+        name.replace(old, new, 1): tensor
+        for name, tensor in detector.items()
+        for old, new in stages.items()
+        if name.startswith(old)
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -80,18 +113,30 @@ def _fresh_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("config", "backbone"), [("coco_r50", "resnet50"), ("coco_r101", "resnet101")])
-def test_the_coco_configs_train_on_photographs(config: str, backbone: str, shared_data: SharedData, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "backbone"), [("coco_r50", "resnet50"), ("coco_r101", "resnet101")]
+)
+def test_the_coco_configs_train_on_photographs(
+    config: str, backbone: str, shared_data: SharedData, tmp_path: Path
+) -> None:
     data, weights = shared_data("coco_mini"), backbone_file(backbone, tmp_path)
     val_file = data / "annotations" / "instances_val2017.json"
-    first_ids = tuple(image["id"] for image in json.loads(val_file.read_text())["images"][:VAL_IMAGES])
+    first_ids = tuple(
+        image["id"] for image in json.loads(val_file.read_text())["images"][:VAL_IMAGES]
+    )
     val = coco_subset(val_file, first_ids, tmp_path / "val.json")
     folder = train(
         config,
         data,
         *("data.train=[annotations/instances_train2017.json]", "data.train_images=[train2017]"),
         *(f"data.val=[{val}]", "data.val_images=[val2017]"),
-        *(f"model.backbone.weights={weights}", "train.batch_size=2", "train.steps=2", "train.milestones=[]", "train.warmup_steps=0"),
+        *(
+            f"model.backbone.weights={weights}",
+            "train.batch_size=2",
+            "train.steps=2",
+            "train.milestones=[]",
+            "train.warmup_steps=0",
+        ),
     )
     require_finite(folder, steps=2)
     require_frozen_parts_only_unchanged(folder, weights)
@@ -107,7 +152,12 @@ def test_the_voc_config_trains_on_photographs(shared_data: SharedData, tmp_path:
         "voc0712_r101",
         data,
         *("data.train=[2012/train]", "data.val=[2012/val]", "eval.protocol=voc12"),
-        *(f"model.backbone.weights={weights}", "train.steps=2", "train.milestones=[]", "train.warmup_steps=0"),
+        *(
+            f"model.backbone.weights={weights}",
+            "train.steps=2",
+            "train.milestones=[]",
+            "train.warmup_steps=0",
+        ),
     )
     require_finite(folder, steps=2)
     require_frozen_parts_only_unchanged(folder, weights)
@@ -124,7 +174,10 @@ def few_of_2012(year: Path, devkit: Path) -> Path:
     lists.mkdir(parents=True)
     for name in ("Annotations", "JPEGImages"):
         (devkit / "VOC2012" / name).symlink_to((year / name).resolve())
-    stems = {split: (year / "ImageSets" / "Main" / f"{split}.txt").read_text().split() for split in ("train", "val")}
+    stems = {
+        split: (year / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+        for split in ("train", "val")
+    }
     (lists / "train.txt").write_text("\n".join(stems["train"]))
     (lists / "val.txt").write_text("\n".join(stems["val"][:VAL_IMAGES]))
     return devkit
@@ -137,21 +190,40 @@ def test_the_blood_cell_config_trains_and_counts_the_boxes_without_area(
     settings = ("train.steps=3", "train.warmup_steps=1", "train.eval_every=0")
     folder = train("bccd_r18", data, *settings)
     require_finite(folder, steps=3)
-    train_line, val_line = (line for line in capsys.readouterr().out.splitlines() if line.startswith(("train ", "val ")))
+    train_line, val_line = (
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(("train ", "val "))
+    )
     assert "292 images" in train_line
     assert "72 images" in val_line
     assert "of 3 classes: Platelets" in train_line
-    dropped = sum(int(part.split()[0]) for part in train_line.split("; ") if part.endswith("box without area"))
+    dropped = sum(
+        int(part.split()[0]) for part in train_line.split("; ") if part.endswith("box without area")
+    )
     assert dropped == 2
 
 
 OVERFIT = {
     "name": "overfit",
-    "data": {"format": "coco", "flip": 0.0, "workers": 0, "train_images": ["train2017"], "val_images": ["train2017"]},
+    "data": {
+        "format": "coco",
+        "flip": 0.0,
+        "workers": 0,
+        "train_images": ["train2017"],
+        "val_images": ["train2017"],
+    },
     "model": {
-        "backbone": {"name": "resnet18", "stride_placement": "torchvision", "norm": "batch", "freeze_at": 0},
+        "backbone": {
+            "name": "resnet18",
+            "stride_placement": "torchvision",
+            "norm": "batch",
+            "freeze_at": 0,
+        },
         "input": {"shorter": 256, "longer": 400},
-        "anchors": {"sizes": [32, 64, 128, 256], "aspect_ratios": [0.5, 1.0, 2.0], "style": "torchvision"},
+        "anchors": {
+            "sizes": [32, 64, 128, 256],
+            "aspect_ratios": [0.5, 1.0, 2.0],
+            "style": "torchvision",
+        },
         "rpn": {
             "width": 128,
             "objectness": "sigmoid",
@@ -190,7 +262,9 @@ OVERFIT = {
 
 def test_eight_photographs_are_learned_by_heart(shared_data: SharedData, tmp_path: Path) -> None:
     data = shared_data("coco_mini")
-    eight = coco_subset(data / "annotations" / "instances_train2017.json", EIGHT, tmp_path / "eight.json")
+    eight = coco_subset(
+        data / "annotations" / "instances_train2017.json", EIGHT, tmp_path / "eight.json"
+    )
     (tmp_path / "overfit.yaml").write_text(yaml.safe_dump(OVERFIT))
     splits = [f"data.train=[{eight}]", f"data.val=[{eight}]"]
     flags = ["--cfg", "overfit.yaml", "--data", str(data), "--out", "run", "--device", "cpu"]

@@ -1,4 +1,6 @@
-"""tools/train_det.py end to end: what a run leaves behind, that it repeats, resumes and starts from weights, on every kind of data."""
+"""tools/train_det.py end to end: what a run leaves behind, that it repeats, resumes and starts from
+weights, on every kind of data.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,11 @@ def state_of(folder: Path) -> dict:
 def same_outcome(one: Path, other: Path) -> bool:
     """Whether two runs have the same losses, evaluations and weights, bit for bit."""
     same_records = all(records(one, kind) == records(other, kind) for kind in ("train", "eval"))
-    return same_records and same_tensors(state_of(one)["model"], state_of(other)["model"]) and same_tensors(tensors(one), tensors(other))
+    return (
+        same_records
+        and same_tensors(state_of(one)["model"], state_of(other)["model"])
+        and same_tensors(tensors(one), tensors(other))
+    )
 
 
 def test_a_run_leaves_every_file(finished: FinishedRun) -> None:
@@ -64,13 +70,19 @@ def test_a_run_leaves_every_file(finished: FinishedRun) -> None:
     assert read_json(finished.folder / "env.json")[0]["torch"] == torch.__version__
 
 
-def test_the_saved_config_loads_back_to_that_of_the_weights_and_of_the_state(finished: FinishedRun) -> None:
+def test_the_saved_config_loads_back_to_that_of_the_weights_and_of_the_state(
+    finished: FinishedRun,
+) -> None:
     config = load_config(finished.folder / "config.yaml")
     assert config.train.steps == 4
     assert config.data.root == str(finished.data)
     assert json.loads(state_of(finished.folder)["config"]) == json.loads(config.model_dump_json())
     _, of_weights, class_map = load_detector(finished.weights)
-    assert (of_weights.model, of_weights.data, of_weights.eval) == (config.model, config.data, config.eval)
+    assert (of_weights.model, of_weights.data, of_weights.eval) == (
+        config.model,
+        config.data,
+        config.eval,
+    )
     assert class_map.names == SHAPES_CLASSES
     assert class_map.source_ids == SPARSE_IDS
 
@@ -91,7 +103,11 @@ def test_same_seed_same_run_and_the_first_is_left_as_it_is(train: Train) -> None
     before = snapshot(first)
     second = train()
     other = train(flags=("--seed", "4"))
-    assert [str(folder) for folder in (first, second, other)] == ["runs/tiny", "runs/tiny-2", "runs/tiny-3"]
+    assert [str(folder) for folder in (first, second, other)] == [
+        "runs/tiny",
+        "runs/tiny-2",
+        "runs/tiny-3",
+    ]
     assert snapshot(first) == before
     assert same_outcome(first, second)
     assert load_config(other / "config.yaml").seed == 4
@@ -101,23 +117,36 @@ def test_same_seed_same_run_and_the_first_is_left_as_it_is(train: Train) -> None
 
 def test_before_learning_the_losses_are_those_of_guessing(finished: FinishedRun) -> None:
     first = records(finished.folder, "train")[0]
-    assert first["loss_roi_cls"] == pytest.approx(math.log(len(SHAPES_CLASSES) + 1), abs=0.4)  # the logits start near 0, not at 0
+    assert first["loss_roi_cls"] == pytest.approx(
+        math.log(len(SHAPES_CLASSES) + 1), abs=0.4
+    )  # the logits start near 0, not at 0
     assert first["loss_rpn_cls"] == pytest.approx(math.log(2), abs=0.02)
     assert first["loss"] == pytest.approx(sum(first[name] for name in LOSSES), rel=1e-5)
 
 
-def test_the_same_objects_train_alike_from_every_format(train: Train, coco_folder: Path, voc_folder: Path) -> None:
+def test_the_same_objects_train_alike_from_every_format(
+    train: Train, coco_folder: Path, voc_folder: Path
+) -> None:
     shapes = train()
     coco = train(*COCO_FLAGS, flags=("--data", str(coco_folder)))
-    classes = f"data.classes=[{', '.join(SHAPES_CLASSES)}]"  # in the order of the others, not of the alphabet
-    voc = train("data.format=voc", "data.train=[train]", "data.val=[val]", classes, flags=("--data", str(voc_folder)))
+    # in the order of the others, not of the alphabet
+    classes = f"data.classes=[{', '.join(SHAPES_CLASSES)}]"
+    voc = train(
+        "data.format=voc",
+        "data.train=[train]",
+        "data.val=[val]",
+        classes,
+        flags=("--data", str(voc_folder)),
+    )
     assert same_outcome(shapes, coco)
     assert records(voc, "train") == records(shapes, "train")
     assert same_tensors(tensors(voc), tensors(shapes))
 
 
 def test_epochs_are_counted_in_images(train: Train) -> None:
-    folder = train("train.steps=null", "train.epochs=1.5", "train.milestones=[1]", "train.lr_scaling=none")
+    folder = train(
+        "train.steps=null", "train.epochs=1.5", "train.milestones=[1]", "train.lr_scaling=none"
+    )
     rates = [record["lr"] for record in records(folder, "train")]
     assert rates == pytest.approx([0.01] * 4 + [0.001] * 2)  # 8 images in batches of 2
 
@@ -129,7 +158,12 @@ def test_images_without_objects_train(train: Train, coco_folder: Path, tmp_path:
     content = read_json(file)
     content["annotations"] = [item for item in content["annotations"] if item["image_id"] == 5]
     file.write_text(json.dumps(content))
-    folder = train(*COCO_FLAGS, "train.batch_size=1", f"train.steps={TRAIN_IMAGES}", flags=("--data", str(root)))
+    folder = train(
+        *COCO_FLAGS,
+        "train.batch_size=1",
+        f"train.steps={TRAIN_IMAGES}",
+        flags=("--data", str(root)),
+    )
     losses = records(folder, "train")
     without = [record for record in losses if record["loss_roi_box"] == record["loss_rpn_box"] == 0]
     assert len(without) == TRAIN_IMAGES - 1
@@ -137,7 +171,9 @@ def test_images_without_objects_train(train: Train, coco_folder: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("train")
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_culprit(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_culprit(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = ["train.steps=4", "train.lr=1e20", "train.clip_grad_norm=null"]
     assert train_det.main(["--cfg", str(tiny), "--set", *settings, "--device", "cpu"]) == 1
     error = capsys.readouterr().err
@@ -149,9 +185,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_culprit(tiny: Path, cap
 
 def test_training_starts_from_a_detectors_weights(train: Train, finished: FinishedRun) -> None:
     folder = train(
-        *COCO_FLAGS, "train.steps=1", "train.lr=1e-30", flags=("--init-from", str(finished.weights), "--data", str(finished.data))
+        *COCO_FLAGS,
+        "train.steps=1",
+        "train.lr=1e-30",
+        flags=("--init-from", str(finished.weights), "--data", str(finished.data)),
     )
-    learned = {name: tensor for name, tensor in tensors(finished.folder).items() if "running_" not in name and "num_batches" not in name}
+    learned = {
+        name: tensor
+        for name, tensor in tensors(finished.folder).items()
+        if "running_" not in name and "num_batches" not in name
+    }
     started = tensors(folder)
     assert same_tensors(learned, {name: started[name] for name in learned})
 
@@ -179,40 +222,84 @@ class CtrlC:
 
 
 EVERY_OPTION = (
-    *("train.steps=8", "train.optimizer=adamw", "train.lr=1e-4", "train.precision=bf16", "train.schedule=cosine", "train.warmup_steps=3"),
-    *("model.input.train_shorter=[64, 96]", "data.color=0.5", "data.workers=1", "train.eval_every=4", "train.save_every=3"),
+    *(
+        "train.steps=8",
+        "train.optimizer=adamw",
+        "train.lr=1e-4",
+        "train.precision=bf16",
+        "train.schedule=cosine",
+        "train.warmup_steps=3",
+    ),
+    *(
+        "model.input.train_shorter=[64, 96]",
+        "data.color=0.5",
+        "data.workers=1",
+        "train.eval_every=4",
+        "train.save_every=3",
+    ),
 )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_and_resume_end_where_a_straight_run_does(train: Train, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_and_resume_end_where_a_straight_run_does(
+    train: Train, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     straight = train(*EVERY_OPTION)
     stopped = Path("runs/tiny-2")
     with CtrlC(stopped, after=2):
-        assert train_det.main(["--cfg", str(tiny), "--set", *EVERY_OPTION, "--device", "cpu"]) == 130
+        assert (
+            train_det.main(["--cfg", str(tiny), "--set", *EVERY_OPTION, "--device", "cpu"]) == 130
+        )
     out, error = capsys.readouterr()
     step = state_of(stopped)["progress"]["step"]
     assert 2 <= step < 8
     assert error.startswith("\nstopping when this step")
-    assert f"stopped after step {step}; continue with: python tools/train_det.py --resume {stopped}" in out
-    assert train_det.main(["--cfg", str(tiny), "--resume", "--device", "cpu"]) == 0  # the newest runs/tiny*
+    assert (
+        f"stopped after step {step}; continue with: python tools/train_det.py --resume {stopped}"
+        in out
+    )
+    assert (
+        train_det.main(["--cfg", str(tiny), "--resume", "--device", "cpu"]) == 0
+    )  # the newest runs/tiny*
     assert same_outcome(straight, stopped)
 
 
 SMALL_SHAPES = (
-    *("data.shapes_train=8", "data.shapes_val=4", "data.workers=0", "model.input.shorter=96", "model.input.longer=128"),
-    *("train.steps=6", "train.batch_size=2", "train.log_every=1", "train.precision=fp32", "train.save_every=1000", "train.eval_every=0"),
+    *(
+        "data.shapes_train=8",
+        "data.shapes_val=4",
+        "data.workers=0",
+        "model.input.shorter=96",
+        "model.input.longer=128",
+    ),
+    *(
+        "train.steps=6",
+        "train.batch_size=2",
+        "train.log_every=1",
+        "train.precision=fp32",
+        "train.save_every=1000",
+        "train.eval_every=0",
+    ),
 )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals to a process group")
-def test_the_script_without_a_config_stops_at_ctrl_c_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_without_a_config_stops_at_ctrl_c_and_resumes_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--set", *SMALL_SHAPES, "--device", "cpu"]
     assert train_det.main([*flags, "--out", "straight"]) == 0
     script = [sys.executable, str(REPOSITORY / "tools" / "train_det.py"), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        script,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         lines = iter(process.stdout.readline, "")
         assert any(line.startswith("step 2/6") for line in lines)
@@ -230,10 +317,16 @@ def test_the_script_without_a_config_stops_at_ctrl_c_and_resumes_exactly(tmp_pat
     assert same_outcome(Path("straight"), folder)
 
 
-def test_resuming_a_finished_run_only_evaluates(finished: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_a_finished_run_only_evaluates(
+    finished: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
-    kept = {name: digest for name, digest in snapshot(folder).items() if "tensorboard" not in name and name != "env.json"}
+    kept = {
+        name: digest
+        for name, digest in snapshot(folder).items()
+        if "tensorboard" not in name and name != "env.json"
+    }
     assert train_det.main(["--resume", str(folder), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "steps 4..4" in out
@@ -255,8 +348,13 @@ def test_resume_alone_takes_the_newest_run_of_the_configs_name(
     assert "runs/tiny-10/last.pt is not a training state" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [["--set", "train.steps=9"], ["--seed", "1"], ["--out", "x"], ["--init-from", "w.safetensors"]])
-def test_resume_takes_no_settings(flags: list[str], finished: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [["--set", "train.steps=9"], ["--seed", "1"], ["--out", "x"], ["--init-from", "w.safetensors"]],
+)
+def test_resume_takes_no_settings(
+    flags: list[str], finished: FinishedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = snapshot(finished.folder)
     with pytest.raises(SystemExit) as ended:
         train_det.main(["--resume", str(finished.folder), *flags])
