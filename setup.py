@@ -2,32 +2,39 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs/, which stay at the top level of the repository, into the wheel as package data
+    of detres; an editable installation finds them where they are.
+    """
+
+    def run(self) -> None:
+        """Build the packages, then copy the configurations."""
+        super().run()
+        if not self.editable_mode:
+            folder = Path(self.build_lib) / "detres" / "configs"
+            self.mkpath(str(folder))
+            for path in sorted((ROOT / "configs").glob("*.yaml")):
+                self.copy_file(str(path), str(folder / path.name))
+
 
 setup(
     name="detres",
     version="0.1.0",
     description="Faster R-CNN on ResNet backbones: train, evaluate and predict on COCO, PASCAL "
     "VOC and your own data",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    # tools/ and configs/ stay at the top level of the repository; installed, they live inside
-    # detres so that the `detres` command finds them.
-    packages=[
-        "backbones",
-        "detres",
-        "detres.data",
-        "detres.engine",
-        "detres.evaluation",
-        "detres.models",
-        "detres.tools",
-        "detres.configs",
-    ],
-    package_dir={"detres.tools": "tools", "detres.configs": "configs"},
-    package_data={"detres.configs": ["*.yaml"]},
+    packages=find_packages(include=["backbones", "detres", "detres.*"]),
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -46,5 +53,5 @@ setup(
         "tensorboard>=2.16",
     ],
     extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.8"]},
-    entry_points={"console_scripts": ["detres = detres.tools:main"]},
+    entry_points={"console_scripts": ["detres = detres.cli:main"]},
 )

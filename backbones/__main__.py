@@ -57,9 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"{networks()}\n\n{published()}\n")
         return 0
     try:
-        name, *variant = (
-            arguments.describe.split()
-        )  # also as the list calls it: "resnet50 original", "resnet34 C"
+        # also as the list calls it: "resnet50 original", "resnet34 C"
+        name, *variant = arguments.describe.split()
         for word in variant:
             options["stride_placement" if word in ("original", "torchvision") else "shortcut"] = (
                 word
@@ -96,7 +95,7 @@ def networks() -> str:
                 title,
                 f"{parameters:,}",
                 f"{multiply_adds:,}",
-                str(net.input_spec.crop),
+                str(net.input_spec.crop_side),
                 strides,
                 PAPER_ERRORS.get(title, ""),
             )
@@ -115,7 +114,8 @@ def published() -> str:
             for error in (entry.top1_error, entry.top5_error)
         ]
         spec = entry.input_spec
-        lines.append((name, *errors, f"{spec.channel_order} {spec.resize}/{spec.crop}", entry.file))
+        pixels = f"{spec.channel_order} {spec.short_side}/{spec.crop_side}"
+        lines.append((name, *errors, pixels, entry.file))
     return aligned(lines, right=(1, 2))
 
 

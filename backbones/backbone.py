@@ -82,20 +82,27 @@ class Backbone(nn.Module):
     # what a subclass says
 
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
-        """Return the output of `stage` for the output of the one before it (conv1: for images)."""
+        """Return the map (N, C', H', W') of `stage` for `x`, (N, C, H, W), the output of the one
+        before it (conv1: images). Raises NotImplementedError unless a subclass says how.
+        """
         raise NotImplementedError
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
-        """Return the modules with parameters that make up `stage`."""
+        """Return the modules with parameters that make up `stage`; raises NotImplementedError
+        unless a subclass says them.
+        """
         raise NotImplementedError
 
     def output_module(self, stage: str) -> str:
-        """Return the path of the submodule that gives the map of `stage`."""
+        """Return the path of the submodule that gives the map of `stage`; raises
+        NotImplementedError unless a subclass says it.
+        """
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
-        """Return logits (N, num_classes) for the last stage's map; pre_logits, or no classifier:
-        what goes into it, (N, C).
+        """Return logits (N, num_classes) for `x`, the last stage's map (N, C, H, W); pre_logits, or
+        no classifier: what goes into it, (N, C). Raises NotImplementedError unless a subclass says
+        how.
         """
         raise NotImplementedError
 
@@ -203,13 +210,12 @@ class Backbone(nn.Module):
     def run_blocks(
         self, stage: str, blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor
     ) -> Tensor:
-        """Return x after all blocks of `stage`, checkpointed where `checkpoint_activations` asked
-        for it and a backward may follow.
+        """Return `x`, (N, C, H, W), after all blocks of `stage`, checkpointed where
+        `checkpoint_activations` asked for it and a backward may follow.
         """
         if stage not in self.checkpointed_stages or not torch.is_grad_enabled():
-            return (
-                blocks(x) if isinstance(blocks, nn.Module) else _run(blocks, x)
-            )  # a module's own call runs its hooks
+            # a module's own call runs its hooks
+            return blocks(x) if isinstance(blocks, nn.Module) else _run(blocks, x)
         size = math.isqrt(len(blocks) - 1) + 1
         contexts = functools.partial(_contexts, self.stage_modules(stage))
         for start in range(0, len(blocks), size):
@@ -235,18 +241,19 @@ class ResidualBackbone(Backbone):
     fc: nn.Linear | None
 
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
+        """Return the map (N, C', H', W') of `stage` for `x`, (N, C, H, W)."""
         if stage == "conv1":
             return self.relu(conv_norm(self.conv1, self.bn1, x))
         return self.run_blocks(stage, getattr(self, self.output_module(stage)), x)
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
-        return (
-            [self.conv1, self.bn1]
-            if stage == "conv1"
-            else [getattr(self, self.output_module(stage))]
-        )
+        """Return the modules with parameters that make up `stage`."""
+        if stage == "conv1":
+            return [self.conv1, self.bn1]
+        return [getattr(self, self.output_module(stage))]
 
     def output_module(self, stage: str) -> str:
+        """Return the name of the submodule that gives the map of `stage`."""
         return "relu" if stage == "conv1" else f"layer{int(stage.removeprefix('conv')) - 1}"
 
     def get_classifier(self) -> nn.Linear | None:
@@ -269,13 +276,14 @@ class ResidualBackbone(Backbone):
         )
 
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """Return logits (N, num_classes) for the last map (N, C, H, W), or its average (N, C)."""
         x = self.avgpool(x).flatten(1)
         return x if self.fc is None or pre_logits else self.fc(x)
 
 
 def new_linear(in_features: int, num_classes: int, *, like: Tensor) -> nn.Linear:
-    """Return a linear layer where `like` is and of its type; raises ValueError for a negative
-    number of classes.
+    """Return a linear layer on the device and of the type of `like`, a tensor of any shape (...,);
+    raises ValueError for a negative number of classes.
     """
     if num_classes < 0:
         raise ValueError(f"num_classes is {num_classes}, expected 0 (no classifier) or more")

@@ -12,22 +12,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+_EARLIER_NAMES = {"resize": "short_side", "crop": "crop_side"}
+"""Of fields of an InputSpec, in files written before they had these names."""
+
 
 @dataclass(frozen=True)
 class InputSpec:
     """The images a network was trained on; it travels with the network as `net.input_spec`.
 
     channel_order: of the tensor the network sees. mean, std: on the 0..255 scale, in that order.
-    resize, crop: px of the shorter side and of the centre square of the usual test image.
-    mean_image: (3, crop, crop) float32, the mean of every pixel over the training set (the paper
-    subtracts it), used instead of `mean` for images of its size; None: there is none.
+    short_side, crop_side: px of the short side and of the centre square of the usual test image.
+    mean_image: (3, crop_side, crop_side) float32, the mean of every pixel over the training set
+    (the paper subtracts it), used instead of `mean` for images of its size; None: there is none.
     """
 
     channel_order: Literal["rgb", "bgr"] = "rgb"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    resize: int = 256
-    crop: int = 224
+    short_side: int = 256
+    crop_side: int = 224
     mean_image: Tensor | None = field(default=None, compare=False, repr=False)
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -38,14 +41,12 @@ class InputSpec:
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"expected RGB images (N, 3, H, W), got {tuple(images.shape)}")
-        ordered = images.flip(1) if self.channel_order == "bgr" else images
         mean, std = (
-            torch.tensor(values, device=images.device).view(1, 3, 1, 1)
+            torch.tensor(values, device=images.device).view(3, 1, 1)
             for values in (self.mean, self.std)
         )
-        if self.mean_image is not None and self.mean_image.shape == images.shape[1:]:
-            mean = self.mean_image.to(images.device)
-        return (ordered.float() - mean) / std
+        mean_image = None if self.mean_image is None else self.mean_image.to(images.device)
+        return normalize_pixels(images, self.channel_order, mean, std, mean_image)
 
     def to_json(self) -> str:
         """Return the fields as a JSON object, without the mean image."""
@@ -57,42 +58,52 @@ class InputSpec:
     def from_json(cls, text: str) -> InputSpec:
         """Rebuild from `to_json`; raises ValueError for anything else."""
         fields = json.loads(text)
-        if not isinstance(fields, dict) or set(fields) != {
-            "channel_order",
-            "mean",
-            "std",
-            "resize",
-            "crop",
-        }:
-            raise ValueError(f"not an input specification: {text}")
-        triples = [fields["mean"], fields["std"]]
-        numbers = all(
-            isinstance(t, list)
-            and len(t) == 3
-            and all(type(v) in (int, float) and math.isfinite(v) for v in t)
-            for t in triples
-        )
-        sizes = all(type(fields[name]) is int and fields[name] > 0 for name in ("resize", "crop"))
-        if (
-            not numbers
-            or not sizes
-            or min(fields["std"]) <= 0
-            or fields["channel_order"] not in ("rgb", "bgr")
-        ):
-            raise ValueError(f"not an input specification: {text}")
-        return cls(
-            **{
-                **fields,
-                "mean": tuple(map(float, fields["mean"])),
-                "std": tuple(map(float, fields["std"])),
-            }
-        )
+        wrong = ValueError(f"not an input specification: {text}")
+        if not isinstance(fields, dict):
+            raise wrong
+        names = sorted(_EARLIER_NAMES.get(name, name) for name in fields)
+        if names != ["channel_order", "crop_side", "mean", "short_side", "std"]:
+            raise wrong
+        fields = {_EARLIER_NAMES.get(name, name): value for name, value in fields.items()}
+        for triple in (fields["mean"], fields["std"]):
+            if not isinstance(triple, list) or len(triple) != 3 or not all(map(_is_number, triple)):
+                raise wrong
+        sides = (fields["short_side"], fields["crop_side"])
+        if not all(type(side) is int and side > 0 for side in sides):
+            raise wrong
+        if min(fields["std"]) <= 0 or fields["channel_order"] not in ("rgb", "bgr"):
+            raise wrong
+        mean, std = (tuple(map(float, fields[name])) for name in ("mean", "std"))
+        return cls(**{**fields, "mean": mean, "std": std})
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def normalize_pixels(
+    images: Tensor,
+    channel_order: Literal["rgb", "bgr"],
+    mean: Tensor,
+    std: Tensor,
+    mean_image: Tensor | None,
+) -> Tensor:
+    """Return RGB images (N, 3, H, W), on the 0..255 scale, as float32 (x - mean) / std in
+    `channel_order`, in a new tensor of the same memory format.
+
+    mean, std: (3, 1, 1). mean_image: (3, H', W'), which takes the place of `mean` for images of
+    exactly its size.
+    """
+    ordered = images.flip(1) if channel_order == "bgr" else images
+    if mean_image is not None and mean_image.shape == images.shape[1:]:
+        mean = mean_image
+    return ordered.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
 IMAGENET = InputSpec()
 """torchvision, timm's tv_in1k files and fb.resnet.torch."""
 
-CIFAR = InputSpec(resize=32, crop=32)
+CIFAR = InputSpec(short_side=32, crop_side=32)
 """The widely used CIFAR port: the same means and deviations on 32 px images."""
 
 CAFFE = InputSpec(channel_order="bgr", mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
@@ -126,14 +137,16 @@ class PublishedWeights:
 
     @property
     def url(self) -> str:
+        """Where the file is published."""
         return _BASE_URL + self.file
 
     @property
     def sha256_prefix(self) -> str:
+        """The first hex digits of the file's sha256, which its name carries."""
         return self.file.removesuffix(".pth").rsplit("-", 1)[1]
 
 
-_V2 = InputSpec(resize=232)
+_V2 = InputSpec(short_side=232)
 _VGG_FEATURES = InputSpec(mean=(123.0, 117.0, 104.0), std=(1.0, 1.0, 1.0))
 
 PUBLISHED = {

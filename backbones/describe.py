@@ -38,7 +38,7 @@ def count(net: Backbone, size: int | None = None) -> list[StageCount]:
     Nothing is computed: a copy without values runs. Raises what `feature_maps` raises for a size
     below the stride.
     """
-    size = net.input_spec.crop if size is None else size
+    size = net.input_spec.crop_side if size is None else size
     net = copy.deepcopy(net).to("meta").eval()
     x = torch.empty((1, net.in_channels, size, size), device="meta")
     rows = []

@@ -47,6 +47,7 @@ class FrozenBatchNorm2d(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
+        """Return what print shows of the layer."""
         return f"{self.num_features}, eps={self.eps}"
 
 
@@ -63,7 +64,8 @@ def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tenso
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """Return norm(conv(x)), as a single convolution where the statistics are fixed.
+    """Return norm(conv(x)) of `x`, (N, C, H, W), as a single convolution where the statistics are
+    fixed.
 
     A frozen batch norm, or a batch norm in eval mode, is folded in the graph: the weight times the
     scale, and the shift as bias. Equal to float rounding, with one pass over the activations less
@@ -217,12 +219,12 @@ def recompute_batch_norm(net: nn.Module, batches: Iterable[Tensor]) -> int:
     """Replace the statistics of every batch norm by plain averages over `batches`, and return the
     number of batches.
 
-    batches: what `net` takes, of equal size, of training images; every batch counts the same,
-    unlike the moving average kept in training, and each layer sees its predecessors normalised by
-    the batch, as in training. The paper does this before it fixes the statistics for detection
-    (appendix A). Frozen batch norms, and those that stay in eval mode when `net` is asked to train,
-    are left alone; dropout is off meanwhile. Modes and weights are left as they were; empty batches
-    do not count.
+    batches: what `net` takes, (N, C, H, W) of equal size, of training images; every batch counts
+    the same, unlike the moving average kept in training, and each layer sees its predecessors
+    normalised by the batch, as in training. The paper does this before it fixes the statistics for
+    detection (appendix A). Frozen batch norms, and those that stay in eval mode when `net` is asked
+    to train, are left alone; dropout is off meanwhile. Modes and weights are left as they were;
+    empty batches do not count.
 
     Raises ValueError when `net` has no batch norm to recompute, or for no batches; after any error
     the statistics are as before.

@@ -50,6 +50,7 @@ class BasicBlock(nn.Module):
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output (N, C', H', W') for (N, C, H, W)."""
         y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
         y = conv_norm(self.conv2, self.bn2, y)
         if self.residual:
@@ -91,6 +92,7 @@ class Bottleneck(nn.Module):
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output (N, C', H', W') for (N, C, H, W)."""
         y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
         y = F.relu(conv_norm(self.conv2, self.bn2, y), inplace=True)
         y = conv_norm(self.conv3, self.bn3, y)
@@ -182,9 +184,8 @@ class ResNet(ResidualBackbone):
             make_block = functools.partial(Bottleneck, stride_placement=stride_placement)
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = make_norm(norm, 64)
-        self.relu = nn.ReLU(
-            inplace=True
-        )  # torchvision's IntermediateLayerGetter runs the children in order
+        # a child, in its place: torchvision's IntermediateLayerGetter runs the children in order
+        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.channels["conv1"] = 64
         self.strides.update(conv1=2, conv2=4, conv3=8, conv4=16, conv5=32)
@@ -210,6 +211,9 @@ class ResNet(ResidualBackbone):
         self.freeze(freeze_at)
 
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
+        """Return the map (N, C', H', W') of `stage` for `x`, (N, C, H, W); conv2 begins with the
+        max pooling (paper, table 1).
+        """
         return super().run_stage(stage, self.maxpool(x) if stage == "conv2" else x)
 
     def pop_stage(self, stage: str) -> nn.Sequential:

@@ -25,6 +25,7 @@ class ProjectionShortcut(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (N, channels, H', W') for (N, in_channels, H, W)."""
         return conv_norm(self[0], self[1], x)
 
 
@@ -44,9 +45,11 @@ class PaddingShortcut(nn.Module):
         self.after = new - self.before
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (N, channels, H', W') for (N, in_channels, H, W)."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
     def extra_repr(self) -> str:
+        """Return what print shows of the layer."""
         return f"stride={self.stride}, before={self.before}, after={self.after}"
 
 

@@ -84,6 +84,7 @@ class VGG(Backbone):
         self.freeze(freeze_at)
 
     def run_stage(self, stage: str, x: Tensor) -> Tensor:
+        """Return the map (N, C', H', W') of `stage` for `x`, (N, C, H, W)."""
         start, end = self._layers_of_stage[stage]
         if start:
             x = self.features[start - 1](x)  # the pooling between the stages
@@ -96,6 +97,7 @@ class VGG(Backbone):
         return self.run_blocks(stage, blocks, x)
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
+        """Return the layers of `stage`, its pooling left out."""
         return list(self.features[slice(*self._layers_of_stage[stage])])
 
     @property
@@ -130,9 +132,14 @@ class VGG(Backbone):
         self.classifier = nn.Sequential(*head)
 
     def output_module(self, stage: str) -> str:
+        """Return the path of the last ReLU of `stage`."""
         return f"features.{self._layers_of_stage[stage][1] - 1}"
 
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """Return logits (N, num_classes) for conv5's map (N, 512, H, W), or fc7's output (N, 4096).
+
+        Raises ValueError for maps that are too small, and after `pop_head`.
+        """
         head = self._head()
         if x.shape[2] < 2 or x.shape[3] < 2:
             raise ValueError(

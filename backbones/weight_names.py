@@ -71,9 +71,8 @@ def _detectron(tensors: dict[str, Tensor]) -> Named | None:
         if own.endswith(".weight") and name.endswith("_bn_s"):
             norm = own.removesuffix(".weight")
             found[f"{norm}.running_mean"] = torch.zeros_like(tensor)
-            found[f"{norm}.running_var"] = torch.full_like(
-                tensor, 1 - NORM_EPS
-            )  # so that the scale is exactly s
+            # so that the scale is exactly s
+            found[f"{norm}.running_var"] = torch.full_like(tensor, 1 - NORM_EPS)
     return Named("Detectron", found, {"stride_placement": "original"}, DETECTRON)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import pickle
 import re
 import zipfile
@@ -16,12 +15,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from backbones.backbone import Backbone, LoadReport
 from backbones.catalogue import CAFFE, PUBLISHED, InputSpec, PublishedWeights
+from backbones.files import read_safetensors, read_safetensors_metadata, write_safetensors
 from backbones.restricted_pickle import ForbiddenPickleError, load_arrays
 from backbones.weight_names import to_own_names
 
@@ -88,26 +86,7 @@ def load_weights(
     _require_same_traits(file.source, file.traits, net.traits)
     tensors, own = file.tensors, net.state_dict()
     num_classes = _resized(net, own, tensors) if resize_classifier else None
-    skipped = {}
-    for name in {**own, **tensors}:
-        is_head = name.startswith(net.head_prefix)
-        if name.endswith("num_batches_tracked") and (name not in own or name not in tensors):
-            skipped[name] = (
-                "not in the file; the counter keeps its value"
-                if name in own
-                else "the network does not count batches"
-            )
-        elif is_head and name not in tensors:
-            skipped[name] = "not in the file; stays as initialised"
-        elif is_head and name not in own:
-            skipped[name] = "the network has no such layer"
-        elif is_head and own[name].shape != tensors[name].shape:
-            skipped[name] = (
-                f"{tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} in the "
-                "network; stays as initialised"
-            )
-        elif is_head and not tensors[name].isfinite().all():
-            skipped[name] = "not finite in the file; stays as initialised"
+    skipped = _skipped(own, tensors, net.head_prefix)
     used = {name: tensor for name, tensor in tensors.items() if name in own and name not in skipped}
     _require_fit(file, own, used, skipped)
     if any(tensor.is_meta for tensor in own.values()):
@@ -122,6 +101,32 @@ def load_weights(
     net.input_spec = expected or net.input_spec
     net.load_report = LoadReport(file.source, file.naming, tuple(used), skipped, expected)
     return net.load_report
+
+
+def _skipped(
+    own: dict[str, Tensor], tensors: dict[str, Tensor], head_prefix: str
+) -> dict[str, str]:
+    """Name -> why it is not loaded, of tensors that need not be: of the classifier, and
+    counters.
+    """
+    skipped = {}
+    for name in {**own, **tensors}:
+        is_head = name.startswith(head_prefix)
+        if name.endswith("num_batches_tracked") and (name not in own or name not in tensors):
+            kept = "not in the file; the counter keeps its value"
+            skipped[name] = kept if name in own else "the network does not count batches"
+        elif is_head and name not in tensors:
+            skipped[name] = "not in the file; stays as initialised"
+        elif is_head and name not in own:
+            skipped[name] = "the network has no such layer"
+        elif is_head and own[name].shape != tensors[name].shape:
+            skipped[name] = (
+                f"{tuple(tensors[name].shape)} in the file, {tuple(own[name].shape)} in the "
+                "network; stays as initialised"
+            )
+        elif is_head and not tensors[name].isfinite().all():
+            skipped[name] = "not finite in the file; stays as initialised"
+    return skipped
 
 
 def _resized(net: Backbone, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> int | None:
@@ -155,22 +160,10 @@ def save_weights(net: Backbone, path: str | Path, metadata: dict[str, str] | Non
         "traits": json.dumps(net.traits),
         "input_spec": net.input_spec.to_json(),
     }
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()
-    }
+    tensors = net.state_dict()
     if net.input_spec.mean_image is not None:
-        tensors[MEAN_IMAGE] = net.input_spec.mean_image.cpu().contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(
-            safetensors_bytes(tensors, metadata=facts)
-        )  # save_file would make it unreadable for others
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        tensors[MEAN_IMAGE] = net.input_spec.mean_image
+    write_safetensors(path, tensors, facts)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -183,8 +176,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     if not path.is_file():
         raise WeightsError(f"no weights file {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
+        return read_safetensors_metadata(path)
     except Exception as error:
         raise WeightsError(
             f"{path} is not a readable .safetensors file ({_first_line(error)})"
@@ -277,8 +269,7 @@ def _read(path: Path) -> tuple[object, dict[str, str]]:
     """Return the content of a file and its metadata, of which only .safetensors has any."""
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return read_safetensors(path)
         if path.suffix in (".pkl", ".pickle") and not zipfile.is_zipfile(path):
             return load_arrays(path), {}
         return torch.load(path, map_location="cpu", weights_only=True), {}
@@ -445,8 +436,8 @@ _VGG_CONVOLUTIONS = {13: "vgg16", 16: "vgg19"}
 
 
 def recognise(tensors: dict[str, Tensor]) -> str | None:
-    """Return the network of this package whose tensors these are, by their names, or None:
-    "resnet34", "resnet34 with shortcut C".
+    """Return the network of this package whose tensors, of any shape (...,), these are, by their
+    names, or None: "resnet34", "resnet34 with shortcut C".
     """
     convolutions = [
         name

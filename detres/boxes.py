@@ -4,6 +4,7 @@ and no "+1" anywhere.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import ops
@@ -30,6 +31,21 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     inter = overlap[..., 0] * overlap[..., 1]
     union = box_area(a)[:, None] + box_area(b)[None, :] - inter
     return torch.where(union > 0, inter / union, inter.new_zeros(()))
+
+
+def paired_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return intersection over union (...) in [0, 1] of numpy boxes, each with its partner.
+
+    boxes, others: (..., 4) of shapes that broadcast, in float64 for a protocol's numbers. Two boxes
+    without area give 0, never NaN.
+    """
+    sides = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(
+        boxes[..., :2], others[..., :2]
+    )
+    inter = sides.clip(min=0).prod(axis=-1)
+    areas = [(each[..., 2:] - each[..., :2]).prod(axis=-1) for each in (boxes, others)]
+    union = areas[0] + areas[1] - inter
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,26 +1,29 @@
-"""Typed, frozen, strict configuration: YAML file + `--set key=value` -> Config.
+"""Typed, frozen, strict configuration: YAML file + `--set key=value` -> a checked Section.
 
-Every key is checked at every depth; nothing is inherited between files. A default is the paper's
-value where the paper has one, else py-faster-rcnn's; the comment beside it says where from. A YAML
-file states only what differs.
+The machinery only: the settings themselves are Sections elsewhere. Every key is checked at every
+depth; nothing is inherited between files. A default is the paper's value where the paper has one,
+else py-faster-rcnn's; the comment beside it says where from. A YAML file states only what differs.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Triple = tuple[float, float, float]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
 
 
 class ConfigError(ValueError):
@@ -28,295 +31,41 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
+    """A part of a configuration: its fields are the keys, their types and defaults what is checked.
+
+    renamed: earlier name of a key -> the name it has now; the earlier one is still read.
+    """
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
+    renamed: ClassVar[dict[str, str]] = {}
 
 
-class BackboneConfig(Section):
-    """Which residual network feeds the detector, and what of it learns."""
-
-    name: str = "resnet101"
-    shortcut: Literal["A", "B", "C"] | None = (
-        None  # None: the network's own; B for every ResNet (paper, section 4.1)
-    )
-    stride_placement: Literal["original", "torchvision"] = (
-        "original"  # stride 2 in the 1x1 (paper) or the 3x3 of a bottleneck
-    )
-    norm: Literal["frozen", "batch", "group"] = (
-        "frozen"  # paper, appendix A: batch norm is fixed in detection
-    )
-    freeze_at: Annotated[int, Field(ge=0, le=4)] = (
-        2  # conv1 and conv2_x stay as pretrained (py-faster-rcnn, Detectron)
-    )
-    weights: str | None = None  # a file, or a published name such as torchvision/resnet101.v1
-
-    @model_validator(mode="after")
-    def _frozen_needs_weights(self) -> BackboneConfig:
-        if self.weights is None and (self.norm == "frozen" or self.freeze_at > 0):
-            raise ValueError(
-                "a backbone with random weights cannot be frozen: it would stay random. "
-                "Give model.backbone.weights, or set model.backbone.norm=batch (or group) and "
-                "model.backbone.freeze_at=0"
-            )
-        return self
-
-
-class InputConfig(Section):
-    """How an image reaches the network. mean and std are on the 0..255 scale, in channel_order."""
-
-    shorter: Positive = 600  # px of the shorter side (paper, appendix A)
-    longer: Positive = 1000  # px cap of the longer side (py-faster-rcnn)
-    train_shorter: tuple[
-        Positive, ...
-    ] = ()  # drawn anew for every training image; empty: `shorter`
-    mean: Triple = (123.675, 116.28, 103.53)  # the torchvision weights' RGB means
-    std: Triple = (58.395, 57.12, 57.375)
-    channel_order: Literal["rgb", "bgr"] = "rgb"
-
-
-class AnchorConfig(Section):
-    """Reference boxes: side in px of the square one, and height / width. 3 x 3 on VOC; COCO adds
-    side 64 (Ren et al., 4.2).
-    """
-
-    sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (128.0, 256.0, 512.0)
-    aspect_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
-    style: Literal["py-faster-rcnn", "torchvision", "detectron2"] = "py-faster-rcnn"
-
-
-class RPNConfig(Section):
-    """The region proposal network; values of py-faster-rcnn unless said."""
-
-    width: Positive = 512
-    objectness: Literal["softmax", "sigmoid"] = "softmax"
-    train_anchors: Literal["inside", "all"] = "inside"
-    fg_iou_thresh: Fraction = 0.7
-    bg_iou_thresh: Fraction = 0.3
-    batch_size: Positive = 256
-    positive_fraction: Fraction = 0.5
-    smooth_l1_beta: PositiveFloat = 1 / 9  # sigma 3
-    min_size: Annotated[float, Field(ge=0)] = 16.0  # px of the original image
-    nms_thresh: Fraction = 0.7
-    train_pre_nms_top_n: Positive = 12000
-    train_post_nms_top_n: Positive = 2000
-    test_pre_nms_top_n: Positive = 6000
-    test_post_nms_top_n: Positive = 300  # paper, appendix A: 300 proposals
-
-
-class RoIConfig(Section):
-    """Pooling, conv5 and the predictor; values of py-faster-rcnn unless said."""
-
-    pool: Literal["roi_pool", "roi_align", "roi_align_aligned"] = "roi_pool"
-    pool_size: Positive = (
-        14  # before conv5, whose stride halves it (the paper gives no size; every C4 release)
-    )
-    sampling_ratio: Count = 2  # RoIAlign only; 0 = adaptive
-    fg_iou_thresh: Fraction = 0.5
-    bg_iou_thresh: Fraction = 0.5
-    bg_iou_floor: Fraction = (
-        0.0  # 0.1 in Ren et al. on VOC; 0 in py-faster-rcnn's Faster R-CNN configs and on COCO
-    )
-    batch_size: Positive = 128
-    positive_fraction: Fraction = 0.25
-    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)  # 1 / (.1, .1, .2, .2)
-    smooth_l1_beta: PositiveFloat = 1.0
-    score_thresh: Fraction = 0.05
-    nms_thresh: Fraction = 0.3
-    detections_per_image: Positive = 100
-
-
-class ModelConfig(Section):
-    """All that is needed, with a class list, to build the detector: stored in every weights
-    file.
-    """
-
-    backbone: BackboneConfig
-    input: InputConfig = InputConfig()
-    anchors: AnchorConfig = AnchorConfig()
-    rpn: RPNConfig = RPNConfig()
-    roi: RoIConfig = RoIConfig()
-
-
-class DataConfig(Section):
-    """Where the annotated images are. Paths of files and splits are relative to `root`."""
-
-    format: Literal["shapes", "coco", "voc"]
-    root: str | None = (
-        # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder
-        None
-    )
-    train: tuple[
-        str, ...
-    ] = ()  # coco: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder
-    train_images: tuple[str, ...] = ()  # coco: the image folder of each file
-    val: tuple[str, ...] = ()
-    val_images: tuple[str, ...] = ()
-    classes: tuple[str, ...] | None = None  # only to train on a subset; otherwise the data say
-    boxes: Literal["drop", "error"] = (
-        "drop"  # what becomes of boxes without area or outside their image
-    )
-    shapes_train: Positive = 2500  # shapes only: images to draw
-    shapes_val: Positive = 200
-    flip: Fraction = 0.5
-    color: Annotated[float, Field(ge=0, le=1)] = (
-        0.0  # strength of the colour jitter; the paper's detector has none
-    )
-    workers: Count = 2
-
-    @model_validator(mode="after")
-    def _splits_fit_format(self) -> DataConfig:
-        if self.format == "shapes":
-            if self.train or self.val or self.train_images or self.val_images:
-                raise ValueError(
-                    "format shapes has splits of its own: leave out train, val, train_images and "
-                    "val_images"
-                )
-            return self
-        for split in ("train", "val"):
-            files, folders = getattr(self, split), getattr(self, f"{split}_images")
-            if not files:
-                raise ValueError(
-                    f"{split} is missing: format {self.format} needs at least one entry"
-                )
-            if self.format == "coco" and len(folders) != len(files):
-                raise ValueError(
-                    f"{split} has {len(files)} annotation files but {split}_images {len(folders)} "
-                    "folders"
-                )
-            if self.format == "voc" and folders:
-                raise ValueError(
-                    f"{split}_images does not apply to format voc: images are in JPEGImages"
-                )
-        return self
-
-
-class TrainConfig(Section):
-    """The optimisation, in steps of `batch_size` images; `epochs` instead of `steps` makes the
-    milestones epochs too.
-    """
-
-    batch_size: Positive = 2
-    lr: PositiveFloat = 1e-3  # for `reference_batch` images
-    reference_batch: Positive = (
-        2  # py-faster-rcnn: one image, gradients of two added up (iter_size 2)
-    )
-    lr_scaling: Literal["linear", "none"] = "linear"
-    steps: Positive | None = None
-    epochs: PositiveFloat | None = None
-    schedule: Literal["multistep", "plateau", "cosine"] = "multistep"
-    milestones: tuple[PositiveFloat, ...] = ()  # where lr is multiplied by gamma
-    gamma: Fraction = 0.1
-    # plateau: evaluations in a row without a better score, after which lr is multiplied by gamma
-    patience: Positive = 5
-    warmup_steps: Count = 500  # Detectron; py-faster-rcnn has no warm-up
-    warmup_factor: Fraction = 1 / 3
-    optimizer: Literal["sgd", "adamw"] = (
-        "sgd"  # adamw, not the paper's, for short runs from random weights
-    )
-    momentum: Fraction = 0.9  # sgd only
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    clip_grad_norm: PositiveFloat | None = None
-    precision: Literal["fp32", "bf16", "auto"] = (
-        "fp32"  # of the forward pass; auto: the faster one here, settled at the start
-    )
-    log_every: Positive = 20
-    eval_every: Count = 0  # steps; 0: only at the end
-    save_every: Positive = 500
-
-    @model_validator(mode="after")
-    def _one_length(self) -> TrainConfig:
-        if self.steps is None and self.epochs is None:
-            raise ValueError("give either train.steps or train.epochs")
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError(
-                "steps and epochs are both given: set the other to null, --set train.steps=... "
-                "train.epochs=null"
-            )
-        if list(self.milestones) != sorted(self.milestones):
-            raise ValueError(f"milestones {list(self.milestones)} are not in rising order")
-        length = self.steps if self.steps is not None else self.epochs
-        if self.milestones and self.milestones[-1] >= length:
-            raise ValueError(
-                f"milestone {self.milestones[-1]:g} lies at or beyond the end of training, "
-                f"{length:g}: "
-                "give train.milestones for this length, [] for none"
-            )
-        if self.schedule != "multistep" and self.milestones:
-            raise ValueError(f"schedule {self.schedule} has no milestones")
-        if self.schedule == "plateau" and not self.eval_every:
-            raise ValueError("schedule plateau waits for evaluations: give train.eval_every")
-        if (
-            self.schedule == "plateau"
-            and self.steps is not None
-            and self.patience * self.eval_every >= self.steps
-        ):
-            raise ValueError(
-                f"schedule plateau would never act: train.patience {self.patience} evaluations, "
-                f"one every {self.eval_every} steps, "
-                f"are not over before the end, step {self.steps}"
-            )
-        return self
-
-    def in_steps(self, num_images: int) -> tuple[int, tuple[int, ...]]:
-        """Return the number of steps and the milestones in steps, for a training set of
-        `num_images`.
-        """
-        if self.steps is not None:
-            return self.steps, tuple(round(m) for m in self.milestones)
-        per_epoch = num_images / self.batch_size
-        return max(1, round(self.epochs * per_epoch)), tuple(
-            round(m * per_epoch) for m in self.milestones
-        )
-
-    @property
-    def effective_lr(self) -> float:
-        """The learning rate for `batch_size` images."""
-        return (
-            self.lr * self.batch_size / self.reference_batch
-            if self.lr_scaling == "linear"
-            else self.lr
-        )
-
-
-class EvalConfig(Section):
-    """How held-out images are scored during training and by tools/eval.py."""
-
-    protocol: Literal["coco", "voc07", "voc12"] = "coco"
-    batch_size: Positive = 1
-
-    @property
-    def best_metric(self) -> str:
-        """The number that decides which weights are kept as best."""
-        return "AP" if self.protocol == "coco" else "mAP"
-
-
-class Config(Section):
-    """One run."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
-    seed: Count = 3  # py-faster-rcnn's
-    data: DataConfig
-    model: ModelConfig
-    train: TrainConfig
-    eval: EvalConfig = EvalConfig()
+AnySection = TypeVar("AnySection", bound=Section)
+Notice = Callable[[str], None]
 
 
 def load_config(
-    path: str | Path, overrides: list[str] | None = None, kind: type[Section] = Config
-) -> Section:
+    path: str | Path,
+    kind: type[AnySection],
+    overrides: Sequence[str] = (),
+    *,
+    notice: Notice = lambda _: None,
+) -> AnySection:
     """Read a YAML file, apply `key.sub=value` overrides (values are YAML too) and check everything.
 
-    kind: what the file describes, a detection run or, for tools/train_cls.py, a
-    ClassificationConfig.
+    kind: what the file describes, a DetectionConfig or a ClassificationConfig. notice: called with
+    a line for every key that is given by an earlier name.
 
     Raises ConfigError naming the file and the key: not YAML, a duplicate key, an unknown key (with
     the nearest valid one), a wrong type, an impossible pair; FileNotFoundError when there is no
     such file.
     """
     tree = read_tree(path)
-    for override in overrides or []:
-        _apply(tree, override)
+    _rename(kind, tree, str(path), notice)
+    for override in overrides:
+        _apply(kind, tree, override, notice)
     return check(kind, tree, f"{path}" + (" with --set" if overrides else ""))
 
 
@@ -326,15 +75,10 @@ def read_tree(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        near = (
-            difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-            if path.parent.is_dir()
-            else []
-        )
-        raise FileNotFoundError(
-            f"no config file {path}"
-            + (f"; did you mean {path.with_name(near[0])}?" if near else "")
-        )
+        known = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, known, n=1)
+        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        raise FileNotFoundError(f"no config file {path}{hint}")
     tree = _parse(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(tree, dict):
         raise ConfigError(
@@ -344,31 +88,36 @@ def read_tree(path: str | Path) -> dict:
     return tree
 
 
-def with_overrides(config: Section, overrides: list[str], source: str) -> Section:
-    """Return `config` with `key.sub=value` overrides applied and everything checked again; raises
-    ConfigError naming `source`.
+def with_overrides(
+    config: AnySection, overrides: Sequence[str], source: str, *, notice: Notice = lambda _: None
+) -> AnySection:
+    """Return `config` with `key.sub=value` overrides applied and everything checked again.
+
+    notice: see load_config. Raises ConfigError naming `source`.
     """
     tree = json.loads(config.model_dump_json())
     for override in overrides:
-        _apply(tree, override)
+        _apply(type(config), tree, override, notice)
     return check(type(config), tree, f"{source} with --set")
 
 
-def check(section: type[Section], tree: dict, source: str) -> Section:
-    """Return `section` built from a plain mapping; raises ConfigError naming `source` and every key
-    at fault.
+def check(section: type[AnySection], tree: dict, source: str) -> AnySection:
+    """Return `section` built from a plain mapping, in which keys may have their earlier names.
+
+    Raises ConfigError naming `source` and every key at fault.
     """
+    tree = copy.deepcopy(tree)
+    _rename(section, tree, source, lambda _: None)
     try:
-        # JSON mode takes lists for tuples and is strict about the rest: no "12" for 12, no true for
-        # 1.
+        # JSON mode takes lists for tuples and is strict about the rest: no "12" for 12, no true
+        # for 1.
         return section.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         by_key = {
             tuple(part for part in e["loc"] if part not in _UNION_TAGS): e for e in error.errors()
         }
-        raise ConfigError(
-            "\n".join(_explain(section, e, source) for e in by_key.values())
-        ) from None
+        lines = [_explain(section, e, source) for e in by_key.values()]
+        raise ConfigError("\n".join(lines)) from None
     except TypeError as error:
         raise ConfigError(f"{source}: {error}") from None
 
@@ -386,6 +135,40 @@ def what_differs(config: Section) -> str:
         default_flow_style=None,
         width=120,
     )
+
+
+def _rename(section: type[Section], tree: dict, source: str, notice: Notice, at: str = "") -> None:
+    """Give keys of `tree`, in place, the names they have now."""
+    for earlier, now in section.renamed.items():
+        if earlier not in tree:
+            continue
+        if now in tree:
+            raise ConfigError(
+                f"{source}: '{at}{earlier}' is the earlier name of '{at}{now}', and both are given"
+            )
+        notice(f"{source}: '{at}{earlier}' is now called '{at}{now}'")
+        tree[now] = tree.pop(earlier)
+    for name, child in _subsections(section).items():
+        if isinstance(tree.get(name), dict):
+            _rename(child, tree[name], source, notice, f"{at}{name}.")
+
+
+def _renamed_key(section: type[Section], keys: list[str]) -> list[str]:
+    """The names that the keys of a dotted path have now."""
+    renamed = []
+    for key in keys:
+        key = section.renamed.get(key, key) if section is not None else key
+        section = _subsections(section).get(key) if section is not None else None
+        renamed.append(key)
+    return renamed
+
+
+def _subsections(section: type[Section]) -> dict[str, type[Section]]:
+    return {
+        name: field.annotation
+        for name, field in section.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
 
 
 class _Loader(yaml.SafeLoader):
@@ -410,6 +193,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     # YAML 1.1 wants a dot in a float, so it takes 1e-4 for a string.
@@ -429,11 +213,14 @@ def _parse(text: str, source: str) -> object:
         raise ConfigError(f"{source}: not YAML: {error}") from None
 
 
-def _apply(tree: dict, override: str) -> None:
+def _apply(section: type[Section], tree: dict, override: str, notice: Notice) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override}: expected key=value, for example --set train.lr=0.01")
-    *parents, last = key.strip().split(".")
+    given = key.strip().split(".")
+    *parents, last = _renamed_key(section, given)
+    if [*parents, last] != given:
+        notice(f"--set {override}: this is now called {'.'.join([*parents, last])}")
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
@@ -445,6 +232,7 @@ def _apply(tree: dict, override: str) -> None:
         if not value.startswith(("*", "{")):
             raise
         node[last] = value  # a pattern such as *.tar or {00..10}.tar, which is no YAML
+    _rename(section, tree, f"--set {override}", notice)  # also inside a mapping given as value
 
 
 _UNION_TAGS = ("bool", "literal['auto']")
@@ -475,10 +263,9 @@ def _explain(section: type[Section], error: dict, source: str) -> str:
 
 def _all_keys(section: type[Section]) -> list[str]:
     """Every key at every depth, dotted, the shallow ones first."""
-    inside = []
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            inside += [f"{name}.{key}" for key in _all_keys(field.annotation)]
+    inside = [
+        f"{name}.{key}" for name, child in _subsections(section).items() for key in _all_keys(child)
+    ]
     return [*section.model_fields, *sorted(inside, key=lambda key: key.count("."))]
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detres.structures import ClassMap, ImageBatch, Target
+from detres.class_map import ClassMap
+from detres.detection.structures import ImageBatch, Target
 
 
 def random_boxes(num: int, size: float = 200.0, *, seed: int = 0, min_side: float = 1.0) -> Tensor:

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from detres.cls_config import ClassificationConfig
-from detres.config import Config, ConfigError, check, load_config, to_yaml, what_differs
+from detres.classification.config import ClassificationConfig
+from detres.config import (
+    ConfigError,
+    Section,
+    check,
+    load_config,
+    to_yaml,
+    what_differs,
+    with_overrides,
+)
+from detres.detection.config import DetectionConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = """\
@@ -26,7 +38,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_values_and_defaults(tmp_path):
-    config = load_config(write(tmp_path, SMALL))
+    config = load_config(write(tmp_path, SMALL), DetectionConfig)
     assert config.model.backbone.name == "resnet18"
     assert config.data.train == ("train",)
     assert (config.seed, config.train.lr, config.train.weight_decay, config.train.momentum) == (
@@ -35,7 +47,7 @@ def test_values_and_defaults(tmp_path):
         5e-4,
         0.9,
     )
-    assert (config.model.input.shorter, config.model.input.longer) == (600, 1000)
+    assert (config.model.input.short_side, config.model.input.max_side) == (600, 1000)
     assert (
         config.model.rpn.width,
         config.model.rpn.test_post_nms_top_n,
@@ -45,22 +57,26 @@ def test_values_and_defaults(tmp_path):
 
 def test_what_is_written_reads_back_the_same(tmp_path):
     config = load_config(
-        write(tmp_path, SMALL), ["train.milestones=[50,80]", "model.input.train_shorter=[480, 600]"]
+        write(tmp_path, SMALL),
+        DetectionConfig,
+        ["train.milestones=[50,80]", "model.input.train_short_sides=[480, 600]"],
     )
     again = tmp_path / "again.yaml"
     again.write_text(to_yaml(config))
-    assert load_config(again) == config
+    assert load_config(again, DetectionConfig) == config
 
 
 def test_a_config_cannot_be_changed(tmp_path):
-    config = load_config(write(tmp_path, SMALL))
+    config = load_config(write(tmp_path, SMALL), DetectionConfig)
     with pytest.raises(ValidationError):
         config.train.lr = 1.0
 
 
 def test_what_differs_from_the_defaults_is_all_there_is_to_say(tmp_path):
     config = load_config(
-        write(tmp_path, SMALL), ["train.lr=0.5", "model.roi.pool_size=7", "eval.batch_size=1"]
+        write(tmp_path, SMALL),
+        DetectionConfig,
+        ["train.lr=0.5", "model.roi.pool_size=7", "eval.batch_size=1"],
     )
     text = what_differs(config)
     assert "pool_size: 7" in text
@@ -68,18 +84,20 @@ def test_what_differs_from_the_defaults_is_all_there_is_to_say(tmp_path):
     assert "eval" not in text  # 1 is the default
     again = tmp_path / "again.yaml"
     again.write_text(text)
-    assert load_config(again) == config
+    assert load_config(again, DetectionConfig) == config
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "+1e-4"])
 def test_exponents_are_numbers(tmp_path, text):
-    assert load_config(write(tmp_path, SMALL), [f"train.lr={text}"]).train.lr == 1e-4
+    assert (
+        load_config(write(tmp_path, SMALL), DetectionConfig, [f"train.lr={text}"]).train.lr == 1e-4
+    )
 
 
 def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
     path = write(tmp_path, SMALL + "  steps: 200\n")
     with pytest.raises(ConfigError, match=r"small\.yaml:7: key 'steps' is given twice"):
-        load_config(path)
+        load_config(path, DetectionConfig)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +113,7 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
 )
 def test_an_unknown_key_is_named_at_every_depth(tmp_path, override, key, near):
     with pytest.raises(ConfigError) as caught:
-        load_config(write(tmp_path, SMALL), [override])
+        load_config(write(tmp_path, SMALL), DetectionConfig, [override])
     assert f"unknown key '{key}'" in str(caught.value)
     assert (f"did you mean '{near}'?" if near else "valid keys are:") in str(caught.value)
 
@@ -119,7 +137,7 @@ def test_an_unknown_key_is_named_at_every_depth(tmp_path, override, key, near):
 )
 def test_a_wrong_value_is_named_with_its_key(tmp_path, override, message):
     with pytest.raises(ConfigError) as caught:
-        load_config(write(tmp_path, SMALL), [override])
+        load_config(write(tmp_path, SMALL), DetectionConfig, [override])
     assert message in str(caught.value)
     assert "small.yaml with --set" in str(caught.value)
 
@@ -129,7 +147,10 @@ def test_a_wrong_value_is_named_with_its_key(tmp_path, override, message):
     [
         (["model.backbone.norm=frozen"], "it would stay random"),
         (["model.backbone.freeze_at=2"], "it would stay random"),
-        (["train.epochs=3"], "steps and epochs are both given: set the other to null"),
+        (
+            ["train.epochs=3"],
+            "steps and epochs are both given: set one of train.steps and train.epochs to null",
+        ),
         (["train.steps=null"], "give either train.steps or train.epochs"),
         (["train.milestones=[80, 50]"], "not in rising order"),
         (["train.milestones=[100]"], "beyond the end of training"),
@@ -142,7 +163,7 @@ def test_a_wrong_value_is_named_with_its_key(tmp_path, override, message):
 )
 def test_pairs_that_cannot_be(tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):
-        load_config(write(tmp_path, SMALL), overrides)
+        load_config(write(tmp_path, SMALL), DetectionConfig, overrides)
 
 
 @pytest.mark.parametrize(
@@ -157,14 +178,14 @@ def test_pairs_that_cannot_be(tmp_path, overrides, message):
 )
 def test_a_file_that_is_no_configuration(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
-        load_config(write(tmp_path, text))
+        load_config(write(tmp_path, text), DetectionConfig)
 
 
 @pytest.mark.parametrize("pattern", ["*.tar", "{00..10}.tar", "val-*.tar", "train-{000..146}.tar"])
 def test_a_pattern_of_shards_is_taken_as_it_is(pattern):
     given = ["data.format=shards", f"data.val={pattern}"]
     assert (
-        load_config(CONFIGS / "imagenet_resnet50.yaml", given, ClassificationConfig).data.val
+        load_config(CONFIGS / "imagenet_resnet50.yaml", ClassificationConfig, given).data.val
         == pattern
     )
 
@@ -172,25 +193,26 @@ def test_a_pattern_of_shards_is_taken_as_it_is(pattern):
 @pytest.mark.parametrize("override", ["train.lr", "=3", "name.first=3"])
 def test_an_override_that_cannot_be_applied(tmp_path, override):
     with pytest.raises(ConfigError, match="--set"):
-        load_config(write(tmp_path, SMALL), [override])
+        load_config(write(tmp_path, SMALL), DetectionConfig, [override])
 
 
 def test_a_missing_file_is_named_with_the_nearest(tmp_path):
     write(tmp_path, SMALL)
     with pytest.raises(FileNotFoundError, match=r"did you mean .*small\.yaml"):
-        load_config(tmp_path / "smal.yaml")
+        load_config(tmp_path / "smal.yaml", DetectionConfig)
 
 
 def test_epochs_become_steps(tmp_path):
     config = load_config(
         write(tmp_path, SMALL),
+        DetectionConfig,
         ["train.steps=null", "train.epochs=2.5", "train.milestones=[1, 2]", "train.batch_size=4"],
     )
     assert config.train.in_steps(num_images=10) == (
         6,
         (2, 5),
     )  # 2.5 steps an epoch, rounded to even
-    assert load_config(write(tmp_path, SMALL)).train.in_steps(10) == (100, ())
+    assert load_config(write(tmp_path, SMALL), DetectionConfig).train.in_steps(10) == (100, ())
 
 
 @pytest.mark.parametrize(("scaling", "expected"), [("linear", 0.04), ("none", 0.01)])
@@ -201,13 +223,173 @@ def test_the_rate_follows_the_batch(tmp_path, scaling, expected):
         "train.batch_size=8",
         f"train.lr_scaling={scaling}",
     ]
-    assert load_config(write(tmp_path, SMALL), overrides).train.effective_lr == pytest.approx(
-        expected
-    )
+    assert load_config(
+        write(tmp_path, SMALL), DetectionConfig, overrides
+    ).train.effective_lr == pytest.approx(expected)
 
 
 def test_every_fault_is_told_at_once():
     tree = {"name": "x", "data": {"format": "shapes"}, "train": {"steps": -1, "lr": "x"}}
     with pytest.raises(ConfigError) as caught:
-        check(Config, tree, "tree")
+        check(DetectionConfig, tree, "tree")
     assert len(str(caught.value).splitlines()) == 3  # steps, lr and the missing model
+
+
+# --- earlier names of keys
+
+RENAMED = {
+    DetectionConfig: {
+        "data.boxes": ("data.box_policy", "error"),
+        "model.input.shorter": ("model.input.short_side", 480),
+        "model.input.longer": ("model.input.max_side", 900),
+        "model.input.train_shorter": ("model.input.train_short_sides", [480, 600]),
+    },
+    ClassificationConfig: {
+        "data.size": ("data.crop_side", 200),
+        "data.shorter": ("data.short_sides", [230, 300]),
+        "eval.resize": ("eval.short_side", 240),
+    },
+}
+"""Kind -> earlier key -> the key now, and a value that is not the default."""
+
+EVERY_RENAMED = [
+    (kind, earlier, now, value)
+    for kind, keys in RENAMED.items()
+    for earlier, (now, value) in keys.items()
+]
+BASES = {
+    DetectionConfig: SMALL,
+    ClassificationConfig: "name: small\ndata: {format: folder}\ntrain: {steps: 100}\n",
+}
+
+
+def put(tree: dict, key: str, value: object) -> None:
+    """Set a dotted key."""
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[last] = value
+
+
+def take(tree: dict, key: str) -> object:
+    """Take a dotted key out and return its value."""
+    *sections, last = key.split(".")
+    for section in sections:
+        tree = tree[section]
+    return tree.pop(last)
+
+
+def with_keys(folder: Path, kind: type[Section], keys: dict[str, object]) -> Path:
+    tree = yaml.safe_load(BASES[kind])
+    for key, value in keys.items():
+        put(tree, key, value)
+    return write(folder, yaml.safe_dump(tree))
+
+
+def renamed_in(kind: type[Section], at: str = "") -> dict[str, str]:
+    """Every earlier key of a Section and those in it -> the key now, dotted."""
+    found = {f"{at}{earlier}": f"{at}{now}" for earlier, now in kind.renamed.items()}
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= renamed_in(field.annotation, f"{at}{name}.")
+    return found
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_the_keys_with_an_earlier_name(kind):
+    assert renamed_in(kind) == {earlier: now for earlier, (now, _) in RENAMED[kind].items()}
+
+
+@pytest.mark.parametrize(("kind", "earlier", "now", "value"), EVERY_RENAMED)
+def test_an_earlier_name_in_a_file_is_read_and_said(tmp_path, kind, earlier, now, value):
+    notices = []
+    wanted = load_config(with_keys(tmp_path, kind, {now: value}), kind, notice=notices.append)
+    assert notices == []
+    path = with_keys(tmp_path, kind, {earlier: value})
+    assert load_config(path, kind, notice=notices.append) == wanted
+    assert notices == [f"{path}: '{earlier}' is now called '{now}'"]
+    assert wanted != load_config(write(tmp_path, BASES[kind]), kind)
+
+
+@pytest.mark.parametrize(("kind", "earlier", "now", "value"), EVERY_RENAMED)
+def test_an_earlier_name_in_an_override_is_read_and_said(tmp_path, kind, earlier, now, value):
+    path, notices = write(tmp_path, BASES[kind]), []
+    wanted = load_config(path, kind, [f"{now}={value}"], notice=notices.append)
+    assert notices == []
+    assert load_config(path, kind, [f"{earlier}={value}"], notice=notices.append) == wanted
+    assert notices == [f"--set {earlier}={value}: this is now called {now}"]
+    in_file = with_keys(tmp_path, kind, {now: take(wanted.model_dump(mode="json"), now)})
+    assert load_config(in_file, kind) == wanted
+
+
+@pytest.mark.parametrize(("kind", "earlier", "now", "value"), EVERY_RENAMED)
+def test_both_names_of_a_key_in_a_file_are_refused(tmp_path, kind, earlier, now, value):
+    path, notices = with_keys(tmp_path, kind, {earlier: value, now: value}), []
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, kind, notice=notices.append)
+    assert str(caught.value) == (
+        f"{path}: '{earlier}' is the earlier name of '{now}', and both are given"
+    )
+    assert notices == []
+
+
+@pytest.mark.parametrize("in_file", ["shorter", "short_side"])
+@pytest.mark.parametrize("override", ["shorter", "short_side"])
+def test_an_override_outdoes_the_file_under_either_name(tmp_path, in_file, override):
+    path = with_keys(tmp_path, DetectionConfig, {f"model.input.{in_file}": 480})
+    config = load_config(path, DetectionConfig, [f"model.input.{override}=512"])
+    assert config.model.input.short_side == 512
+
+
+@pytest.mark.parametrize(("kind", "earlier", "now", "value"), EVERY_RENAMED)
+def test_a_stored_tree_may_have_earlier_names_and_is_left_as_it_is(
+    tmp_path, capsys, kind, earlier, now, value
+):
+    config = load_config(with_keys(tmp_path, kind, {now: value}), kind)
+    tree = json.loads(config.model_dump_json())
+    put(tree, earlier, take(tree, now))
+    before = copy.deepcopy(tree)
+    assert check(kind, tree, "last.pt") == config
+    assert tree == before
+    assert capsys.readouterr() == ("", "")
+    put(tree, now, value)
+    with pytest.raises(ConfigError, match=f"last.pt: '{earlier}' is the earlier name of '{now}'"):
+        check(kind, tree, "last.pt")
+
+
+@pytest.mark.parametrize(("kind", "earlier", "now", "value"), EVERY_RENAMED)
+def test_an_override_of_a_checked_config_may_have_an_earlier_name(kind, earlier, now, value):
+    config = check(kind, yaml.safe_load(BASES[kind]), "tree")
+    changed = with_overrides(config, [f"{earlier}={value}"], "w.safetensors")
+    assert changed == with_overrides(config, [f"{now}={value}"], "w.safetensors")
+    assert changed != config
+    assert with_overrides(config, [], "w.safetensors") == config
+    with pytest.raises(ConfigError, match=r"w\.safetensors with --set: unknown key 'seeds'"):
+        with_overrides(config, ["seeds=1"], "w.safetensors")
+
+
+def test_an_earlier_name_holds_in_its_own_section_alone(tmp_path):
+    for key in ("train.shorter", "eval.boxes", "model.roi.longer"):
+        with pytest.raises(ConfigError, match=f"unknown key '{key}'"):
+            load_config(write(tmp_path, SMALL), DetectionConfig, [f"{key}=1"])
+    with pytest.raises(ConfigError, match=r"unknown key 'data\.boxes'"):
+        load_config(
+            write(tmp_path, BASES[ClassificationConfig]), ClassificationConfig, ["data.boxes=drop"]
+        )
+
+
+def test_an_earlier_name_inside_a_mapping_given_to_set_is_read_and_said(tmp_path):
+    notices: list[str] = []
+    overrides = ["model.input={shorter: 96, longer: 128}"]
+    config = load_config(write(tmp_path, SMALL), DetectionConfig, overrides, notice=notices.append)
+    assert (config.model.input.short_side, config.model.input.max_side) == (96, 128)
+    assert ["short_side" in notices[0], "max_side" in notices[1]] == [True, True]
+
+
+def test_overrides_of_a_checked_configuration_say_a_new_name(tmp_path):
+    notices: list[str] = []
+    config = load_config(write(tmp_path, SMALL), DetectionConfig)
+    changed = with_overrides(config, ["model.input.shorter=96"], "w", notice=notices.append)
+    assert changed.model.input.short_side == 96
+    assert len(notices) == 1
+    assert "model.input.short_side" in notices[0]

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from detres.build import build_detector
-from detres.build_classifier import build_class_schedule, build_network
-from detres.cls_config import ClassificationConfig
+from detres.classification.build import build_class_schedule
+from detres.classification.config import ClassificationConfig
 from detres.config import load_config
+from detres.detection.build import build_detector
+from detres.detection.config import DetectionConfig
 from detres.engine.progress import Progress
+from detres.network import build_network
 
 ALL = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 CLASSIFICATION = [
@@ -29,8 +31,8 @@ WITHOUT_DOWNLOAD = [
 ]
 
 
-def config_of(name, overrides=None):
-    return load_config(next(path for path in FILES if path.stem == name), overrides)
+def config_of(name):
+    return load_config(next(path for path in FILES if path.stem == name), DetectionConfig)
 
 
 def test_the_five_are_there():
@@ -43,13 +45,21 @@ def test_the_five_are_there():
     }
 
 
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_every_key_has_the_name_of_today(path):
+    kind = ClassificationConfig if path in CLASSIFICATION else DetectionConfig
+    notices = []
+    load_config(path, kind, notice=notices.append)
+    assert notices == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_loads_under_its_own_name_and_builds(path):
-    assert load_config(path).name == path.stem
-    config = load_config(path, WITHOUT_DOWNLOAD)
+    assert load_config(path, DetectionConfig).name == path.stem
+    config = load_config(path, DetectionConfig, WITHOUT_DOWNLOAD)
     detector = build_detector(config.model, 20)
     anchors = len(config.model.anchors.sizes) * len(config.model.anchors.aspect_ratios)
-    assert detector.rpn.anchors.num_anchors == anchors
+    assert [each.num_anchors for each in detector.rpn.anchors.values()] == [anchors]
     assert detector.roi_head.predictor.bbox_pred.out_features == 80
 
 
@@ -57,7 +67,7 @@ def test_it_loads_under_its_own_name_and_builds(path):
 def test_the_papers_settings(name):
     config = config_of(name)
     model, train = config.model, config.train
-    assert (model.input.shorter, model.input.longer) == (600, 1000)
+    assert (model.input.short_side, model.input.max_side) == (600, 1000)
     assert (model.backbone.norm, model.backbone.freeze_at) == ("frozen", 2)
     assert (model.rpn.test_post_nms_top_n, model.roi.pool, model.roi.pool_size) == (
         300,
@@ -87,10 +97,10 @@ def test_the_papers_settings(name):
 
 @pytest.mark.parametrize("path", CLASSIFICATION, ids=lambda path: path.stem)
 def test_a_classification_config_loads_under_its_own_name_and_builds(path):
-    config = load_config(path, kind=ClassificationConfig)
+    config = load_config(path, ClassificationConfig)
     assert config.name == path.stem
     with torch.device("meta"):
-        net = build_network(config.model.network, 10, None)
+        net = build_network(config.model.network, num_classes=10)
     assert net.get_classifier().out_features == 10
 
 
@@ -101,7 +111,7 @@ def test_the_papers_cifar_recipe(kind, depth):
         assert f"cifar10_plain{depth}" not in {path.stem for path in CLASSIFICATION}
         return
     path = next(path for path in CLASSIFICATION if path.stem == f"cifar10_{kind}{depth}")
-    config = load_config(path, kind=ClassificationConfig)
+    config = load_config(path, ClassificationConfig)
     assert config.model.network.name == f"{kind}{depth}"
     assert config.model.network.shortcut == ("A" if kind == "resnet" else None)
     assert (config.model.mean, config.data.pad, config.data.flip) == ("pixel", 4, 0.5)
@@ -127,9 +137,9 @@ def test_the_papers_cifar_recipe(kind, depth):
     ids=lambda path: path.stem,
 )
 def test_the_papers_imagenet_recipe(path):
-    config = load_config(path, kind=ClassificationConfig)
+    config = load_config(path, ClassificationConfig)
     data, train = config.data, config.train
-    assert (data.size, data.shorter, data.flip, data.pca) == (224, (256, 480), 0.5, 0.1)
+    assert (data.crop_side, data.short_sides, data.flip, data.pca) == (224, (256, 480), 0.5, 0.1)
     assert (
         train.batch_size,
         train.effective_lr,

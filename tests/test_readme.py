@@ -43,17 +43,6 @@ def test_every_file_named_is_there():
     assert named
 
 
-def test_the_tree_shows_every_module():
-    tree = README.split("## The tree")[1]
-    folders = {"models", "data", "engine", "evaluation"}
-    for folder in folders:
-        row = re.search(rf"  {folder}/ +(.*)", tree)
-        assert row, folder
-        named = set(re.findall(r"\w+", row[1]))
-        modules = {path.stem for path in (ROOT / "detres" / folder).glob("*.py")} - {"__init__"}
-        assert named & modules, folder
-
-
 def test_the_backbone_example_runs_where_nothing_but_backbones_is_imported(tmp_path):
     code = next(
         block

@@ -1,1 +1,1 @@
-"""Training: the loop, the schedule, checkpoints and logs."""
+"""The training loop and its parts; it knows no data set and no model."""

@@ -1,107 +1,19 @@
-"""The run folder and what is written into it while training goes on."""
+"""The log of a run: records in a file, events for TensorBoard, progress on the console."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import os
-import platform
-import subprocess
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import TextIO
 
-import cv2
-import numpy as np
-import torch
-import torchvision
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from detres.engine.checkpoint import write_text
-
-
-class RunFolderError(ValueError):
-    """A run folder that cannot be used as asked."""
-
-
-def new_run_folder(name: str, out: str | None) -> Path:
-    """Create and return the folder of a new run: `out`, or runs/<name>, or the first free
-    runs/<name>-2, -3, ...
-
-    Raises RunFolderError when `out` is a file or already holds a run; nothing in it is touched.
-    """
-    folder = Path(out) if out is not None else _next_free(Path("runs") / name)
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"--out {folder} is a file; give a folder that does not exist yet")
-    if folder.exists() and any(folder.iterdir()):
-        raise RunFolderError(
-            f"--out {folder} already holds files and is left as it is; continue it with --resume "
-            f"{folder}, or give another folder"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise RunFolderError(
-            f"the run folder {folder} cannot be made: a part of its path is a file"
-        ) from None
-    return folder
-
-
-def _next_free(folder: Path) -> Path:
-    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return next(
-        candidate for candidate in itertools.chain([folder], numbered) if not candidate.exists()
-    )
-
-
-def write_environment(folder: Path, device: torch.device, *, start_step: int = 0) -> None:
-    """Add to env.json, a list, where the steps from `start_step` on are done.
-
-    Versions, machine, device and, when this code is a git checkout, its commit and changed files.
-    """
-    is_checkout = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
-    path = folder / "env.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    earlier = (
-        earlier if isinstance(earlier, list) else [earlier]
-    )  # a mapping before resumed runs added to it
-    facts = {
-        "start_step": start_step,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
-        "git_commit": _git("rev-parse", "HEAD") if is_checkout else None,
-        "git_changed_files": _git("status", "--porcelain", "--untracked-files=no").splitlines()
-        if is_checkout
-        else None,
-    }
-    write_text(path, json.dumps([*earlier, facts], indent=2) + "\n")
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+from detres.engine.meter import Meter
+from detres.engine.progress import Progress
+from detres.files import write_text
 
 
 def without_nan(value: object) -> object:
@@ -114,58 +26,44 @@ def without_nan(value: object) -> object:
 
 
 class RunLog:
-    """Writes metrics.jsonl (one JSON object a line), TensorBoard events and progress on the
-    console.
+    """Writes records (one JSON object a line), TensorBoard events and progress on the console.
 
-    console: a terminal gets one progress bar, anything else plain lines. start_step: the steps
-    already done; scored: those at which there was an evaluation. Records of other steps and
-    evaluations, left by an interrupted run, are cut away so that none is there twice.
+    records, tensorboard: the file and the folder they go to. console: a terminal gets one progress
+    bar, anything else plain lines. steps: of the whole run. progress: what was done before; records
+    of other steps and evaluations, left by an interrupted run, are cut away so that none is there
+    twice.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        console: TextIO,
-        steps: int,
-        start_step: int = 0,
-        scored: Collection[int] = (),
+        self, records: Path, tensorboard: Path, *, console: TextIO, steps: int, progress: Progress
     ) -> None:
-        self.folder = folder
         self.console = console
         self.steps = steps
-        self.start_step = start_step
+        self.start_step = progress.step
         self.started = time.monotonic()
-        path = folder / "metrics.jsonl"
-        if path.exists():
-            kept = [
-                line
-                for line in path.read_text(encoding="utf-8").splitlines()
-                if _is_of(line, start_step, scored)
-            ]
-            write_text(path, "".join(f"{line}\n" for line in kept))
-        self.metrics = path.open("a", encoding="utf-8")
-        self.tensorboard = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None
-        )
-        self.bar = (
-            tqdm(total=steps, initial=start_step, file=console, dynamic_ncols=True)
-            if console.isatty()
-            else None
-        )
+        if records.exists():
+            lines = records.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _is_of(line, progress)]
+            write_text(records, "".join(f"{line}\n" for line in kept))
+        self.records = records.open("a", encoding="utf-8")
+        purge_step = self.start_step + 1 if self.start_step else None
+        self.tensorboard = SummaryWriter(str(tensorboard), purge_step=purge_step)
+        self.bar = None
+        if console.isatty():
+            self.bar = tqdm(total=steps, initial=self.start_step, file=console, dynamic_ncols=True)
 
-    def advance(self, step: int) -> None:
-        """Show that `step` steps are done: moves the progress bar, writes nothing."""
+    def step_done(self, step: int, meter: Meter, *, lr: float, every: int) -> None:
+        """Show that `step` steps are done; log what `meter` holds every `every` steps and after the
+        last one, and show the loss of the first, long before the first record is due.
+        """
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
-
-    def first_step(self, loss: float) -> None:
-        """Show that the first step is done, long before the first record is due; writes nothing."""
-        if self.bar is None:
-            self.line(
-                f"step {self.start_step + 1}/{self.steps}  loss {loss:.3f}  "
-                f"{time.monotonic() - self.started:.1f} s to start"
-            )
+        if step == self.steps or step % every == 0:
+            self.train(step, meter.flush() | {"lr": lr})
+        elif step == self.start_step + 1 and self.bar is None:
+            seconds = time.monotonic() - self.started
+            loss = meter.mean("loss")
+            self.line(f"step {step}/{self.steps}  loss {loss:.3f}  {seconds:.1f} s to start")
 
     def train(self, step: int, record: dict[str, float]) -> None:
         """Log one training record after `step` steps are done."""
@@ -205,26 +103,27 @@ class RunLog:
         """Flush and close everything; the log cannot be used afterwards."""
         if self.bar is not None:
             self.bar.close()
-        self.metrics.close()
+        self.records.close()
         self.tensorboard.close()
 
     def _write(self, kind: str, step: int, record: dict) -> None:
-        self.metrics.write(json.dumps(without_nan({"step": step, "kind": kind, **record})) + "\n")
-        self.metrics.flush()
+        self.records.write(json.dumps(without_nan({"step": step, "kind": kind, **record})) + "\n")
+        self.records.flush()
         for name, value in record.items():
             if isinstance(value, (int, float)):
                 self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
 
-def _is_of(line: str, start_step: int, scored: Collection[int]) -> bool:
+def _is_of(line: str, progress: Progress) -> bool:
     """Whether a record belongs to what a resumed run has done; a line cut off by a crash does
     not.
     """
     try:
         record = json.loads(line)
-        return record["step"] <= start_step and (
-            record["kind"] == "train" or (record["kind"] == "eval" and record["step"] in scored)
+        known = record["kind"] == "train" or (
+            record["kind"] == "eval" and record["step"] in progress.evaluations
         )
+        return known and record["step"] <= progress.step
     except (ValueError, KeyError, TypeError):
         return False
 

@@ -13,22 +13,29 @@ _MEMORY = 100
 
 @dataclass
 class Progress:
-    """What a run has done; `fit` updates it in place, a checkpoint holds it.
+    """What a run has done; `fit` updates it in place, last.pt holds it.
 
-    step: steps done. scores: step -> deciding metric of the evaluation there, None where there was
-    nothing to measure. training_error: running mean, 1 before the first step, kept only while the
-    warm-up waits for it. warmed_up: whether it has fallen below what the warm-up waits for.
+    step: steps done. evaluations: step -> deciding metric of the evaluation there, None where there
+    was nothing to measure. training_error: running mean, 1 before the first step, kept only while
+    the warm-up waits for it. warmed_up: whether it has fallen below what the warm-up waits for.
     """
 
     step: int = 0
-    scores: dict[int, float | None] = field(default_factory=dict)
+    evaluations: dict[int, float | None] = field(default_factory=dict)
     training_error: float = 1.0
     warmed_up: bool = False
 
     @property
     def best(self) -> float | None:
-        """The best score so far; None before the first that could be measured."""
-        return max(filter(_is_number, self.scores.values()), default=None)
+        """The best metric so far; None before the first that could be measured."""
+        return max(filter(_is_number, self.evaluations.values()), default=None)
+
+    def evaluation_is_due(self, every: int, steps: int) -> bool:
+        """Return whether there was none at this step and one belongs there: every `every` steps (0:
+        never on the way), and after the last of `steps`.
+        """
+        on_the_way = every > 0 and self.step > 0 and self.step % every == 0
+        return self.step not in self.evaluations and (on_the_way or self.step >= steps)
 
     def see_error(self, error: float, threshold: float) -> None:
         """Take in the training error of one step, a fraction; below `threshold` on the running mean
@@ -37,18 +44,26 @@ class Progress:
         self.training_error += (error - self.training_error) / _MEMORY
         self.warmed_up = self.training_error < threshold
 
-    def see_score(self, score: float | None) -> bool:
+    def see_metric(self, metric: float | None) -> bool:
         """Take in the evaluation at this step; return whether it is better than all before. NaN and
         None never are.
         """
-        self.scores.pop(self.step, None)
-        improved = _is_number(score) and (self.best is None or score > self.best)
-        self.scores[self.step] = score
+        self.evaluations.pop(self.step, None)
+        improved = _is_number(metric) and (self.best is None or metric > self.best)
+        self.evaluations[self.step] = metric
         return improved
 
     def to_dict(self) -> dict:
         """Return plain values for a checkpoint."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: dict) -> Progress:
+        """Rebuild from `to_dict`; the evaluations of earlier versions, `scores`, are read too."""
+        value = dict(value)
+        if "scores" in value:
+            value["evaluations"] = value.pop("scores")
+        return cls(**value)
 
 
 def _is_number(value: float | None) -> bool:

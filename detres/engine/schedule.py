@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from detres.engine.progress import Progress
 
 
@@ -56,6 +58,15 @@ class Schedule:
         )
         return rate * self.gamma**drops
 
+    def advance(self, progress: Progress, terms: dict[str, Tensor]) -> None:
+        """Count a step as done and, while the warm-up waits for it, take in its "top1_error".
+
+        terms: name -> scalar tensor; raises KeyError where that one is waited for and missing.
+        """
+        if self.waits_for_error(progress):
+            progress.see_error(terms["top1_error"].item(), self.warmup_until_error)
+        progress.step += 1
+
     def waits_for_error(self, progress: Progress) -> bool:
         """Whether the warm-up goes on until the training error has fallen."""
         return self.warmup_until_error is not None and not progress.warmed_up
@@ -63,9 +74,9 @@ class Schedule:
     def _plateaus(self, progress: Progress) -> int:
         """How often `patience` evaluations in a row brought nothing better."""
         plateaus, since, best = 0, 0, -math.inf
-        for _, score in sorted(progress.scores.items()):
-            if score is not None and score > best:
-                best, since = score, 0
+        for _, metric in sorted(progress.evaluations.items()):
+            if metric is not None and metric > best:
+                best, since = metric, 0
             else:
                 since += 1
             if since == self.patience:

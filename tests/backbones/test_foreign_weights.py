@@ -315,7 +315,9 @@ def test_save_weights_and_back(name, options, tmp_path):
 def test_the_mean_image_travels_with_the_weights(tmp_path):
     net = resnet_cifar(8)
     mean_image = torch.rand(3, 32, 32) * 255
-    net.input_spec = InputSpec(std=(1.0, 1.0, 1.0), crop=32, resize=32, mean_image=mean_image)
+    net.input_spec = InputSpec(
+        std=(1.0, 1.0, 1.0), crop_side=32, short_side=32, mean_image=mean_image
+    )
     save_weights(net, tmp_path / "w.safetensors")
     spec = resnet_cifar(8, weights=tmp_path / "w.safetensors").input_spec
     assert torch.equal(spec.mean_image, mean_image)
@@ -325,6 +327,28 @@ def test_the_mean_image_travels_with_the_weights(tmp_path):
     torch.testing.assert_close(
         spec.normalize(other_size)[0, :, 0, 0], 200 - torch.tensor(spec.mean)
     )
+
+
+def test_a_weights_file_with_the_earlier_names_of_its_input_loads(tmp_path):
+    net = randomise_norms(resnet_cifar(8))
+    path = tmp_path / "w.safetensors"
+    input_spec = {
+        "channel_order": "bgr",
+        "mean": [1.0, 2.0, 3.0],
+        "std": [4.0, 5.0, 6.0],
+        "resize": 40,
+        "crop": 32,
+    }
+    facts = {"format": "backbones-1", "traits": json.dumps(net.traits)}
+    save_file(net.state_dict(), path, {**facts, "input_spec": json.dumps(input_spec)})
+    found = resnet_cifar(8, weights=path)
+    assert found.input_spec == InputSpec("bgr", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), 40, 32)
+    assert all(torch.equal(net.state_dict()[k], tensor) for k, tensor in found.state_dict().items())
+    save_weights(found, path)
+    with safe_open(path, "pt") as file:
+        written = json.loads(file.metadata()["input_spec"])
+    assert (written["short_side"], written["crop_side"]) == (40, 32)
+    assert not {"resize", "crop"} & set(written)
 
 
 def test_our_own_files_say_what_must_agree(tmp_path):
@@ -366,8 +390,8 @@ def test_metadata_that_are_damaged(tmp_path):
     wrong = (
         {"mean": [1, 2]},
         {"std": [0, 1, 1]},
-        {"resize": "a"},
-        {"crop": None},
+        {"short_side": "a"},
+        {"crop_side": None},
         {"mean": "123"},
         {"channel_order": "bgra"},
         {"more": 1},

@@ -70,7 +70,7 @@ def test_channels_strides_and_sizes():
         (64, 8, 8),
     ]
     assert [len(layer) for layer in (net.layer1, net.layer2, net.layer3)] == [3, 3, 3]
-    assert net.input_spec.crop == 32
+    assert net.input_spec.crop_side == 32
 
 
 @pytest.mark.parametrize("depth", [2, 7, 18, 34, -4])

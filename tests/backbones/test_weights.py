@@ -484,8 +484,8 @@ def test_the_catalogue_agrees_with_torchvisions():
     for key, entry in PUBLISHED.items():
         spec = entry.input_spec
         values = (
-            spec.resize,
-            spec.crop,
+            spec.short_side,
+            spec.crop_side,
             *[v / 255 for v in spec.mean],
             *[v / 255 for v in spec.std],
         )

@@ -1,6 +1,4 @@
-"""The run folder: refused when it is in use, and records that stay readable and single over a
-resume.
-"""
+"""Records that stay readable and single over a resume, and what the console shows."""
 
 from __future__ import annotations
 
@@ -10,12 +8,13 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from detres.engine.log import RunFolderError, RunLog, new_run_folder, without_nan, write_environment
+from detres.engine.log import RunLog, without_nan
+from detres.engine.meter import Meter
+from detres.engine.progress import Progress
 
 RECORD = {"loss": 1.5, "loss_a": 1.0, "loss_b": 0.5, "step_s": 0.1, "lr": 0.01}
 
@@ -25,6 +24,30 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+def run_log(
+    folder: Path,
+    console: io.StringIO | None = None,
+    *,
+    steps: int,
+    progress: Progress | None = None,
+) -> RunLog:
+    return RunLog(
+        folder / "metrics.jsonl",
+        folder / "tensorboard",
+        console=console or io.StringIO(),
+        steps=steps,
+        progress=progress or Progress(),
+    )
+
+
+def metered(loss: float, steps: int = 1) -> Meter:
+    """What a meter holds after `steps` steps."""
+    meter = Meter()
+    for _ in range(steps):
+        meter.step_done({"loss": torch.tensor(loss)}, 1)
+    return meter
 
 
 def records(folder: Path) -> list[dict]:
@@ -37,63 +60,12 @@ def records(folder: Path) -> list[dict]:
     ]
 
 
-def test_run_folders_are_numbered_and_never_shared(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert [str(new_run_folder("bccd", None)) for _ in range(3)] == [
-        "runs/bccd",
-        "runs/bccd-2",
-        "runs/bccd-3",
-    ]
-    assert all(Path(folder).is_dir() for folder in ("runs/bccd", "runs/bccd-2", "runs/bccd-3"))
-
-
-def test_a_chosen_folder_may_be_new_or_empty(tmp_path):
-    assert new_run_folder("x", str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
-    assert new_run_folder("x", str(tmp_path / "a" / "b")).is_dir()
-
-
-def test_a_folder_in_use_is_refused_and_untouched(tmp_path):
-    (tmp_path / "last.pt").write_bytes(b"weights")
-    with pytest.raises(
-        RunFolderError,
-        match=f"already holds files and is left as it is; continue it with --resume {tmp_path}",
-    ):
-        new_run_folder("x", str(tmp_path))
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [
-        ("last.pt", b"weights")
-    ]
-
-
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
     """The seconds that the log believes have passed, in a list of one."""
     now = [1000.0]
     monkeypatch.setattr("detres.engine.log.time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
-
-
-@pytest.mark.parametrize("below", ["", "run", "deep/run"])
-def test_a_file_in_the_way_is_named_and_untouched(tmp_path, below):
-    (tmp_path / "taken").write_text("mine")
-    with pytest.raises(RunFolderError, match=r"taken.* file"):
-        new_run_folder("x", str(tmp_path / "taken" / below))
-    assert (tmp_path / "taken").read_text() == "mine"
-
-
-def test_the_environment_is_recorded(tmp_path):
-    write_environment(tmp_path, torch.device("cpu"))
-    (facts,) = json.loads((tmp_path / "env.json").read_text())
-    assert (facts["torch"], facts["opencv"]) == (torch.__version__, cv2.__version__)
-    assert facts["cpu_count"] >= 1
-    if facts["git_commit"] is None:  # installed, not a checkout
-        assert facts["git_changed_files"] is None
-    else:
-        assert len(facts["git_commit"]) == 40
-        assert isinstance(facts["git_changed_files"], list)
-    write_environment(tmp_path, torch.device("cpu"), start_step=7)
-    first, second = json.loads((tmp_path / "env.json").read_text())
-    assert first == facts | {"start_step": 0}
-    assert second == facts | {"start_step": 7}
 
 
 def test_without_nan_reaches_every_depth():
@@ -107,7 +79,7 @@ def test_without_nan_reaches_every_depth():
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):
-    log = RunLog(tmp_path, console=io.StringIO(), steps=10)
+    log = run_log(tmp_path, steps=10)
     log.train(5, RECORD)
     log.evaluation(5, {"AP": 0.25, "APs": None, "odd": math.nan})
     assert records(tmp_path) == [  # readable while the run goes on
@@ -118,13 +90,13 @@ def test_metrics_are_one_json_object_a_line(tmp_path):
 
 
 def test_a_resumed_run_has_no_step_twice(tmp_path):
-    log = RunLog(tmp_path, console=io.StringIO(), steps=30)
+    log = run_log(tmp_path, steps=30)
     for step in (10, 20, 30):
         log.train(step, RECORD)
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "ki')  # the line a crash cut off
-    log = RunLog(tmp_path, console=io.StringIO(), steps=30, start_step=20)
+    log = run_log(tmp_path, steps=30, progress=Progress(20))
     log.train(30, RECORD)
     log.close()
     assert [record["step"] for record in records(tmp_path)] == [10, 20, 30]
@@ -132,7 +104,7 @@ def test_a_resumed_run_has_no_step_twice(tmp_path):
 
 def test_tensorboard_has_the_numbers_and_no_step_twice(tmp_path):
     for start, steps in ((0, (10, 20, 30)), (20, (30,))):
-        log = RunLog(tmp_path, console=io.StringIO(), steps=30, start_step=start)
+        log = run_log(tmp_path, steps=30, progress=Progress(start))
         for step in steps:
             log.train(step, RECORD | {"loss": 100.0 * start + step})
             log.evaluation(step, {"AP": 0.5, "APs": None})
@@ -149,9 +121,9 @@ def test_tensorboard_has_the_numbers_and_no_step_twice(tmp_path):
 
 def test_without_a_terminal_progress_is_plain_lines(tmp_path, clock):
     console = io.StringIO()
-    log = RunLog(tmp_path, console=console, steps=200)
+    log = run_log(tmp_path, console, steps=200)
     clock[0] += 100
-    log.advance(50)
+    log.step_done(49, metered(2.0), lr=0.01, every=50)
     log.train(50, RECORD)
     log.line("a table\nof two lines")
     log.close()
@@ -164,7 +136,7 @@ def test_without_a_terminal_progress_is_plain_lines(tmp_path, clock):
 
 def test_a_resumed_run_counts_only_its_own_steps_in_the_time_left(tmp_path, clock):
     console = io.StringIO()
-    log = RunLog(tmp_path, console=console, steps=2000, start_step=100)
+    log = run_log(tmp_path, console, steps=2000, progress=Progress(100))
     clock[0] += 20
     log.train(110, RECORD)
     log.close()
@@ -173,9 +145,9 @@ def test_a_resumed_run_counts_only_its_own_steps_in_the_time_left(tmp_path, cloc
 
 def test_a_terminal_gets_one_bar_that_moves_every_step(tmp_path):
     console = Terminal()
-    log = RunLog(tmp_path, console=console, steps=8, start_step=2)
+    log = run_log(tmp_path, console, steps=8, progress=Progress(2))
     for step in (3, 4):
-        log.advance(step)
+        log.step_done(step, metered(2.0), lr=0.01, every=100)
     assert log.bar.n == 4
     log.train(4, RECORD)
     log.line("a note")
@@ -185,3 +157,56 @@ def test_a_terminal_gets_one_bar_that_moves_every_step(tmp_path):
     assert "loss 1.500  a 1.000  b 0.500" in shown
     assert "a note\n" in shown
     assert "step 4/8" not in shown
+    assert "to start" not in shown
+    assert [record["step"] for record in records(tmp_path)] == [4]
+
+
+def test_a_resumed_run_keeps_the_evaluations_it_knows_of_alone(tmp_path):
+    log = run_log(tmp_path, steps=30)
+    for step in (10, 20, 30):
+        log.evaluation(step, {"AP": step / 100})
+    log.averaged(30, {"AP": 0.5})
+    log.close()
+    run_log(tmp_path, steps=30, progress=Progress(20, {10: 0.1})).close()
+    assert [(record["step"], record["AP"]) for record in records(tmp_path)] == [(10, 0.1)]
+
+
+def test_an_average_is_a_record_of_its_own_kind(tmp_path):
+    log = run_log(tmp_path, steps=4)
+    log.averaged(4, {"top1": 0.5})
+    log.close()
+    assert records(tmp_path) == [{"step": 4, "kind": "averaged", "top1": 0.5}]
+
+
+def test_steps_are_recorded_every_so_often_and_after_the_last_one(tmp_path, clock):
+    console = io.StringIO()
+    log = run_log(tmp_path, console, steps=5)
+    meter = Meter()
+    for step in range(1, 6):
+        clock[0] += 1.5
+        meter.step_done({"loss": torch.tensor(float(step))}, 1)
+        log.step_done(step, meter, lr=0.1 * step, every=2)
+    log.close()
+    assert [(record["step"], record["loss"]) for record in records(tmp_path)] == [
+        (2, 1.5),
+        (4, 3.5),
+        (5, 5.0),
+    ]
+    assert [record["lr"] for record in records(tmp_path)] == pytest.approx([0.2, 0.4, 0.5])
+    assert console.getvalue().splitlines() == [
+        "step 1/5  loss 1.000  1.5 s to start",
+        "step 2/5  loss 1.500  lr 0.20000  1.50 s/step  0:04 left",
+        "step 4/5  loss 3.500  lr 0.40000  1.50 s/step  0:02 left",
+        "step 5/5  loss 5.000  lr 0.50000  1.50 s/step  0:00 left",
+    ]
+
+
+def test_a_resumed_run_shows_its_own_first_step(tmp_path, clock):
+    console = io.StringIO()
+    log = run_log(tmp_path, console, steps=9, progress=Progress(6))
+    clock[0] += 3
+    log.step_done(7, metered(2.0), lr=0.1, every=100)
+    log.step_done(8, metered(2.0), lr=0.1, every=100)
+    log.close()
+    assert console.getvalue() == "step 7/9  loss 2.000  3.0 s to start\n"
+    assert records(tmp_path) == []

@@ -73,12 +73,12 @@ def test_milestones_out_of_order_are_refused():
         Schedule(lr=0.1, steps=10, milestones=(5, 3))
 
 
-def test_the_rate_falls_after_every_so_many_evaluations_without_a_better_score():
+def test_the_rate_falls_after_every_so_many_evaluations_without_a_better_metric():
     schedule = Schedule(lr=1.0, steps=100, shape="plateau", patience=2)
-    scores = [0.1, 0.3, 0.3, 0.2, 0.4, None, float("nan"), 0.4, 0.1, 0.5]
+    metrics = [0.1, 0.3, 0.3, 0.2, 0.4, None, float("nan"), 0.4, 0.1, 0.5]
     rates = [
-        schedule.at(Progress(10 * n, dict(zip(range(0, 10 * n, 10), scores[:n], strict=True))))
-        for n in range(len(scores) + 1)
+        schedule.at(Progress(10 * n, dict(zip(range(0, 10 * n, 10), metrics[:n], strict=True))))
+        for n in range(len(metrics) + 1)
     ]
     assert rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
@@ -99,18 +99,24 @@ def test_resnet_110_s_warm_up_waits_for_the_training_error():
     assert schedule.at(Progress(499)) == pytest.approx(0.01)
 
 
-def test_one_lucky_batch_does_not_end_the_warm_up():
+def test_a_step_counts_and_its_error_is_taken_in_only_while_the_warm_up_waits_for_it():
+    waiting = Schedule(lr=0.1, steps=1000, warmup_factor=0.1, warmup_until_error=0.992)
     progress = Progress()
-    progress.see_error(0.0, 0.8)
-    assert not progress.warmed_up
+    waiting.advance(progress, {"top1_error": torch.tensor(0.5), "loss": torch.tensor(9.0)})
+    assert (progress.step, progress.training_error) == (1, pytest.approx(0.995))
+    waiting.advance(progress, {"top1_error": torch.tensor(0.5)})
+    assert (progress.step, progress.warmed_up) == (2, True)  # 0.99005
+    waiting.advance(progress, {})
+    assert (progress.step, progress.training_error) == (3, pytest.approx(0.99005))
+    plain = Progress()
+    Schedule(lr=0.1, steps=10).advance(plain, {"top1_error": torch.tensor(0.5)})
+    assert plain == Progress(step=1)
 
 
-def test_the_training_error_is_a_mean_over_about_a_hundred_steps():
+def test_a_warm_up_that_waits_for_an_error_the_model_does_not_tell():
     progress = Progress()
-    for _ in range(1000):
-        progress.see_error(0.9, 0.8)
-    steps = 0
-    while not progress.warmed_up:
-        progress.see_error(0.7, 0.8)
-        steps += 1
-    assert steps == math.ceil(math.log(0.5) / math.log(0.99))
+    with pytest.raises(KeyError, match="top1_error"):
+        Schedule(lr=0.1, steps=9, warmup_until_error=0.8).advance(
+            progress, {"loss": torch.tensor(1.0)}
+        )
+    assert progress.step == 0

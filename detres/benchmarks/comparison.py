@@ -1,0 +1,69 @@
+"""Our detector and one made of torchvision's parts, trained by the same loop."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from detres.benchmarks.torchvision_parts import TorchvisionParts
+from detres.config import to_yaml
+from detres.detection.build import build_detector
+from detres.detection.config import DetectionConfig
+from detres.detection.evaluation.protocol import DetectionEvaluation
+from detres.detection.training import DetectionData, DetectionTraining
+from detres.files import write_text
+from detres.runs.folder import CONFIG, new_run_folder
+from detres.runs.run import TrainingRun
+
+
+class UnkeptTraining(DetectionTraining):
+    """A training of which only the numbers are wanted."""
+
+    def keep(self, run: TrainingRun, evaluation: DetectionEvaluation, *, improved: bool) -> None:
+        """Keep no weights: those of torchvision's parts would be no file of ours."""
+
+
+def compare(config: DetectionConfig, out: str | None, *, device: torch.device) -> None:
+    """Train both models with the same data order, schedule, optimizer and seed, and print both
+    results.
+
+    out: folder, by default the next free runs/NAME-comparison; each model has its run folder in it.
+    Raises what DetectionTraining.start and new_run_folder raise, ValueError for a configuration
+    that torchvision cannot express.
+    """
+    folder = new_run_folder(f"{config.name}-comparison", out)
+    write_text(folder / CONFIG, to_yaml(config))
+    results = {name: train_one(name, config, folder, device) for name in ("ours", "torchvision")}
+    metrics = {name: {**e.metrics, "train_s": s} for name, (e, s) in results.items()}
+    write_text(folder / "comparison.json", json.dumps(metrics, indent=2) + "\n")
+    metric = results["ours"][0].best_metric
+    for name, found in metrics.items():
+        sys.stdout.write(
+            f"{name:<12} {metric} {found[metric]:.4f}  training {found['train_s']:.0f} s\n"
+        )
+    difference = metrics["ours"][metric] - metrics["torchvision"][metric]
+    sys.stdout.write(f"difference   {difference:+.4f}\n")
+
+
+def train_one(
+    name: str, config: DetectionConfig, folder: Path, device: torch.device
+) -> tuple[DetectionEvaluation, float]:
+    """Return the last evaluation of one model, and the seconds of training and that evaluation."""
+    sys.stdout.write(f"== {name}\n")
+    torch.manual_seed(config.seed)
+    # evaluated once, at the end, so that the time is that of training
+    train = config.train.model_copy(update={"eval_every": 0})
+    config = config.model_copy(update={"train": train})
+    data = DetectionData(config)
+    num_classes = len(data.train.class_map)
+    build = build_detector if name == "ours" else TorchvisionParts
+    training = UnkeptTraining(config, build(config.model, num_classes), data, device)
+    run = TrainingRun.start(training, folder / name, device=device, resume_line=None)
+    started = time.monotonic()
+    with run:
+        evaluation = run.train()
+    return evaluation, time.monotonic() - started

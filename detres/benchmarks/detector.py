@@ -1,0 +1,142 @@
+"""The detector and its parts against one made of torchvision's."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision import ops
+
+from detres.benchmarks.timing import Timing
+from detres.benchmarks.torchvision_parts import TorchvisionParts
+from detres.boxes import nms
+from detres.config import check
+from detres.detection.build import build_detector
+from detres.detection.config import ModelConfig
+from detres.detection.data.batch import pad_images
+from detres.detection.data.shapes import draw_shapes_image
+from detres.detection.models.roi_pool import roi_align
+from detres.detection.structures import ImageBatch, Target
+from detres.images.resize import resize_image, resized_size
+
+NUM_CLASSES = 80
+
+
+def benchmark_detector(timing: Timing, backbone: str, short_side: int, num_rois: int) -> None:
+    """Time a C4 detector on one image of `short_side` px with `num_rois` proposals, and its
+    RoIAlign and NMS alone.
+    """
+    device, config = timing.device, model_config(backbone, short_side, num_rois)
+    ours = build_detector(config, NUM_CLASSES)
+    settle(ours)
+    theirs = TorchvisionParts(config, NUM_CLASSES)
+    theirs.copy_weights(ours)
+    ours, theirs = ours.to(device).eval(), theirs.to(device).eval()
+    images, targets = shapes_batch(config)
+    images, targets = images.to(device), [target.to(device) for target in targets]
+
+    def inference(model: nn.Module) -> None:
+        with torch.inference_mode():
+            model(images)
+
+    def step(model: nn.Module) -> None:
+        model(images, targets).total().backward()
+        model.zero_grad(set_to_none=True)
+
+    height, width = images.sizes[0]
+    job = f"{backbone}-C4, {height}x{width} px, {num_rois} RoIs"
+    timing.row(f"inference, {job}", lambda: inference(ours), lambda: inference(theirs))
+    ours.train()
+    theirs.train()
+    timing.row(f"forward + backward, {job}", lambda: step(ours), lambda: step(theirs))
+
+    feature = torch.randn((1, ours.backbone.channels["conv4"], 38, 57), device=device)
+    feature = feature.to(memory_format=torch.channels_last)
+    rois = random_rois(num_rois, device)
+    scale, size = 1 / 16, config.roi.pool_size
+    timing.row(
+        f"RoIAlign {size}x{size}, forward + backward",
+        lambda: pool_ours(feature, rois, size, scale),
+        lambda: pool_theirs(feature, rois, size, scale),
+    )
+    boxes = random_rois(6000, device)[:, 1:]
+    scores = torch.rand(len(boxes), device=device)
+    timing.row(
+        f"NMS, 6000 boxes, best {num_rois}",
+        lambda: nms(boxes, scores, 0.7, num_rois),
+        lambda: ops.nms(boxes, scores, 0.7)[:num_rois],
+    )
+
+
+def model_config(backbone: str, short_side: int, num_rois: int) -> ModelConfig:
+    """Return the C4 model that torchvision's parts can express too; the long side is at most 5 / 3
+    of the short one.
+    """
+    tree = {
+        "backbone": {
+            "name": backbone,
+            "stride_placement": "torchvision",
+            "norm": "batch",
+            "freeze_at": 0,
+        },
+        "input": {"short_side": short_side, "max_side": short_side * 5 // 3},
+        "anchors": {"style": "torchvision", "sizes": [64, 128, 256, 512]},
+        "rpn": {
+            "width": 1024 if backbone in ("resnet50", "resnet101") else 256,
+            "objectness": "sigmoid",
+            "train_anchors": "all",
+            "min_size": 0.001,
+            "test_post_nms_top_n": num_rois,
+        },
+        "roi": {"pool": "roi_align", "smooth_l1_beta": 1 / 9},
+    }
+    return check(ModelConfig, tree, "benchmark")
+
+
+def settle(detector: nn.Module) -> None:
+    """Scale the random weights so that activations and scores are of a trained network's size."""
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 0.5)
+    nn.init.normal_(detector.rpn.head.objectness.weight, std=0.05)
+
+
+def shapes_batch(config: ModelConfig) -> tuple[ImageBatch, list[Target]]:
+    """Return one drawn image at the model's input size, and its objects."""
+    pixels, objects = draw_shapes_image(0, "val", 0)
+    given = config.input
+    size = resized_size(*pixels.shape[:2], short_side=given.short_side, max_side=given.max_side)
+    scale = size[0] / pixels.shape[0]
+    boxes = [[float(edge) * scale for edge in box_of(item.mask)] for item in objects]
+    flags = torch.zeros(len(boxes), dtype=torch.bool)
+    labels = torch.tensor([item.label for item in objects])
+    target = Target(1, torch.tensor(boxes).view(-1, 4), labels, flags, flags)
+    resized = resize_image(pixels, size)
+    return pad_images([resized], original_sizes=[pixels.shape[:2]], ids=[1]), [target]
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the xyxy box around the pixels of `mask` (H, W) bool."""
+    ys, xs = mask.nonzero()
+    return xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+
+
+def random_rois(num: int, device: torch.device) -> Tensor:
+    """Return (num, 5) RoIs of image 0 within 600 x 900 px."""
+    corners = torch.rand((num, 2)) * torch.tensor([700.0, 400.0])
+    sides = 30 + torch.rand((num, 2)) * 170
+    return torch.cat((torch.zeros((num, 1)), corners, corners + sides), dim=1).to(device)
+
+
+def pool_ours(feature: Tensor, rois: Tensor, size: int, scale: float) -> None:
+    """RoIAlign as a gather-sum, and its gradient, of `feature` (N, C, H, W) and rois (R, 5)."""
+    leaf = feature.detach().requires_grad_()
+    roi_align(
+        leaf, rois, output_size=size, spatial_scale=scale, sampling_ratio=2, aligned=False
+    ).sum().backward()
+
+
+def pool_theirs(feature: Tensor, rois: Tensor, size: int, scale: float) -> None:
+    """torchvision's operator, and its gradient, of `feature` (N, C, H, W) and rois (R, 5)."""
+    leaf = feature.detach().requires_grad_()
+    ops.roi_align(leaf, rois, size, scale, 2).sum().backward()

@@ -1,0 +1,169 @@
+"""The same detector put together from torchvision's parts: the independent witness, and the rival
+in comparisons.
+"""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+
+from detres.detection.config import ModelConfig
+from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.detection.structures import Detections, ImageBatch, Losses, Target
+
+
+class TorchvisionParts(nn.Module):
+    """torchvision.models.detection.FasterRCNN with our contract: forward(images, targets) -> Losses
+    or list[Detections].
+
+    Its backbone (conv1..conv4), RoI head (conv5), anchors, RPN, RoIAlign, matching, sampling and
+    postprocessing are all torchvision's; only resizing is left to the caller, so that both models
+    see the same pixels. Losses need train(), detections eval(): torchvision decides by mode. Raises
+    ValueError for a configuration that torchvision cannot express.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__()
+        rpn, roi, backbone = config.rpn, config.roi, config.backbone
+        required = {
+            "anchors.style=torchvision": config.anchors.style == "torchvision",
+            "rpn.objectness=sigmoid": rpn.objectness == "sigmoid",
+            "rpn.train_anchors=all": rpn.train_anchors == "all",
+            "rpn.smooth_l1_beta=1/9": abs(rpn.smooth_l1_beta - 1 / 9) < 1e-6,
+            "roi.pool=roi_align": roi.pool == "roi_align",
+            "roi.smooth_l1_beta=1/9": abs(roi.smooth_l1_beta - 1 / 9) < 1e-6,
+            "backbone.stride_placement=torchvision": backbone.stride_placement == "torchvision",
+            "backbone.norm=batch or frozen": backbone.norm in ("batch", "frozen"),
+            "input.channel_order=rgb": config.input.channel_order == "rgb",
+        }
+        missing = [name for name, given in required.items() if not given]
+        if missing:
+            raise ValueError(f"torchvision's parts need {', '.join(missing)}")
+        norm = nn.BatchNorm2d if backbone.norm == "batch" else FrozenBatchNorm2d
+        resnet = getattr(torchvision.models, backbone.name)(norm_layer=norm)
+        anchors = AnchorGenerator((config.anchors.sizes,), (config.anchors.aspect_ratios,))
+        trunk = _Trunk(resnet, backbone.freeze_at)
+        self.model = TorchvisionFasterRCNN(
+            trunk,
+            rpn_anchor_generator=anchors,
+            rpn_head=RPNHead(trunk.out_channels, anchors.num_anchors_per_location()[0]),
+            rpn_pre_nms_top_n_train=rpn.train_pre_nms_top_n,
+            rpn_pre_nms_top_n_test=rpn.test_pre_nms_top_n,
+            rpn_post_nms_top_n_train=rpn.train_post_nms_top_n,
+            rpn_post_nms_top_n_test=rpn.test_post_nms_top_n,
+            rpn_nms_thresh=rpn.nms_thresh,
+            rpn_fg_iou_thresh=rpn.fg_iou_thresh,
+            rpn_bg_iou_thresh=rpn.bg_iou_thresh,
+            rpn_batch_size_per_image=rpn.batch_size,
+            rpn_positive_fraction=rpn.positive_fraction,
+            box_roi_pool=MultiScaleRoIAlign(["0"], roi.pool_size, roi.sampling_ratio),
+            box_head=_Conv5(resnet.layer4),
+            box_predictor=FastRCNNPredictor(resnet.fc.in_features, num_classes + 1),
+            box_score_thresh=roi.score_thresh,
+            box_nms_thresh=roi.nms_thresh,
+            box_detections_per_img=roi.detections_per_image,
+            box_fg_iou_thresh=roi.fg_iou_thresh,
+            box_bg_iou_thresh=roi.bg_iou_thresh,
+            box_batch_size_per_image=roi.batch_size,
+            box_positive_fraction=roi.positive_fraction,
+            bbox_reg_weights=roi.box_weights,
+        )
+        mean, std = (
+            [value / 255 for value in values] for values in (config.input.mean, config.input.std)
+        )
+        given = config.input
+        self.model.transform = _NoResize(given.short_side, given.max_side, mean, std)
+        self.model.rpn.min_size = rpn.min_size
+
+    def forward(
+        self, images: ImageBatch, targets: list[Target] | None = None
+    ) -> Losses | list[Detections]:
+        """Return Losses when targets are given, else one Detections an image."""
+        pixels = [
+            image[:, :height, :width] / 255
+            for image, (height, width) in zip(images.pixels, images.sizes, strict=True)
+        ]
+        if targets is None:
+            return [
+                Detections(found["boxes"], found["scores"], found["labels"])
+                for found in self.model(pixels)
+            ]
+        pairs = [target.trainable() for target in targets]
+        found = self.model(pixels, [{"boxes": boxes, "labels": labels} for boxes, labels in pairs])
+        return Losses(
+            {
+                "loss_rpn_cls": found["loss_objectness"],
+                "loss_rpn_box": found["loss_rpn_box_reg"],
+                "loss_roi_cls": found["loss_classifier"],
+                "loss_roi_box": found["loss_box_reg"],
+            }
+        )
+
+    def copy_weights(self, detector: FasterRCNN) -> None:
+        """Take every weight of `detector`, which must have an RPN as wide as conv4 (torchvision's
+        is).
+        """
+        tensors = {}
+        for name, tensor in detector.state_dict().items():
+            new = name
+            for ours, theirs in _NAMES:
+                if name.startswith(ours):
+                    new = theirs + name.removeprefix(ours)
+                    break
+            if name.startswith("roi_head.predictor.bbox_pred"):
+                # (4K, ...) -> (4 + 4K, ...): torchvision has a background row
+                tensor = torch.cat((tensor.new_zeros((4, *tensor.shape[1:])), tensor))
+            tensors[new] = tensor
+        self.model.load_state_dict(tensors)
+
+
+_NAMES = (
+    ("backbone.", "backbone.net."),
+    ("rpn.head.conv.", "rpn.head.conv.0.0."),
+    ("rpn.head.objectness.", "rpn.head.cls_logits."),
+    ("rpn.head.deltas.", "rpn.head.bbox_pred."),
+    ("roi_head.box_head.conv5.", "roi_heads.box_head.layer4."),
+    ("roi_head.predictor.", "roi_heads.box_predictor."),
+)
+
+
+class _Trunk(nn.Module):
+    """conv1..conv4 of a torchvision ResNet."""
+
+    def __init__(self, resnet: nn.Module, freeze_at: int) -> None:
+        super().__init__()
+        names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+        self.net = nn.ModuleDict({name: getattr(resnet, name) for name in names})
+        self.out_channels = 1024 if hasattr(resnet.layer3[0], "conv3") else 256
+        frozen = [] if freeze_at == 0 else ["conv1", "bn1", *names[4 : 3 + freeze_at]]
+        for name in frozen:
+            self.net[name].requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.net.values():
+            x = module(x)
+        return x
+
+
+class _Conv5(nn.Module):
+    """conv5 and the average over its grid."""
+
+    def __init__(self, layer4: nn.Module) -> None:
+        super().__init__()
+        self.layer4 = layer4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer4(x).mean(dim=(2, 3))
+
+
+class _NoResize(GeneralizedRCNNTransform):
+    """torchvision's normalising and batching without its resizing."""
+
+    def resize(self, image: Tensor, target: dict | None = None) -> tuple[Tensor, dict | None]:
+        return image, target

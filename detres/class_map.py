@@ -1,0 +1,120 @@
+"""The classes of a data set: index, name, and the id its own files use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class ClassMismatchError(ValueError):
+    """Two class lists that had to be the same are not."""
+
+
+LISTED_CLASSES = 20
+"""Of longer class lists a message names what differs."""
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """The classes of a data set: index k, 0..K-1, has name `names[k]` and source id
+    `source_ids[k]`.
+
+    Built from the data and carried by every checkpoint and predictions file. `source_ids` are what
+    the data set's own files use (COCO: sparse category ids; where they use names, 1..K). A
+    classifier's labels are these indices; a detector, whose label 0 is background, has its own
+    (detres.detection.structures.label_of). Raises ValueError on duplicates or unequal lengths.
+    """
+
+    names: tuple[str, ...]
+    source_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.source_ids):
+            raise ValueError(
+                f"ClassMap: {len(self.names)} names but {len(self.source_ids)} source ids"
+            )
+        for what, values in (("name", self.names), ("source id", self.source_ids)):
+            repeated = sorted({str(v) for v in values if values.count(v) > 1})
+            if repeated:
+                raise ValueError(
+                    f"ClassMap: {what} {', '.join(repeated)} is given to more than one class"
+                )
+
+    @classmethod
+    def of_names(cls, names: Sequence[str]) -> ClassMap:
+        """Return the map of classes whose files use their names: source ids are 1..K."""
+        return cls(tuple(names), tuple(range(1, len(names) + 1)))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name_of(self, index: int) -> str:
+        """Return the name of class `index`; raises IndexError outside 0..K-1."""
+        return self.names[self._checked(index)]
+
+    def source_id_of(self, index: int) -> int:
+        """Return the data set's own id of class `index`; raises IndexError outside 0..K-1."""
+        return self.source_ids[self._checked(index)]
+
+    def index_of_name(self, name: str) -> int:
+        """Return the index of a class name; raises KeyError naming the known classes."""
+        if name not in self.names:
+            raise KeyError(f"unknown class '{name}', expected one of: {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def index_of_source_id(self, source_id: int) -> int:
+        """Return the index of a data set's own class id; raises KeyError naming the known ids."""
+        if source_id not in self.source_ids:
+            raise KeyError(
+                f"unknown class id {source_id}, expected one of: {list(self.source_ids)}"
+            )
+        return self.source_ids.index(source_id)
+
+    def require_same(self, other: ClassMap, mine: str, theirs: str) -> None:
+        """Raise ClassMismatchError printing both lists unless `other` is equal; `mine` and `theirs`
+        say where each is from.
+        """
+        if self != other:
+            raise ClassMismatchError(
+                f"the class lists differ:\n  {mine} ({len(self)}): {self._listing(other)}\n"
+                f"  {theirs} ({len(other)}): {other._listing(self)}\n"
+                "use data with the classes the model was trained on, or train a model for these "
+                "classes"
+            )
+
+    def to_dict(self) -> dict[str, list]:
+        """Return plain lists for JSON, YAML and checkpoints."""
+        return {"names": list(self.names), "source_ids": list(self.source_ids)}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, list]) -> ClassMap:
+        """Rebuild from `to_dict`; raises KeyError when a key is missing."""
+        return cls(tuple(value["names"]), tuple(value["source_ids"]))
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self.names):
+            raise IndexError(f"class index {index} is outside 0..{len(self.names) - 1}")
+        return index
+
+    def _listing(self, other: ClassMap) -> str:
+        """All classes with their ids; of many, those that `other` does not have, or has under other
+        ids.
+        """
+        own = dict(zip(self.names, self.source_ids, strict=True))
+        there = dict(zip(other.names, other.source_ids, strict=True))
+        if len(own) <= LISTED_CLASSES:
+            return ", ".join(f"{i}={name}" for name, i in own.items())
+        if own.keys() == there.keys():
+            what, differing = (
+                "the same names, with other ids:",
+                [name for name, i in own.items() if there[name] != i],
+            )
+        else:
+            what, differing = "only here:", [name for name in own if name not in there]
+        shown = ", ".join(f"{own[name]}={name}" for name in differing[:LISTED_CLASSES])
+        more = (
+            f" and {len(differing) - LISTED_CLASSES} more"
+            if len(differing) > LISTED_CLASSES
+            else ""
+        )
+        return f"{what} {shown or 'none'}{more}"

@@ -1,0 +1,72 @@
+"""The values that travel between the parts of classification: disk -> labelled images -> CropBatch,
+ClassTargets -> ClassLoss or logits.
+
+Everywhere: N images of a batch, K classes. Labels are int64 indices of a ClassMap, 0..K-1; there is
+no background.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CropBatch:
+    """N images of one size for a classifier: `pixels` (N, 3, H, W) uint8 RGB, normalised by the
+    model on its device; N `ids`.
+
+    damaged: images that could not be read, whose places others of the batch have taken.
+    """
+
+    pixels: Tensor
+    ids: tuple[int | str, ...]
+    damaged: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def to(self, device: torch.device | str) -> CropBatch:
+        """Return it on `device`; from pinned memory the copy overlaps with computing."""
+        return CropBatch(self.pixels.to(device, non_blocking=True), self.ids, self.damaged)
+
+    def pin_memory(self) -> CropBatch:
+        """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by
+        its name.
+        """
+        return CropBatch(self.pixels.pin_memory(), self.ids, self.damaged)
+
+
+@dataclass(frozen=True)
+class ClassTargets:
+    """The classes of a batch: `labels` (N,) int64, 0..K-1; there is no background."""
+
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> ClassTargets:
+        """Return it on `device`; from pinned memory the copy overlaps with computing."""
+        return ClassTargets(self.labels.to(device, non_blocking=True))
+
+    def pin_memory(self) -> ClassTargets:
+        """As CropBatch's."""
+        return ClassTargets(self.labels.pin_memory())
+
+
+@dataclass(frozen=True)
+class ClassLoss:
+    """Scalar tensors of one batch: `loss_cls`, cross-entropy in nats, and `top1_error`, the
+    fraction classified wrongly.
+    """
+
+    loss_cls: Tensor
+    top1_error: Tensor
+
+    def total(self) -> Tensor:
+        """Return what is minimised."""
+        return self.loss_cls
+
+    def terms(self) -> dict[str, Tensor]:
+        """Return name -> scalar tensor, in the order above."""
+        return {"loss_cls": self.loss_cls, "top1_error": self.top1_error}

@@ -1,0 +1,181 @@
+"""A classifier that learns: what a run trains, how it is evaluated, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from backbones import InputSpec, recompute_batch_norm
+from detres.class_map import ClassMap
+from detres.classification.build import (
+    build_class_optimizer,
+    build_class_schedule,
+    build_model,
+    build_train_batches,
+)
+from detres.classification.config import ClassificationConfig
+from detres.classification.data.read import input_of, read_class_splits
+from detres.classification.evaluation.protocol import evaluate_classifier
+from detres.classification.evaluation.top_k import ClassResult
+from detres.classification.model import ClassificationModel
+from detres.classification.structures import ClassTargets, CropBatch
+from detres.classification.weights_file import save_classifier
+from detres.engine.probes import compile_failure
+from detres.files import load_model_state, write_text
+from detres.images.source import LabelledImages
+from detres.runs.folder import CLASSIFIER_WEIGHTS, METRICS, STATE
+from detres.runs.run import SavedRun, TrainingRun
+
+STATE_KEYS = ("input", "mean_image")
+"""What last.pt holds beside what every run has: the input that the training set made."""
+
+Show = Callable[[str], None]
+Batches = Iterable[tuple[CropBatch, ClassTargets]]
+
+
+class ClassificationTraining:
+    """What a TrainingRun trains, evaluates and keeps: a classifier on labelled images.
+
+    train, val: the images; the weights kept are those of the last evaluation, not of the best:
+    choosing by the test set would flatter the number.
+    """
+
+    def __init__(
+        self,
+        config: ClassificationConfig,
+        model: ClassificationModel,
+        train: LabelledImages,
+        val: LabelledImages,
+        device: torch.device,
+    ) -> None:
+        self.config, self.model, self.train, self.val = config, model, train, val
+        self.device = device
+        self.num_images = len(train)
+        self.optimizer = build_class_optimizer(config.train, model)
+        self.schedule = build_class_schedule(config.train, len(train))
+        self.loaded = None if model.net.load_report is None else str(model.net.load_report)
+
+    @classmethod
+    def start(
+        cls, config: ClassificationConfig, device: torch.device, show: Show
+    ) -> ClassificationTraining:
+        """Return what a new run trains.
+
+        show: called with a line before something that takes long, and where compiling does not
+        work. Raises what the readers and build_model raise, ValueError for a compilation that was
+        asked for and does not work.
+        """
+        torch.manual_seed(config.seed)
+        train, val = read_class_splits(config.data, show)
+        model = build_model(config, len(train.class_map))
+        model.take_input(input_of(config, train, model.net.input_spec))
+        compile_where_asked(config.train.compile, model, device, show)
+        return cls(config, model, train, val, device)
+
+    @classmethod
+    def resume(cls, saved: SavedRun, device: torch.device, show: Show) -> ClassificationTraining:
+        """Return what a saved run trained, as its last.pt left it; raises as `start` does, and
+        ClassMismatchError when the data have other classes now.
+        """
+        config, state = saved.config, saved.state
+        train, val = read_class_splits(config.data, show)
+        path = saved.folder / STATE
+        ClassMap.from_dict(state["classes"]).require_same(train.class_map, str(path), train.source)
+        spec = replace(InputSpec.from_json(state["input"]), mean_image=state["mean_image"])
+        model = build_model(config, len(train.class_map), resumed=spec)
+        load_model_state(model, state["model"], path)
+        compile_where_asked(config.train.compile, model, device, show)
+        return cls(config, model, train, val, device)
+
+    def describe_data(self) -> str:
+        """Return what is trained and evaluated on, in words."""
+        return (
+            f"train {self.train.source}: {len(self.train)} images of {len(self.train.class_map)} "
+            f"classes\nval   {self.val.source}: {len(self.val)}"
+        )
+
+    def state(self) -> dict:
+        """Return what last.pt holds of the classes and the input."""
+        spec = self.model.net.input_spec
+        return {
+            "classes": self.train.class_map.to_dict(),
+            "input": spec.to_json(),
+            "mean_image": spec.mean_image,
+        }
+
+    def batches(self, run: TrainingRun) -> Batches:
+        """Return the batches of the run's steps that are not done; images that cannot be read are
+        listed in the run folder.
+        """
+        run.list_skipped(self.train.damaged)
+        return self._batches(run, run.progress.step, run.schedule.steps)
+
+    def evaluate(self) -> ClassResult:
+        """Return the errors on the held-out images; writes nothing."""
+        return evaluate_classifier(self.config, self.model, self.val, self.device)
+
+    def keep(
+        self,
+        run: TrainingRun,
+        evaluation: ClassResult,
+        *,
+        improved: bool = True,  # noqa: ARG002
+    ) -> None:
+        """Write the weights and the numbers of this evaluation, whether it `improved` or not."""
+        path, step = run.folder / CLASSIFIER_WEIGHTS, run.progress.step
+        save_classifier(path, self.model, self.config, self.train.class_map, step)
+        metrics = json.dumps({"step": step, **evaluation.to_dict()}, indent=2)
+        write_text(run.folder / METRICS, metrics)
+
+    def average_batch_norm(self, run: TrainingRun) -> None:
+        """Where train.recompute_batches asks for it, replace the statistics of batch norm by
+        averages over the batches that training would have seen next, evaluate, and keep that
+        (paper, appendix A).
+        """
+        number, steps = self.config.train.recompute_batches, run.schedule.steps
+        if not number:
+            return
+        crops = (crops.pixels for crops, _ in self._batches(run, steps, steps + number))
+        inputs = (self.model.normalizer(pixels.to(self.device)) for pixels in crops)
+        recompute_batch_norm(self.model.net, inputs)
+        run.log.line(f"batch norm statistics averaged over {number} batches (paper, appendix A)")
+        evaluation = self.evaluate()
+        run.log.line(evaluation.table())
+        run.log.averaged(run.progress.step, evaluation.metrics)
+        self.keep(run, evaluation)
+
+    def _batches(self, run: TrainingRun, start: int, end: int) -> Iterator:
+        batches = build_train_batches(
+            self.config, self.train, steps=end, start_step=start, device=self.device
+        )
+        for images, targets in batches:
+            run.list_skipped(images.damaged)
+            yield images, targets
+
+
+def compile_where_asked(
+    asked: bool | Literal["auto"], model: ClassificationModel, device: torch.device, show: Show
+) -> None:
+    """Move the model to its device and compile its training steps if `asked`, "auto" being on a GPU
+    where that works.
+
+    show: called with a line where "auto" does not work. Raises ValueError with the cause when True
+    is asked and it does not work.
+    """
+    model.to(device)
+    if asked is False or (asked == "auto" and device.type != "cuda"):
+        return
+    failure = compile_failure(device)
+    if failure is None:
+        model.compile_training()
+    elif asked is True:
+        raise ValueError(
+            f"train.compile: torch.compile does not work here: {failure}; train.compile=false goes "
+            "without it"
+        )
+    else:
+        show(f"note: training steps are not compiled, torch.compile does not work here: {failure}")

@@ -1,0 +1,40 @@
+"""The commands, each a file: parse, build, call. Installed, they are the subcommands of
+`detres`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+COMMANDS = {
+    "train-cls": "train a classifier, or pretrain a backbone",
+    "train-det": "train a Faster R-CNN",
+    "eval": "evaluate weights or a detections file",
+    "predict": "detect in images and draw what was found",
+    "plot": "draw error curves and layer responses",
+    "benchmark": "time parts of the toolkit against torchvision's",
+    "compare-torchvision": "train the detector and one made of torchvision's parts by the same "
+    "loop",
+}
+
+
+def main() -> int:
+    """Run `detres COMMAND ...` as tools/COMMAND.py would be."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        asked_for_help = sys.argv[1:] in ([], ["-h"], ["--help"])
+        if not asked_for_help:
+            near = difflib.get_close_matches(sys.argv[1], COMMANDS, n=1)
+            sys.stderr.write(
+                f"unknown command '{sys.argv[1]}'"
+                + (f", did you mean {near[0]}?" if near else "")
+                + "\n"
+            )
+        width = max(map(len, COMMANDS))
+        sys.stdout.write("usage: detres COMMAND [ARGUMENTS]\n\n")
+        sys.stdout.write("".join(f"  {name:<{width}}  {what}\n" for name, what in COMMANDS.items()))
+        return 0 if asked_for_help else 2
+    name = sys.argv.pop(1)
+    sys.argv[0] = f"detres {name}"
+    return importlib.import_module(f"detres.cli.{name.replace('-', '_')}").main()

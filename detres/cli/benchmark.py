@@ -1,0 +1,86 @@
+"""Time a detector, a backbone, or the input and training of a classifier against torchvision's:
+`benchmark WHAT`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from detres.benchmarks.backbone import benchmark_backbone
+from detres.benchmarks.cifar import benchmark_cifar
+from detres.benchmarks.crops import benchmark_crops
+from detres.benchmarks.detector import benchmark_detector
+from detres.benchmarks.timing import Timing
+from detres.cli.flags import add_device_flag, ending, say
+
+JOBS = ("detector", "backbone", "cifar", "crops")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and time; returns the exit status."""
+    parser = argparse.ArgumentParser(description="time parts of this toolkit against torchvision's")
+    parser.add_argument(
+        "what", nargs="?", default="detector", choices=JOBS, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--backbone",
+        default="resnet50",
+        choices=("resnet18", "resnet34", "resnet50", "resnet101"),
+    )
+    parser.add_argument(
+        "--short-side",
+        "--shorter",
+        type=int,
+        default=600,
+        help="detector: px of the image's short side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rois", type=int, default=300, help="detector: proposals an image (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=8, help="backbone: images of 224 px (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="crops: JPEG files, a folder a class (default: drawn ones of 500x375 px)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=at_least_one,
+        default=5,
+        help="timed runs of each; the median counts (default: %(default)s)",
+    )
+    add_device_flag(parser)
+    arguments = parser.parse_args(argv)
+    with ending() as end:
+        benchmark(arguments)
+    return end.status
+
+
+def at_least_one(text: str) -> int:
+    """Return a number of repeats; raises argparse.ArgumentTypeError below 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of repeats, expected 1 or more")
+    return int(text)
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Print one row a job: seconds of both, and how many times faster ours is."""
+    torch.manual_seed(0)
+    timing = Timing(arguments.device, arguments.repeats)
+    say(
+        f"torch {torch.__version__}, {timing.device}, {torch.get_num_threads()} threads; "
+        f"medians of {timing.repeats}, ours and theirs in turns"
+    )
+    if arguments.what == "backbone":
+        benchmark_backbone(timing, arguments.backbone, arguments.batch)
+    elif arguments.what == "cifar":
+        benchmark_cifar(timing)
+    elif arguments.what == "crops":
+        benchmark_crops(timing, Path(arguments.images) if arguments.images else None)
+    else:
+        benchmark_detector(timing, arguments.backbone, arguments.short_side, arguments.rois)

@@ -1,0 +1,34 @@
+"""Train our detector and one made of torchvision's parts by the same loop:
+`compare-torchvision --cfg configs/bccd_r18.yaml --data DIR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from detres.benchmarks.comparison import compare
+from detres.cli.flags import (
+    DETECTION_CONFIG,
+    add_config_flags,
+    add_seed_flag,
+    config_from,
+    ending,
+)
+from detres.detection.config import DetectionConfig
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and train both; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="train our detector and one made of torchvision's parts by the same loop"
+    )
+    add_config_flags(parser)
+    add_seed_flag(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for both runs (default: runs/NAME-comparison)"
+    )
+    arguments = parser.parse_args(argv)
+    with ending() as end:
+        config = config_from(arguments, DetectionConfig, DETECTION_CONFIG)
+        compare(config, arguments.out, device=arguments.device)
+    return end.status

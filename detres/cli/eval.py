@@ -1,0 +1,396 @@
+"""Evaluate a detector or a classifier, `eval --weights FILE`, or results,
+`eval --detections FILE --annotations FILE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from backbones import PUBLISHED, Backbone
+from detres.class_map import ClassMap
+from detres.classification.config import ClassificationConfig, is_classification
+from detres.classification.data.read import read_held_out
+from detres.classification.evaluation.protocol import class_probabilities, protocol_of
+from detres.classification.evaluation.top_k import ensemble, top_k_errors
+from detres.classification.model import ClassificationModel
+from detres.classification.weights_file import (
+    bare_classifier,
+    is_classifier,
+    load_classifier,
+    published_classifier,
+)
+from detres.cli.flags import add_config_flags, config_path, ending, notice, read_config, say
+from detres.config import with_overrides
+from detres.detection.annotations import Annotations
+from detres.detection.build import build_val_set, eval_loader
+from detres.detection.config import DetectionConfig
+from detres.detection.data.coco import read_coco
+from detres.detection.data.read import read_split
+from detres.detection.data.voc import read_voc
+from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
+from detres.detection.evaluation.result_files import (
+    read_coco_results,
+    read_voc_results,
+    to_coco_results,
+)
+from detres.detection.inference.dataset import detect_dataset
+from detres.detection.weights_file import is_detector, load_detector
+from detres.files import CheckpointError, replacing, write_text
+from detres.images.source import LabelledImages
+from detres.runs.folder import CLASSIFIER_WEIGHTS, DETECTOR_WEIGHTS, STATE
+from detres.runs.settings import with_data_root
+
+PROTOCOLS = ("coco", "voc07", "voc12")
+WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections", "--save-probabilities")
+DETECTIONS_FLAGS = ("--annotations", "--split")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, read or detect, evaluate; returns the exit status."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.detections and not arguments.annotations:
+        parser.error("--detections needs --annotations")
+    foreign = WEIGHTS_FLAGS if arguments.detections else DETECTIONS_FLAGS
+    given = [
+        flag for flag in foreign if getattr(arguments, flag.removeprefix("--").replace("-", "_"))
+    ]
+    if given:
+        parser.error(
+            f"{', '.join(given)} does not go with "
+            f"{'--detections' if arguments.detections else '--weights'}"
+        )
+    if arguments.json and Path(arguments.json).is_dir():
+        parser.error(f"--json {arguments.json} is a folder; give a file")
+    with ending() as end:
+        if arguments.weights:
+            evaluate_weights(arguments)
+        else:
+            evaluate_detections(arguments)
+    return end.status
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command's flags."""
+    parser = argparse.ArgumentParser(
+        description="evaluate the weights of a detector or a classifier, or a detections file"
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--weights",
+        metavar="FILE",
+        nargs="+",
+        help="a run's best.safetensors (detector) or weights.safetensors (classifier; several "
+        "make an ensemble), "
+        "which know their model, classes, data and protocol; or, with --cfg, published "
+        "classifiers by name, and weights of "
+        "another origin for the network of the configuration",
+    )
+    what.add_argument(
+        "--detections",
+        metavar="FILE_OR_FOLDER",
+        help="COCO results JSON, or a folder of VOC comp3/comp4 text files",
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE_OR_FOLDER",
+        help="with --detections: COCO JSON, or VOCdevkit/VOCyyyy",
+    )
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="with a VOC folder: the list in ImageSets/Main (default: test, else val)",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        help="default: the weights' own; coco for JSON; voc07 or voc12 by the year of a VOC folder",
+    )
+    parser.add_argument(
+        "--iou",
+        type=float,
+        metavar="T",
+        help="VOC protocols: IoU from which a detection is right (default: 0.5)",
+    )
+    parser.add_argument(
+        "--json", metavar="OUT", help="also write the numbers, as fractions, to this file"
+    )
+    parser.add_argument(
+        "--save-detections",
+        metavar="OUT",
+        help="with --weights: also write the detections as COCO results",
+    )
+    parser.add_argument(
+        "--save-probabilities",
+        "--save-scores",
+        metavar="OUT",
+        help="with a classifier's --weights: also write probabilities and labels, .npz",
+    )
+    add_config_flags(parser)
+    return parser
+
+
+def evaluate_weights(arguments: argparse.Namespace) -> None:
+    """Evaluate a detector, or classifiers, by what the first of the files is; where it does not
+    tell, by what --cfg configures.
+
+    Raises FileNotFoundError for a file that is missing, ValueError for a last.pt and for flags that
+    go with the other kind.
+    """
+    first = arguments.weights[0]
+    for weights in arguments.weights:
+        if weights not in PUBLISHED and not Path(weights).is_file():
+            raise FileNotFoundError(f"no weights file at {weights}")
+        if Path(weights).name == STATE:
+            raise ValueError(
+                f"{weights} is the state of a run, for --resume; a detector's weights are "
+                f"{DETECTOR_WEIGHTS} of its run, a classifier's {CLASSIFIER_WEIGHTS}"
+            )
+    detector = first not in PUBLISHED and is_detector(Path(first))
+    classifier = first in PUBLISHED or is_classifier(Path(first))
+    if not classifier and not detector and arguments.cfg:
+        classifier = is_classification(config_path(arguments.cfg))
+    if classifier:
+        evaluate_classifiers(arguments)
+    elif detector and (len(arguments.weights) > 1 or arguments.save_probabilities):
+        raise ValueError(
+            f"{first} is a detector: several --weights, and --save-probabilities, go with "
+            "classifiers"
+        )
+    else:
+        evaluate_detector(arguments)
+
+
+def evaluate_classifiers(arguments: argparse.Namespace) -> None:
+    """Run one classifier, or several as an ensemble, over held-out images and evaluate them by the
+    first one's protocol.
+    """
+    device, names = arguments.device, ", ".join(arguments.weights)
+    bare = [
+        weights
+        for weights in arguments.weights
+        if weights not in PUBLISHED and not is_classifier(Path(weights))
+    ]
+    require_classifier_flags(arguments, bare)
+    models, config, class_map = load_classifiers(arguments, bare)
+    data = with_data_root(config.data, arguments.data)
+    config = config.model_copy(update={"data": data})
+    images = read_held_out(data, class_map, say)
+    if class_map is not None:
+        class_map.require_same(images.class_map, names, images.source)
+    else:
+        order = order_of(images)
+        say(f"note: {names} names no classes: its outputs are taken in this order, {order}")
+    members = [class_probabilities(config, model.to(device), images, device) for model in models]
+    found = ensemble(members)
+    result = top_k_errors(found, images.class_map.names, protocol_of(config))
+    for weights, model in zip(arguments.weights, models, strict=True):
+        if weights in bare:
+            say(f"note: {model.net.load_report}\n  taken as {assumptions(model.net)}")
+    say(f"{images.source}\n{names}\n{result.table(per_class=True)}")
+    if class_map is None and result.no_better_than_guessing:
+        say(
+            "note: no better than guessing: are these the classes the weights were trained on, "
+            "and in that order?"
+        )
+    if arguments.save_probabilities:
+        columns = {"probabilities": found.probabilities, "labels": found.labels}
+        with replacing(arguments.save_probabilities) as path, path.open("wb") as file:
+            np.savez(file, **columns, classes=np.array(images.class_map.names))
+    if arguments.json:
+        write_text(Path(arguments.json), json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+def order_of(images: LabelledImages) -> str:
+    """Return the first classes of held-out images, in the order of their labels, and where they are
+    from.
+    """
+    names = images.class_map.names
+    return f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''} of {images.source}"
+
+
+def require_classifier_flags(arguments: argparse.Namespace, bare: list[str]) -> None:
+    """Raise ValueError for flags that do not go with classifiers, and without --cfg where the
+    weights, `bare` ones among them, need it.
+    """
+    for flag, value in (
+        ("--protocol", arguments.protocol),
+        ("--iou", arguments.iou),
+        ("--save-detections", arguments.save_detections),
+    ):
+        if value is not None:
+            raise ValueError(
+                f"{flag} goes with detectors; a classifier's protocol is set by --set "
+                "eval.views=ten_crop, and so on"
+            )
+    sections = ("data.", "eval.", "model.") if bare else ("data.", "eval.")
+    foreign = [setting for setting in arguments.set if not setting.startswith(sections)]
+    if foreign:
+        raise ValueError(
+            f"--set {foreign[0]}: only {', '.join(f'{section}*' for section in sections)} say how "
+            "weights are evaluated"
+        )
+    if not arguments.cfg and bare:
+        what = (
+            "is a detector"
+            if is_detector(Path(bare[0]))
+            else "does not say what network it is of: say so with --cfg"
+        )
+        raise ValueError(f"{bare[0]} {what}")
+    if not arguments.cfg and set(arguments.weights) <= PUBLISHED.keys():
+        raise ValueError(
+            f"{arguments.weights[0]} is published: say how and on what to evaluate it with --cfg "
+            "configs/imagenet_resnet50.yaml"
+        )
+
+
+def load_classifiers(
+    arguments: argparse.Namespace, bare: list[str]
+) -> tuple[list[ClassificationModel], ClassificationConfig, ClassMap | None]:
+    """Return the classifiers, the configuration to evaluate them by (--cfg, or the first run's),
+    and the classes where a run says them.
+    """
+    config = (
+        read_config(config_path(arguments.cfg), ClassificationConfig, arguments.set)
+        if arguments.cfg
+        else None
+    )
+    models, class_map, class_source = [], None, None
+    for weights in arguments.weights:
+        if weights in PUBLISHED:
+            models.append(published_classifier(weights))
+        elif weights in bare:
+            models.append(bare_classifier(config.model, Path(weights)))
+        else:
+            model, own_config, own_classes = load_classifier(Path(weights))
+            config = config or own_config
+            if class_map is None:
+                class_map, class_source = own_classes, weights
+            class_map.require_same(own_classes, class_source, weights)
+            models.append(model)
+    if arguments.set and not arguments.cfg:
+        config = with_overrides(config, arguments.set, arguments.weights[0], notice=notice)
+    return models, config, class_map
+
+
+def assumptions(net: Backbone) -> str:
+    """Return in words what weights of another origin were taken to expect, which their tensors do
+    not show.
+    """
+    spec = net.input_spec
+    traits = [f"{name} {value}" for name, value in net.traits.items()]
+    return ", ".join(
+        [
+            *traits,
+            f"{spec.channel_order} images, mean {list(spec.mean)}, deviation {list(spec.std)}",
+        ]
+    )
+
+
+def evaluate_detector(arguments: argparse.Namespace) -> None:
+    """Run a detector over held-out images and evaluate it.
+
+    Raises CheckpointError for weights of another kind, ValueError for flags that do not go
+    together, and what the readers raise.
+    """
+    weights, device = arguments.weights[0], arguments.device
+    try:
+        detector, config, class_map = load_detector(Path(weights))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Bare weights of a classifier are evaluated with --cfg, which says their "
+            "network and data"
+        ) from None
+    data, evaluation = config.data, config.eval
+    if arguments.cfg or arguments.set:
+        if not arguments.cfg:
+            raise ValueError(
+                "--set changes a configuration: give it with --cfg; without --cfg the weights' own "
+                "data and protocol are used"
+            )
+        given = read_config(config_path(arguments.cfg), DetectionConfig, arguments.set)
+        data, evaluation = given.data, given.eval
+    protocol = arguments.protocol or evaluation.protocol
+    iou_thresh = own_iou(protocol, arguments.iou)
+    data = with_data_root(data, arguments.data)
+    truth = read_split(data, "val")
+    class_map.require_same(truth.class_map, weights, truth.source)
+    batches = eval_loader(
+        build_val_set(config.model, truth),
+        batch_size=evaluation.batch_size,
+        num_workers=data.workers,
+    )
+    found = detect_dataset(detector.to(device), batches, class_map, device)
+    evaluated = evaluate(protocol, truth, found, iou_thresh=iou_thresh)
+    if arguments.save_detections:
+        write_text(Path(arguments.save_detections), json.dumps(to_coco_results(found)))
+    report(truth, evaluated, arguments.json)
+
+
+def evaluate_detections(arguments: argparse.Namespace) -> None:
+    """Evaluate a results file or folder against annotations; no image is needed."""
+    annotations, detections = Path(arguments.annotations), Path(arguments.detections)
+    truth, usual_protocol, split = read_truth(annotations, arguments.split)
+    protocol = arguments.protocol or usual_protocol
+    iou_thresh = own_iou(protocol, arguments.iou)
+    if detections.is_dir():
+        predictions, absent, of_split = read_voc_results(detections, truth)
+        if of_split != split:
+            say(
+                f"note: the results are named after the split {of_split}, and are evaluated on "
+                f"{split or annotations}"
+            )
+        if absent:
+            say(f"note: no results file for {', '.join(absent)}: taken as no detections")
+    else:
+        predictions, by_name = read_coco_results(detections, truth)
+        if by_name:
+            say(
+                f"note: the images of {by_name} detections were told by their file names, folders "
+                "apart"
+            )
+    evaluated = evaluate(protocol, truth, predictions, iou_thresh=iou_thresh)
+    report(truth, evaluated, arguments.json)
+
+
+def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | None]:
+    """Read ground truth as it stands; return it with the protocol that goes with it, and a VOC
+    folder's split.
+
+    Raises ValueError for a split of a file, and what the readers raise.
+    """
+    if not path.is_dir():
+        if split:
+            raise ValueError(
+                "--split goes with a VOC folder; a COCO JSON file is a split by itself"
+            )
+        return read_coco(path, None, box_policy="keep"), "coco", None
+    lists = {file.stem for file in (path / "ImageSets" / "Main").glob("*.txt")}
+    split = split or ("test" if "test" in lists else "val")
+    year = re.search(r"(19|20)\d\d$", path.resolve().name)
+    protocol = "voc12" if year and int(year[0]) >= 2010 else "voc07"
+    return read_voc(path, [split], box_policy="keep", check_images=False), protocol, split
+
+
+def own_iou(protocol: str, given: float | None) -> float:
+    """Return the IoU threshold of a VOC protocol; raises ValueError for one that is given where the
+    protocol fixes its own.
+    """
+    if protocol == "coco" and given is not None:
+        raise ValueError(
+            "--iou goes with --protocol voc07 or voc12: COCO averages over .50:.05:.95 and gives "
+            "AP50 and AP75 beside it"
+        )
+    return 0.5 if given is None else given
+
+
+def report(truth: Annotations, evaluated: DetectionEvaluation, out: str | None) -> None:
+    """Print the table, AP of each class and what explains a low number; write JSON when asked."""
+    say(f"{truth.describe()}\n{len(evaluated.predictions)} detections\n{evaluated.table()}")
+    if out:
+        write_text(Path(out), json.dumps(evaluated.result.to_dict(), indent=2) + "\n")

@@ -1,0 +1,256 @@
+"""What the commands share: their common flags, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from detres.config import Section, load_config
+from detres.engine.flight_recorder import NonFiniteLossError
+from detres.engine.probes import faster_precision
+from detres.engine.stop import Interrupted
+from detres.runs.folder import NoRunError, RunFolderError, newest_run
+from detres.runs.run import MAY_CHANGE, ResumeLine, SavedRun
+from detres.runs.settings import DataRootError, ShapesRootError, with_data_root
+
+AnyConfig = TypeVar("AnyConfig", bound=Section)
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = next(
+    folder
+    for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # installed, in a checkout
+    if folder.is_dir()
+)
+DETECTION_CONFIG = CONFIGS / "shapes_r18.yaml"
+CLASSIFICATION_CONFIG = CONFIGS / "cls_shapes_r18.yaml"
+
+HINTS = {
+    RunFolderError: "give another folder with --out; --resume DIR continues a run",
+    NoRunError: "give the folder, --resume DIR",
+    DataRootError: "give --data FOLDER, or data.root in the configuration, or the environment "
+    "variable DETRES_DATA",
+    ShapesRootError: "leave --data out, or name a configuration of your data with --cfg",
+    NonFiniteLossError: "a smaller train.lr or train.clip_grad_norm, both of which --resume --set "
+    "takes, or a longer train.warmup_steps usually cures it",
+}
+"""What flags can do about an error of the library, which knows none."""
+
+
+def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
+    """Add --cfg, --set, --data and --device."""
+    parser.add_argument(
+        "--cfg", metavar="FILE", help=f"YAML configuration (default: {default.name})"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        default=[],
+        help="override configuration keys, e.g. train.lr=0.01",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="data folder (default: data.root of the configuration, then $DETRES_DATA)",
+    )
+    add_device_flag(parser)
+
+
+def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
+    """Add the flags of a configuration, --seed, --out and --resume."""
+    add_config_flags(parser, default)
+    add_seed_flag(parser)
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="run folder (default: runs/NAME, else the next free runs/NAME-2, ...)",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="DIR",
+        nargs="?",
+        const="",
+        help="continue a run (default: the newest of runs/NAME, -2, ...)",
+    )
+
+
+def add_seed_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --seed."""
+    parser.add_argument("--seed", type=int, help="overrides seed of the configuration")
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument(
+        "--device",
+        type=usable_device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: %(default)s",
+    )
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device; raises argparse.ArgumentTypeError where there is none of that name."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{name} cannot be used: {str(error).splitlines()[0]}"
+        ) from None
+    return device
+
+
+def require_resumable(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, *more: str
+) -> None:
+    """End with a usage error where flags of a new run are given to a resumed one.
+
+    more: such flags beside --seed and --out.
+    """
+    if arguments.resume is None:
+        return
+    given = ("--seed", "--out", *more)
+    flags = [flag for flag in given if getattr(arguments, flag[2:].replace("-", "_")) is not None]
+    changed = [setting for setting in arguments.set if setting.partition("=")[0] not in MAY_CHANGE]
+    flags += [f"--set {setting}" for setting in changed]
+    if flags:
+        parser.error(
+            f"--resume continues with the run's own settings, all but {', '.join(MAY_CHANGE)}; "
+            f"{', '.join(flags)} starts a new run"
+        )
+    if arguments.resume and arguments.cfg:
+        parser.error(
+            "--resume DIR continues with the run's own settings; --cfg goes with --resume alone, "
+            "to say which run's name"
+        )
+
+
+def config_path(cfg: str | None, default: Path = DETECTION_CONFIG) -> Path:
+    """Return the file of --cfg, or `default`; those that come with the toolkit are found from any
+    directory.
+    """
+    path = Path(cfg) if cfg else default
+    if not path.exists() and (CONFIGS / path.name).exists() and path.parent.name in ("", "configs"):
+        return CONFIGS / path.name
+    return path
+
+
+def read_config(path: Path, kind: type[AnyConfig], overrides: list[str]) -> AnyConfig:
+    """Return a checked configuration; keys that have a new name are said, each in a line on
+    stderr.
+    """
+    return load_config(path, kind, overrides, notice=notice)
+
+
+def config_from(arguments: argparse.Namespace, kind: type[AnyConfig], default: Path) -> AnyConfig:
+    """Return the checked configuration of the flags, precision and data root settled."""
+    seed = [f"seed={arguments.seed}"] if arguments.seed is not None else []
+    config = read_config(config_path(arguments.cfg, default), kind, [*arguments.set, *seed])
+    precision = config.train.precision
+    if precision == "auto":
+        precision = faster_precision(arguments.device)
+    data = with_data_root(config.data, arguments.data)
+    train = config.train.model_copy(update={"precision": precision})
+    return config.model_copy(update={"data": data, "train": train})
+
+
+def saved_run(
+    arguments: argparse.Namespace, kind: type[Section], default: Path, *more: str
+) -> SavedRun:
+    """Return the run of --resume, with --set and --data where given.
+
+    more: keys that its last.pt must have beside those of every run.
+    """
+    folder = Path(arguments.resume or "")
+    if not arguments.resume:
+        folder = newest_run(read_config(config_path(arguments.cfg, default), kind, []).name)
+    return SavedRun.read(folder, kind, keys=more, overrides=arguments.set, root=arguments.data)
+
+
+def called_as(command: str) -> str:
+    """Return `command` (train-det) in the form the user called it: "python tools/train_det.py",
+    however that file was named, or "detres train-det".
+    """
+    program = sys.argv[0]
+    if Path(program).name == f"{command.replace('-', '_')}.py":
+        return f"python {shlex.quote(program)}"
+    return f"detres {command}"
+
+
+def resume_line_of(command: str) -> ResumeLine:
+    """Return what gives the command line that goes on with a run folder, in the form the user
+    called `command` (train-det).
+    """
+    program = called_as(command)
+
+    def line(folder: Path, settings: dict[str, float]) -> str:
+        changed = " ".join(f"{key}={value:g}" for key, value in settings.items())
+        resumed = f"{program} --resume {shlex.quote(str(folder))}"
+        return f"{resumed} --set {changed}" if changed else resumed
+
+    return line
+
+
+class Ending:
+    """How a command ended; status: its exit status."""
+
+    status = 0
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[Ending]:
+    """Turn how the block ends into an exit status, and an error into a line on stderr.
+
+    0, 2 after bad input, 1 after a non-finite loss or the end of a worker, 130 after Ctrl-C.
+    """
+    end = Ending()
+    try:
+        yield end
+    except Interrupted:  # what to do next was printed where the run folder is known
+        end.status = 130
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        end.status = 130
+    except NonFiniteLossError as error:
+        sys.stderr.write(f"error: {_message(error)}\n")
+        end.status = 1
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {_message(error)}\n")
+        end.status = 2
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        sys.stderr.write(
+            f"error: {error}. Too little memory is the usual cause: try a smaller data.workers\n"
+        )
+        end.status = 1
+
+
+def _message(error: Exception) -> str:
+    """The message, with what flags can do about it; of an error in a loader's worker, whose
+    traceback PyTorch puts into it, the message the worker raised.
+    """
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    hint = next((HINTS[kind] for kind in type(error).__mro__ if kind in HINTS), None)
+    return f"{text}: {hint}" if hint else text
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def notice(line: str) -> None:
+    """Print a line for the user to know, on stderr."""
+    sys.stderr.write(f"note: {line}\n")

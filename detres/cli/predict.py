@@ -1,0 +1,171 @@
+"""Detect in images and draw what was found, or classify them:
+`predict --weights FILE IMAGE_OR_FOLDER... --out DIR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detres import Classifier, Detector, load
+from detres.classification.weights_file import is_classifier
+from detres.cli.flags import add_device_flag, ending
+from detres.detection.evaluation.result_files import to_coco_results
+from detres.detection.inference.pictures import captions_of, write_jpeg
+from detres.detection.structures import Detections, Predictions
+from detres.files import write_text
+from detres.images.decode import ImageReadError, read_image
+from detres.images.draw import draw_boxes
+from detres.images.source import find_images
+from detres.runs.folder import PREDICTIONS
+
+DRAWN_SCORE = 0.5
+Images = Iterator[tuple[Path, np.ndarray]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, load, detect or classify, write; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="detect in images and draw what was found, or classify them, by what the "
+        "weights are of"
+    )
+    parser.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        required=True,
+        help="best.safetensors (detector) or weights.safetensors (classifier) of a run",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="predictions",
+        help="where pictures and predictions.json go (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--score",
+        type=float,
+        help=f"lowest score that is drawn (default: {DRAWN_SCORE}); the file has all",
+    )
+    add_device_flag(parser)
+    arguments = parser.parse_args(argv)
+    with ending() as end:
+        predict(arguments)
+    return end.status
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Detect or classify, by what the weights are of, in every image named.
+
+    Raises ImageReadError at the end when images could not be read; the others are written by then.
+    """
+    files = find_images([Path(item) for item in arguments.images])
+    out, unread = Path(arguments.out), []
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    pictures = picture_names(files)
+    classifies = is_classifier(Path(arguments.weights))
+    if classifies and arguments.score is not None:
+        raise ValueError(
+            f"--score goes with a detector's boxes; {arguments.weights} is a classifier"
+        )
+    require_free(out, [*([] if classifies else pictures.values()), PREDICTIONS])
+    predictor = load(arguments.weights).to(arguments.device)
+    if classifies:
+        name_classes(predictor, out, readable(files, unread))
+    else:
+        lowest = DRAWN_SCORE if arguments.score is None else arguments.score
+        draw_detections(predictor, lowest, out, pictures, readable(files, unread))
+    if unread:
+        raise ImageReadError(
+            f"{len(unread)} of {len(files)} images could not be read and are not in {out}: "
+            f"{unread[0]}"
+        )
+
+
+def draw_detections(
+    detector: Detector, lowest: float, out: Path, pictures: dict[Path, str], images: Images
+) -> None:
+    """Write a picture an image, with the boxes of at least the `lowest` score, and
+    predictions.json: COCO results whose image_id is the file as given.
+    """
+    found: dict[Path, Detections] = {}
+    for file, image in images:
+        detections = found[file] = detector.predict(image)[0]
+        shown = detections.scores >= lowest
+        labels = detections.labels[shown].numpy()
+        captions = captions_of(detector.class_map, labels, detections.scores[shown].numpy())
+        boxes = detections.boxes[shown].numpy()
+        write_jpeg(out / pictures[file], draw_boxes(image, boxes, labels.tolist(), captions))
+        sys.stdout.write(f"{file}: {', '.join(captions) or 'nothing'}\n")
+    ids = [str(file) for file, each in found.items() for _ in range(len(each))]
+    predictions = Predictions(
+        class_map=detector.class_map,
+        image_ids=np.array(ids, dtype=str),
+        boxes=torch.cat([each.boxes for each in found.values()]).numpy(),
+        scores=torch.cat([each.scores for each in found.values()]).numpy(),
+        labels=torch.cat([each.labels for each in found.values()]).numpy(),
+    )
+    write_text(out / PREDICTIONS, json.dumps(to_coco_results(predictions)))
+    sys.stdout.write(
+        f"{len(found)} pictures and {PREDICTIONS} ({len(predictions)} detections) in {out}\n"
+    )
+
+
+def name_classes(classifier: Classifier, out: Path, images: Images) -> None:
+    """Write predictions.json: an image's file as given, and the likeliest classes of its centre
+    square with their probabilities.
+    """
+    records = []
+    for file, image in images:
+        (best,) = classifier.predict(image)
+        records.append({"image": str(file), "classes": best})
+        named = ", ".join(f"{name} {probability:.2f}" for name, probability in best.items())
+        sys.stdout.write(f"{file}: {named}\n")
+    write_text(out / PREDICTIONS, json.dumps(records, indent=1))
+    sys.stdout.write(f"{PREDICTIONS} ({len(records)} images) in {out}\n")
+
+
+def readable(files: list[Path], unread: list[str]) -> Images:
+    """Yield files with their images (H, W, 3) uint8 RGB; what is wrong with one that cannot be read
+    goes into `unread`.
+
+    Raises ImageReadError when none can.
+    """
+    for file in files:
+        try:
+            image = read_image(file)
+        except ImageReadError as error:
+            unread.append(str(error))
+            sys.stdout.write(f"{file}: passed over, it cannot be read\n")
+        else:
+            yield file, image
+    if len(unread) == len(files):
+        raise ImageReadError(f"none of {len(files)} images could be read: {unread[0]}")
+
+
+def require_free(out: Path, names: list[str]) -> None:
+    """Raise ValueError when one of `names` is in the folder."""
+    taken = [name for name in names if (out / name).exists()]
+    if taken:
+        raise ValueError(
+            f"--out {out} already holds {taken[0]}; give another folder, nothing is overwritten"
+        )
+
+
+def picture_names(files: list[Path]) -> dict[Path, str]:
+    """Return file -> name of its picture: STEM.jpg, or STEM-2.jpg and so on where stems repeat."""
+    names: dict[Path, str] = {}
+    for file in files:
+        name, number = f"{file.stem}.jpg", 1
+        while name in names.values():
+            number += 1
+            name = f"{file.stem}-{number}.jpg"
+        names[file] = name
+    return names

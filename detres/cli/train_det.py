@@ -1,0 +1,55 @@
+"""Train a Faster R-CNN: `train-det --cfg configs/coco_r101.yaml --data COCO`; without arguments, on
+the embedded shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from detres.cli.flags import (
+    DETECTION_CONFIG,
+    add_training_flags,
+    config_from,
+    ending,
+    require_resumable,
+    resume_line_of,
+    saved_run,
+)
+from detres.detection.config import DetectionConfig
+from detres.detection.training import DetectionTraining
+from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
+from detres.runs.run import TrainingRun
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, build, train; returns the exit status."""
+    parser = argparse.ArgumentParser(description="train a Faster R-CNN")
+    add_training_flags(parser, DETECTION_CONFIG)
+    parser.add_argument(
+        "--init-from",
+        metavar="FILE",
+        help="start from a trained detector's weights (best.safetensors)",
+    )
+    arguments = parser.parse_args(argv)
+    require_resumable(parser, arguments, "--init-from")
+    with ending() as end:
+        train(arguments)
+    return end.status
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train to the configured end, in a new run folder or a resumed one."""
+    device, resume_line = arguments.device, resume_line_of("train-det")
+    if arguments.resume is None:
+        config = config_from(arguments, DetectionConfig, DETECTION_CONFIG)
+        training = DetectionTraining.start(config, device, arguments.init_from)
+        run = TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
+    else:
+        saved = saved_run(arguments, DetectionConfig, DETECTION_CONFIG)
+        training = DetectionTraining.resume(saved, device)
+        run = TrainingRun.resume(saved, training, device=device, resume_line=resume_line)
+    with run:
+        run.train()
+    weights, picture = run.folder / DETECTOR_WEIGHTS, run.folder / PICTURE
+    sys.stdout.write(f"done in {run.duration()}; weights {weights}, picture {picture}\n")

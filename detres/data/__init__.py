@@ -1,1 +1,0 @@
-"""Data sets on disk -> batches: readers, augmentation, loading."""

@@ -1,0 +1,1 @@
+"""Object detection: Faster R-CNN, its data, training and evaluation."""

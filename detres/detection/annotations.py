@@ -1,0 +1,188 @@
+"""A whole annotated data set in flat arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from detres.class_map import ClassMap
+from detres.detection.structures import Predictions, Target, index_of
+
+_ROWS = ("image_files", "image_sizes", "boxes", "labels", "areas", "crowd", "difficult")
+
+
+def offsets_of(image_rows: np.ndarray, num_images: int) -> np.ndarray:
+    """Return `Annotations.offsets` (N + 1,) int64 for the image of every object, (M,) int64 in
+    rising order.
+    """
+    counts = np.bincount(image_rows, minlength=num_images)
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A whole annotated data set in flat arrays: the objects of image n are rows
+    offsets[n]:offsets[n + 1].
+
+    Flat arrays, not a dict per box, so that forked loader workers share them instead of copying
+    them.
+
+    source: where it was read from, for messages.
+    image_ids: (N,) int64 (COCO) or str (VOC: the file stem). image_files: (N,) str, full paths.
+    image_sizes: (N, 2) int32 (H, W) as the annotation states them (0 where it does not).
+    offsets: (N + 1,) int64. boxes: (M, 4) float32 xyxy px. labels: (M,) int64 1..K. areas: (M,)
+    float32 px^2, COCO's `area` field where given, else the box area. ids: (M,) int64 annotation
+    ids, unique. crowd, difficult: (M,) bool. Such objects are never trained on; each evaluation
+    protocol ignores them by its own rule. dropped: reason -> how many records the box policy left
+    out.
+    """
+
+    source: str
+    class_map: ClassMap
+    image_ids: np.ndarray
+    image_files: np.ndarray
+    image_sizes: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    ids: np.ndarray
+    dropped: dict[str, int]
+
+    def __post_init__(self) -> None:
+        num_images, num_objects = len(self.image_ids), len(self.boxes)
+        for name, want in (
+            ("image_files", num_images),
+            ("image_sizes", num_images),
+            ("offsets", num_images + 1),
+        ):
+            if len(getattr(self, name)) != want:
+                raise ValueError(
+                    f"Annotations.{name} has {len(getattr(self, name))} rows, expected {want}"
+                )
+        for name in ("labels", "areas", "crowd", "difficult", "ids"):
+            if len(getattr(self, name)) != num_objects:
+                raise ValueError(
+                    f"Annotations.{name} has {len(getattr(self, name))} rows, expected "
+                    f"{num_objects}"
+                )
+        if self.boxes.shape != (num_objects, 4) or self.boxes.dtype != np.float32:
+            raise ValueError(
+                f"Annotations.boxes is {self.boxes.dtype} {self.boxes.shape}, expected float32 "
+                "(M, 4)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def num_objects(self) -> int:
+        """How many objects all images have together, crowds included: M."""
+        return len(self.boxes)
+
+    @property
+    def class_indices(self) -> np.ndarray:
+        """The class of every object, (M,) int64, as its index in `class_map`, 0..K-1."""
+        return index_of(self.labels)
+
+    def describe(self) -> str:
+        """Return one paragraph: where from, how many images, objects and classes, and what the box
+        policy left out.
+        """
+        counts = np.bincount(self.class_indices, minlength=len(self.class_map))
+        shown = [
+            f"{name} {count}"
+            for name, count in zip(self.class_map.names, counts.tolist(), strict=True)
+        ]
+        empty = int((np.diff(self.offsets) == 0).sum())
+        parts = [
+            f"{self.source}: {len(self)} images ({empty} without objects), {self.num_objects} "
+            f"objects of {len(self.class_map)} classes: "
+            + ", ".join(shown[:20] + (["..."] if len(shown) > 20 else []))
+        ]
+        flags = {"crowd": int(self.crowd.sum()), "difficult": int(self.difficult.sum())}
+        parts += [f"{count} {flag}" for flag, count in flags.items() if count]
+        parts += [f"{count} {reason}" for reason, count in self.dropped.items()]
+        return "; ".join(parts)
+
+    @classmethod
+    def concatenate(cls, parts: list[Annotations]) -> Annotations:
+        """Return several data sets with the same classes as one; one part is returned as it is.
+
+        Raises ClassMismatchError when their classes differ, ValueError when an image id is in two
+        of them. Annotation ids that collide are numbered anew.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        for part in parts[1:]:
+            parts[0].class_map.require_same(part.class_map, parts[0].source, part.source)
+        image_ids = np.concatenate([part.image_ids for part in parts])
+        unique, counts = np.unique(image_ids, return_counts=True)
+        if len(unique) < len(image_ids):
+            raise ValueError(
+                f"image {unique[counts > 1][0]} is in more than one of "
+                f"{', '.join(part.source for part in parts)}"
+            )
+        starts = np.cumsum([0] + [part.num_objects for part in parts])
+        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
+        ids = np.concatenate([part.ids for part in parts])
+        if len(np.unique(ids)) < len(ids):
+            ids = np.arange(1, len(ids) + 1)
+        dropped: dict[str, int] = {}
+        for part in parts:
+            for reason, count in part.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+        rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ROWS}
+        return cls(
+            source=" + ".join(part.source for part in parts),
+            class_map=parts[0].class_map,
+            image_ids=image_ids,
+            offsets=np.concatenate([np.zeros(1, np.int64), *offsets]),
+            ids=ids,
+            dropped=dropped,
+            **rows,
+        )
+
+    def rows_of(self, predictions: Predictions) -> np.ndarray:
+        """Return (D,) int64, the row here of each prediction's image; (0,) without predictions.
+
+        Raises ClassMismatchError when the class lists differ, ValueError when an image is not
+        in this set or a box or score is not finite.
+        """
+        self.class_map.require_same(predictions.class_map, self.source, "predictions")
+        finite = np.isfinite(predictions.boxes).all(axis=1) & np.isfinite(predictions.scores)
+        if not finite.all():
+            row = int(np.flatnonzero(~finite)[0])
+            raise ValueError(
+                f"prediction {row}, image {predictions.image_ids[row]}: box "
+                f"{predictions.boxes[row].tolist()} and score "
+                f"{predictions.scores[row]} must be finite ({int((~finite).sum())} such)"
+            )
+        row_of = {image_id: row for row, image_id in enumerate(self.image_ids.tolist())}
+        rows = np.array(
+            [row_of.get(image_id, -1) for image_id in predictions.image_ids.tolist()], np.int64
+        )
+        if (rows < 0).any():
+            raise ValueError(
+                f"predictions for image {predictions.image_ids[rows < 0][0]}, which {self.source} "
+                "does not have"
+            )
+        return rows
+
+    def target(self, index: int) -> Target:
+        """Return the Target of image `index`, boxes in the pixels of the image as read; (0, 4)
+        boxes when it has none.
+        """
+        rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        image_id = self.image_ids[index]
+        return Target(
+            image_id=int(image_id) if isinstance(image_id, np.integer) else str(image_id),
+            boxes=torch.from_numpy(self.boxes[rows].copy()),
+            labels=torch.from_numpy(self.labels[rows].astype(np.int64)),
+            crowd=torch.from_numpy(self.crowd[rows].copy()),
+            difficult=torch.from_numpy(self.difficult[rows].copy()),
+        )

@@ -1,0 +1,183 @@
+"""Configuration of a detection run.
+
+A default is the paper's value (appendix A), or where the paper is silent py-faster-rcnn's, unless
+the comment beside it says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from detres.config import Count, Fraction, Positive, PositiveFloat, RunName, Section, Triple
+from detres.network import NetworkConfig
+from detres.runs.settings import TrainConfig
+
+
+class BackboneConfig(NetworkConfig):
+    """Which residual network feeds the detector, and what of it learns."""
+
+    name: str = "resnet101"
+    stride_placement: Literal["original", "torchvision"] = "original"
+    # paper, appendix A: batch norm is fixed in detection
+    norm: Literal["frozen", "batch", "group"] = "frozen"
+    # conv1 and conv2_x stay as pretrained (py-faster-rcnn, Detectron)
+    freeze_at: Annotated[int, Field(ge=0, le=4)] = 2
+
+    @model_validator(mode="after")
+    def _frozen_needs_weights(self) -> BackboneConfig:
+        if self.weights is None and (self.norm == "frozen" or self.freeze_at > 0):
+            raise ValueError(
+                "a backbone with random weights cannot be frozen: it would stay random. "
+                "Give model.backbone.weights, or set model.backbone.norm=batch (or group) and "
+                "model.backbone.freeze_at=0"
+            )
+        return self
+
+
+class InputConfig(Section):
+    """How an image reaches the network. mean and std are on the 0..255 scale, in channel_order."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "shorter": "short_side",
+        "longer": "max_side",
+        "train_shorter": "train_short_sides",
+    }
+
+    short_side: Positive = 600  # px (paper, appendix A)
+    max_side: Positive = 1000  # px cap of the longer side (py-faster-rcnn)
+    # px, of which one is drawn anew for every training image; empty: `short_side`
+    train_short_sides: tuple[Positive, ...] = ()
+    mean: Triple = (123.675, 116.28, 103.53)  # the torchvision weights' RGB means
+    std: Triple = (58.395, 57.12, 57.375)
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+
+
+class AnchorConfig(Section):
+    """Reference boxes: side in px of the square one, and height / width. 3 x 3 on VOC; COCO adds
+    side 64 (Ren et al., 4.2).
+    """
+
+    sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (128.0, 256.0, 512.0)
+    aspect_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
+    style: Literal["py-faster-rcnn", "torchvision", "detectron2"] = "py-faster-rcnn"
+
+
+class RPNConfig(Section):
+    """The region proposal network; values of py-faster-rcnn unless said."""
+
+    width: Positive = 512
+    objectness: Literal["softmax", "sigmoid"] = "softmax"
+    train_anchors: Literal["inside", "all"] = "inside"
+    fg_iou_thresh: Fraction = 0.7
+    bg_iou_thresh: Fraction = 0.3
+    batch_size: Positive = 256
+    positive_fraction: Fraction = 0.5
+    smooth_l1_beta: PositiveFloat = 1 / 9  # sigma 3
+    min_size: Annotated[float, Field(ge=0)] = 16.0  # px of the original image
+    nms_thresh: Fraction = 0.7
+    train_pre_nms_top_n: Positive = 12000
+    train_post_nms_top_n: Positive = 2000
+    test_pre_nms_top_n: Positive = 6000
+    test_post_nms_top_n: Positive = 300  # paper, appendix A: 300 proposals
+
+
+class RoIConfig(Section):
+    """Pooling, conv5 and the predictor; values of py-faster-rcnn unless said."""
+
+    pool: Literal["roi_pool", "roi_align", "roi_align_aligned"] = "roi_pool"
+    # before conv5, whose stride halves it (the paper gives no size; every C4 release)
+    pool_size: Positive = 14
+    sampling_ratio: Count = 2  # RoIAlign only; 0 = adaptive
+    fg_iou_thresh: Fraction = 0.5
+    bg_iou_thresh: Fraction = 0.5
+    # 0.1 in Ren et al. on VOC; 0 in py-faster-rcnn's Faster R-CNN configs and on COCO
+    bg_iou_floor: Fraction = 0.0
+    batch_size: Positive = 128
+    positive_fraction: Fraction = 0.25
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)  # 1 / (.1, .1, .2, .2)
+    smooth_l1_beta: PositiveFloat = 1.0
+    score_thresh: Fraction = 0.05
+    nms_thresh: Fraction = 0.3
+    detections_per_image: Positive = 100
+
+
+class ModelConfig(Section):
+    """All that is needed, with a class list, to build the detector: stored in every weights
+    file.
+    """
+
+    backbone: BackboneConfig
+    input: InputConfig = InputConfig()
+    anchors: AnchorConfig = AnchorConfig()
+    rpn: RPNConfig = RPNConfig()
+    roi: RoIConfig = RoIConfig()
+
+
+class DataConfig(Section):
+    """Where the annotated images are. Paths of files and splits are relative to `root`."""
+
+    renamed: ClassVar[dict[str, str]] = {"boxes": "box_policy"}
+
+    format: Literal["shapes", "coco", "voc"]
+    # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder
+    root: str | None = None
+    # coco: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder
+    train: tuple[str, ...] = ()
+    train_images: tuple[str, ...] = ()  # coco: the image folder of each file
+    val: tuple[str, ...] = ()
+    val_images: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None  # only to train on a subset; otherwise the data say
+    # what becomes of boxes without area or outside their image
+    box_policy: Literal["drop", "error"] = "drop"
+    shapes_train: Positive = 2500  # shapes only: images to draw
+    shapes_val: Positive = 200
+    flip: Fraction = 0.5
+    # strength of the colour jitter; the paper's detector has none
+    color: Annotated[float, Field(ge=0, le=1)] = 0.0
+    workers: Count = 2
+
+    @model_validator(mode="after")
+    def _splits_fit_format(self) -> DataConfig:
+        if self.format == "shapes":
+            if self.train or self.val or self.train_images or self.val_images:
+                raise ValueError(
+                    "format shapes has splits of its own: leave out train, val, train_images and "
+                    "val_images"
+                )
+            return self
+        for split in ("train", "val"):
+            files, folders = getattr(self, split), getattr(self, f"{split}_images")
+            if not files:
+                raise ValueError(
+                    f"{split} is missing: format {self.format} needs at least one entry"
+                )
+            if self.format == "coco" and len(folders) != len(files):
+                raise ValueError(
+                    f"{split} has {len(files)} annotation files but {split}_images {len(folders)} "
+                    "folders"
+                )
+            if self.format == "voc" and folders:
+                raise ValueError(
+                    f"{split}_images does not apply to format voc: images are in JPEGImages"
+                )
+        return self
+
+
+class EvalConfig(Section):
+    """How held-out images are evaluated during training and after it."""
+
+    protocol: Literal["coco", "voc07", "voc12"] = "coco"
+    batch_size: Positive = 1
+
+
+class DetectionConfig(Section):
+    """One run."""
+
+    name: RunName
+    seed: Count = 3  # py-faster-rcnn's
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    eval: EvalConfig = EvalConfig()

@@ -1,0 +1,1 @@
+"""Annotated data sets, and the batches made of them."""

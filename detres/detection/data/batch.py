@@ -1,0 +1,49 @@
+"""Images of different sizes -> one padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from detres.detection.structures import ImageBatch, ImageId
+
+
+def pad_images(
+    images: Sequence[np.ndarray],
+    *,
+    original_sizes: Sequence[tuple[int, int]],
+    ids: Sequence[ImageId],
+    multiple: int = 32,
+) -> ImageBatch:
+    """Return N images (H, W, 3) uint8 as one batch, padded with zeros at the right and bottom.
+
+    original_sizes: N (h, w) px of the files as read. ids: N image ids. The common size is the
+    smallest multiple of `multiple` that holds them all. Raises ValueError without images, when the
+    three are not of one length, and for an image of another shape or dtype, naming its id.
+    """
+    if not images:
+        raise ValueError("a batch needs at least one image")
+    if not len(images) == len(original_sizes) == len(ids):
+        raise ValueError(
+            f"a batch of {len(images)} images has {len(original_sizes)} original sizes and "
+            f"{len(ids)} ids"
+        )
+    for image, image_id in zip(images, ids, strict=True):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(
+                f"image {image_id} is {image.dtype} {image.shape}, expected uint8 (H, W, 3)"
+            )
+    height, width = (
+        -(-max(image.shape[axis] for image in images) // multiple) * multiple for axis in (0, 1)
+    )
+    pixels = torch.zeros((len(images), height, width, 3), dtype=torch.uint8)
+    for row, image in zip(pixels.numpy(), images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    return ImageBatch(
+        pixels=pixels.permute(0, 3, 1, 2),  # channels last in memory, as the model wants it
+        sizes=tuple(image.shape[:2] for image in images),
+        original_sizes=tuple(original_sizes),
+        ids=tuple(ids),
+    )

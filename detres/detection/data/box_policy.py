@@ -1,0 +1,114 @@
+"""What becomes of records that cannot be trained on: decided once, at load time, never in the
+middle of training.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from detres.detection.annotations import Annotations
+
+BoxPolicy = Literal["drop", "error", "keep"]
+
+CLIP_TOLERANCE = 1.0
+"""Px. Boxes reaching further than this beyond their image are counted as clipped; less is rounding.
+"""
+
+OTHER_CLASS = "other class"
+RENUMBERED = "renumbered annotation id"
+CLIPPED = "clipped to the image"
+_NOT_LEFT_OUT = (RENUMBERED, CLIPPED)
+
+
+class AnnotationError(ValueError):
+    """Annotations that cannot be used; the message names the file and the record."""
+
+
+def apply_box_policy(
+    boxes: np.ndarray, sizes: np.ndarray, policy: BoxPolicy, describe_row: Callable[[int], str]
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Return (boxes (M, 4) float32, keep (M,) bool, reason -> count) for xyxy boxes (M, 4) px in
+    images of `sizes` (M, 2) (h, w) px.
+
+    "drop" clips boxes to their image (a size of 0 means unknown: not clipped) and leaves out those
+    that are not finite, have no area (x2 <= x1 or y2 <= y1, in float32) or lie wholly outside.
+    "error" raises AnnotationError at the first of these, with `describe_row(row)` saying which it
+    is. "keep" touches nothing: ground truth for scoring is taken as it stands. Clipping is counted
+    where it moved a side by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
+    """
+    with np.errstate(
+        over="ignore"
+    ):  # a number too large for float32 becomes infinite, and is then counted as such
+        boxes = boxes.astype(np.float32)
+    if policy == "keep" or len(boxes) == 0:
+        return boxes, np.ones(len(boxes), bool), {}
+    finite = np.isfinite(boxes).all(axis=1)
+    boxes = np.where(finite[:, None], boxes, np.float32(0))
+    no_area = finite & (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+    limit = np.where(sizes > 0, sizes, np.inf).astype(np.float32)[:, [1, 0, 1, 0]]
+    clipped = np.clip(boxes, 0, limit)
+    outside = finite & ~no_area & (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    reasons = {
+        "box with a number that is not finite": ~finite,
+        "box without area": no_area,
+        "box outside its image": outside,
+    }
+    for reason, rows in reasons.items():
+        if policy == "error" and rows.any():
+            first = int(np.flatnonzero(rows)[0])
+            raise AnnotationError(
+                f"{describe_row(first)}: {reason} ({rows.sum()} such). Correct it, or leave such "
+                "boxes out: box_policy drop"
+            )
+    keep = finite & ~no_area & ~outside
+    reasons[CLIPPED] = keep & (np.abs(clipped - boxes).max(axis=1) > CLIP_TOLERANCE)
+    return (
+        clipped,
+        keep,
+        {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()},
+    )
+
+
+def known_classes(classes: Sequence[str], names: Sequence[str], source: str) -> tuple[str, ...]:
+    """Return `classes`; raises AnnotationError when there is none, one is given twice, or one is
+    not in `names` (with the nearest).
+    """
+    if not classes:
+        raise AnnotationError(
+            f"classes is an empty list; leave it out to use all classes of {source}"
+        )
+    for index, name in enumerate(classes):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(names)}"
+            raise AnnotationError(f"classes: {source} has no class '{name}'; {hint}")
+        if name in classes[:index]:
+            raise AnnotationError(f"classes: '{name}' is given twice")
+    return tuple(classes)
+
+
+def require_objects(annotations: Annotations, purpose: str) -> None:
+    """Raise AnnotationError, saying what was left out and why, when there is no object that is
+    neither crowd nor difficult: those are neither trained on nor counted.
+
+    purpose: what an object is needed for, such as "to learn from".
+    """
+    flagged = int((annotations.crowd | annotations.difficult).sum())
+    if annotations.num_objects > flagged:
+        return
+    reasons = [
+        f"{count} {reason}"
+        for reason, count in annotations.dropped.items()
+        if reason not in _NOT_LEFT_OUT
+    ]
+    reasons += [f"{flagged} crowd or difficult"] if flagged else []
+    raise AnnotationError(
+        f"{annotations.source}: {len(annotations)} images but no object {purpose}; "
+        f"{'left out: ' + ', '.join(reasons) if reasons else 'the files list no object'} "
+        f"(classes: {', '.join(annotations.class_map.names)}). Check classes, box_policy and the "
+        "crowd or difficult flags"
+    )

@@ -1,0 +1,294 @@
+"""PASCAL VOC XML -> Annotations."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, ParseError
+
+import numpy as np
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import parse
+
+from detres.class_map import ClassMap
+from detres.detection.annotations import Annotations, offsets_of
+from detres.detection.data.box_policy import (
+    OTHER_CLASS,
+    AnnotationError,
+    BoxPolicy,
+    apply_box_policy,
+    known_classes,
+)
+from detres.detection.structures import label_of
+from detres.images.decode import IMAGE_SUFFIXES
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""The twenty classes of PASCAL VOC in its own order, which its own folders keep whichever of them
+occur.
+"""
+_VOC_YEAR = re.compile(r"VOC\d{4}")
+
+
+def read_voc(
+    root: str | Path,
+    splits: Sequence[str],
+    *,
+    classes: Sequence[str] | None = None,
+    box_policy: BoxPolicy = "drop",
+    check_images: bool = True,
+) -> Annotations:
+    """Read one or more splits of data in the VOC layout; image ids are file stems, source ids are
+    1..K.
+
+    root: a VOCdevkit, with splits "VOC2007/trainval" or "2007/trainval", or one year's folder
+    (Annotations, ImageSets/Main, JPEGImages), with splits "trainval". Several splits are put
+    together. Of a class's own list ("STEM -1" where the class is absent) the images without it are
+    left out. classes: train on these only, in this order; other objects are left out and counted.
+    Otherwise the classes come from every XML file in the splits' Annotations folders, not only
+    those of the split, so that train and test agree: VOC's twenty in VOC's order when the folders
+    are named VOCyyyy and there is no other name, else all names found, sorted. Coordinates in the
+    files are 1-based and inclusive: x1 and y1 lose 1, x2 and y2 stay, which makes them continuous.
+    difficult is kept as a flag. The image of a stem has any of IMAGE_SUFFIXES; what the XML says of
+    file names is ignored. box_policy: see apply_box_policy; a box with xmax <= xmin or ymax <= ymin
+    has no area. check_images: False looks for no image file (to score results, none is needed);
+    image_files then hold the stems.
+
+    Raises FileNotFoundError for a missing folder, split (naming those that exist), XML or image;
+    AnnotationError for XML that is malformed, no VOC annotation or declares entities, an object
+    without name or box, an image in two splits, an unknown class name, and when no file has an
+    object.
+    """
+    root = Path(root)
+    source = f"{root}: {' + '.join(splits)}"
+    images = [image for split in splits for image in _read_split(root, split)]
+    if not images:
+        raise AnnotationError(f"{root}: no split is given")
+    _require_once([stem for _, stem in images], source)
+    folders = list(dict.fromkeys(folder for folder, _ in images))
+    files = _files_of(images, folders, source) if check_images else [stem for _, stem in images]
+    xml_files = _xml_files(images, folders, source)
+    records = {
+        path: _read_xml(path) for of_folder in xml_files.values() for path in of_folder.values()
+    }
+    class_map = _class_map(_names_of(records.values(), folders), classes, str(root))
+
+    own = [records[xml_files[folder][stem]] for folder, stem in images]
+    label_of_name = {name: label_of(index) for index, name in enumerate(class_map.names)}
+    wanted = [[item for item in record.objects if item.name in label_of_name] for record in own]
+    objects = [item for items in wanted for item in items]
+    image_rows = np.repeat(np.arange(len(images)), list(map(len, wanted)))
+    sizes = np.array([record.size for record in own], np.int32)
+
+    def describe_row(row: int) -> str:
+        folder, stem = images[image_rows[row]]
+        item = objects[row]
+        return (
+            f"{xml_files[folder][stem]}: object {item.number} ({item.name}), bndbox "
+            f"{list(item.box)}"
+        )
+
+    xyxy, keep, dropped = apply_box_policy(
+        _continuous(objects, box_policy), sizes[image_rows], box_policy, describe_row
+    )
+    others = sum(len(record.objects) for record in own) - len(objects)
+    xyxy = xyxy[keep]
+    return Annotations(
+        source=source,
+        class_map=class_map,
+        image_ids=np.array([stem for _, stem in images], dtype=str),
+        image_files=np.array(files, dtype=str),
+        image_sizes=sizes,
+        offsets=offsets_of(image_rows[keep], len(images)),
+        boxes=xyxy,
+        labels=np.array([label_of_name[item.name] for item in objects], np.int64)[keep],
+        areas=(xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]),
+        crowd=np.zeros(len(xyxy), bool),
+        difficult=np.array([item.difficult for item in objects], bool)[keep],
+        ids=np.arange(1, len(xyxy) + 1),
+        dropped=({OTHER_CLASS: others} if others else {}) | dropped,
+    )
+
+
+class _Object(NamedTuple):
+    """One object as written: `number` counts from 1 in its file, box is (xmin, ymin, xmax,
+    ymax).
+    """
+
+    number: int
+    name: str
+    box: tuple[float, ...]
+    difficult: bool
+
+
+class _Record(NamedTuple):
+    """One XML file: size (h, w) px, 0 where it is not given, and its objects."""
+
+    size: tuple[int, int]
+    objects: list[_Object]
+
+
+def _require_once(stems: list[str], source: str) -> None:
+    repeated = [stem for stem, count in Counter(stems).items() if count > 1]
+    if repeated:
+        raise AnnotationError(
+            f"{source}: image {repeated[0]} is listed twice ({len(repeated)} such)"
+        )
+
+
+def _files_of(images: list[tuple[Path, str]], folders: list[Path], source: str) -> list[str]:
+    """The image file of every (folder, stem)."""
+    found = {folder: _image_files(folder / "JPEGImages") for folder in folders}
+    missing = [(folder, stem) for folder, stem in images if stem not in found[folder]]
+    wanted = [folder / "JPEGImages" / f"{stem}.*" for folder, stem in missing]
+    _require(wanted, "image", source)
+    return [found[folder][stem] for folder, stem in images]
+
+
+def _xml_files(
+    images: list[tuple[Path, str]], folders: list[Path], source: str
+) -> dict[Path, dict[str, Path]]:
+    """Folder -> stem -> XML file, of all in the folder, those of `images` among them."""
+    found = {
+        folder: {path.stem: path for path in sorted((folder / "Annotations").glob("*.xml"))}
+        for folder in folders
+    }
+    missing = [(folder, stem) for folder, stem in images if stem not in found[folder]]
+    wanted = [folder / "Annotations" / f"{stem}.xml" for folder, stem in missing]
+    _require(wanted, "annotation", source)
+    return found
+
+
+def _names_of(records: Iterable[_Record], folders: list[Path]) -> tuple[str, ...]:
+    """The classes of all records: VOC's twenty in its own folders, else those found, sorted."""
+    names = {item.name for record in records for item in record.objects}
+    its_own = all(_VOC_YEAR.fullmatch(folder.resolve().name) for folder in folders)
+    return VOC_CLASSES if names and its_own and names <= set(VOC_CLASSES) else tuple(sorted(names))
+
+
+def _continuous(objects: list[_Object], box_policy: BoxPolicy) -> np.ndarray:
+    """Boxes (M, 4) float64 xyxy px of 1-based inclusive ones."""
+    inclusive = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
+    xyxy = inclusive - np.array((1, 1, 0, 0))
+    if box_policy != "keep":
+        # A side of one number (xmin = xmax) is no area by the file's own reckoning, though 1 px
+        # wide once continuous.
+        flat = (inclusive[:, 2:] <= inclusive[:, :2]).any(axis=1)
+        xyxy[flat, 2:] = xyxy[flat, :2]
+    return xyxy
+
+
+def _read_split(root: Path, split: str) -> list[tuple[Path, str]]:
+    """The (year's folder, stem) of every image of a split."""
+    year, _, name = split.rpartition("/")
+    folders = [root / year, root / f"VOC{year}"] if year else [root]
+    folder = next((folder for folder in folders if (folder / "ImageSets" / "Main").is_dir()), None)
+    if folder is None:
+        years = sorted(path.parent.parent.name for path in root.glob("*/ImageSets/Main"))
+        hint = f"; {root} has {', '.join(years)}: write {years[0]}/{name}" if years else ""
+        raise FileNotFoundError(
+            f"split {split}: no folder {folders[0] / 'ImageSets' / 'Main'}{hint}"
+        )
+    path = folder / "ImageSets" / "Main" / f"{name}.txt"
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt")))
+        raise FileNotFoundError(f"split {split}: no file {path}; there are: {known or 'none'}")
+    lines = [
+        line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+    ]
+    if not lines:
+        raise AnnotationError(f"{path} lists no image")
+    fields = [line.rsplit(maxsplit=1) for line in lines]
+    if all(
+        len(field) == 2 and field[1] in ("1", "0", "-1") for field in fields
+    ):  # else a stem may hold spaces
+        return [(folder, stem) for stem, flag in fields if flag != "-1"]
+    return [(folder, line) for line in lines]
+
+
+def _image_files(folder: Path) -> dict[str, str]:
+    """Stem -> path; of several images with one stem, the suffix that stands first in
+    IMAGE_SUFFIXES.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no image folder {folder}")
+    files = [(os.path.splitext(entry.name), entry.path) for entry in os.scandir(folder)]
+    images = [
+        (IMAGE_SUFFIXES.index(suffix.lower()), stem, path)
+        for (stem, suffix), path in files
+        if suffix.lower() in IMAGE_SUFFIXES
+    ]
+    return {stem: path for _, stem, path in sorted(images, reverse=True)}
+
+
+def _require(missing: list[Path], what: str, source: str) -> None:
+    if missing:
+        first = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(
+            f"{source}: {len(missing)} {what} file{'s' if len(missing) > 1 else ''} missing: "
+            f"{first}"
+        )
+
+
+def _read_xml(path: Path) -> _Record:
+    try:
+        tree = parse(path, forbid_dtd=True).getroot()
+    except DefusedXmlException as error:
+        raise AnnotationError(
+            f"{path}: refused, it declares a document type or entities ({type(error).__name__}); "
+            "VOC files have none"
+        ) from None
+    except (ParseError, ValueError, LookupError) as error:
+        raise AnnotationError(f"{path} is not well-formed XML: {error}") from None
+    if tree.tag.lower() != "annotation":
+        raise AnnotationError(
+            f"{path} is no VOC annotation: its root is <{tree.tag}>, expected <annotation>"
+        )
+    try:
+        height, width = (
+            int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width")
+        )
+    except (ValueError, OverflowError):
+        raise AnnotationError(
+            f"{path}: size must have the numbers width and height, or be left out"
+        ) from None
+    return _Record(
+        (height, width),
+        [
+            _read_object(node, number, path)
+            for number, node in enumerate(tree.iter("object"), start=1)
+        ],
+    )
+
+
+def _read_object(node: Element, number: int, path: Path) -> _Object:
+    name = (node.findtext("name") or "").strip()
+    if not name:
+        raise AnnotationError(f"{path}: object {number} has no name")
+    try:
+        box = tuple(
+            float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
+        )
+    except (TypeError, ValueError):
+        raise AnnotationError(
+            f"{path}: object {number} ({name}) has no bndbox with the numbers xmin, ymin, xmax, "
+            "ymax"
+        ) from None
+    return _Object(number, name, box, (node.findtext("difficult") or "").strip() == "1")
+
+
+def _class_map(names: tuple[str, ...], classes: Sequence[str] | None, source: str) -> ClassMap:
+    if not names:
+        raise AnnotationError(
+            f"{source}: no object in any annotation file, so there are no classes"
+        )
+    if classes is not None:
+        names = known_classes(classes, names, source)
+    return ClassMap.of_names(names)

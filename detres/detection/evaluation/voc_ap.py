@@ -1,0 +1,170 @@
+"""The PASCAL VOC protocol: average precision at one IoU threshold, 11-point (2007) or area (2010
+onwards).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from detres.boxes import paired_iou
+from detres.detection.annotations import Annotations
+from detres.detection.structures import Predictions, label_of
+
+VocMetric = Literal["voc07", "voc12"]
+
+
+@dataclass(frozen=True)
+class VocResult:
+    """mAP and AP per class as fractions; None for a class without ground truth, which mAP leaves
+    out.
+
+    curves: class name -> (recall (D,), precision (D,)) over its counted detections in falling
+    score.
+    """
+
+    metrics: dict[str, float | None]
+    per_class: dict[str, float | None]
+    protocol: str
+    curves: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    best_metric = "mAP"
+    """Of `metrics`, the one that decides which weights are the best."""
+
+    def table(self) -> str:
+        """Return the protocol, AP per class and mAP, one a line."""
+        width = max(len(name) for name in [*self.per_class, "mAP"])
+        rows = [*self.per_class.items(), ("mAP", self.metrics["mAP"])]
+        return "\n".join(
+            [self.protocol]
+            + [
+                f" {name:<{width}}  {'n/a (no ground truth)' if ap is None else f'{ap:.4f}'}"
+                for name, ap in rows
+            ]
+        )
+
+    def to_dict(self) -> dict:
+        """Return mAP, per_class and protocol as plain values for JSON."""
+        return {**self.metrics, "per_class": self.per_class, "protocol": self.protocol}
+
+
+def evaluate_voc(
+    truth: Annotations,
+    predictions: Predictions,
+    *,
+    metric: VocMetric,
+    iou_thresh: float = 0.5,
+    legacy_plus_one: bool = True,
+) -> VocResult:
+    """Return VOC's numbers of `predictions` for the images and classes of `truth`, by the rules of
+    the official devkit.
+
+    Per class, detections in falling score (ties in the order given): each looks at the one
+    ground-truth box of its image it overlaps most. Below `iou_thresh` (the devkit: >=): wrong. A
+    difficult (or crowd) box: not counted. A box found before: wrong, there is no second choice.
+    Recall counts boxes that are not difficult.
+
+    legacy_plus_one: sides are max - min + 1 on the devkit's inclusive 1-based coordinates. Boxes
+    read from VOC files are continuous here (xmin - 1 .. xmax), on which a plain x2 - x1 is the
+    devkit's xmax - xmin + 1 exactly, so the default needs nothing added. False takes the inclusive
+    coordinates as if they were continuous, as tools without the +1 do, which makes each box a pixel
+    smaller.
+
+    Raises ValueError for an unknown metric, a threshold outside (0, 1], a prediction that is not
+    finite or for an image not in `truth`; ClassMismatchError when the class lists differ. No
+    predictions: AP 0. No ground truth: None.
+    """
+    if metric not in ("voc07", "voc12"):
+        raise ValueError(
+            f"unknown VOC metric '{metric}', expected voc07 (11-point) or voc12 (area)"
+        )
+    if not 0 < iou_thresh <= 1:
+        raise ValueError(f"IoU threshold {iou_thresh} is outside (0, 1]")
+    owners = truth.rows_of(predictions)
+    gt_owners = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
+    shrink = np.array((0, 0, 0, 0) if legacy_plus_one else (0, 0, 1, 1))
+    gt_boxes = truth.boxes.astype(np.float64) - shrink
+    boxes = predictions.boxes.astype(np.float64) - shrink
+    ignored = truth.crowd | truth.difficult
+
+    per_class, curves = {}, {}
+    for index, name in enumerate(truth.class_map.names):
+        gt = np.flatnonzero(truth.labels == label_of(index))
+        rows = np.flatnonzero(predictions.labels == label_of(index))
+        rows = rows[np.argsort(-predictions.scores[rows], kind="stable")]
+        found, counted = match_voc(
+            gt_boxes[gt], gt_owners[gt], ignored[gt], boxes[rows], owners[rows], iou_thresh
+        )
+        num_positive = int((~ignored[gt]).sum())
+        hits = np.cumsum(found[counted])
+        recall = hits / max(num_positive, 1)
+        precision = hits / np.arange(1, len(hits) + 1)
+        curves[name] = (recall, precision)
+        per_class[name] = average_precision(recall, precision, metric) if num_positive else None
+    measured = [ap for ap in per_class.values() if ap is not None]
+    points = "2007, 11-point" if metric == "voc07" else "2010-2012, area"
+    widths = "devkit widths (+1 on inclusive pixels)" if legacy_plus_one else "no +1"
+    return VocResult(
+        metrics={"mAP": float(np.mean(measured)) if measured else None},
+        per_class=per_class,
+        protocol=f"PASCAL VOC {points} AP, IoU >= {iou_thresh:g}, difficult ignored, {widths}",
+        curves=curves,
+    )
+
+
+def match_voc(
+    gt_boxes: np.ndarray,
+    gt_owners: np.ndarray,
+    ignored: np.ndarray,
+    boxes: np.ndarray,
+    owners: np.ndarray,
+    iou_thresh: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return found (D,) and counted (D,) bool for the detections of one class, given in falling
+    score.
+
+    gt_boxes (M, 4), gt_owners (M,) image of each, ignored (M,) bool; boxes (D, 4), owners (D,). A
+    detection that is counted and not found is wrong.
+    """
+    found, counted = np.zeros(len(boxes), bool), np.ones(len(boxes), bool)
+    by_image = np.argsort(gt_owners, kind="stable")
+    first = np.searchsorted(gt_owners[by_image], owners, side="left")
+    num_candidates = np.searchsorted(gt_owners[by_image], owners, side="right") - first
+    if num_candidates.sum() == 0:
+        return found, counted
+    # from here on (P,), of each pair of a detection and a box of its image
+    detection = np.repeat(np.arange(len(boxes)), num_candidates)
+    starts = np.cumsum(num_candidates) - num_candidates
+    candidate = by_image[np.arange(len(detection)) - np.repeat(starts - first, num_candidates)]
+    iou = paired_iou(boxes[detection], gt_boxes[candidate])
+
+    tried = np.flatnonzero(num_candidates)
+    highest = np.maximum.reduceat(iou, starts[tried])
+    is_best = np.flatnonzero(iou == np.repeat(highest, num_candidates[tried]))
+    best = candidate[
+        is_best[np.unique(detection[is_best], return_index=True)[1]]
+    ]  # of equals, the first
+    over, best = tried[highest >= iou_thresh], best[highest >= iou_thresh]
+    counted[over[ignored[best]]] = False
+    # There is no second choice, so a box is claimed by the first detection that overlaps it most.
+    claimed, claimant = np.unique(best, return_index=True)
+    found[over[claimant[~ignored[claimed]]]] = True
+    return found, counted
+
+
+def average_precision(recall: np.ndarray, precision: np.ndarray, metric: VocMetric) -> float:
+    """Return AP of a curve, recall (D,) and precision (D,) in falling score: "voc07" mean of 11
+    points, "voc12" area under the envelope.
+
+    An empty curve gives 0.
+    """
+    if len(recall) == 0:
+        return 0.0
+    if metric == "voc07":
+        # k / 10, not 0.1 * k: a recall of exactly 0.3 must reach the fourth point.
+        return float(np.mean([precision[recall >= k / 10].max(initial=0.0) for k in range(11)]))
+    recall = np.concatenate(([0.0], recall, [1.0]))
+    envelope = np.maximum.accumulate(np.concatenate(([0.0], precision, [0.0]))[::-1])[::-1]
+    return float(((recall[1:] - recall[:-1]) * envelope[1:]).sum())

@@ -1,0 +1,25 @@
+"""Box heads: what turns the pooled grid of a region into its feature vector.
+
+Shapes: R regions, C channels of the shared map, S x S pooled cells, D features of a region.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Conv5BoxHead(nn.Module):
+    """conv5 of a residual network on every region, then the average over its grid (paper,
+    appendix A).
+
+    conv5: the stage taken out of the backbone (`pop_stage`). out_channels: D, of its output.
+    """
+
+    def __init__(self, *, conv5: nn.Module, out_channels: int) -> None:
+        super().__init__()
+        self.conv5 = conv5
+        self.out_channels = out_channels
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return features (R, D) for pooled grids (R, C, S, S); R > 0."""
+        return self.conv5(pooled).mean(dim=(2, 3))  # (R, D, S', S') -> (R, D)

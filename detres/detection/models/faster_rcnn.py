@@ -1,0 +1,89 @@
+"""Faster R-CNN: shared feature maps -> RPN -> RoI head (Ren et al. 2015; He et al. 2016, appendix
+A).
+
+The table of contents of the detector. Shapes: N images, C channels, (H, W) cells of a feature map,
+P proposals of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from detres.detection.models.roi_head import RoIHead
+from detres.detection.models.rpn import RPN
+from detres.detection.structures import Detections, ImageBatch, Losses, Target
+from detres.images.normalize import PixelNormalizer
+
+
+class FeatureExtractor(Protocol):
+    """What can be a backbone: channels, strides: feature map -> its channels, its pixels a cell."""
+
+    channels: dict[str, int]
+    strides: dict[str, int]
+
+    def feature_maps(self, x: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+        """Return name -> map (N, C, H, W) of the `stages` asked for, from images
+        (N, 3, height, width) float32.
+        """
+
+
+class FasterRCNN(nn.Module):
+    """The detector: normalise -> backbone -> RPN -> RoI head.
+
+    backbone: a module with a FeatureExtractor's methods. stages: those of its maps that are shared
+    by rpn and roi_head; the paper's C4 layout shares conv4 alone. Reads no files and resizes
+    nothing: that is detres.detection.inference.detector. Build it with
+    detres.detection.build.build_detector.
+    """
+
+    def __init__(
+        self,
+        *,
+        normalizer: PixelNormalizer,
+        backbone: FeatureExtractor,
+        stages: Sequence[str],
+        rpn: RPN,
+        roi_head: RoIHead,
+    ) -> None:
+        super().__init__()
+        self.normalizer = normalizer
+        self.backbone = backbone
+        self.stages = tuple(stages)
+        self.rpn = rpn
+        self.roi_head = roi_head
+
+    def forward(
+        self,
+        images: ImageBatch,
+        targets: list[Target] | None = None,
+        proposals: list[Tensor] | None = None,
+    ) -> Losses | list[Detections]:
+        """Return Losses when targets are given, else one Detections an image in the pixels of the
+        batch.
+
+        proposals: N tensors (P, 4) xyxy px of the batch, which then take the RPN's place: Fast
+        R-CNN, whose losses are those of the RoI head alone. P may be 0.
+
+        Decided by the arguments alone, so a validation loss needs no train() and predictions no
+        eval(); train() and eval() only tell batch norm which statistics to use. Raises ValueError
+        when there are not N targets, or not N proposals.
+        """
+        for what, given in (("targets", targets), ("proposals", proposals)):
+            if given is not None and len(given) != len(images):
+                raise ValueError(f"{len(images)} images but {what} for {len(given)}")
+        features = self.features(images)
+        losses: dict[str, Tensor] = {}
+        if proposals is None:
+            proposals, losses = self.rpn(features, images, targets)
+        if targets is None:
+            logits, deltas = self.roi_head(features, proposals)
+            return self.roi_head.postprocess(logits, deltas, proposals, images.sizes)
+        return Losses({**losses, **self.roi_head.losses(features, proposals, targets)})
+
+    def features(self, images: ImageBatch) -> dict[str, Tensor]:
+        """Return the shared maps: stage -> (N, C, H, W), strides in `backbone.strides`."""
+        pixels = self.normalizer(images.pixels, images.sizes)
+        return self.backbone.feature_maps(pixels, stages=self.stages)

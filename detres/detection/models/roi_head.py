@@ -1,0 +1,173 @@
+"""RoI head: a feature vector of every region, then class scores and class-specific boxes (paper,
+appendix A).
+
+Shapes: N images, R RoIs of all images, K classes without background, D detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import ops
+
+from detres.boxes import clip_boxes, large_enough
+from detres.detection.models.box_coder import BoxCoder
+from detres.detection.models.matcher import Matcher
+from detres.detection.models.roi_pool import RoIPooler
+from detres.detection.models.sampler import Sampler
+from detres.detection.structures import Detections, Target, index_of, label_of
+
+MIN_DETECTION_SIDE = 1e-2
+"""Px. Boxes that clipping left without extent are no detections; torchvision's value."""
+
+
+class BoxPredictor(nn.Module):
+    """The two sibling layers that replace the classifier: K + 1 class logits (background first) and
+    4 deltas a class.
+
+    N(0, 0.01) and N(0, 0.001), biases 0 (py-faster-rcnn's prototxt), so that the first loss is near
+    log(K + 1).
+    """
+
+    def __init__(self, *, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.cls_score = nn.Linear(in_channels, num_classes + 1)
+        self.bbox_pred = nn.Linear(in_channels, num_classes * 4)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.cls_score.bias)
+        nn.init.zeros_(self.bbox_pred.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (R, K + 1) and deltas (R, K, 4), float32, from features (R, C)."""
+        return self.cls_score(x).float(), self.bbox_pred(x).float().view(-1, self.num_classes, 4)
+
+
+@dataclass(frozen=True)
+class RoIHeadSettings:
+    """score_thresh, nms_thresh (IoU), detections_per_image: what becomes a detection.
+    smooth_l1_beta: where the box loss turns from quadratic to linear; 1 is py-faster-rcnn's.
+    """
+
+    score_thresh: float
+    nms_thresh: float
+    detections_per_image: int
+    smooth_l1_beta: float
+
+
+class RoIHead(nn.Module):
+    """Classifies and refines RoIs: pool, box head, predict.
+
+    box_head: (R, C, S, S) -> (R, D). In training the ground-truth boxes join the proposals
+    (py-faster-rcnn). Scoring (`forward`) and postprocessing are two steps, so that refinement,
+    several scales and ensembles can stand between them.
+    """
+
+    def __init__(
+        self,
+        *,
+        pooler: RoIPooler,
+        box_head: nn.Module,
+        predictor: BoxPredictor,
+        box_coder: BoxCoder,
+        matcher: Matcher,
+        sampler: Sampler,
+        settings: RoIHeadSettings,
+    ) -> None:
+        super().__init__()
+        self.pooler = pooler
+        self.box_head = box_head
+        self.predictor = predictor
+        self.box_coder = box_coder
+        self.matcher = matcher
+        self.sampler = sampler
+        self.settings = settings
+
+    def forward(self, features: dict[str, Tensor], rois: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Score RoIs: return logits (R, K + 1) and deltas (R, K, 4).
+
+        features: stage -> (N, C, H, W). rois: N tensors (R_n, 4) xyxy px; R may be 0.
+        """
+        if sum(map(len, rois)) == 0:
+            num_classes, like = self.predictor.num_classes, next(iter(features.values()))
+            return like.new_zeros((0, num_classes + 1)), like.new_zeros((0, num_classes, 4))
+        return self.predictor(self.box_head(self.pooler(features, rois)))
+
+    def losses(
+        self, features: dict[str, Tensor], proposals: list[Tensor], targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """Return loss_roi_cls, the mean cross entropy over the sampled RoIs, and loss_roi_box, the
+        smooth-L1 loss of the foreground ones; both are scalars.
+
+        features: stage -> (N, C, H, W). proposals: N tensors (P, 4) xyxy px. The box loss is
+        divided by the number of sampled RoIs, as in Fast R-CNN. No RoI at all (no proposals and no
+        objects in the whole batch): both 0.
+        """
+        rois, labels, gt_deltas = self.sample(proposals, targets)
+        logits, deltas = self(features, rois)
+        num_sampled = max(1, len(labels))
+        positive = torch.nonzero(labels > 0).flatten()
+        loss_cls = F.cross_entropy(logits, labels, reduction="sum") / num_sampled
+        # (R, K, 4) -> (foreground, 4): the deltas of each RoI's own class
+        pred_deltas = deltas[positive, index_of(labels[positive])]
+        loss_box = F.smooth_l1_loss(
+            pred_deltas, gt_deltas[positive], beta=self.settings.smooth_l1_beta, reduction="sum"
+        )
+        return {"loss_roi_cls": loss_cls, "loss_roi_box": loss_box / num_sampled}
+
+    def sample(
+        self, proposals: list[Tensor], targets: list[Target]
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Choose the RoIs to learn from: return N tensors (R_n, 4), labels (R,) with 0 for
+        background, and target deltas (R, 4), 0 for background.
+
+        proposals: N tensors (P, 4) xyxy px, which the boxes of `targets` join. All may be empty.
+        """
+        rois, labels, gt_deltas = [], [], []
+        for boxes, target in zip(proposals, targets, strict=True):
+            gt_boxes, gt_labels = target.trainable()
+            boxes = torch.cat((boxes, gt_boxes))
+            matched_idxs = self.matcher(gt_boxes, boxes)
+            positive, negative = self.sampler(matched_idxs)
+            matched = matched_idxs[positive]
+            rois.append(boxes[torch.cat((positive, negative))])
+            labels.append(F.pad(gt_labels[matched], (0, len(negative))))
+            deltas = self.box_coder.encode(boxes[positive], gt_boxes[matched])
+            gt_deltas.append(F.pad(deltas, (0, 0, 0, len(negative))))
+        return rois, torch.cat(labels), torch.cat(gt_deltas)
+
+    def postprocess(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        proposals: list[Tensor],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[Detections]:
+        """Return N Detections, best first, of scored RoIs: decode, clip, threshold, NMS, best D.
+
+        logits (R, K + 1), deltas (R, K, 4): of N tensors of proposals (P, 4) xyxy px together.
+        sizes: N (h, w) px to which boxes are clipped. No proposals: no detections.
+        """
+        scores = logits.softmax(dim=1)[:, label_of(0) :]  # (R, K + 1) -> (R, K): no background
+        boxes = self.box_coder.decode(torch.cat(proposals), deltas)  # (R, K, 4)
+        counts = [len(p) for p in proposals]
+        per_image = zip(boxes.split(counts), scores.split(counts), sizes, strict=True)
+        return [self.detections_of_image(clip_boxes(b, size), s) for b, s, size in per_image]
+
+    def detections_of_image(self, boxes: Tensor, scores: Tensor) -> Detections:
+        """Return the detections of one image from boxes (R, K, 4) and scores (R, K): score cut, NMS
+        a class, best D.
+        """
+        roi, column = torch.nonzero(scores > self.settings.score_thresh, as_tuple=True)
+        # (R, K, 4), (R, K) -> (D, 4), (D,), (D,): each class of a RoI is a candidate of its own
+        boxes, scores, labels = boxes[roi, column], scores[roi, column], label_of(column)
+        keep = large_enough(boxes, MIN_DETECTION_SIDE)
+        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+        keep = ops.batched_nms(boxes, scores, labels, self.settings.nms_thresh)
+        keep = keep[: self.settings.detections_per_image]
+        return Detections(boxes[keep], scores[keep], labels[keep])

@@ -1,0 +1,216 @@
+"""RPN: the region proposal network (Ren et al. 2015, section 3.1).
+
+Shapes: N images, C channels, (H, W) feature map, A anchors a cell, L = H * W * A anchors an image,
+M ground-truth boxes. objectness: logits that an anchor holds an object. deltas: box regression
+relative to the anchor. proposals: decoded, clipped, suppressed boxes that go on to the RoI head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detres.boxes import clip_boxes, large_enough, nms
+from detres.detection.models.anchors import AnchorGenerator
+from detres.detection.models.box_coder import BoxCoder
+from detres.detection.models.matcher import BETWEEN, Matcher
+from detres.detection.models.sampler import Sampler
+from detres.detection.structures import ImageBatch, Target
+
+
+@dataclass(frozen=True)
+class ProposalCounts:
+    """How many boxes survive: the best `pre_nms` by objectness enter NMS, the best `post_nms` leave
+    it.
+    """
+
+    pre_nms: int
+    post_nms: int
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution with ReLU and two sibling 1x1 convolutions, all N(0, 0.01)
+    (py-faster-rcnn's prototxt).
+
+    objectness "softmax" has two outputs an anchor (A background channels, then A foreground), as
+    the paper; "sigmoid" one, as Detectron. The two-way softmax equals the sigmoid of the
+    difference, so both give one logit.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        width: int,
+        num_anchors: int,
+        objectness: Literal["softmax", "sigmoid"],
+    ) -> None:
+        super().__init__()
+        self.num_anchors = num_anchors
+        self.two_way = objectness == "softmax"
+        self.conv = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.objectness = nn.Conv2d(width, num_anchors * (2 if self.two_way else 1), 1)
+        self.deltas = nn.Conv2d(width, num_anchors * 4, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Return objectness logits (N, L) and deltas (N, L, 4), float32, for a feature map (N, C,
+        H, W).
+        """
+        hidden = F.relu(self.conv(feature), inplace=True)
+        logits = self.objectness(hidden).float()
+        if self.two_way:
+            logits = logits[:, self.num_anchors :] - logits[:, : self.num_anchors]
+        logits = logits.permute(0, 2, 3, 1).flatten(1)  # (N, A, H, W) -> (N, L)
+        deltas = self.deltas(hidden).float().permute(0, 2, 3, 1)  # (N, H, W, 4A)
+        return logits, deltas.reshape(len(feature), -1, 4)
+
+
+@dataclass(frozen=True)
+class RPNSettings:
+    """train_counts, test_counts: how many proposals there are. nms_thresh: IoU above which the
+    worse of two goes. min_size: proposals with a side below it are dropped, in px of the original
+    image (py-faster-rcnn: 16). train_anchors: "inside" leaves anchors that cross the image border
+    out of training (the paper), "all" keeps them (torchvision, detectron2). smooth_l1_beta: where
+    the box loss turns from quadratic to linear; 1/9 is py-faster-rcnn's sigma 3.
+    """
+
+    train_counts: ProposalCounts
+    test_counts: ProposalCounts
+    nms_thresh: float
+    min_size: float
+    train_anchors: Literal["inside", "all"]
+    smooth_l1_beta: float
+
+
+@dataclass(frozen=True)
+class MapOutput:
+    """What the head says of one feature map: anchors (L, 4) xyxy px, logits (N, L) that they hold
+    an object, deltas (N, L, 4).
+    """
+
+    anchors: Tensor
+    logits: Tensor
+    deltas: Tensor
+
+
+class RPN(nn.Module):
+    """Proposes regions and, when targets are given, learns to.
+
+    anchors: stage -> the anchors on that map; one head serves all maps.
+    """
+
+    def __init__(
+        self,
+        *,
+        head: RPNHead,
+        anchors: dict[str, AnchorGenerator],
+        box_coder: BoxCoder,
+        matcher: Matcher,
+        sampler: Sampler,
+        settings: RPNSettings,
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.anchors = nn.ModuleDict(anchors)
+        self.box_coder = box_coder
+        self.matcher = matcher
+        self.sampler = sampler
+        self.settings = settings
+
+    def forward(
+        self, features: dict[str, Tensor], images: ImageBatch, targets: list[Target] | None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return N tensors of proposals (P, 4) xyxy px, best first, and the losses by name; none
+        without targets.
+
+        features: stage -> (N, C, H, W). Proposals carry no gradient: the approximate joint training
+        of py-faster-rcnn. P may be 0.
+        """
+        maps = [self._on_map(features[stage], anchors) for stage, anchors in self.anchors.items()]
+        counts = self.settings.test_counts if targets is None else self.settings.train_counts
+        proposals = [self.proposals_of_image(maps, images, n, counts) for n in range(len(images))]
+        return proposals, {} if targets is None else self.losses(maps, images, targets)
+
+    def _on_map(self, feature: Tensor, anchors: AnchorGenerator) -> MapOutput:
+        logits, deltas = self.head(feature)
+        return MapOutput(anchors(feature.shape[2], feature.shape[3]), logits, deltas)
+
+    def proposals_of_image(
+        self, maps: list[MapOutput], images: ImageBatch, n: int, counts: ProposalCounts
+    ) -> Tensor:
+        """Return the proposals (P, 4) of image `n`: of every map the best after NMS, of all maps
+        together the best `counts.post_nms`.
+        """
+        size, original = images.sizes[n], images.original_sizes[n]
+        min_side = self.settings.min_size * size[0] / original[0]
+        boxes, scores = [], []
+        for each in maps:
+            logits, deltas = each.logits[n].detach(), each.deltas[n].detach()  # (L,), (L, 4)
+            top = logits.topk(min(counts.pre_nms, len(logits))).indices
+            decoded = clip_boxes(self.box_coder.decode(each.anchors[top], deltas[top]), size)
+            large = large_enough(decoded, min_side)
+            decoded, logits = decoded[large], logits[top][large]
+            keep = nms(decoded, logits, self.settings.nms_thresh, counts.post_nms)
+            boxes.append(decoded[keep])
+            scores.append(logits[keep])
+        best = torch.cat(scores).argsort(descending=True, stable=True)[: counts.post_nms]
+        return torch.cat(boxes)[best]
+
+    def losses(
+        self, maps: list[MapOutput], images: ImageBatch, targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """Return loss_rpn_cls, the mean binary cross entropy over the sampled anchors, and
+        loss_rpn_box, their smooth-L1 loss; both are scalars.
+
+        Both are divided by the number of sampled anchors, foreground and background together
+        (py-faster-rcnn).
+        """
+        anchors = torch.cat([each.anchors for each in maps])  # (L, 4), L of all maps from here on
+        logits = torch.cat([each.logits for each in maps], dim=1)  # (N, L)
+        deltas = torch.cat([each.deltas for each in maps], dim=1)  # (N, L, 4)
+        sampled_logits, sampled_labels, pred_deltas, gt_deltas = [], [], [], []
+        for n, target in enumerate(targets):
+            gt_boxes, _ = target.trainable()
+            matched_idxs = self.match(anchors, gt_boxes, images.sizes[n])
+            positive, negative = self.sampler(matched_idxs)
+            rows = torch.cat((positive, negative))
+            sampled_logits.append(logits[n, rows])
+            sampled_labels.append((matched_idxs[rows] >= 0).to(logits))
+            pred_deltas.append(deltas[n, positive])
+            matched_boxes = gt_boxes[matched_idxs[positive]]
+            gt_deltas.append(self.box_coder.encode(anchors[positive], matched_boxes))
+        labels = torch.cat(sampled_labels)
+        num_sampled = max(1, len(labels))
+        loss_cls = F.binary_cross_entropy_with_logits(
+            torch.cat(sampled_logits), labels, reduction="sum"
+        )
+        loss_box = F.smooth_l1_loss(
+            torch.cat(pred_deltas),
+            torch.cat(gt_deltas),
+            beta=self.settings.smooth_l1_beta,
+            reduction="sum",
+        )
+        return {"loss_rpn_cls": loss_cls / num_sampled, "loss_rpn_box": loss_box / num_sampled}
+
+    def match(self, anchors: Tensor, gt_boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return matched_idxs (L,) of anchors (L, 4) with gt_boxes (M, 4), both xyxy px, in an
+        image of `size` (h, w) px; anchors that are not trained on are BETWEEN.
+        """
+        if self.settings.train_anchors == "all":
+            return self.matcher(gt_boxes, anchors)
+        height, width = size
+        inside = (
+            (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
+        )
+        matched_idxs = torch.full(
+            (len(anchors),), BETWEEN, dtype=torch.int64, device=anchors.device
+        )
+        matched_idxs[inside] = self.matcher(gt_boxes, anchors[inside])
+        return matched_idxs

@@ -1,0 +1,182 @@
+"""The values that travel between the parts of detection: disk -> Annotations -> Target ->
+ImageBatch -> Losses or Detections -> Predictions.
+
+Everywhere: N images, M ground-truth boxes, D detections, K classes without background. Boxes are
+float32 (x1, y1, x2, y2) in absolute pixels with continuous coordinates, so x2 - x1 is the width.
+Labels are int64, 1..K; 0 is background and appears only inside the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detres.class_map import ClassMap
+
+ImageId = int | str
+Number = TypeVar("Number", int, np.ndarray, Tensor)
+
+_BACKGROUNDS = 1
+"""Of a detector's labels, the first ones are no class: there is one background, 0."""
+
+
+def label_of(index: Number) -> Number:
+    """Return the detector's labels, 1..K, of classes by their index in a ClassMap, 0..K-1.
+
+    index: a number, or an array or tensor of any shape. The one place where background is counted.
+    """
+    return index + _BACKGROUNDS
+
+
+def index_of(label: Number) -> Number:
+    """Return the index in a ClassMap, 0..K-1, of a detector's labels, 1..K; undoes `label_of`."""
+    return label - _BACKGROUNDS
+
+
+def names_of(class_map: ClassMap, labels: np.ndarray | Tensor) -> list[str]:
+    """Return the class names of a detector's labels (D,), 1..K; raises IndexError for others."""
+    return [class_map.name_of(index) for index in index_of(labels).tolist()]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The objects of one image as given: boxes (M, 4) float32 xyxy px, labels (M,) int64 1..K,
+    crowd and difficult (M,) bool.
+
+    M may be 0. Checked once, here: raises ValueError naming the image on a wrong shape or dtype.
+    """
+
+    image_id: ImageId
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    difficult: Tensor
+
+    def __post_init__(self) -> None:
+        num = len(self.labels)
+        if self.boxes.shape != (num, 4) or self.boxes.dtype != torch.float32:
+            raise ValueError(
+                f"image {self.image_id}: boxes are {self.boxes.dtype} {tuple(self.boxes.shape)}, "
+                f"expected float32 ({num}, 4)"
+            )
+        if self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"image {self.image_id}: labels are {self.labels.dtype}, expected int64"
+            )
+        for name in ("crowd", "difficult"):
+            flag = getattr(self, name)
+            if flag.shape != (num,) or flag.dtype != torch.bool:
+                raise ValueError(
+                    f"image {self.image_id}: {name} is {flag.dtype} {tuple(flag.shape)}, expected "
+                    f"bool ({num},)"
+                )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def trainable(self) -> tuple[Tensor, Tensor]:
+        """Return boxes (M', 4) and labels (M',) of the objects that are neither crowd nor
+        difficult.
+        """
+        keep = ~(self.crowd | self.difficult)
+        return self.boxes[keep], self.labels[keep]
+
+    def to(self, device: torch.device | str) -> Target:
+        """Return it on `device`."""
+        return Target(self.image_id, *(getattr(self, f.name).to(device) for f in fields(self)[1:]))
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """N images padded at the right and bottom to one size.
+
+    pixels: (N, 3, H, W) uint8 RGB; the model normalises them on its device. sizes: N (h, w) px,
+    true sizes inside the padding. original_sizes: N (h, w) px of the files as read, before
+    resizing. ids: N image ids.
+    """
+
+    pixels: Tensor
+    sizes: tuple[tuple[int, int], ...]
+    original_sizes: tuple[tuple[int, int], ...]
+    ids: tuple[ImageId, ...]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def to(self, device: torch.device | str) -> ImageBatch:
+        """Return it on `device`; from pinned memory the copy overlaps with computing."""
+        pixels = self.pixels.to(device, non_blocking=True)
+        return ImageBatch(pixels, self.sizes, self.original_sizes, self.ids)
+
+    def pin_memory(self) -> ImageBatch:
+        """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by
+        its name.
+        """
+        return ImageBatch(self.pixels.pin_memory(), self.sizes, self.original_sizes, self.ids)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a model found in one image, best score first: boxes (D, 4) float32 xyxy px, scores (D,)
+    in [0, 1], labels (D,) int64 1..K.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to(self, device: torch.device | str) -> Detections:
+        """Return it on `device`."""
+        return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of what was trained, by name, as scalar tensors: of Faster R-CNN loss_rpn_cls and
+    loss_roi_cls in nats, loss_rpn_box and loss_roi_box of dimensionless deltas.
+    """
+
+    named: dict[str, Tensor]
+
+    def total(self) -> Tensor:
+        """Return the unweighted sum, as in the joint training of Faster R-CNN."""
+        return sum(self.named.values())
+
+    def terms(self) -> dict[str, Tensor]:
+        """Return name -> scalar tensor."""
+        return self.named
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Detections of a whole data set in flat arrays, boxes in the pixels of the original files.
+
+    image_ids: (D,) int64 or str, one per detection. boxes: (D, 4) float32 xyxy px. scores: (D,)
+    float32. labels: (D,) int64 1..K, the indices of `class_map` by `label_of`. Rows need no order.
+    D may be 0. Boxes and scores read from a results file stay float64, as written. Raises
+    ValueError for arrays of different lengths.
+    """
+
+    class_map: ClassMap
+    image_ids: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        num = len(self.scores)
+        if self.boxes.shape != (num, 4) or {len(self.labels), len(self.image_ids)} != {num}:
+            raise ValueError(
+                f"Predictions: {num} scores, {len(self.labels)} labels, {len(self.image_ids)} "
+                f"image ids and boxes {self.boxes.shape} do not belong together"
+            )
+
+    def __len__(self) -> int:
+        return len(self.scores)

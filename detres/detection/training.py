@@ -1,0 +1,138 @@
+"""A detector that learns: what a run trains, how it is evaluated, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from detres.class_map import ClassMap
+from detres.detection.build import (
+    build_detector,
+    build_train_set,
+    build_val_set,
+    eval_loader,
+    train_loader,
+)
+from detres.detection.config import DetectionConfig
+from detres.detection.data.box_policy import require_objects
+from detres.detection.data.read import read_split
+from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
+from detres.detection.evaluation.result_files import to_coco_results
+from detres.detection.inference.dataset import detect_dataset
+from detres.detection.inference.pictures import write_sheet
+from detres.detection.weights_file import current_names, load_detector, save_detector
+from detres.files import load_model_state, write_text
+from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS, STATE
+from detres.runs.run import SavedRun, TrainingRun
+from detres.runs.settings import build_optimizer, build_schedule
+
+
+class DetectionData:
+    """The training set and the held-out annotations of one run.
+
+    Raises, before anything is written, what the readers raise; AnnotationError when one of the two
+    has no object to learn from or to evaluate on; ClassMismatchError when their classes differ.
+    """
+
+    def __init__(self, config: DetectionConfig) -> None:
+        self.train_set = build_train_set(config)
+        self.train = self.train_set.annotations
+        self.val = read_split(config.data, "val")
+        self.train.class_map.require_same(self.val.class_map, self.train.source, self.val.source)
+        require_objects(self.val, "to evaluate on, so no weights could be chosen as the best")
+
+
+class DetectionTraining:
+    """What a TrainingRun trains, evaluates and keeps: a detector on annotated images."""
+
+    def __init__(
+        self, config: DetectionConfig, model: nn.Module, data: DetectionData, device: torch.device
+    ) -> None:
+        self.config, self.data, self.device = config, data, device
+        self.model = model.to(device)
+        self.num_images = len(data.train)
+        self.optimizer = build_optimizer(config.train, model)
+        self.schedule = build_schedule(config.train, len(data.train))
+        self.loaded: str | None = None
+        self.held_out = eval_loader(
+            build_val_set(config.model, data.val),
+            batch_size=config.eval.batch_size,
+            num_workers=config.data.workers,
+        )
+
+    @classmethod
+    def start(
+        cls, config: DetectionConfig, device: torch.device, init_from: str | None = None
+    ) -> DetectionTraining:
+        """Return what a new run trains.
+
+        init_from: weights file of a trained detector of the same classes, to start from. Raises
+        what DetectionData, build_detector and load_detector raise.
+        """
+        torch.manual_seed(config.seed)
+        data = DetectionData(config)
+        detector = build_detector(config.model, len(data.train.class_map))
+        if init_from is not None:
+            trained, _, class_map = load_detector(Path(init_from))
+            class_map.require_same(data.train.class_map, init_from, data.train.source)
+            load_model_state(detector, trained.state_dict(), Path(init_from))
+        training = cls(config, detector, data, device)
+        if detector.backbone.load_report is not None:
+            training.loaded = str(detector.backbone.load_report)
+        return training
+
+    @classmethod
+    def resume(cls, saved: SavedRun, device: torch.device) -> DetectionTraining:
+        """Return what a saved run trained, as its last.pt left it.
+
+        Raises what DetectionData raises, ClassMismatchError when the data have other classes now,
+        CheckpointError when the weights do not fit.
+        """
+        data = DetectionData(saved.config)
+        path, train = saved.folder / STATE, data.train
+        class_map = ClassMap.from_dict(saved.state["classes"])
+        class_map.require_same(train.class_map, str(path), train.source)
+        detector = build_detector(saved.config.model, len(class_map), pretrained=False)
+        load_model_state(detector, current_names(saved.state["model"]), path)
+        return cls(saved.config, detector, data, device)
+
+    def describe_data(self) -> str:
+        """Return what is trained and evaluated on, in words."""
+        return f"train {self.data.train.describe()}\nval   {self.data.val.describe()}"
+
+    def state(self) -> dict:
+        """Return what last.pt holds of the classes."""
+        return {"classes": self.data.train.class_map.to_dict()}
+
+    def batches(self, run: TrainingRun) -> DataLoader:
+        """Return the batches of the run's steps that are not done."""
+        return train_loader(
+            self.data.train_set,
+            batch_size=self.config.train.batch_size,
+            steps=run.schedule.steps,
+            seed=self.config.seed,
+            start_step=run.progress.step,
+            num_workers=self.config.data.workers,
+        )
+
+    def evaluate(self) -> DetectionEvaluation:
+        """Return the numbers on the held-out images; writes nothing."""
+        val = self.data.val
+        found = detect_dataset(self.model, self.held_out, val.class_map, self.device)
+        return evaluate(self.config.eval.protocol, val, found)
+
+    def keep(self, run: TrainingRun, evaluation: DetectionEvaluation, *, improved: bool) -> None:
+        """Write weights, detections, numbers and a picture of the best evaluation so far."""
+        if not improved:
+            return
+        folder, step = run.folder, run.progress.step
+        class_map, found = self.data.train.class_map, evaluation.predictions
+        save_detector(folder / DETECTOR_WEIGHTS, self.model, self.config, class_map, step)
+        write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
+        metrics = json.dumps({"step": step, **evaluation.result.to_dict()}, indent=2)
+        write_text(folder / METRICS, metrics)
+        write_sheet(folder / PICTURE, self.data.val, found)

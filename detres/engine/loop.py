@@ -1,0 +1,113 @@
+"""The training loop, one screen: anything that turns (images, targets) into losses, in steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from detres.engine.batches import targets_to
+from detres.engine.flight_recorder import NonFiniteLossError
+from detres.engine.log import RunLog
+from detres.engine.meter import Meter
+from detres.engine.optimizers import clip_gradients, gradient_norm, set_rate
+from detres.engine.probes import Precision
+from detres.engine.progress import Progress
+from detres.engine.schedule import Schedule
+from detres.engine.stop import Interrupted, StopSignals
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How the loop goes on.
+
+    seed: of the randomness inside the model (sampling), drawn anew from (seed, step), so that a
+    resumed run repeats a straight one. log_every, save_every: steps. eval_every: steps, 0: only at
+    the end. clip_grad_norm: largest 2-norm of all gradients together, None: no limit. precision:
+    "bf16" runs the forward under autocast.
+    """
+
+    seed: int
+    log_every: int
+    save_every: int
+    eval_every: int = 0
+    clip_grad_norm: float | None = None
+    precision: Precision = "fp32"
+
+
+class Run(Protocol):
+    """What the loop asks of a run, and tells it: detres.runs.run.TrainingRun."""
+
+    progress: Progress
+    log: RunLog
+
+    def evaluate(self) -> None:
+        """Evaluate at this step, log it, keep what is the best, and save."""
+
+    def save(self) -> None:
+        """Save all that resuming needs."""
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable,
+    *,
+    schedule: Schedule,
+    settings: LoopSettings,
+    run: Run,
+    device: torch.device,
+) -> None:
+    """Train from `run.progress.step` to `schedule.steps`, saving and evaluating on the way and at
+    the end; first of all, evaluate where the run stopped when that was due.
+
+    model: called as model(images, targets), returns an object with .terms() (name -> scalar tensor)
+    and .total(). batches: yields (images, targets) from the run's step on; images have .to(device),
+    len() and .ids; targets, or each of a list of them, have .to(device). Raises NonFiniteLossError
+    before the weights are touched, Interrupted after saving, ValueError when `batches` ends early.
+    """
+    progress, meter = run.progress, Meter()
+    with StopSignals() as stop:
+        model.train()
+        if progress.evaluation_is_due(settings.eval_every, schedule.steps):
+            run.evaluate()
+            stop.raise_if_asked(progress.step)
+        if progress.step >= schedule.steps:
+            return
+        meter.wait_for_data()
+        for images, targets in batches:
+            meter.data_ready()
+            lr = schedule.at(progress)
+            set_rate(optimizer, lr)
+            torch.manual_seed((settings.seed * 1_000_003 + progress.step) % 2**63)
+            images, targets = images.to(device), targets_to(device, targets)
+            optimizer.zero_grad(set_to_none=True)  # before the forward, which needs the memory
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                losses = model(images, targets)
+                total, terms = losses.total(), losses.terms()
+            total.backward()
+            norm = gradient_norm(model)
+            # The step's one wait for the device: nothing non-finite may reach the weights.
+            if not torch.isfinite(total.detach() + norm):
+                raise NonFiniteLossError(model, terms, images, targets, step=progress.step, lr=lr)
+            clip_gradients(model, settings.clip_grad_norm, norm)
+            optimizer.step()
+            schedule.advance(progress, terms)
+            meter.step_done({"loss": total, **terms, "grad_norm": norm}, len(images))
+            run.log.step_done(progress.step, meter, lr=lr, every=settings.log_every)
+            due = progress.evaluation_is_due(settings.eval_every, schedule.steps)
+            stopping = stop.asked
+            if due or stopping or progress.step % settings.save_every == 0:
+                run.save()
+            if stopping:
+                raise Interrupted(progress.step)
+            if due:
+                run.evaluate()
+                stop.raise_if_asked(progress.step)
+            if progress.step == schedule.steps:
+                return
+            meter.wait_for_data()
+    raise ValueError(f"batches ended after step {progress.step}, expected {schedule.steps}")

@@ -1,0 +1,48 @@
+"""Stopping between steps, on Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+
+class Interrupted(Exception):
+    """Training was stopped by Ctrl-C or SIGTERM; the state after `step` steps is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+class StopSignals:
+    """Turns SIGINT and SIGTERM into a request read between steps; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> StopSignals:
+        self.previous = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self._ask)
+        except ValueError:  # not the main thread: signals stay with whoever has them
+            pass
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def raise_if_asked(self, step: int) -> None:
+        """Raise Interrupted when a stop was asked for; `step` steps are done and saved."""
+        if self.asked:
+            raise Interrupted(step)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        sys.stderr.write(
+            "\nstopping when this step (and the evaluation, if one is under way) is done and saved;"
+            " once more stops at once\n"
+        )

@@ -1,1 +1,0 @@
-"""Evaluation protocols: COCO, PASCAL VOC."""

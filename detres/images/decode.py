@@ -1,0 +1,165 @@
+"""Images: files -> uint8 RGB arrays, resizing, and padding into one batch."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+Picture = np.ndarray | str | Path
+"""An image as a user gives it: a (H, W, 3) uint8 RGB array, or a path."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+_EXIF_ORIENTATION = 0x0112
+
+# EXIF orientation -> (swap rows and columns, then flip rows, then flip columns) to show the picture
+# upright.
+_UPRIGHT = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+# What Pillow raises on damaged bytes, depending on the format.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+class ImageReadError(OSError):
+    """An image file that is missing, damaged or no image; the message names it."""
+
+
+def read_image(path: str | Path, stated_size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return an image file as `decode_image` does; raises ImageReadError also when it is missing or
+    cannot be opened.
+    """
+    return decode_image(read_bytes(path), str(path), stated_size)
+
+
+def one_or_more(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
+    """Return images given as one, a path or a (H, W, 3) array, as a list of it; several as they
+    are.
+    """
+    alone = isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3)
+    return [images] if alone else images
+
+
+def as_rgb(image: Picture, name: str) -> np.ndarray:
+    """Return an image given as a path, read by `read_image`, or as a (H, W, 3) uint8 RGB array, as
+    it is.
+
+    name: what a message calls an array. Raises ImageReadError for a file that cannot be read,
+    ValueError for an array of another shape or dtype.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{name} is {image.dtype} {image.shape}, expected uint8 (H, W, 3) RGB")
+    return image
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Return an image file as it is; raises ImageReadError when it is missing or cannot be
+    opened.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ImageReadError(f"image file {path} does not exist") from None
+    except OSError as error:
+        raise ImageReadError(f"image file {path} cannot be read: {error}") from None
+
+
+def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return an encoded image as (H, W, 3) uint8 RGB, C-contiguous and writable, turned as its EXIF
+    orientation says.
+
+    Grey, palette, 1-bit and CMYK images become RGB; an alpha channel is dropped and the colours
+    under it kept, as detection toolkits have it; 16-bit values are scaled by 1/257 (colour: their
+    high byte), not clipped. name: of the file, for messages. stated_size: (h, w) px that the
+    annotations give, 0 where they do not. When it fits only the pixels as stored, the labels were
+    made on those, so they are returned unturned (TIFF excepted: always turned). Raises
+    ImageReadError for data that are truncated, no image, or of 32-bit pixels; ValueError naming
+    file and sizes when the stated size fits neither way.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = (
+                _decode_jpeg(data)
+                if image.format == "JPEG" and image.mode in ("RGB", "L")
+                else None
+            )
+            if pixels is None:
+                pixels = _to_rgb(image)
+            # Asked for after decoding: Pillow turns TIFF files by itself and then clears the tag.
+            swap, flip_rows, flip_columns = _UPRIGHT.get(
+                image.getexif().get(_EXIF_ORIENTATION, 1), _UPRIGHT[1]
+            )
+    except _DECODER_ERRORS as error:
+        raise ImageReadError(f"image file {name} cannot be read: {error}") from None
+
+    stored = pixels.shape[:2]
+    upright = stored[::-1] if swap else stored
+    stated = upright if stated_size is None or min(stated_size) <= 0 else tuple(stated_size)
+    if stated == upright:
+        pixels = pixels.swapaxes(0, 1) if swap else pixels
+        pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+    elif stated != stored:
+        raise ValueError(
+            f"{name}: the annotations say {stated[1]}x{stated[0]} px, the file is "
+            f"{upright[1]}x{upright[0]}; "
+            "boxes would be misplaced. Correct the size in the annotations, or the file"
+        )
+    return np.ascontiguousarray(pixels)
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """OpenCV's decoder gives Pillow's pixels in less time, but fills up a truncated file: None
+    unless the last scan has its end.
+    """
+    last_scan = data.rfind(b"\xff\xda")
+    if last_scan < 0 or data.find(b"\xff\xd9", last_scan) < 0:
+        return None
+    return cv2.imdecode(
+        np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    )
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Pillow's decoder; it clips 16-bit grey when asked for RGB, so that is scaled here."""
+    image.load()
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(
+                "its pixels have 32 bits, which have no agreed range; save it with 8 or 16"
+            )
+        return np.repeat(((grey + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError(
+            "its pixels are floats of 32 bits, which have no agreed range; save it with 8 or 16"
+        )
+    # Through RGBA a palette's transparent entry keeps its colour and Pillow does not warn.
+    return np.array(
+        image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
+    )

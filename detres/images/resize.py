@@ -1,0 +1,59 @@
+"""The resize rules: to what size an image goes, and how its pixels get there."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+
+def resized_size(height: int, width: int, *, short_side: int, max_side: int) -> tuple[int, int]:
+    """Return (h, w) px of an image for detection: its short side at `short_side`, or less where its
+    long side would exceed `max_side`.
+
+    py-faster-rcnn's rule (600 and 1000): scale = short_side / min, unless that rounds the long side
+    beyond the cap; both sides are rounded.
+    """
+    scale = short_side / min(height, width)
+    if round(scale * max(height, width)) > max_side:
+        scale = max_side / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Return (h, w) px of an image for classification: its short side at `short_side` and the long
+    one rounded down, as torchvision does.
+    """
+    if height <= width:
+        return short_side, short_side * width // height
+    return short_side * height // width, short_side
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return `image` (H, W, 3) uint8 resized to `size` (h, w), bilinear as py-faster-rcnn; the
+    image itself when it has that size.
+    """
+    if image.shape[:2] == size:
+        return image
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def resized_window(
+    image: np.ndarray, size: tuple[int, int], corner: tuple[int, int], side: int
+) -> np.ndarray:
+    """Return the (side, side, 3) window at `corner` (top, left) of `image` (H, W, 3) uint8 resized
+    to `size` (h, w), bilinear as Caffe resized.
+
+    Only the window's own pixels are computed, to a 32nd of a pixel.
+    """
+    scale_y, scale_x = image.shape[0] / size[0], image.shape[1] / size[1]
+    # pixel centres sit at +0.5: source = (target + corner + 0.5) * scale - 0.5
+    x_to_source = (scale_x, 0, (corner[1] + 0.5) * scale_x - 0.5)
+    y_to_source = (0, scale_y, (corner[0] + 0.5) * scale_y - 0.5)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(
+        image,
+        np.array([x_to_source, y_to_source]),
+        (side, side),
+        flags=flags,
+        borderMode=cv2.BORDER_REPLICATE,
+    )

@@ -1,0 +1,48 @@
+"""Which network of `backbones` a model is built on: one description for both wings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from backbones import Backbone, create_backbone
+from detres.config import Section
+
+
+class NetworkConfig(Section):
+    """A network of `backbones`; None means the network's own default (paper, section 4.1: shortcut
+    B for ResNets, A on CIFAR).
+    """
+
+    name: str = "resnet50"
+    shortcut: Literal["A", "B", "C"] | None = None
+    shortcut_padding: Literal["end", "both"] | None = None
+    # stride 2 in the 1x1 (the paper) or the 3x3 of a bottleneck
+    stride_placement: Literal["original", "torchvision"] | None = None
+    norm: Literal["batch", "frozen", "sync", "group"] | None = None
+    zero_init_residual: bool | None = None  # not in the paper
+    weights: str | None = None  # a file, or a published name such as torchvision/resnet101.v1
+
+
+def build_network(
+    settings: NetworkConfig,
+    *,
+    num_classes: int | None,
+    freeze_at: int = 0,
+    weights: str | Path | None = None,
+) -> Backbone:
+    """Return the network of `settings`, with `weights`, not those of the settings, where given.
+
+    The arguments, and what is raised, are those of backbones.create_backbone.
+    """
+    return create_backbone(
+        settings.name,
+        shortcut=settings.shortcut,
+        shortcut_padding=settings.shortcut_padding,
+        stride_placement=settings.stride_placement,
+        norm=settings.norm,
+        num_classes=num_classes,
+        freeze_at=freeze_at,
+        zero_init_residual=settings.zero_init_residual,
+        weights=weights,
+    )

@@ -1,0 +1,1 @@
+"""A run: its folder, its state, its settings, its life."""

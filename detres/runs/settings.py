@@ -1,0 +1,174 @@
+"""The optimisation and where the data are: settings both wings have, and what is built from
+them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from detres.config import Count, Fraction, Positive, PositiveFloat, Section
+from detres.engine.optimizers import adamw, sgd
+from detres.engine.schedule import Schedule
+
+
+class DataRootError(ValueError):
+    """It is not said where the data are, or what is said cannot be."""
+
+
+class ShapesRootError(DataRootError):
+    """The folder that is given for the embedded shapes holds something else."""
+
+
+class TrainConfig(Section):
+    """The optimisation, in steps of `batch_size` images; `epochs` instead of `steps` makes the
+    milestones epochs too.
+    """
+
+    batch_size: Positive = 2
+    lr: PositiveFloat = 1e-3  # for `reference_batch` images
+    # py-faster-rcnn: one image, gradients of two added up (iter_size 2)
+    reference_batch: Positive = 2
+    lr_scaling: Literal["linear", "none"] = "linear"
+    steps: Positive | None = None
+    epochs: PositiveFloat | None = None
+    schedule: Literal["multistep", "plateau", "cosine"] = "multistep"
+    milestones: tuple[PositiveFloat, ...] = ()  # where lr is multiplied by gamma
+    gamma: Fraction = 0.1
+    # plateau: evaluations in a row without a better metric, after which lr is multiplied by gamma
+    patience: Positive = 5
+    warmup_steps: Count = 500  # Detectron; py-faster-rcnn has no warm-up
+    warmup_factor: Fraction = 1 / 3
+    # adamw is not the paper's: for short runs from random weights
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Fraction = 0.9  # sgd only
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    clip_grad_norm: PositiveFloat | None = None
+    # of the forward pass; auto: the faster one here, settled at the start
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    log_every: Positive = 20
+    eval_every: Count = 0  # steps; 0: only at the end
+    save_every: Positive = 500
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.steps is None and self.epochs is None:
+            raise ValueError("give either train.steps or train.epochs")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                "steps and epochs are both given: set one of train.steps and train.epochs to null"
+            )
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"milestones {list(self.milestones)} are not in rising order")
+        length = self.steps if self.steps is not None else self.epochs
+        if self.milestones and self.milestones[-1] >= length:
+            raise ValueError(
+                f"milestone {self.milestones[-1]:g} lies at or beyond the end of training, "
+                f"{length:g}: give train.milestones for this length, [] for none"
+            )
+        if self.schedule != "multistep" and self.milestones:
+            raise ValueError(f"schedule {self.schedule} has no milestones")
+        if self.schedule == "plateau" and not self.eval_every:
+            raise ValueError("schedule plateau waits for evaluations: give train.eval_every")
+        if (
+            self.schedule == "plateau"
+            and self.steps is not None
+            and self.patience * self.eval_every >= self.steps
+        ):
+            raise ValueError(
+                f"schedule plateau would never act: train.patience {self.patience} evaluations, "
+                f"one every {self.eval_every} steps, "
+                f"are not over before the end, step {self.steps}"
+            )
+        return self
+
+    def in_steps(self, num_images: int) -> tuple[int, tuple[int, ...]]:
+        """Return the number of steps and the milestones in steps, for a training set of
+        `num_images`.
+        """
+        if self.steps is not None:
+            return self.steps, tuple(round(m) for m in self.milestones)
+        per_epoch = num_images / self.batch_size
+        return max(1, round(self.epochs * per_epoch)), tuple(
+            round(m * per_epoch) for m in self.milestones
+        )
+
+    @property
+    def effective_lr(self) -> float:
+        """The learning rate for `batch_size` images."""
+        return (
+            self.lr * self.batch_size / self.reference_batch
+            if self.lr_scaling == "linear"
+            else self.lr
+        )
+
+
+class DataSettings(Protocol):
+    """Where data are: what the data sections of both wings have in common."""
+
+    format: str
+    root: str | None
+
+    def model_copy(self, *, update: dict[str, object]) -> DataSettings:
+        """Return a copy with some fields changed."""
+
+
+def with_data_root(data: DataSettings, root: str | Path | None) -> DataSettings:
+    """Return `data` with its root settled: `root`, else its own, else the environment variable
+    DETRES_DATA.
+
+    A folder becomes an absolute path, so that weights are evaluated from any directory; shards may
+    be behind a URL. The shapes data need no root; theirs is the cache folder they are drawn into.
+
+    Raises DataRootError when none of the three is given, ShapesRootError for shapes in a folder
+    that holds other files, FileNotFoundError when the folder is not there.
+    """
+    chosen = root or data.root or os.environ.get("DETRES_DATA")
+    if data.format == "shapes":
+        cache = root or data.root
+        if cache and _holds_other_files(Path(cache)):
+            raise ShapesRootError(
+                f"{cache} holds other files, and the data here are the embedded shapes, which are "
+                "drawn into a cache folder of their own"
+            )
+        return data.model_copy(update={"root": str(Path(cache).absolute()) if cache else None})
+    if not chosen:
+        raise DataRootError("it is not said where the data are")
+    if data.format == "shards" and "://" in str(chosen):
+        return data.model_copy(update={"root": str(chosen)})
+    if not Path(chosen).is_dir():
+        raise FileNotFoundError(f"data folder {chosen} does not exist or is not a folder")
+    return data.model_copy(update={"root": str(Path(chosen).absolute())})
+
+
+def _holds_other_files(cache: Path) -> bool:
+    return cache.is_dir() and any(cache.iterdir()) and not any(cache.glob("*shapes-v*"))
+
+
+def build_optimizer(settings: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer over what learns in `model`; raises ValueError when nothing does."""
+    if settings.optimizer == "adamw":
+        return adamw(model, weight_decay=settings.weight_decay)
+    return sgd(model, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+
+def build_schedule(settings: TrainConfig, num_images: int) -> Schedule:
+    """Return the schedule, its length and milestones in steps, for a training set of
+    `num_images`.
+    """
+    steps, milestones = settings.in_steps(num_images)
+    return Schedule(
+        lr=settings.effective_lr,
+        steps=steps,
+        shape=settings.schedule,
+        milestones=milestones,
+        gamma=settings.gamma,
+        patience=settings.patience,
+        warmup_steps=settings.warmup_steps,
+        warmup_factor=settings.warmup_factor,
+    )

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import detres
+from backbones import InputSpec, WeightsError, read_metadata, resnet_cifar, save_weights
+from detres.class_map import ClassMap
+from detres.classification.classifier import Classifier
+from detres.classification.config import ClassifierConfig
+from detres.classification.weights_file import (
+    as_classifier,
+    bare_classifier,
+    is_classifier,
+    load_classifier,
+    save_classifier,
+)
+from detres.config import check
+from detres.files import CheckpointError
+from tests.classification.parts import NAMES, config_of, noise, random_model
+
+CLASSES = ClassMap(NAMES, (3, 7, 90))
+
+
+def saved(path: Path, **sections: dict) -> Path:
+    save_classifier(path, random_model(), config_of(**sections), CLASSES, 7)
+    return path
+
+
+def settings_of(**fields: object) -> ClassifierConfig:
+    return check(ClassifierConfig, {"network": {"name": "resnet20"}, **fields}, "test")
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    model, config = random_model(), config_of(model={"label_smoothing": 0.1})
+    spec = InputSpec("bgr", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), 40, 32)
+    model.take_input(spec)
+    path = tmp_path / "run" / "weights.safetensors"
+    save_classifier(path, model, config, CLASSES, 7)
+    found, read, class_map = load_classifier(path)
+    assert (read, class_map) == (config, CLASSES)
+    assert found.net.input_spec == spec
+    assert found.label_smoothing == 0.1
+    assert not found.training
+    assert found.net.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
+    assert read_metadata(path)["step"] == "7"
+
+
+def test_the_mean_image_comes_along(tmp_path: Path) -> None:
+    model = random_model()
+    mean_image = torch.rand(3, 32, 32) * 255
+    model.take_input(InputSpec(short_side=32, crop_side=32, mean_image=mean_image))
+    path = tmp_path / "weights.safetensors"
+    save_classifier(path, model, config_of(), CLASSES, 7)
+    found, _, _ = load_classifier(path)
+    assert torch.equal(found.normalizer.mean_image, mean_image)
+
+
+def test_a_file_with_the_earlier_names_loads_as_one_with_the_present_ones(tmp_path: Path) -> None:
+    path = saved(tmp_path / "weights.safetensors")
+    expected, config, _ = load_classifier(path)
+    metadata, tensors = read_metadata(path), load_file(path)
+    tree = json.loads(metadata["config"])
+    tree["data"]["size"] = tree["data"].pop("crop_side")
+    tree["data"]["shorter"] = tree["data"].pop("short_sides")
+    tree["eval"]["resize"] = tree["eval"].pop("short_side")
+    spec = json.loads(metadata["input_spec"])
+    spec["resize"], spec["crop"] = spec.pop("short_side"), spec.pop("crop_side")
+    earlier = {"config": json.dumps(tree), "input_spec": json.dumps(spec)}
+    save_file(tensors, path, {**metadata, **earlier})
+    found, read, class_map = load_classifier(path)
+    assert (read, class_map) == (config, CLASSES)
+    assert (read.data.crop_side, read.data.short_sides, read.eval.short_side) == (32, (36, 40), 36)
+    assert found.net.input_spec == expected.net.input_spec
+    image = noise(40, 40)
+    assert as_classifier(path).predict(image) == Classifier(expected, CLASSES).predict(image)
+
+
+def test_a_classifiers_file_is_known_by_its_metadata(tmp_path: Path) -> None:
+    assert is_classifier(saved(tmp_path / "weights.safetensors"))
+    save_weights(resnet_cifar(8), tmp_path / "bare.safetensors")
+    assert not is_classifier(tmp_path / "bare.safetensors")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    assert not is_classifier(tmp_path / "text.safetensors")
+    assert not is_classifier(tmp_path / "gone.safetensors")
+
+
+def test_a_user_gets_the_classifier_that_was_saved(tmp_path: Path) -> None:
+    path = saved(tmp_path / "weights.safetensors")
+    model, _, _ = load_classifier(path)
+    image = noise(40, 50)
+    expected = Classifier(model, CLASSES).predict(image)
+    for found in (as_classifier(path), detres.load(path), detres.load(str(path))):
+        assert isinstance(found, Classifier)
+        assert found.class_map == CLASSES
+        assert found.predict(image) == expected
+
+
+def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
+    save_weights(resnet_cifar(20, num_classes=3), tmp_path / "bare.safetensors", {"step": "1"})
+    with pytest.raises(
+        CheckpointError,
+        match=r"bare\.safetensors holds weights but not what a classifier needs beside them: "
+        r"config, classes\. Give a run's weights\.safetensors",
+    ):
+        load_classifier(tmp_path / "bare.safetensors")
+    with pytest.raises(WeightsError, match=r"no weights file \S*gone\.safetensors"):
+        load_classifier(tmp_path / "gone.safetensors")
+    path = saved(tmp_path / "weights.safetensors")
+    metadata, tensors = read_metadata(path), load_file(path)
+    del tensors["layer1.0.conv1.weight"]
+    save_file(tensors, path, metadata)
+    with pytest.raises(WeightsError, match=r"layer1\.0\.conv1\.weight"):
+        load_classifier(path)
+
+
+# ---- weights of another origin ----
+
+
+def test_bare_weights_bring_their_own_number_of_classes(tmp_path: Path) -> None:
+    net = resnet_cifar(20, num_classes=7)
+    save_weights(net, tmp_path / "bare.safetensors")
+    model = bare_classifier(settings_of(), tmp_path / "bare.safetensors")
+    assert model.net.get_classifier().out_features == 7
+    assert not model.training
+    for name, value in net.state_dict().items():
+        assert torch.equal(model.net.state_dict()[name], value)
+
+
+def test_bare_weights_without_a_classifier_are_refused(tmp_path: Path) -> None:
+    tensors = resnet_cifar(20).state_dict()
+    save_file(
+        {name: value for name, value in tensors.items() if not name.startswith("fc.")},
+        tmp_path / "body.safetensors",
+    )
+    with pytest.raises(WeightsError, match="no classifier that could be evaluated"):
+        bare_classifier(settings_of(), tmp_path / "body.safetensors")
+
+
+@pytest.mark.parametrize("mean", ["pixel", "channel"])
+def test_bare_weights_bring_no_mean_of_a_training_set(tmp_path: Path, mean: str) -> None:
+    with pytest.raises(ValueError, match=rf"brings no mean .* \(model\.mean is {mean}\)"):
+        bare_classifier(settings_of(mean=mean), tmp_path / "bare.safetensors")

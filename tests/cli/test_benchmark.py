@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from detres.cli import benchmark
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["--short-side", "--shorter"])
+def test_benchmark_prints_a_row_a_job(side, capsys):
+    assert (
+        benchmark.main(["--backbone", "resnet18", side, "128", "--rois", "20", "--repeats", "1"])
+        == 0
+    )
+    rows = [line for line in capsys.readouterr().out.splitlines() if "times faster" in line]
+    assert [row.split(",")[0].split()[0] for row in rows] == [
+        "inference",
+        "forward",
+        "RoIAlign",
+        "NMS",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "jobs"), [("cifar", ["30 training", "the same,"]), ("crops", ["200 JPEG"])]
+)
+def test_benchmark_of_the_classifier_s_input(what, jobs, capsys):
+    assert benchmark.main([what, "--repeats", "1"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "times faster" in line]
+    assert [" ".join(row.split()[:2]) for row in rows] == jobs
+    assert all(float(row.split("times faster")[0].split()[-1]) > 1 for row in rows)

@@ -1,0 +1,89 @@
+"""`detres COMMAND`: the list of commands, and each of them the same as its script in tools/."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+import detres.cli
+from detres.cli import COMMANDS, main
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+NO_COMMANDS = {"__init__", "flags"}
+"""Files of detres/cli that are not a command each."""
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/detres", *arguments])
+    return main()
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_alone_it_lists_every_command(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("usage: detres COMMAND [ARGUMENTS]\n")
+    listed = [line.split()[0] for line in shown.out.splitlines()[2:]]
+    assert listed == list(COMMANDS)
+    assert shown.err == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("pridect", "unknown command 'pridect', did you mean predict?\n"),
+        ("train_det", "unknown command 'train_det', did you mean train-det?\n"),
+        ("zzz", "unknown command 'zzz'\n"),
+        ("", "unknown command ''\n"),
+    ],
+)
+def test_an_unknown_command_is_named_with_the_nearest(
+    given: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, given, "--help") == 2
+    shown = capsys.readouterr()
+    assert shown.err == message
+    assert "train-det" in shown.out
+
+
+def test_every_command_has_its_module_and_its_script() -> None:
+    names = {name.replace("-", "_") for name in COMMANDS}
+    modules = {path.stem for path in Path(detres.cli.__file__).parent.glob("*.py")}
+    assert modules - NO_COMMANDS == names
+    assert {path.stem for path in TOOLS.glob("*.py")} == names
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_script_shows_the_help_and_the_flags_of_the_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, name, "--help")
+    assert ended.value.code == 0
+    of_command = capsys.readouterr().out
+    script = TOOLS / f"{name.replace('-', '_')}.py"
+    monkeypatch.setattr("sys.argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 0
+    of_script = capsys.readouterr().out
+    assert of_command.startswith(f"usage: detres {name} ")
+    assert of_script.startswith(f"usage: {script.name} ")
+    flags = [set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) for text in (of_command, of_script)]
+    assert flags[0] == flags[1] > {"--device", "--help"}
+
+
+def test_the_arguments_after_the_command_are_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "plot", "curves", "nowhere", "--out", "figures") == 2
+    assert capsys.readouterr().err.startswith("error: nowhere/metrics.jsonl is missing")
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, "plot", "curves")
+    assert ended.value.code == 2
+    assert "detres plot: error: " in capsys.readouterr().err

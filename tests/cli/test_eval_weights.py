@@ -1,0 +1,150 @@
+"""eval --weights: the file alone gives the run's own number, by every protocol, and
+refuses other classes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from detres.cli import eval as evaluate
+from detres.cli import train_det
+from detres.detection.data.shapes import SHAPES_CLASSES
+from tests.cli.conftest import COCO_FLAGS, FinishedRun, read_json, snapshot
+
+Score = Callable[..., dict]
+
+
+@pytest.fixture
+def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
+    """Return a function: flags -> what the command wrote with --json, run in a directory without
+    any YAML.
+    """
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+
+    def call(*flags: str | Path) -> dict:
+        assert (
+            evaluate.main([*map(str, flags), "--device", "cpu", "--json", "out/numbers.json"]) == 0
+        )
+        return read_json(Path("out/numbers.json"))
+
+    return call
+
+
+def in_run_numbers(run: FinishedRun) -> dict:
+    return {key: value for key, value in run.numbers().items() if key != "step"}
+
+
+def test_the_weights_alone_give_exactly_the_runs_number(
+    finished: FinishedRun, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(finished.folder)
+    numbers = score("--weights", finished.weights)
+    assert numbers == in_run_numbers(finished)
+    assert numbers["AP50"] > 0  # else equal numbers would mean little
+    out = capsys.readouterr().out
+    assert f"{finished.val_json}: 4 images" in out
+    assert f"= {numbers['AP50']:.3f}" in out
+    assert numbers["protocol"] in out
+    assert snapshot(finished.folder) == before
+
+
+def test_a_relative_data_folder_is_found_from_another_directory(
+    coco_folder: Path, tiny: Path, tmp_path: Path, score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(coco_folder, "photographs")
+    flags = ["--cfg", str(tiny), "--data", "photographs", "--out", "run", "--device", "cpu"]
+    assert train_det.main([*flags, "--set", *COCO_FLAGS, "train.steps=1"]) == 0
+    monkeypatch.chdir(elsewhere)
+    numbers = score("--weights", tmp_path / "run" / "best.safetensors")
+    assert numbers == {
+        key: value
+        for key, value in read_json(tmp_path / "run" / "metrics.json").items()
+        if key != "step"
+    }
+
+
+def test_saved_detections_score_as_the_weights_do(finished: FinishedRun, score: Score) -> None:
+    numbers = score("--weights", finished.weights, "--save-detections", "found.json")
+    assert json.loads(Path("found.json").read_text()) == read_json(
+        finished.folder / "predictions.json"
+    )
+    assert score("--detections", "found.json", "--annotations", finished.val_json) == numbers
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--protocol", "voc07"), ("--protocol", "voc12"), ("--protocol", "voc07", "--iou", "0.3")],
+)
+def test_the_voc_protocols_score_the_same_weights(
+    flags: tuple[str, ...], finished: FinishedRun, score: Score
+) -> None:
+    numbers = score("--weights", finished.weights, *flags)
+    assert 0 < numbers["mAP"] < 1
+    assert set(numbers["per_class"]) == set(SHAPES_CLASSES)
+    assert ("2007" in numbers["protocol"]) == ("voc07" in flags)
+    found = finished.folder / "predictions.json"
+    assert score("--detections", found, "--annotations", finished.val_json, *flags) == numbers
+
+
+def test_other_data_of_the_same_classes_may_be_given(
+    finished: FinishedRun, tiny: Path, score: Score
+) -> None:
+    on_train = [
+        *COCO_FLAGS[:3],
+        "data.val=[annotations/train.json]",
+        "data.val_images=[train]",
+        "eval.protocol=voc12",
+    ]
+    numbers = score(
+        "--weights", finished.weights, "--cfg", tiny, "--data", finished.data, "--set", *on_train
+    )
+    assert "2010-2012" in numbers["protocol"]
+    assert numbers["mAP"] != score("--weights", finished.weights, "--protocol", "voc12")["mAP"]
+
+
+@pytest.mark.usefixtures("score")
+def test_data_of_other_classes_are_refused_with_both_lists(
+    finished: FinishedRun,
+    tiny: Path,
+    coco_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = tmp_path / "renamed"
+    shutil.copytree(coco_folder, root)
+    file = root / "annotations" / "val.json"
+    file.write_text(file.read_text().replace('"star"', '"comet"'))
+    by_root = ["--data", str(root)]
+    by_config = ["--cfg", str(tiny)]  # the shapes as drawn, whose category ids are 1..6
+    for flags, other in ((by_root, "40=comet"), (by_config, "4=star")):
+        assert (
+            evaluate.main(
+                [
+                    "--weights",
+                    str(finished.weights),
+                    "--device",
+                    "cpu",
+                    "--json",
+                    "numbers.json",
+                    *flags,
+                ]
+            )
+            == 2
+        )
+        error = capsys.readouterr().err
+        assert error.startswith("error: the class lists differ")
+        assert (
+            f"{finished.weights} (6): 3=circle, 7=square, 12=triangle, 40=star, 41=cross, 90=ring"
+            in error
+        )
+        assert other in error
+    assert not Path("numbers.json").exists()

@@ -1,0 +1,258 @@
+"""predict: pictures and predictions of files and folders, of every kind of pixel, and
+nothing overwritten.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from detres import cli
+from detres.cli import predict
+from detres.images.decode import read_image
+from tests.cli.conftest import SPARSE_IDS, VAL_IMAGES, FinishedRun, read_json, snapshot
+
+
+@pytest.fixture(autouse=True)
+def _fresh_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def photos(finished: FinishedRun) -> Path:
+    """A folder `photos` with the held-out images and a text file, relative to the working
+    directory.
+    """
+    shutil.copytree(finished.data / "val", "photos")
+    Path("photos/notes.txt").write_text("no image")
+    return Path("photos")
+
+
+def run(finished: FinishedRun, *arguments: str | Path) -> int:
+    return predict.main(
+        [*map(str, arguments), "--weights", str(finished.weights), "--device", "cpu"]
+    )
+
+
+def found_in(out: Path) -> dict[str, list[dict]]:
+    """Detections by image, in the order written."""
+    by_image: dict[str, list[dict]] = {}
+    for record in read_json(out / "predictions.json"):
+        by_image.setdefault(record["image_id"], []).append(
+            {key: record[key] for key in ("category_id", "bbox", "score")}
+        )
+    return by_image
+
+
+def test_a_folder_gives_the_runs_own_detections_and_a_picture_an_image(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(finished, photos, "--out", "out") == 0
+    assert set(snapshot(Path("out"))) == {
+        "predictions.json",
+        *(f"{number:06d}.jpg" for number in range(1, VAL_IMAGES + 1)),
+    }
+    found = found_in(Path("out"))
+    in_run = read_json(finished.folder / "predictions.json")
+    assert {record["category_id"] for records in found.values() for record in records} <= set(
+        SPARSE_IDS
+    )
+    for number in range(1, VAL_IMAGES + 1):
+        wanted = [
+            {key: record[key] for key in ("category_id", "bbox", "score")}
+            for record in in_run
+            if record["image_id"] == number
+        ]
+        assert found[f"photos/{number:06d}.jpg"] == wanted
+    assert (
+        f"4 pictures and predictions.json ({len(in_run)} detections) in out"
+        in capsys.readouterr().out
+    )
+
+
+def test_only_detections_above_the_score_are_drawn(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = photos / "000001.jpg"
+    assert run(finished, file, "--out", "none", "--score", "1.1") == 0
+    assert f"{file}: nothing" in capsys.readouterr().out
+    assert run(finished, file, "--out", "all", "--score", "0") == 0
+    assert re.search(
+        rf"{file}: (circle|square|triangle|star|cross|ring) 0\.\d\d", capsys.readouterr().out
+    )
+    assert found_in(Path("none")) == found_in(Path("all"))
+    image = read_image(file).astype(int)
+    changed = {
+        out: np.abs(read_image(Path(out) / "000001.jpg").astype(int) - image).max()
+        for out in ("none", "all")
+    }
+    assert changed["none"] < 60 < changed["all"]  # JPEG's own loss, and lines of full colour
+
+
+def test_files_and_folders_mix_and_equal_stems_get_numbers(
+    finished: FinishedRun, photos: Path
+) -> None:
+    Path("more").mkdir()
+    shutil.copy(photos / "000002.jpg", "more/000001.jpg")
+    cv2.imwrite("more/000001.png", cv2.imread(str(photos / "000003.jpg")))
+    assert (
+        run(
+            finished,
+            photos / "000001.jpg",
+            "more",
+            photos / "000004.jpg",
+            photos / "000001.jpg",
+            "--out",
+            "deep/out",
+        )
+        == 0
+    )
+    assert set(snapshot(Path("deep/out"))) == {
+        "000001.jpg",
+        "000001-2.jpg",
+        "000001-3.jpg",
+        "000004.jpg",
+        "predictions.json",
+    }
+    assert list(found_in(Path("deep/out"))) == [
+        "photos/000001.jpg",
+        "more/000001.jpg",
+        "more/000001.png",
+        "photos/000004.jpg",
+    ]
+    sizes = [
+        read_image(Path("deep/out") / name).shape
+        for name in ("000001.jpg", "000001-2.jpg", "000001-3.jpg")
+    ]
+    assert sizes == [read_image(photos / f"00000{number}.jpg").shape for number in (1, 2, 3)]
+
+
+def test_grey_alpha_and_sixteen_bits_give_the_detections_of_the_same_picture(
+    finished: FinishedRun, photos: Path
+) -> None:
+    grey = cv2.imread(str(photos / "000001.jpg"), cv2.IMREAD_GRAYSCALE)
+    colour = cv2.imread(str(photos / "000002.jpg"))
+    alpha = np.dstack((colour, np.full(colour.shape[:2], 128, np.uint8)))
+    same = {
+        "grey": {
+            "grey_as_rgb": np.dstack([grey] * 3),
+            "grey": grey,
+            "grey_16_bit": grey.astype(np.uint16) * 257,
+        },
+        "colour": {
+            "colour": colour,
+            "colour_and_alpha": alpha,
+            "colour_16_bit": colour.astype(np.uint16) * 257,
+        },
+    }
+    Path("kinds").mkdir()
+    for pictures in same.values():
+        for name, pixels in pictures.items():
+            cv2.imwrite(f"kinds/{name}.png", pixels)
+    assert run(finished, "kinds", "--out", "out") == 0
+    found = found_in(Path("out"))
+    for pictures in same.values():
+        first, *others = (found[f"kinds/{name}.png"] for name in pictures)
+        assert first
+        assert all(other == first for other in others)
+    assert found["kinds/grey.png"] != found["kinds/colour.png"]
+
+
+def test_an_output_folder_that_holds_predictions_is_left_as_it_is(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(finished, photos / "000001.jpg", "--out", "out") == 0
+    before = snapshot(Path("out"))
+    for again in ("000001.jpg", "000002.jpg"):
+        capsys.readouterr()
+        assert run(finished, photos / again, "--out", "out") == 2
+        assert "nothing is overwritten" in capsys.readouterr().err
+    assert snapshot(Path("out")) == before
+
+
+def test_the_pictures_given_are_never_written_over(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(photos)
+    assert run(finished, photos, "--out", photos) == 2
+    assert "error: --out photos already holds 000001.jpg" in capsys.readouterr().err
+    assert snapshot(photos) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("photos", "photos/gone.jpg"), "error: no image or folder photos/gone.jpg"),
+        (("empty",), "in folder empty"),
+        (
+            ("photos/notes.txt",),
+            "error: none of 1 images could be read: image file photos/notes.txt cannot be read",
+        ),
+        (
+            ("photos/cut.jpg",),
+            "error: none of 1 images could be read: image file photos/cut.jpg cannot be read",
+        ),
+        (
+            ("photos/000001.jpg", "--out", "photos/notes.txt"),
+            "error: --out photos/notes.txt is a file",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named(
+    arguments: tuple[str, ...],
+    message: str,
+    finished: FinishedRun,
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("empty").mkdir()
+    Path("photos/cut.jpg").write_bytes((photos / "000001.jpg").read_bytes()[:2000])
+    out = () if "--out" in arguments else ("--out", "out")
+    assert run(finished, *arguments, *out) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_one_image_that_cannot_be_read_does_not_cost_the_others(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "000002.jpg").write_bytes((photos / "000001.jpg").read_bytes()[:2000])
+    assert run(finished, photos, "--out", "out") == 2
+    error = capsys.readouterr().err
+    assert (
+        f"error: 1 of {VAL_IMAGES} images could not be read and are not in out: image file "
+        "photos/000002.jpg" in error
+    )
+    assert set(found_in(Path("out"))) <= {
+        f"photos/{number:06d}.jpg" for number in range(1, VAL_IMAGES + 1) if number != 2
+    }
+    assert set(snapshot(Path("out"))) == {
+        "predictions.json",
+        *(f"{n:06d}.jpg" for n in range(1, VAL_IMAGES + 1) if n != 2),
+    }
+
+
+def test_the_installed_command_is_the_script(
+    finished: FinishedRun,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = [
+        str(photos / "000001.jpg"),
+        "--weights",
+        str(finished.weights),
+        "--out",
+        "out",
+        "--device",
+        "cpu",
+    ]
+    monkeypatch.setattr("sys.argv", ["detres", "predict", *arguments])
+    assert cli.main() == 0
+    assert list(found_in(Path("out"))) == ["photos/000001.jpg"]

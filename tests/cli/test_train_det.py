@@ -1,0 +1,429 @@
+"""train-det end to end: what a run leaves behind, that it repeats, resumes and starts from
+weights, on every kind of data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from detres.cli import eval as evaluate
+from detres.cli import train_det
+from detres.config import load_config
+from detres.detection.config import DetectionConfig
+from detres.detection.data.shapes import SHAPES_CLASSES
+from detres.detection.weights_file import load_detector
+from detres.engine.progress import Progress
+from detres.runs.run import STATE_KEYS
+from detres.runs.state import load_state
+from tests.cli.conftest import (
+    COCO_FLAGS,
+    SPARSE_IDS,
+    TRAIN_IMAGES,
+    VAL_IMAGES,
+    FinishedRun,
+    read_json,
+    records,
+    same_tensors,
+    snapshot,
+    tensors,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LOSSES = ("loss_rpn_cls", "loss_rpn_box", "loss_roi_cls", "loss_roi_box")
+Train = Callable[..., Path]
+
+
+def state_of(folder: Path) -> dict:
+    return load_state(folder / "last.pt", STATE_KEYS)
+
+
+def same_outcome(one: Path, other: Path) -> bool:
+    """Whether two runs have the same losses, evaluations and weights, bit for bit."""
+    same_records = all(records(one, kind) == records(other, kind) for kind in ("train", "eval"))
+    return (
+        same_records
+        and same_tensors(state_of(one)["model"], state_of(other)["model"])
+        and same_tensors(tensors(one), tensors(other))
+    )
+
+
+def test_a_run_leaves_every_file(finished: FinishedRun) -> None:
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {
+        *("config.yaml", "env.json", "metrics.jsonl", "tensorboard"),
+        *("last.pt", "best.safetensors", "predictions.json", "metrics.json", "val.jpg"),
+    }
+    assert list((finished.folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert cv2.imread(str(finished.folder / "val.jpg")).shape == (384, 4 * 384, 3)
+    assert read_json(finished.folder / "env.json")[0]["torch"] == torch.__version__
+
+
+def test_the_saved_config_loads_back_to_that_of_the_weights_and_of_the_state(
+    finished: FinishedRun,
+) -> None:
+    config = load_config(finished.folder / "config.yaml", DetectionConfig)
+    assert config.train.steps == 4
+    assert config.data.root == str(finished.data)
+    assert json.loads(state_of(finished.folder)["config"]) == json.loads(config.model_dump_json())
+    _, of_weights, class_map = load_detector(finished.weights)
+    assert (of_weights.model, of_weights.data, of_weights.eval) == (
+        config.model,
+        config.data,
+        config.eval,
+    )
+    assert class_map.names == SHAPES_CLASSES
+    assert class_map.source_ids == SPARSE_IDS
+
+
+def test_the_best_evaluation_is_the_one_on_file(finished: FinishedRun) -> None:
+    evaluations = {record["step"]: record["AP"] for record in records(finished.folder, "eval")}
+    assert list(evaluations) == [2, 4]
+    numbers = finished.numbers()
+    assert numbers["AP"] == evaluations[numbers["step"]] == max(evaluations.values())
+    assert Progress(**state_of(finished.folder)["progress"]).best == numbers["AP"]
+    found = read_json(finished.folder / "predictions.json")
+    assert {record["category_id"] for record in found} <= set(SPARSE_IDS)
+    assert {record["image_id"] for record in found} <= set(range(1, VAL_IMAGES + 1))
+
+
+def test_same_seed_same_run_and_the_first_is_left_as_it_is(train: Train) -> None:
+    first = train()
+    before = snapshot(first)
+    second = train()
+    other = train(flags=("--seed", "4"))
+    assert [str(folder) for folder in (first, second, other)] == [
+        "runs/tiny",
+        "runs/tiny-2",
+        "runs/tiny-3",
+    ]
+    assert snapshot(first) == before
+    assert same_outcome(first, second)
+    assert load_config(other / "config.yaml", DetectionConfig).seed == 4
+    assert not same_tensors(tensors(first), tensors(other))
+    assert records(first, "train")[0]["loss"] != records(other, "train")[0]["loss"]
+
+
+def test_before_learning_the_losses_are_those_of_guessing(finished: FinishedRun) -> None:
+    first = records(finished.folder, "train")[0]
+    assert first["loss_roi_cls"] == pytest.approx(
+        math.log(len(SHAPES_CLASSES) + 1), abs=0.4
+    )  # the logits start near 0, not at 0
+    assert first["loss_rpn_cls"] == pytest.approx(math.log(2), abs=0.02)
+    assert first["loss"] == pytest.approx(sum(first[name] for name in LOSSES), rel=1e-5)
+
+
+def test_the_same_objects_train_alike_from_every_format(
+    train: Train, coco_folder: Path, voc_folder: Path
+) -> None:
+    shapes = train()
+    coco = train(*COCO_FLAGS, flags=("--data", str(coco_folder)))
+    # in the order of the others, not of the alphabet
+    classes = f"data.classes=[{', '.join(SHAPES_CLASSES)}]"
+    voc = train(
+        "data.format=voc",
+        "data.train=[train]",
+        "data.val=[val]",
+        classes,
+        flags=("--data", str(voc_folder)),
+    )
+    assert same_outcome(shapes, coco)
+    assert records(voc, "train") == records(shapes, "train")
+    assert same_tensors(tensors(voc), tensors(shapes))
+
+
+def test_epochs_are_counted_in_images(train: Train) -> None:
+    folder = train(
+        "train.steps=null", "train.epochs=1.5", "train.milestones=[1]", "train.lr_scaling=none"
+    )
+    rates = [record["lr"] for record in records(folder, "train")]
+    assert rates == pytest.approx([0.01] * 4 + [0.001] * 2)  # 8 images in batches of 2
+
+
+def test_images_without_objects_train(train: Train, coco_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "sparse"
+    shutil.copytree(coco_folder, root)
+    file = root / "annotations" / "train.json"
+    content = read_json(file)
+    content["annotations"] = [item for item in content["annotations"] if item["image_id"] == 5]
+    file.write_text(json.dumps(content))
+    folder = train(
+        *COCO_FLAGS,
+        "train.batch_size=1",
+        f"train.steps={TRAIN_IMAGES}",
+        flags=("--data", str(root)),
+    )
+    losses = records(folder, "train")
+    without = [record for record in losses if record["loss_roi_box"] == record["loss_rpn_box"] == 0]
+    assert len(without) == TRAIN_IMAGES - 1
+    assert all(math.isfinite(record["loss"]) and record["loss_roi_cls"] > 0 for record in losses)
+
+
+@pytest.mark.usefixtures("train")
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_culprit(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["train.steps=4", "train.lr=1e20", "train.clip_grad_norm=null"]
+    assert train_det.main(["--cfg", str(tiny), "--set", *settings, "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: non-finite loss in step 2: loss_rpn_cls = nan")
+    assert error.count("\n") == 1
+    assert read_json(Path("runs/tiny/nonfinite.json"))["step"] == 1
+    assert not list(Path("runs/tiny").glob("*.pt"))
+
+
+def test_training_starts_from_a_detectors_weights(train: Train, finished: FinishedRun) -> None:
+    folder = train(
+        *COCO_FLAGS,
+        "train.steps=1",
+        "train.lr=1e-30",
+        flags=("--init-from", str(finished.weights), "--data", str(finished.data)),
+    )
+    learned = {
+        name: tensor
+        for name, tensor in tensors(finished.folder).items()
+        if "running_" not in name and "num_batches" not in name
+    }
+    started = tensors(folder)
+    assert same_tensors(learned, {name: started[name] for name in learned})
+
+
+class CtrlC:
+    """Sends this process SIGINT once `folder` has the record of step `after`."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        self.folder, self.after = folder, after
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.join(timeout=10)
+
+    def _watch(self) -> None:
+        for _ in range(6000):
+            file = self.folder / "metrics.jsonl"
+            if file.exists() and file.read_text().count("\n") >= self.after:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.01)
+
+
+EVERY_OPTION = (
+    *(
+        "train.steps=8",
+        "train.optimizer=adamw",
+        "train.lr=1e-4",
+        "train.precision=bf16",
+        "train.schedule=cosine",
+        "train.warmup_steps=3",
+    ),
+    *(
+        "model.input.train_short_sides=[64, 96]",
+        "data.color=0.5",
+        "data.workers=1",
+        "train.eval_every=4",
+        "train.save_every=3",
+    ),
+)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_and_resume_end_where_a_straight_run_does(
+    train: Train, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = train(*EVERY_OPTION)
+    stopped = Path("runs/tiny-2")
+    with CtrlC(stopped, after=2):
+        assert (
+            train_det.main(["--cfg", str(tiny), "--set", *EVERY_OPTION, "--device", "cpu"]) == 130
+        )
+    out, error = capsys.readouterr()
+    step = state_of(stopped)["progress"]["step"]
+    assert 2 <= step < 8
+    assert error.startswith("\nstopping when this step")
+    assert f"stopped after step {step}; continue with: detres train-det --resume {stopped}" in out
+    assert (
+        train_det.main(["--cfg", str(tiny), "--resume", "--device", "cpu"]) == 0
+    )  # the newest runs/tiny*
+    assert same_outcome(straight, stopped)
+
+
+SMALL_SHAPES = (
+    *(
+        "data.shapes_train=8",
+        "data.shapes_val=4",
+        "data.workers=0",
+        "model.input.short_side=96",
+        "model.input.max_side=128",
+    ),
+    *(
+        "train.steps=6",
+        "train.batch_size=2",
+        "train.log_every=1",
+        "train.precision=fp32",
+        "train.save_every=1000",
+        "train.eval_every=0",
+    ),
+)
+
+
+PROGRAMS = {
+    "python": [sys.executable],
+    "detres": [sys.executable, "-c", "import sys, detres.cli; sys.exit(detres.cli.main())"],
+}
+"""First word of a command line -> how it is run here, whatever is on PATH."""
+
+
+def run_as_typed(command: str, *flags: str) -> subprocess.Popen:
+    """Start a command line in a process group of its own."""
+    program, *arguments = shlex.split(command)
+    return subprocess.Popen(
+        [*PROGRAMS[program], *arguments, *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a process group")
+@pytest.mark.parametrize("command", ["python tools/train_det.py", "detres train-det"])
+def test_without_a_config_it_stops_at_ctrl_c_and_the_command_it_names_resumes_exactly(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tools").symlink_to(REPOSITORY / "tools")
+    flags = ["--set", *SMALL_SHAPES, "--device", "cpu"]
+    assert train_det.main([*flags, "--out", "straight"]) == 0
+    process = run_as_typed(command, *flags)
+    try:
+        lines = iter(process.stdout.readline, "")
+        assert any(line.startswith("step 2/6") for line in lines)
+        os.killpg(process.pid, signal.SIGINT)
+        out, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, error
+    folder = Path("runs/shapes_r18")
+    (last,) = (line for line in out.splitlines() if line.startswith("stopped after step "))
+    to_go_on = last.partition("; continue with: ")[2]
+    assert to_go_on == f"{command} --resume {folder}"
+    assert error.startswith("\nstopping when this step")
+    assert error.count("\n") == 2
+    assert not (folder / "best.safetensors").exists()
+    process = run_as_typed(to_go_on, "--device", "cpu")
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert same_outcome(Path("straight"), folder)
+
+
+def test_resuming_a_finished_run_only_evaluates(
+    finished: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    kept = {
+        name: digest
+        for name, digest in snapshot(folder).items()
+        if "tensorboard" not in name and name != "env.json"
+    }
+    assert train_det.main(["--resume", str(folder), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "steps 4..4" in out
+    assert "step 4/4" not in out
+    assert f"= {records(folder, 'eval')[-1]['AP']:.3f}" in out
+    assert kept.items() <= snapshot(folder).items()
+
+
+def test_resume_alone_takes_the_newest_run_of_the_configs_name(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("tiny_wide", "tiny-10", "tiny", "tiny-2")):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "last.pt").write_text("no state")
+        os.utime(Path("runs", name, "last.pt"), (10**9 - age, 10**9 - age))
+    shutil.copy(tiny, "settings.yaml")
+    assert train_det.main(["--cfg", "settings.yaml", "--resume"]) == 2
+    assert "runs/tiny-10/last.pt is not a training state" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--set", "train.steps=9"], ["--seed", "1"], ["--out", "x"], ["--init-from", "w.safetensors"]],
+)
+def test_resume_takes_no_settings(
+    flags: list[str], finished: FinishedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(finished.folder)
+    with pytest.raises(SystemExit) as ended:
+        train_det.main(["--resume", str(finished.folder), *flags])
+    assert ended.value.code == 2
+    assert "--resume continues with the run's own settings" in capsys.readouterr().err
+    assert snapshot(finished.folder) == before
+
+
+EARLIER_NAMES = {"short_side": "shorter", "max_side": "longer"}
+
+
+def test_an_earlier_name_of_a_setting_trains_alike_and_is_said(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = train("model.input.short_side=64")
+    assert capsys.readouterr().err == ""
+    earlier = train("model.input.shorter=64")
+    assert capsys.readouterr().err == (
+        "note: --set model.input.shorter=64: this is now called model.input.short_side\n"
+    )
+    assert same_outcome(now, earlier)
+    assert (earlier / "config.yaml").read_text() == (now / "config.yaml").read_text()
+
+
+def with_earlier_names(config: dict) -> dict:
+    """A configuration, or its model, as it was stored under the earlier names."""
+    model = config.get("model", config)
+    model["input"] = {EARLIER_NAMES.get(key, key): model["input"][key] for key in model["input"]}
+    return config
+
+
+def test_files_of_a_run_with_earlier_names_are_read_without_a_word(
+    finished: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    state = torch.load(folder / "last.pt", weights_only=True)
+    state["config"] = json.dumps(with_earlier_names(json.loads(state["config"])))
+    assert '"shorter": 96' in state["config"]
+    torch.save(state, folder / "last.pt")
+    with safe_open(finished.weights, framework="pt") as file:
+        metadata = file.metadata()
+    metadata["model"] = json.dumps(with_earlier_names(json.loads(metadata["model"])))
+    save_file(tensors(folder), folder / "best.safetensors", metadata)
+    _, config, _ = load_detector(folder / "best.safetensors")
+    assert config == load_detector(finished.weights)[1].model_copy(update={"name": config.name})
+    assert train_det.main(["--resume", str(folder), "--device", "cpu"]) == 0
+    assert capsys.readouterr().err == ""
+    out = tmp_path / "numbers.json"
+    weights = str(folder / "best.safetensors")
+    assert evaluate.main(["--weights", weights, "--json", str(out), "--device", "cpu"]) == 0
+    assert capsys.readouterr().err == ""
+    assert read_json(out) == {k: v for k, v in finished.numbers().items() if k != "step"}

@@ -1,0 +1,341 @@
+"""VOC XML -> Annotations: coordinates, flags, splits, classes, and what bad folders and files
+get.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from detres.detection.annotations import Annotations
+from detres.detection.data.box_policy import AnnotationError
+from detres.detection.data.voc import VOC_CLASSES, read_voc
+from detres.detection.structures import names_of
+
+
+def xml(
+    *objects: str, size: str = "<size><width>100</width><height>80</height><depth>3</depth></size>"
+) -> str:
+    return (
+        f"<annotation><filename>some other name.png</filename>{size}{''.join(objects)}</annotation>"
+    )
+
+
+def thing(name: str, box: tuple[object, ...], difficult: str = "<difficult>0</difficult>") -> str:
+    sides = "".join(
+        f"<{side}>{value}</{side}>"
+        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object><name>{name}</name>{difficult}<bndbox>{sides}</bndbox></object>"
+
+
+def write(folder: Path, files: dict[str, str], splits: dict[str, str] | None = None) -> Path:
+    """Write a year's folder: stem -> XML, and split name -> text (default: one split `train` with
+    all stems).
+    """
+    for sub in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / sub).mkdir(parents=True, exist_ok=True)
+    for stem, text in files.items():
+        (folder / "Annotations" / f"{stem}.xml").write_text(text, encoding="utf-8")
+        (folder / "JPEGImages" / f"{stem}.jpg").touch()
+    for name, text in (splits or {"train": "\n".join(files)}).items():
+        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def rows(annotations: Annotations, stem: str) -> slice:
+    index = annotations.image_ids.tolist().index(stem)
+    return slice(annotations.offsets[index], annotations.offsets[index + 1])
+
+
+def test_one_object_by_hand(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {"a": xml(thing("cell", (11, 21, 30, 60)))})
+    result = read_voc(root, ["train"])
+    np.testing.assert_array_equal(result.boxes, [[10, 20, 30, 60]])  # 20 pixels wide, 40 high
+    assert result.boxes.dtype == np.float32
+    assert result.areas.tolist() == [800]
+    assert result.labels.tolist() == [1]
+    assert result.class_map.names == ("cell",)
+    assert result.class_map.source_ids == (1,)
+    assert result.image_ids.tolist() == ["a"]
+    assert result.image_files.tolist() == [str(root / "JPEGImages" / "a.jpg")]
+    assert result.image_sizes.tolist() == [[80, 100]]
+    assert result.offsets.tolist() == [0, 1]
+    assert result.dropped == {}
+
+
+def test_flags_fractions_missing_size_and_empty_images(tmp_path: Path) -> None:
+    files = {
+        "a": xml(
+            thing("dog", (1, 1, 10, 10), "<difficult>1</difficult>"),
+            thing("cat", (" 1.5 ", "2.25", "40.75", "50"), ""),
+            size="",
+        ),
+        "empty": xml(),
+        "b": xml(thing("dog", (1, 1, 100, 80))),
+    }
+    result = read_voc(write(tmp_path / "own", files), ["train"])
+    assert result.difficult.tolist() == [True, False, False]
+    assert not result.crowd.any()
+    np.testing.assert_allclose(result.boxes[1], [0.5, 1.25, 40.75, 50])
+    assert result.image_sizes.tolist() == [[0, 0], [80, 100], [80, 100]]
+    assert result.offsets.tolist() == [0, 2, 2, 3]
+    np.testing.assert_array_equal(result.boxes[2], [0, 0, 100, 80])
+    assert names_of(result.class_map, result.labels) == ["dog", "cat", "dog"]
+    assert len(result.target(1)) == 0
+
+
+def test_parts_of_an_object_are_not_objects(tmp_path: Path) -> None:
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"
+    part = f"<part><name>head</name>{box}</part>"
+    person = thing("person", (10, 10, 50, 50)).replace("</object>", part + "</object>")
+    result = read_voc(write(tmp_path / "own", {"a": xml(person)}), ["train"])
+    assert result.class_map.names == ("person",)
+    np.testing.assert_array_equal(result.boxes, [[9, 9, 50, 50]])
+
+
+@pytest.mark.parametrize(
+    "box", [(10, 10, 10, 20), (10, 20, 30, 20), (0, 0, 0, 0), (30, 10, 20, 20), (10, 30, 20, 20)]
+)
+def test_box_without_area_by_the_files_own_numbers(tmp_path: Path, box: tuple[int, ...]) -> None:
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)), thing("cat", box))})
+    result = read_voc(root, ["train"])
+    assert result.num_objects == 1
+    assert result.dropped == {"box without area": 1}
+    assert result.class_map.names == ("cat", "dog")
+    with pytest.raises(
+        AnnotationError, match=r"a\.xml: object 2 \(cat\), bndbox .*box without area"
+    ):
+        read_voc(root, ["train"], box_policy="error")
+    np.testing.assert_array_equal(
+        read_voc(root, ["train"], box_policy="keep").boxes[1], np.subtract(box, (1, 1, 0, 0))
+    )
+
+
+def test_box_over_the_border_is_clipped_and_one_beyond_it_dropped(tmp_path: Path) -> None:
+    root = write(
+        tmp_path / "own",
+        {"a": xml(thing("dog", (91, 71, 120, 90)), thing("dog", (120, 1, 140, 20)))},
+    )
+    result = read_voc(root, ["train"])
+    np.testing.assert_array_equal(result.boxes, [[90, 70, 100, 80]])
+    assert result.areas.tolist() == [100]
+    assert result.dropped == {"box outside its image": 1, "clipped to the image": 1}
+
+
+def test_years_combine_and_ids_stay_unique(tmp_path: Path) -> None:
+    write(tmp_path / "VOC2007", {"a": xml(thing("dog", (1, 1, 9, 9)))}, {"trainval": "a\n"})
+    write(
+        tmp_path / "VOC2012", {"b": xml(thing("cat", (1, 1, 9, 9)))}, {"trainval": "\ufeffb \n\n"}
+    )
+    result = read_voc(tmp_path, ["VOC2007/trainval", "2012/trainval"])
+    assert result.image_ids.tolist() == ["a", "b"]
+    assert result.ids.tolist() == [1, 2]
+    assert result.class_map.names == VOC_CLASSES
+    assert names_of(result.class_map, result.labels) == ["dog", "cat"]
+
+
+def test_same_stem_in_two_splits_is_refused(tmp_path: Path) -> None:
+    for year in ("VOC2007", "VOC2012"):
+        write(tmp_path / year, {"same": xml(thing("dog", (1, 1, 9, 9)))})
+    with pytest.raises(AnnotationError, match="image same is listed twice"):
+        read_voc(tmp_path, ["2007/train", "2012/train"])
+
+
+def test_classes_are_those_of_the_folder_not_of_the_split(tmp_path: Path) -> None:
+    files = {"a": xml(thing("zebra", (1, 1, 9, 9))), "b": xml(thing("ant", (1, 1, 9, 9)))}
+    root = write(tmp_path / "own", files, {"train": "a", "test": "b"})
+    train, test = read_voc(root, ["train"]), read_voc(root, ["test"])
+    assert train.class_map == test.class_map
+    assert train.class_map.names == ("ant", "zebra")
+    assert train.labels.tolist() == [2]
+    assert test.labels.tolist() == [1]
+
+
+def test_voc_names_in_a_folder_of_another_name_are_not_all_twenty(tmp_path: Path) -> None:
+    assert read_voc(
+        write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))}), ["train"]
+    ).class_map.names == ("dog",)
+
+
+def test_chosen_classes_give_the_order_and_the_rest_is_counted(tmp_path: Path) -> None:
+    root = write(
+        tmp_path / "own",
+        {"a": xml(*(thing(name, (1, 1, 9, 9)) for name in ("dog", "cat", "owl", "cat")))},
+    )
+    result = read_voc(root, ["train"], classes=["owl", "cat"])
+    assert result.class_map.names == ("owl", "cat")
+    assert result.labels.tolist() == [2, 1, 2]
+    assert result.dropped == {"other class": 1}
+    with pytest.raises(AnnotationError, match="no class 'cta'; did you mean 'cat'"):
+        read_voc(root, ["train"], classes=["cta"])
+
+
+def test_an_official_class_may_be_chosen_though_absent_from_a_small_copy(tmp_path: Path) -> None:
+    root = write(tmp_path / "VOC2007", {"a": xml(thing("dog", (1, 1, 9, 9)))})
+    assert read_voc(root, ["train"], classes=["sofa", "dog"]).labels.tolist() == [2]
+
+
+def test_list_of_a_class_leaves_out_the_images_without_it(tmp_path: Path) -> None:
+    files = {stem: xml(thing("dog", (1, 1, 9, 9))) for stem in ("a", "b", "c")}
+    root = write(tmp_path / "own", files, {"dog_train": "a  1\nb -1\nc  0\n"})
+    assert read_voc(root, ["dog_train"]).image_ids.tolist() == ["a", "c"]
+
+
+def test_stems_may_hold_spaces_and_dots(tmp_path: Path) -> None:
+    files = {"my photo": xml(thing("dog", (1, 1, 9, 9))), "v1.2": xml()}
+    assert read_voc(write(tmp_path / "own", files), ["train"]).image_ids.tolist() == [
+        "my photo",
+        "v1.2",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".bmp"])
+def test_image_is_found_by_stem_with_any_usual_suffix(tmp_path: Path, suffix: str) -> None:
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))})
+    (root / "JPEGImages" / "a.jpg").rename(root / "JPEGImages" / f"a{suffix}")
+    (root / "JPEGImages" / "a.txt").touch()
+    assert read_voc(root, ["train"]).image_files.tolist() == [
+        str(root / "JPEGImages" / f"a{suffix}")
+    ]
+
+
+def test_missing_images_are_counted_and_named_unless_unwanted(tmp_path: Path) -> None:
+    files = {f"i{k}": xml(thing("dog", (1, 1, 9, 9))) for k in range(6)}
+    root = write(tmp_path / "own", files)
+    for k in range(5):
+        (root / "JPEGImages" / f"i{k}.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"5 image files missing: .*i0.*i1.*i2.*\.\.\."):
+        read_voc(root, ["train"])
+    unchecked = read_voc(root, ["train"], check_images=False)
+    assert unchecked.image_files.tolist() == [f"i{k}" for k in range(6)]
+    assert unchecked.num_objects == 6
+
+
+def test_missing_xml_split_and_folder_say_what_exists(tmp_path: Path) -> None:
+    root = write(
+        tmp_path / "VOC2007",
+        {"a": xml(thing("dog", (1, 1, 9, 9)))},
+        {"train": "a\nb\n", "val": "a"},
+    )
+    (root / "JPEGImages" / "b.jpg").touch()
+    with pytest.raises(FileNotFoundError, match=r"1 annotation file missing: .*b\.xml"):
+        read_voc(root, ["train"])
+    with pytest.raises(FileNotFoundError, match=r"test\.txt; there are: train, val"):
+        read_voc(root, ["test"])
+    with pytest.raises(FileNotFoundError, match=r"has VOC2007: write VOC2007/train"):
+        read_voc(tmp_path, ["train"])
+    with pytest.raises(FileNotFoundError, match=r"VOC2012"):
+        read_voc(tmp_path, ["VOC2012/train"])
+    with pytest.raises(AnnotationError, match="no split"):
+        read_voc(root, [])
+
+
+def test_empty_split_and_folder_without_objects_are_refused(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {"a": xml()}, {"train": "a", "none": "\n \n"})
+    with pytest.raises(AnnotationError, match=r"none\.txt lists no image"):
+        read_voc(root, ["none"])
+    with pytest.raises(AnnotationError, match="no object in any annotation file"):
+        read_voc(root, ["train"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation><object>", "not well-formed XML"),
+        ("", "not well-formed XML"),
+        ('<?xml version="1.0" encoding="no-such"?><annotation/>', "not well-formed XML"),
+        ("<html></html>", "root is <html>, expected <annotation>"),
+        (xml("<object><bndbox/></object>"), "object 1 has no name"),
+        (xml("<object><name>dog</name></object>"), r"object 1 \(dog\) has no bndbox"),
+        (xml(thing("dog", (1, "left", 3, 4))), r"object 1 \(dog\) has no bndbox with the numbers"),
+        (xml(size="<size><width>wide</width></size>"), "size must have the numbers"),
+    ],
+)
+def test_bad_xml_names_the_file_and_the_record(tmp_path: Path, text: str, message: str) -> None:
+    root = write(tmp_path / "own", {"good": xml(thing("dog", (1, 1, 9, 9))), "bad": text})
+    with pytest.raises(AnnotationError, match=rf"bad\.xml.*{message}"):
+        read_voc(root, ["train"])
+
+
+@pytest.mark.parametrize("entity", ['<!ENTITY x SYSTEM "{secret}">', '<!ENTITY x "dog">'])
+def test_entities_are_refused_and_nothing_is_read_through_them(tmp_path: Path, entity: str) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("dog")
+    declared = f"<!DOCTYPE a [{entity.format(secret=secret.as_uri())}]>" + xml(
+        thing("&x;", (1, 1, 9, 9))
+    )
+    root = write(tmp_path / "own", {"bad": declared})
+    with pytest.raises(AnnotationError, match=r"bad\.xml: refused, it declares"):
+        read_voc(root, ["train"])
+
+
+def test_number_that_is_not_finite_is_dropped_by_name(tmp_path: Path) -> None:
+    root = write(
+        tmp_path / "own", {"a": xml(thing("dog", ("nan", 1, 9, 9)), thing("dog", (1, 1, 9, 9)))}
+    )
+    assert read_voc(root, ["train"]).dropped == {"box with a number that is not finite": 1}
+
+
+def test_bccd_as_counted_by_a_naive_reader(shared_data) -> None:
+    root = shared_data("bccd") / "BCCD"
+    parts = {split: read_voc(root, [split]) for split in ("train", "val", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {
+        "train": 205,
+        "val": 87,
+        "test": 72,
+    }
+    assert {part.class_map.names for part in parts.values()} == {("Platelets", "RBC", "WBC")}
+    assert sum(part.dropped.get("box without area", 0) for part in parts.values()) == 2
+    assert sum(part.num_objects for part in parts.values()) == 4888 - 2
+
+    for part in parts.values():
+        for stem in part.image_ids.tolist():
+            expected = []
+            for node in (
+                ElementTree.parse(root / "Annotations" / f"{stem}.xml").getroot().findall("object")
+            ):
+                x1, y1, x2, y2 = (
+                    int(node.find("bndbox").find(side).text)
+                    for side in ("xmin", "ymin", "xmax", "ymax")
+                )
+                if x2 > x1 and y2 > y1:
+                    expected.append(
+                        (
+                            node.find("name").text,
+                            [max(x1 - 1, 0), max(y1 - 1, 0), min(x2, 640), min(y2, 480)],
+                        )
+                    )
+            own = rows(part, stem)
+            names = names_of(part.class_map, part.labels[own])
+            assert list(zip(names, part.boxes[own].tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("stem", ["BloodImage_00338", "BloodImage_00343"])
+def test_bccd_zero_size_boxes_are_named(shared_data, tmp_path: Path, stem: str) -> None:
+    source = shared_data("bccd") / "BCCD" / "Annotations" / f"{stem}.xml"
+    root = write(tmp_path / "own", {stem: source.read_text()})
+    assert read_voc(root, ["train"]).dropped == {"box without area": 1}
+    with pytest.raises(AnnotationError, match=rf"{stem}\.xml: object \d+ .*box without area"):
+        read_voc(root, ["train"], box_policy="error")
+
+
+def test_voc_mini_has_the_official_classes_and_its_flags(shared_data) -> None:
+    devkit = shared_data("voc_mini") / "VOCdevkit"
+    result = read_voc(devkit, ["VOC2012/train", "VOC2012/val"])
+    assert len(result) == 820
+    assert result.class_map.names == VOC_CLASSES
+    text = "".join(
+        (devkit / "VOC2012" / "Annotations" / f"{stem}.xml").read_text()
+        for stem in result.image_ids.tolist()
+    )
+    assert result.num_objects == text.count("<object>") - sum(
+        count for reason, count in result.dropped.items() if reason != "clipped to the image"
+    )
+    assert result.difficult.sum() == len(re.findall(r"<difficult>1</difficult>", text)) > 0
+    assert (result.boxes[:, 2:] > result.boxes[:, :2]).all()
+    assert len(read_voc(devkit / "VOC2012", ["trainval"])) == 820

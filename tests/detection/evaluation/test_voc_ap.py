@@ -1,0 +1,297 @@
+"""VOC average precision against worked examples and a naive copy of the devkit's rules."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from detres.class_map import ClassMap, ClassMismatchError
+from detres.detection.annotations import Annotations
+from detres.detection.evaluation.voc_ap import average_precision, evaluate_voc
+from detres.detection.structures import Predictions
+from tests.detection.evaluation.scenes import TWO, predictions_of, random_scene, truth_of
+
+# The worked example of the README of github.com/rafaelpadilla/Object-Detection-Metrics: (image, x,
+# y, w, h), where the right edge is x + w, inclusive.
+WORKED_OBJECTS = [
+    (1, 25, 16, 38, 56), (1, 129, 123, 41, 62), (2, 123, 11, 43, 55), (2, 38, 132, 59, 45), (3, 16,
+    14, 35, 48),
+    (3, 123, 30, 49, 44), (3, 99, 139, 47, 47), (4, 53, 42, 40, 52), (4, 154, 43, 31, 34), (5, 59,
+    31, 44, 51),
+    (5, 48, 128, 34, 52), (6, 36, 89, 52, 76), (6, 62, 58, 44, 67), (7, 28, 31, 55, 63), (7, 58,
+    67, 50, 58),
+]  # fmt: skip
+WORKED_DETECTIONS = [
+    (1, 0.88, 5, 67, 31, 48), (1, 0.70, 119, 111, 40, 67), (1, 0.80, 124, 9, 49, 67), (2, 0.71, 64,
+    111, 64, 58),
+    (2, 0.54, 26, 140, 60, 47), (2, 0.74, 19, 18, 43, 35), (3, 0.18, 109, 15, 77, 39), (3, 0.67,
+    86, 63, 46, 45),
+    (3, 0.38, 160, 62, 36, 53), (3, 0.91, 105, 131, 47, 47), (3, 0.44, 18, 148, 40, 44), (4, 0.35,
+    83, 28, 28, 26),
+    (4, 0.78, 28, 68, 42, 67), (4, 0.45, 87, 89, 25, 39), (4, 0.14, 10, 155, 60, 26), (5, 0.62, 50,
+    38, 28, 46),
+    (5, 0.44, 95, 11, 53, 28), (5, 0.95, 29, 131, 72, 29), (5, 0.23, 29, 163, 72, 29), (6, 0.45,
+    43, 48, 74, 38),
+    (6, 0.84, 17, 155, 29, 35), (6, 0.43, 95, 110, 25, 42), (7, 0.48, 16, 20, 101, 88), (7, 0.95,
+    33, 116, 37, 49),
+]  # fmt: skip
+ONE = ClassMap(names=("object",), source_ids=(1,))
+BOX, NEAR, FAR = (10, 10, 50, 50), (12, 10, 52, 50), (100, 100, 140, 140)
+
+
+def continuous(x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
+    return x - 1, y - 1, x + w, y + h
+
+
+@pytest.mark.parametrize(
+    ("metric", "published", "exact"),
+    [
+        # The README adds terms cut to four digits, hence 24.56 where 24.57 is exact.
+        ("voc12", 0.2456, (1 + 2 / 3 + 4 * 3 / 7 + 7 / 23) / 15),
+        ("voc07", 0.2684, (1 + 2 / 3 + 3 * 3 / 7) / 11),
+    ],
+)
+def test_worked_example(metric: str, published: float, exact: float) -> None:
+    truth = truth_of(
+        [(image, 1, continuous(*box)) for image, *box in WORKED_OBJECTS], [1, 2, 3, 4, 5, 6, 7], ONE
+    )
+    predictions = predictions_of(
+        [(image, 1, score, continuous(*box)) for image, score, *box in WORKED_DETECTIONS], ONE
+    )
+    result = evaluate_voc(truth, predictions, metric=metric, iou_thresh=0.3)
+    assert result.metrics["mAP"] == pytest.approx(exact, abs=1e-12)
+    assert result.metrics["mAP"] == pytest.approx(published, abs=1e-4)
+    recall, precision = result.curves["object"]
+    hits = [1, 1, 2, 2, 2, 2, 2, 2, 2, 3, 3, 4, 5, 6, 6, 6, 6, 6, 6, 6, 6, 6, 7, 7]  # its table 2
+    assert (recall * 15).round(9).tolist() == hits
+    assert (precision * np.arange(1, 25)).round(9).tolist() == hits
+
+
+def naive_voc(
+    truth: Annotations, predictions: Predictions, label: int, thresh: float, plus: float
+) -> tuple[list[bool], int]:
+    """The devkit's loop: whether each counted detection is right, in falling score, and the number
+    of objects to be found.
+    """
+    objects = [
+        [
+            image,
+            truth.boxes[m].astype(float).tolist(),
+            bool(truth.crowd[m] or truth.difficult[m]),
+            False,
+        ]
+        for n, image in enumerate(truth.image_ids.tolist())
+        for m in range(truth.offsets[n], truth.offsets[n + 1])
+        if truth.labels[m] == label
+    ]
+    outcome = []
+    rows = [d for d in range(len(predictions)) if predictions.labels[d] == label]
+    for d in sorted(rows, key=lambda d: -predictions.scores[d]):
+        x1, y1, x2, y2 = predictions.boxes[d].astype(float).tolist()
+        best, best_iou = None, 0.0
+        for item in objects:
+            if item[0] != predictions.image_ids[d]:
+                continue
+            a1, b1, a2, b2 = item[1]
+            w, h = min(x2, a2) - max(x1, a1) + plus, min(y2, b2) - max(y1, b1) + plus
+            if w > 0 and h > 0:
+                union = (
+                    (x2 - x1 + plus) * (y2 - y1 + plus)
+                    + (a2 - a1 + plus) * (b2 - b1 + plus)
+                    - w * h
+                )
+                if w * h / union > best_iou:
+                    best, best_iou = item, w * h / union
+        if best is None or best_iou < thresh:
+            outcome.append(False)
+        elif not best[2]:
+            outcome.append(not best[3])
+            best[3] = True
+    return outcome, sum(not item[2] for item in objects)
+
+
+def naive_ap(outcome: list[bool], num_objects: int, metric: str) -> float:
+    points = [
+        (sum(outcome[:n]) / num_objects, sum(outcome[:n]) / n) for n in range(1, len(outcome) + 1)
+    ]
+    if metric == "voc07":
+        return (
+            sum(max([p for r, p in points if r * 10 >= k - 1e-9], default=0.0) for k in range(11))
+            / 11
+        )
+    area, reached = 0.0, 0.0
+    for recall, _ in points:
+        area += (recall - reached) * max(p for r, p in points if r >= recall)
+        reached = recall
+    return area
+
+
+@pytest.mark.parametrize("metric", ["voc07", "voc12"])
+@pytest.mark.parametrize("seed", range(8))
+def test_random_scenes_agree_with_the_naive_loop(metric: str, seed: int) -> None:
+    truth, predictions = random_scene(seed)
+    for legacy, plus in ((True, 0.0), (False, -1.0)):
+        result = evaluate_voc(
+            truth, predictions, metric=metric, iou_thresh=0.5, legacy_plus_one=legacy
+        )
+        for label, name in enumerate(TWO.names, start=1):
+            outcome, num_objects = naive_voc(truth, predictions, label, 0.5, plus)
+            assert any(outcome)
+            assert result.per_class[name] == pytest.approx(
+                naive_ap(outcome, num_objects, metric), abs=1e-12
+            )
+        assert result.metrics["mAP"] == pytest.approx(np.mean(list(result.per_class.values())))
+
+
+def test_plus_one_is_already_in_boxes_read_from_voc_files() -> None:
+    # In the file: object 1..10, detection 1..5, both inclusive: 5 of 10 columns. Without the +1: 4
+    # of 9.
+    truth, found = (
+        truth_of([("a", 1, (0, 0, 10, 10))], ["a"]),
+        predictions_of([("a", 1, 0.9, (0, 0, 5, 10))]),
+    )
+    assert evaluate_voc(truth, found, metric="voc12").per_class["cat"] == 1.0
+    assert evaluate_voc(truth, found, metric="voc12", legacy_plus_one=False).per_class["cat"] == 0.0
+    assert (
+        evaluate_voc(
+            truth, found, metric="voc12", legacy_plus_one=False, iou_thresh=4 / 9
+        ).per_class["cat"]
+        == 1.0
+    )
+    # exactly at the threshold is right, anything above it is not
+    assert evaluate_voc(truth, found, metric="voc12", iou_thresh=0.5000001).per_class["cat"] == 0.0
+
+
+def test_difficult_and_crowd_objects_are_neither_right_nor_wrong() -> None:
+    for flag in ("difficult", "crowd"):
+        truth = truth_of([("a", 1, BOX, flag), ("a", 1, FAR)], ["a"])
+        found = predictions_of([("a", 1, 0.9, BOX), ("a", 1, 0.8, BOX), ("a", 1, 0.7, FAR)])
+        result = evaluate_voc(truth, found, metric="voc12")
+        recall, precision = result.curves["cat"]
+        assert recall.tolist() == [1.0]
+        assert precision.tolist() == [1.0]
+        assert result.per_class == {"cat": 1.0, "dog": None}
+
+
+def test_there_is_no_second_choice() -> None:
+    # Both detections overlap the first object most; the second object is half covered too, and
+    # stays missed.
+    truth = truth_of([("a", 1, BOX), ("a", 1, (20, 10, 60, 50))], ["a"])
+    found = predictions_of([("a", 1, 0.9, BOX), ("a", 1, 0.8, NEAR)])
+    recall, precision = evaluate_voc(truth, found, metric="voc12").curves["cat"]
+    assert recall.tolist() == [0.5, 0.5]
+    assert precision.tolist() == [1.0, 0.5]
+
+
+def test_equal_scores_keep_the_order_given() -> None:
+    truth = truth_of([("a", 1, BOX)], ["a", "b"])
+    right, wrong = ("a", 1, 0.5, BOX), ("b", 1, 0.5, BOX)
+    assert (
+        evaluate_voc(truth, predictions_of([right, wrong]), metric="voc12").per_class["cat"] == 1.0
+    )
+    assert (
+        evaluate_voc(truth, predictions_of([wrong, right]), metric="voc12").per_class["cat"] == 0.5
+    )
+
+
+def test_recall_of_exactly_three_tenths_reaches_the_fourth_point() -> None:
+    recall, precision = np.arange(1, 4) / 10, np.ones(3)
+    assert average_precision(recall, precision, "voc07") == pytest.approx(4 / 11)
+    assert average_precision(recall - 1e-9, precision, "voc07") == pytest.approx(3 / 11)
+    assert average_precision(recall, precision, "voc12") == pytest.approx(0.3)
+
+
+def test_area_is_under_the_envelope() -> None:
+    # right, wrong, right of 2 objects: precision 1, 1/2, 2/3 -> 0.5 * 1 + 0.5 * 2/3; 11 points: 6
+    # of 1 and 5 of 2/3
+    recall, precision = np.array([0.5, 0.5, 1.0]), np.array([1.0, 0.5, 2 / 3])
+    assert average_precision(recall, precision, "voc12") == pytest.approx(5 / 6)
+    assert average_precision(recall, precision, "voc07") == pytest.approx((6 + 5 * 2 / 3) / 11)
+
+
+def test_nothing_found_and_nothing_to_find() -> None:
+    nothing = predictions_of([])
+    result = evaluate_voc(truth_of([("a", 1, BOX)], ["a"]), nothing, metric="voc07")
+    assert result.per_class == {"cat": 0.0, "dog": None}
+    assert result.metrics == {"mAP": 0.0}
+    for truth in (
+        truth_of([], ["a"]),
+        truth_of([("a", 1, BOX, "difficult")], ["a"]),
+        truth_of([], []),
+    ):
+        result = evaluate_voc(truth, nothing, metric="voc12")
+        assert result.metrics == {"mAP": None}
+        assert "mAP  n/a (no ground truth)" in result.table()
+
+
+def test_what_cannot_be_scored_is_refused() -> None:
+    truth = truth_of([("a", 1, BOX)], ["a"])
+    with pytest.raises(ValueError, match=r"predictions for image b, which truth does not have"):
+        evaluate_voc(truth, predictions_of([("b", 1, 0.5, BOX)]), metric="voc07")
+    with pytest.raises(ValueError, match=r"prediction 1, image a: .*must be finite"):
+        evaluate_voc(
+            truth, predictions_of([("a", 1, 0.5, BOX), ("a", 1, np.nan, BOX)]), metric="voc07"
+        )
+    with pytest.raises(ClassMismatchError, match="5=cat, 17=dog"):
+        evaluate_voc(truth, predictions_of([], ONE), metric="voc07")
+    with pytest.raises(ValueError, match="unknown VOC metric 'voc10'"):
+        evaluate_voc(truth, predictions_of([]), metric="voc10")
+    with pytest.raises(ValueError, match="IoU threshold 50 is outside"):
+        evaluate_voc(truth, predictions_of([]), metric="voc07", iou_thresh=50)
+
+
+def test_numbers_carry_their_protocol() -> None:
+    truth = truth_of([("a", 1, BOX)], ["a"])
+    result = evaluate_voc(
+        truth, predictions_of([("a", 1, 0.5, BOX)]), metric="voc07", iou_thresh=0.4
+    )
+    assert "2007, 11-point" in result.protocol
+    assert "IoU >= 0.4" in result.protocol
+    assert result.table().startswith(result.protocol)
+    assert result.to_dict() == {
+        "mAP": 1.0,
+        "per_class": {"cat": 1.0, "dog": None},
+        "protocol": result.protocol,
+    }
+
+
+def test_half_a_million_detections_take_seconds() -> None:
+    rng = np.random.default_rng(0)
+    classes = ClassMap(names=tuple(f"c{k}" for k in range(20)), source_ids=tuple(range(20)))
+    num_images, num_objects, num_found = 5000, 15_000, 500_000
+
+    def some_boxes(num: int) -> np.ndarray:
+        corner = rng.uniform(0, 300, (num, 2))
+        return np.concatenate((corner, corner + rng.uniform(10, 200, (num, 2))), axis=1).astype(
+            np.float32
+        )
+
+    images = np.arange(num_images)
+    truth = Annotations(
+        source="many",
+        class_map=classes,
+        image_ids=images,
+        image_files=images.astype(str),
+        image_sizes=np.full((num_images, 2), 500, np.int32),
+        offsets=np.arange(num_images + 1, dtype=np.int64) * 3,
+        boxes=some_boxes(num_objects),
+        labels=rng.integers(1, 21, num_objects),
+        areas=np.ones(num_objects, np.float32),
+        crowd=np.zeros(num_objects, bool),
+        difficult=rng.random(num_objects) < 0.1,
+        ids=np.arange(num_objects),
+        dropped={},
+    )
+    predictions = Predictions(
+        classes,
+        np.repeat(images, 100),
+        some_boxes(num_found),
+        rng.random(num_found, np.float32),
+        rng.integers(1, 21, num_found),
+    )
+    started = time.perf_counter()
+    result = evaluate_voc(truth, predictions, metric="voc07")
+    assert time.perf_counter() - started < 10
+    assert 0 < result.metrics["mAP"] < 0.2

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from detres.config import check
+from detres.detection.build import build_detector, build_val_set, eval_loader
+from detres.detection.config import ModelConfig
+from detres.detection.data.read import read_split
+from detres.detection.inference.dataset import detect_dataset
+from detres.detection.inference.detector import Detector
+from detres.detection.structures import Detections, ImageBatch
+from tests.detection.configs import TINY, box, coco_config
+from tests.helpers import CLASSES, write_coco
+
+CPU = torch.device("cpu")
+
+
+class FindsByWidth(nn.Module):
+    """Finds as many objects in an image as its original is 10 px wide: each the whole image."""
+
+    def forward(self, images: ImageBatch) -> list[Detections]:
+        assert not self.training
+        found = []
+        for (height, width), (_, original) in zip(images.sizes, images.original_sizes, strict=True):
+            num = original // 10
+            boxes = torch.tensor([[0.0, 0.0, width, height]]).expand(num, 4)
+            found.append(Detections(boxes, torch.linspace(1, 0, num), torch.arange(num) % 3 + 1))
+        return found
+
+
+def batch_of(*rows: tuple) -> tuple[ImageBatch, list]:
+    """rows: (image id, (h, w) in the batch, (h, w) of the file)."""
+    ids, sizes, originals = zip(*rows, strict=True)
+    return ImageBatch(torch.zeros((len(rows), 3, 64, 64), dtype=torch.uint8), sizes, originals,
+                      ids), []  # fmt: skip
+
+
+@pytest.mark.parametrize("ids", [(7, 3, 5), ("c", "a", "b")])
+def test_rows_by_hand(ids):
+    model = FindsByWidth().train()
+    batches = [
+        batch_of((ids[0], (40, 64), (10, 20)), (ids[1], (64, 20), (100, 5))),
+        batch_of((ids[2], (64, 64), (32, 32))),
+    ]
+    found = detect_dataset(model, batches, CLASSES, CPU)
+    assert model.training
+    assert found.class_map == CLASSES
+    assert found.image_ids.tolist() == [ids[0]] * 2 + [ids[2]] * 3  # in the second nothing is
+    np.testing.assert_allclose(found.boxes, [[0, 0, 20, 10]] * 2 + [[0, 0, 32, 32]] * 3, rtol=1e-6)
+    assert found.scores.tolist() == [1, 0, 1, 0.5, 0]
+    assert found.labels.tolist() == [1, 2, 1, 2, 3]
+    assert (found.boxes.dtype, found.scores.dtype) == (np.float32, np.float32)
+    assert found.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("batches", [[], [batch_of((1, (64, 64), (5, 5)))]])
+def test_no_image_and_no_detection(batches):
+    found = detect_dataset(FindsByWidth(), batches, CLASSES, CPU)
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)
+    assert (found.boxes.dtype, found.labels.dtype) == (np.float32, np.int64)
+
+
+def test_a_data_set_is_detected_as_its_images_one_by_one(tmp_path):
+    write_coco(tmp_path, [(50, 60), (64, 40), (90, 120)], [box(n) for n in (1, 2, 3)])
+    config = coco_config(tmp_path)
+    torch.manual_seed(5)
+    model = build_detector(check(ModelConfig, TINY, "test"), len(CLASSES)).eval()
+    nn.init.normal_(model.roi_head.predictor.cls_score.weight, std=0.5)
+    truth = read_split(config.data, "val")
+    loader = eval_loader(build_val_set(config.model, truth), batch_size=1)
+    found = detect_dataset(model, loader, CLASSES, CPU)
+    detector = Detector(model, CLASSES, short_side=64, max_side=96)
+    alone = detector.predict(truth.image_files.tolist())
+    assert all(len(each) for each in alone)
+    assert found.image_ids.tolist() == [
+        n for n, each in zip((1, 2, 3), alone, strict=True) for _ in range(len(each))
+    ]
+    np.testing.assert_array_equal(found.boxes, torch.cat([each.boxes for each in alone]).numpy())
+    np.testing.assert_array_equal(found.scores, torch.cat([each.scores for each in alone]).numpy())
+    np.testing.assert_array_equal(found.labels, torch.cat([each.labels for each in alone]).numpy())
+    assert truth.rows_of(found).max() == 2
+
+
+def test_an_error_of_the_model_is_raised():
+    class Broken(nn.Module):
+        def forward(self, images: ImageBatch) -> list[Detections]:
+            raise RuntimeError(f"broken at {images.ids}")
+
+    with pytest.raises(RuntimeError, match=r"broken at \(1,\)"):
+        detect_dataset(Broken(), [batch_of((1, (64, 64), (5, 5)))], CLASSES, CPU)

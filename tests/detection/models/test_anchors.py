@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
+from torchvision.models.detection.image_list import ImageList
+
+from detres.detection.models.anchors import AnchorGenerator, cell_anchors
+
+RATIOS = (0.5, 1.0, 2.0)
+
+
+def test_py_faster_rcnn_anchors_are_the_published_ones():
+    # facts: inclusive corners printed by py-faster-rcnn; +1 on the right and bottom makes them
+    # continuous
+    inclusive = torch.tensor([
+        (-84, -40, 99, 55), (-176, -88, 191, 103), (-360, -184, 375, 199),
+        (-56, -56, 71, 71), (-120, -120, 135, 135), (-248, -248, 263, 263),
+        (-36, -80, 51, 95), (-80, -168, 95, 183), (-168, -344, 183, 359),
+    ])  # fmt: skip
+    expected = (inclusive + torch.tensor((0, 0, 1, 1))).float()
+    assert torch.equal(
+        cell_anchors((128, 256, 512), RATIOS, stride=16, style="py-faster-rcnn"), expected
+    )
+
+
+def test_torchvision_anchors():
+    ours = AnchorGenerator(
+        sizes=(32, 64, 128), aspect_ratios=RATIOS, stride=16, style="torchvision"
+    )(4, 6)
+    theirs = TorchvisionAnchors(((32, 64, 128),), (RATIOS,))
+    images = ImageList(torch.zeros((1, 3, 64, 96)), [(64, 96)])
+    assert torch.equal(ours, theirs(images, [torch.zeros((1, 8, 4, 6))])[0])
+
+
+def test_detectron2_anchors_are_size_major_and_exact():
+    anchors = cell_anchors((32, 64), RATIOS, stride=16, style="detectron2")
+    areas = (anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1])
+    torch.testing.assert_close(areas, torch.tensor([32.0**2] * 3 + [64.0**2] * 3))
+    ratios = (anchors[:, 3] - anchors[:, 1]) / (anchors[:, 2] - anchors[:, 0])
+    torch.testing.assert_close(ratios, torch.tensor(RATIOS * 2))
+    torch.testing.assert_close(anchors[:, :2], -anchors[:, 2:])
+
+
+def test_order_over_the_map_is_rows_then_columns_then_cell():
+    generator = AnchorGenerator(sizes=(16, 32), aspect_ratios=(1.0,), stride=16, style="detectron2")
+    anchors = generator(2, 3).view(2, 3, 2, 4)
+    assert generator.num_anchors == 2
+    assert (anchors[1, 2, 0] - anchors[0, 0, 0]).tolist() == [32, 16, 32, 16]
+
+
+def test_empty_map_and_unknown_style():
+    generator = AnchorGenerator(sizes=(16,), aspect_ratios=(1.0,), stride=16, style="detectron2")
+    assert generator(0, 5).shape == (0, 4)
+    with pytest.raises(ValueError, match="anchor style 'caffe'"):
+        cell_anchors((16,), (1.0,), stride=16, style="caffe")

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from detres.detection.models.box_coder import BoxCoder
+from detres.detection.models.box_head import Conv5BoxHead
+from detres.detection.models.matcher import Matcher
+from detres.detection.models.roi_head import BoxPredictor, RoIHead, RoIHeadSettings
+from detres.detection.models.roi_pool import RoIPooler
+from detres.detection.models.sampler import Sampler
+from tests.helpers import make_target, random_boxes
+
+NUM_CLASSES = 3
+EMPTY = torch.zeros((0, 4))
+
+
+def make_head(*, score_thresh: float = 0.05) -> RoIHead:
+    return RoIHead(
+        pooler=RoIPooler(
+            stage="conv4", stride=16, kind="roi_align", output_size=3, sampling_ratio=2
+        ),
+        box_head=Conv5BoxHead(conv5=nn.Conv2d(8, 16, 3, padding=1), out_channels=16),
+        predictor=BoxPredictor(in_channels=16, num_classes=NUM_CLASSES),
+        box_coder=BoxCoder((10.0, 10.0, 5.0, 5.0)),
+        matcher=Matcher(fg_iou_thresh=0.5, bg_iou_thresh=0.5),
+        sampler=Sampler(batch_size=8, positive_fraction=0.25),
+        settings=RoIHeadSettings(
+            score_thresh=score_thresh,
+            nms_thresh=0.3,
+            detections_per_image=5,
+            smooth_l1_beta=1.0,
+        ),
+    )
+
+
+def make_features(num: int = 1) -> dict[str, torch.Tensor]:
+    return {"conv4": torch.randn((num, 8, 8, 8))}
+
+
+def test_first_loss_is_near_log_k_plus_1():
+    losses = make_head().losses(
+        make_features(), [random_boxes(50, 128)], [make_target([[10, 10, 60, 60]], [2])]
+    )
+    assert losses["loss_roi_cls"].item() == pytest.approx(math.log(NUM_CLASSES + 1), abs=0.1)
+
+
+def test_sample_takes_objects_in_and_encodes_them():
+    head = make_head()
+    gt = torch.tensor([[10.0, 10, 60, 60]])
+    near = torch.tensor([[12.0, 10, 62, 60]])
+    rois, labels, deltas = head.sample(
+        [torch.cat((near, random_boxes(30, 20) + 70))], [make_target(gt, [2])]
+    )
+    assert labels.tolist() == [2, 2, 0, 0, 0, 0, 0, 0]
+    expected = {
+        tuple(near[0].tolist()): [-2 / 50 * 10, 0, 0, 0],
+        tuple(gt[0].tolist()): [0, 0, 0, 0],
+    }
+    for roi, delta in zip(rois[0][:2], deltas[:2], strict=True):
+        assert delta.tolist() == pytest.approx(expected[tuple(roi.tolist())], abs=1e-5)
+    assert (deltas[2:] == 0).all()
+
+
+def test_losses_by_hand():
+    head = make_head()
+    with torch.no_grad():
+        for layer in (head.predictor.cls_score, head.predictor.bbox_pred):
+            layer.weight.zero_()
+        head.predictor.bbox_pred.bias.copy_(torch.arange(12.0))  # class 2 predicts (4, 5, 6, 7)
+    gt = torch.tensor([[10.0, 10, 60, 60]])
+    losses = head.losses(make_features(), [EMPTY], [make_target(gt, [2])])
+    assert list(losses) == ["loss_roi_cls", "loss_roi_box"]
+    assert losses["loss_roi_cls"].item() == pytest.approx(math.log(4))
+    assert losses["loss_roi_box"].item() == pytest.approx(
+        (4 + 5 + 6 + 7) - 4 * 0.5
+    )  # one RoI, all deltas beyond beta
+
+
+def test_images_without_objects_and_without_proposals():
+    head = make_head()
+    features = make_features(2)
+    losses = head.losses(features, [random_boxes(5, 128), EMPTY], [make_target(EMPTY, [])] * 2)
+    assert losses["loss_roi_cls"] > 0
+    assert losses["loss_roi_box"] == 0
+    sum(losses.values()).backward()
+    losses = head.losses(features, [EMPTY, EMPTY], [make_target(EMPTY, [])] * 2)
+    assert losses["loss_roi_cls"] == losses["loss_roi_box"] == 0
+    logits, deltas = head(features, [EMPTY, EMPTY])
+    assert logits.shape == (0, NUM_CLASSES + 1)
+    assert deltas.shape == (0, NUM_CLASSES, 4)
+    found = head.postprocess(logits, deltas, [EMPTY, EMPTY], [(128, 128)] * 2)
+    assert [len(each) for each in found] == [0, 0]
+    assert found[0].boxes.shape == (0, 4)
+
+
+def test_crowds_are_not_objects():
+    _, labels, _ = make_head().sample(
+        [random_boxes(5, 128)], [make_target([[10, 10, 60, 60]], [2], crowd=[True])]
+    )
+    assert (labels == 0).all()
+
+
+def test_every_parameter_gets_a_gradient():
+    head = make_head()
+    losses = head.losses(
+        make_features(), [random_boxes(20, 128)], [make_target([[10, 10, 60, 60]], [2])]
+    )
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+def test_detections_against_a_naive_loop():
+    torch.manual_seed(3)
+    head = make_head()
+    boxes, scores = (
+        random_boxes(40, 100).repeat_interleave(NUM_CLASSES, 0).view(40, NUM_CLASSES, 4),
+        torch.rand((40, NUM_CLASSES)) * 0.5,
+    )
+    kept = []
+    for column in range(NUM_CLASSES):
+        rows = sorted(range(40), key=lambda row: -scores[row, column])
+        chosen = []
+        for row in rows:
+            if scores[row, column] <= 0.05:
+                continue
+            a = boxes[row, column]
+            overlaps = []
+            for other in chosen:
+                b = boxes[other, column]
+                w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+                inter = max(w, 0) * max(h, 0)
+                overlaps.append(
+                    inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+                )
+            if all(overlap <= 0.3 for overlap in overlaps):
+                chosen.append(row)
+        kept += [(float(scores[row, column]), column + 1) for row in chosen]
+    kept = sorted(kept, reverse=True)[:5]
+    found = head.detections_of_image(boxes, scores)
+    assert list(zip(found.scores.tolist(), found.labels.tolist(), strict=True)) == kept
+
+
+def test_detections_are_inside_their_image():
+    head = make_head(score_thresh=0.0)
+    with torch.no_grad():
+        head.predictor.bbox_pred.weight.normal_(0, 5)
+    sizes, proposals = ((100, 120), (90, 128)), [random_boxes(9, 90)] * 2
+    logits, deltas = head(make_features(2), proposals)
+    detections = head.postprocess(logits, deltas, proposals, sizes)
+    for found, (height, width) in zip(detections, sizes, strict=True):
+        assert len(found) == 5
+        assert (found.boxes >= 0).all()
+        assert (found.boxes[:, 2] <= width).all()
+        assert (found.boxes[:, 3] <= height).all()
+        assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+def test_scores_are_those_of_each_image_alone():
+    head = make_head()
+    features, proposals = make_features(2), [random_boxes(4, 128), random_boxes(3, 128, seed=1)]
+    logits, deltas = head(features, proposals)
+    assert logits.shape == (7, NUM_CLASSES + 1)
+    assert deltas.shape == (7, NUM_CLASSES, 4)
+    rows = zip(proposals, logits.split([4, 3]), deltas.split([4, 3]), strict=True)
+    for n, (boxes, own_logits, own_deltas) in enumerate(rows):
+        alone = head({"conv4": features["conv4"][n : n + 1]}, [boxes])
+        torch.testing.assert_close(own_logits, alone[0])
+        torch.testing.assert_close(own_deltas, alone[1])
+
+
+def test_postprocessing_by_hand():
+    head = make_head()
+    logits = torch.tensor([[0.0, 0, 2, 0], [0, 0, 0, 0], [3, 0, 0, 0]])
+    deltas = torch.zeros((3, NUM_CLASSES, 4))
+    deltas[0, 1] = torch.tensor([10.0, 0, 0, 0])  # class 2 moves by its own width
+    first = torch.tensor([[10.0, 10, 30, 50]])
+    second = torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 20]])
+    found = head.postprocess(logits, deltas, [first, second], [(45, 48), (64, 64)])
+    odds = math.exp(2)
+    assert found[0].labels.tolist()[0] == 2
+    assert found[0].scores[0].item() == pytest.approx(odds / (odds + 3))
+    assert found[0].boxes[0].tolist() == pytest.approx([30, 10, 48, 45])  # clipped
+    assert sorted(found[0].labels.tolist()[1:]) == [1, 3]
+    assert found[0].boxes[1].tolist() == pytest.approx([10, 10, 30, 45])
+    # of the two equal boxes of an image, NMS keeps one a class
+    assert sorted(found[1].labels.tolist()) == [1, 2, 3]
+    assert found[1].scores.tolist() == pytest.approx([0.25] * 3)

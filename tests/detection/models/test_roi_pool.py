@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision import ops
+
+from detres.detection.models.roi_pool import RoIPooler, roi_align
+from tests.helpers import random_boxes
+
+
+def indexed(num: int, images: int, size: float, seed: int = 0) -> torch.Tensor:
+    boxes = random_boxes(num, size, seed=seed) * 1.2 - size * 0.1  # some reach over the border
+    return torch.cat(((torch.arange(num) % images)[:, None].float(), boxes), dim=1)
+
+
+def make_pooler(*, kind="roi_align", output_size=3, sampling_ratio=2) -> RoIPooler:
+    return RoIPooler(
+        stage="conv4",
+        stride=16,
+        kind=kind,
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+    )
+
+
+def test_constant_map_gives_the_constant():
+    feature = torch.full((1, 2, 8, 8), 3.0)
+    pooled = make_pooler(output_size=4)({"conv4": feature}, [torch.tensor([[16.0, 16, 80, 80]])])
+    assert pooled.shape == (1, 2, 4, 4)
+    torch.testing.assert_close(pooled, torch.full((1, 2, 4, 4), 3.0))
+
+
+def test_ramp_by_hand():
+    # On a map whose value is its column, a bin's average is the x of its centre (samples are
+    # symmetric about it).
+    feature = torch.arange(8.0).view(1, 1, 1, 8).expand(1, 1, 8, 8)
+    pooled = roi_align(
+        feature,
+        torch.tensor([[0.0, 1, 1, 5, 5]]),
+        output_size=2,
+        spatial_scale=1.0,
+        sampling_ratio=2,
+        aligned=False,
+    )
+    assert pooled[0, 0].tolist() == [[2.0, 4.0], [2.0, 4.0]]
+    aligned = roi_align(
+        feature,
+        torch.tensor([[0.0, 1, 1, 5, 5]]),
+        output_size=2,
+        spatial_scale=1.0,
+        sampling_ratio=2,
+        aligned=True,
+    )
+    assert aligned[0, 0].tolist() == [[1.5, 3.5], [1.5, 3.5]]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("sampling_ratio", [1, 2, 3])
+def test_gather_sum_is_torchvisions_roi_align_with_its_gradient(aligned, sampling_ratio):
+    feature = (
+        torch.randn((3, 5, 11, 13), dtype=torch.float64)
+        .to(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
+    rois = indexed(25, 3, 200.0).double()
+    ours = roi_align(
+        feature,
+        rois,
+        output_size=7,
+        spatial_scale=1 / 16,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+    )
+    theirs = ops.roi_align(feature, rois, 7, 1 / 16, sampling_ratio, aligned)
+    torch.testing.assert_close(ours, theirs)
+    upstream = torch.randn_like(ours)
+    (mine,) = torch.autograd.grad(ours, feature, upstream)
+    (reference,) = torch.autograd.grad(theirs, feature, upstream)
+    torch.testing.assert_close(mine, reference)
+
+
+def test_roi_pool_is_torchvisions():
+    feature = torch.randn((2, 4, 10, 10))
+    rois = indexed(12, 2, 160.0)
+    lists = [rois[rois[:, 0] == n][:, 1:] for n in range(2)]
+    ordered = torch.cat([rois[rois[:, 0] == n] for n in range(2)])
+    pooled = make_pooler(kind="roi_pool", sampling_ratio=0)({"conv4": feature}, lists)
+    torch.testing.assert_close(pooled, ops.roi_pool(feature, ordered, 3, 1 / 16))
+
+
+def test_adaptive_sampling_goes_to_the_operator():
+    feature = torch.randn((1, 4, 10, 10))
+    boxes = random_boxes(6, 150)
+    pooled = make_pooler(sampling_ratio=0)({"conv4": feature}, [boxes])
+    torch.testing.assert_close(pooled, ops.roi_align(feature, [boxes], 3, 1 / 16, 0, False))
+
+
+@pytest.mark.parametrize("kind", ["roi_pool", "roi_align"])
+def test_no_rois_and_an_image_without(kind):
+    features = {"conv4": torch.randn((2, 4, 10, 10))}
+    pooler = make_pooler(kind=kind)
+    assert pooler(features, [torch.zeros((0, 4)), torch.zeros((0, 4))]).shape == (0, 4, 3, 3)
+    boxes = random_boxes(3, 150)
+    torch.testing.assert_close(
+        pooler(features, [torch.zeros((0, 4)), boxes]),
+        pooler({"conv4": features["conv4"][1:]}, [boxes]),
+    )
+
+
+def test_bf16_map():
+    feature = torch.randn((1, 8, 10, 10)).bfloat16()
+    pooled = make_pooler()({"conv4": feature}, [random_boxes(4, 150)])
+    assert pooled.dtype == torch.bfloat16
+
+
+def test_the_map_of_its_stage_is_pooled():
+    boxes = [random_boxes(4, 150)]
+    features = {"conv3": torch.randn((1, 4, 20, 20)), "conv4": torch.randn((1, 4, 10, 10))}
+    pooler = make_pooler()
+    torch.testing.assert_close(
+        pooler(features, boxes), pooler({"conv4": features["conv4"]}, boxes), rtol=0, atol=0
+    )
+    with pytest.raises(KeyError, match="conv4"):
+        pooler({"conv3": features["conv3"]}, boxes)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detres.class_map import ClassMap, ClassMismatchError
+from detres.detection.annotations import Annotations
+from tests.detection.evaluation.scenes import predictions_of, truth_of
+from tests.helpers import CLASSES
+
+BOX = (0, 0, 10, 10)
+
+
+def annotations(
+    ids=(10, 20),
+    per_image=(2, 0),
+    *,
+    first_object=1,
+    class_map=CLASSES,
+    source="here",
+    dropped=None,
+) -> Annotations:
+    num = sum(per_image)
+    return Annotations(
+        source=source,
+        class_map=class_map,
+        image_ids=np.array(ids, np.int64),
+        image_files=np.array([f"{i}.jpg" for i in ids]),
+        image_sizes=np.full((len(ids), 2), 100, np.int32),
+        offsets=np.concatenate([[0], np.cumsum(per_image)]).astype(np.int64),
+        boxes=np.arange(num * 4, dtype=np.float32).reshape(num, 4),
+        labels=np.arange(num, dtype=np.int64) % 3 + 1,
+        areas=np.ones(num, np.float32),
+        crowd=np.arange(num) == 1,
+        difficult=np.zeros(num, bool),
+        ids=np.arange(first_object, first_object + num),
+        dropped=dropped or {},
+    )
+
+
+def test_targets_of_flat_annotations():
+    data = annotations(per_image=(2, 0))
+    target = data.target(0)
+    assert target.image_id == 10
+    assert target.boxes.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert target.labels.tolist() == [1, 2]
+    assert target.crowd.tolist() == [False, True]
+    assert data.target(1).boxes.shape == (0, 4)
+    target.boxes.zero_()
+    assert data.boxes[1, 3] == 7
+
+
+def test_a_description_counts_everything():
+    text = annotations(per_image=(2, 0), dropped={"boxes without area": 4}).describe()
+    assert (
+        "2 images (1 without objects), 2 objects of 3 classes: cat 1, dog 1, owl 0; 1 crowd; 4 "
+        "boxes without area" in text
+    )
+
+
+def test_rows_must_belong_together():
+    with pytest.raises(ValueError, match="offsets has 2 rows, expected 3"):
+        annotations(per_image=(2,), ids=(1, 2))
+
+
+def test_data_sets_are_put_together():
+    first = annotations(ids=(1, 2), per_image=(2, 0), dropped={"x": 1})
+    second = annotations(ids=(3,), per_image=(1,), source="there", dropped={"x": 2, "y": 1})
+    both = Annotations.concatenate([first, second])
+    assert both.image_ids.tolist() == [1, 2, 3]
+    assert both.offsets.tolist() == [0, 2, 2, 3]
+    assert [len(both.target(n)) for n in range(3)] == [2, 0, 1]
+    assert both.ids.tolist() == [1, 2, 3]  # numbered anew: both began at 1
+    assert both.dropped == {"x": 3, "y": 1}
+    assert both.source == "here + there"
+    assert Annotations.concatenate([first]) is first
+
+
+def test_an_image_in_two_data_sets_or_other_classes_are_refused():
+    with pytest.raises(ValueError, match="image 10 is in more than one of here, here"):
+        Annotations.concatenate([annotations(), annotations(first_object=100)])
+    with pytest.raises(ClassMismatchError):
+        Annotations.concatenate(
+            [annotations(), annotations(ids=(7, 8), class_map=ClassMap(("a", "b", "c"), (1, 2, 3)))]
+        )
+
+
+def test_the_classes_of_objects_are_the_indices_of_their_labels():
+    data = annotations(per_image=(2, 1))
+    assert data.labels.tolist() == [1, 2, 3]
+    assert data.class_indices.tolist() == [0, 1, 2]
+    assert [data.class_map.name_of(index) for index in data.class_indices] == ["cat", "dog", "owl"]
+    assert annotations(per_image=(0, 0)).class_indices.shape == (0,)
+
+
+def test_a_description_by_hand():
+    objects = [("a", 2, BOX, "crowd"), ("a", 2, BOX, "difficult"), ("c", 1, BOX)]
+    data = truth_of(objects, ["a", "b", "c"])
+    data.dropped["box without area"] = 2
+    assert data.describe() == (
+        "truth: 3 images (1 without objects), 3 objects of 2 classes: cat 1, dog 2; 1 crowd; "
+        "1 difficult; 2 box without area"
+    )
+    assert (
+        truth_of([], []).describe()
+        == "truth: 0 images (0 without objects), 0 objects of 2 classes: cat 0, dog 0"
+    )
+
+
+def test_a_description_lists_twenty_classes_and_says_that_there_are_more():
+    many = ClassMap.of_names([f"c{n}" for n in range(1, 22)])
+    text = truth_of([("a", 21, BOX)], ["a"], many).describe()
+    assert text.endswith(
+        "1 objects of 21 classes: " + ", ".join(f"c{n} 0" for n in range(1, 21)) + ", ..."
+    )
+
+
+def test_the_rows_of_the_images_of_predictions():
+    truth = truth_of([("b", 1, BOX)], ["b", "a", "c"])
+    found = predictions_of([("c", 1, 0.5, BOX), ("b", 2, 0.9, BOX), ("c", 2, 0.1, BOX)])
+    rows = truth.rows_of(found)
+    assert rows.tolist() == [2, 0, 2]
+    assert rows.dtype == np.int64
+    numbered = truth_of([], [70, 9])
+    assert numbered.rows_of(predictions_of([(9, 1, 0.5, BOX)])).tolist() == [1]
+
+
+def test_no_predictions_have_no_rows():
+    rows = truth_of([("a", 1, BOX)], ["a"]).rows_of(predictions_of([]))
+    assert rows.shape == (0,)
+    assert rows.dtype == np.int64
+
+
+def test_predictions_of_other_images_or_classes_or_not_finite_have_no_rows():
+    truth = truth_of([("a", 1, BOX)], ["a"])
+    with pytest.raises(ValueError, match=r"predictions for image b, which truth does not have"):
+        truth.rows_of(predictions_of([("a", 1, 0.5, BOX), ("b", 1, 0.5, BOX)]))
+    for score, box in ((0.5, (0, 0, np.inf, 1)), (np.nan, BOX)):
+        with pytest.raises(ValueError, match=r"prediction 1, image a: .*must be finite \(1 such\)"):
+            truth.rows_of(predictions_of([("a", 1, 0.5, BOX), ("a", 1, score, box)]))
+    with pytest.raises(ClassMismatchError, match="1=owl"):
+        truth.rows_of(predictions_of([], ClassMap(("owl",), (1,))))

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from detres.detection.structures import (
+    Detections,
+    ImageBatch,
+    Losses,
+    Predictions,
+    Target,
+    index_of,
+    label_of,
+    names_of,
+)
+from tests.helpers import CLASSES, make_batch, make_target
+
+
+def test_labels_count_background_and_indices_do_not():
+    assert [label_of(index) for index in range(3)] == [1, 2, 3]
+    assert [index_of(label) for label in (1, 2, 3)] == [0, 1, 2]
+    assert isinstance(label_of(0), int)
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (0,)])
+def test_labels_of_arrays_and_tensors_keep_their_shape_and_type(shape):
+    indices = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
+    labels = label_of(indices)
+    assert labels.dtype == np.int64
+    np.testing.assert_array_equal(labels, indices + 1)
+    np.testing.assert_array_equal(index_of(labels), indices)
+    tensor = label_of(torch.from_numpy(indices))
+    assert tensor.dtype == torch.int64
+    assert torch.equal(tensor, torch.from_numpy(indices + 1))
+    assert torch.equal(index_of(tensor), torch.from_numpy(indices))
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_names_of_labels(kind):
+    assert names_of(CLASSES, kind([3, 1, 1])) == ["owl", "cat", "cat"]
+    assert names_of(CLASSES, kind([1])) == ["cat"]
+    assert names_of(CLASSES, np.zeros(0, np.int64)) == []
+    assert names_of(CLASSES, torch.zeros(0, dtype=torch.int64)) == []
+
+
+@pytest.mark.parametrize("label", [0, 4, -1])
+def test_there_is_no_name_for_background_or_beyond(label):
+    for labels in (np.array([1, label]), torch.tensor([label])):
+        with pytest.raises(IndexError, match=rf"{label - 1} is outside 0\.\.2"):
+            names_of(CLASSES, labels)
+
+
+def test_crowd_and_difficult_are_not_trained_on():
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 2, 2], [0, 0, 3, 3]])
+    target = Target(
+        1,
+        boxes,
+        torch.tensor([1, 2, 3]),
+        torch.tensor([False, True, False]),
+        torch.tensor([False, False, True]),
+    )
+    kept, labels = target.trainable()
+    assert kept.tolist() == [[0, 0, 1, 1]]
+    assert labels.tolist() == [1]
+    assert make_target([], []).trainable()[0].shape == (0, 4)
+    assert target.to("cpu").boxes.equal(boxes)
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("boxes", torch.zeros(2, 4), "boxes are .* expected float32 \\(1, 4\\)"),
+    ("boxes", torch.zeros(1, 4, dtype=torch.float64), "boxes are torch.float64"),
+    ("labels", torch.ones(1), "labels are torch.float32"),
+    ("crowd", torch.zeros(1), "crowd is torch.float32"),
+    ("difficult", torch.zeros(2, dtype=torch.bool), "difficult is"),
+])  # fmt: skip
+def test_a_malformed_target_names_its_image(field, value, message):
+    parts = {
+        "boxes": torch.zeros(1, 4),
+        "labels": torch.ones(1, dtype=torch.int64),
+        "crowd": torch.zeros(1, dtype=torch.bool),
+        "difficult": torch.zeros(1, dtype=torch.bool),
+    }
+    with pytest.raises(ValueError, match=f"image 77: {message}"):
+        Target(77, **{**parts, field: value})
+
+
+def test_a_batch_moves_with_its_sizes():
+    batch = make_batch([(30, 40), (32, 20)])
+    moved = batch.to("cpu")
+    assert isinstance(moved, ImageBatch)
+    assert len(moved) == 2
+    assert (moved.sizes, moved.ids) == (batch.sizes, batch.ids)
+
+
+def test_losses_add_up_by_name():
+    named = {
+        "loss_rpn_cls": torch.tensor(1.0),
+        "loss_rpn_box": torch.tensor(2.0),
+        "loss_roi_cls": torch.tensor(4.0),
+        "loss_roi_box": torch.tensor(8.0),
+    }
+    losses = Losses(named)
+    assert losses.total().item() == 15
+    assert {name: value.item() for name, value in losses.terms().items()} == {
+        "loss_rpn_cls": 1.0,
+        "loss_rpn_box": 2.0,
+        "loss_roi_cls": 4.0,
+        "loss_roi_box": 8.0,
+    }
+    assert list(losses.terms()) == list(named)
+
+
+def test_losses_of_fewer_terms_add_up_too():
+    losses = Losses({"loss_roi_cls": torch.tensor(4.0), "loss_roi_box": torch.tensor(0.5)})
+    assert losses.total().item() == 4.5
+
+
+def test_predictions_must_belong_together():
+    assert (
+        len(
+            Predictions(
+                CLASSES, np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64)
+            )
+        )
+        == 0
+    )
+    with pytest.raises(ValueError, match="do not belong together"):
+        Predictions(
+            CLASSES, np.zeros(2, np.int64), np.zeros((2, 4)), np.zeros(1), np.zeros(2, np.int64)
+        )
+    assert (
+        len(
+            Detections(torch.zeros(3, 4), torch.zeros(3), torch.zeros(3, dtype=torch.int64)).to(
+                "cpu"
+            )
+        )
+        == 3
+    )

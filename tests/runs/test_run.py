@@ -1,0 +1,557 @@
+"""The life of a run: what its folder holds at every turn, an exact resume, the best kept, and how
+to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from detres.config import ConfigError, Section, check, load_config
+from detres.detection.structures import Target
+from detres.engine.flight_recorder import NonFiniteLossError
+from detres.engine.progress import Progress
+from detres.engine.stop import Interrupted
+from detres.files import CheckpointError
+from detres.runs.folder import RunFolderError
+from detres.runs.run import STATE_KEYS, ResumeLine, SavedRun, TrainingRun
+from detres.runs.settings import TrainConfig, build_optimizer, build_schedule
+from detres.runs.state import load_state, save_state
+from tests.engine.regression import (
+    Batch,
+    Regression,
+    Terms,
+    batches,
+    poisoned,
+    same_tensors,
+    same_training,
+)
+
+CPU = torch.device("cpu")
+
+
+def resume_line(folder: Path, settings: dict[str, float]) -> str:
+    """What goes on with a run, as the run's user would word it."""
+    return f"go on in {folder} with {settings}"
+
+
+class DataConfig(Section):
+    format: str = "coco"
+    root: str | None = None
+
+
+class Config(Section):
+    name: str = "fitting"
+    seed: int = 3
+    data: DataConfig = DataConfig()
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    metrics: dict[str, float | None]
+    best_metric = "AP"
+
+    def table(self) -> str:
+        return f"AP {self.metrics['AP']}, by hand"
+
+
+class Fitting:
+    """Fits a Regression, and knows what a run asked of it.
+
+    metric: step -> the deciding number of an evaluation there.
+    """
+
+    def __init__(
+        self,
+        metric: Callable[[int], float | None] = float,
+        *,
+        num_images: int = 80,
+        config: Config | None = None,
+        **settings: object,
+    ) -> None:
+        torch.manual_seed(5)
+        given = {"steps": 10, "batch_size": 8, "lr": 0.05, "reference_batch": 8}
+        given |= {"warmup_steps": 3, "milestones": [7], "log_every": 2, "save_every": 100}
+        self.config = config or check(Config, {"train": given | settings}, "test")
+        self.model = Regression()
+        self.optimizer = build_optimizer(self.config.train, self.model)
+        self.schedule = build_schedule(self.config.train, num_images)
+        self.num_images, self.metric = num_images, metric
+        self.loaded: str | None = None
+        self.given: Iterable | None = None
+        self.run: TrainingRun | None = None
+        self.asked: list[tuple[str, int]] = []
+
+    def describe_data(self) -> str:
+        return "train 80 points\nval   none"
+
+    def state(self) -> dict:
+        return {"classes": ["one"], "more": 7}
+
+    def batches(self, run: TrainingRun) -> Iterable:
+        self.run = run
+        start, stop = run.progress.step, run.schedule.steps
+        return batches(start, stop) if self.given is None else self.given
+
+    def evaluate(self) -> Evaluation:
+        step = 0 if self.run is None else self.run.progress.step
+        self.asked.append(("evaluate", step))
+        self.model.eval()
+        return Evaluation({"AP": self.metric(step), "odd": None})
+
+    def keep(self, run: TrainingRun, evaluation: Evaluation, *, improved: bool) -> None:
+        self.asked.append(("best" if improved else "keep", run.progress.step))
+        self.kept = evaluation
+
+
+def start(training: Fitting, out: Path, line: ResumeLine | None = resume_line) -> TrainingRun:
+    training.run = TrainingRun.start(training, out, device=CPU, resume_line=line)
+    return training.run
+
+
+def trained(training: Fitting, out: Path) -> Evaluation:
+    with start(training, out) as run:
+        return run.train()
+
+
+def resumed(
+    folder: Path, *overrides: str, metric: Callable[[int], float | None] = float
+) -> tuple[Fitting, TrainingRun]:
+    """What a command does: the model filled from last.pt, the rest left to the run."""
+    saved = SavedRun.read(folder, Config, overrides=overrides)
+    training = Fitting(metric, config=saved.config)
+    nn.init.zeros_(training.model.linear.weight)
+    training.model.load_state_dict(saved.state["model"])
+    training.run = TrainingRun.resume(saved, training, device=CPU, resume_line=resume_line)
+    return training, training.run
+
+
+def interrupting(at: int, steps: int = 10) -> Iterator:
+    """Batches during one of which a stop is asked for."""
+    for step, batch in enumerate(batches(0, steps)):
+        if step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        yield batch
+
+
+def interrupted(folder: Path, at: int, **settings: object) -> Fitting:
+    """A run that was stopped after step `at` + 1."""
+    training = Fitting(**settings)
+    training.given = interrupting(at)
+    with pytest.raises(Interrupted):
+        trained(training, folder)
+    return training
+
+
+def records(folder: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_new_run_has_its_configuration_and_its_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    training = Fitting()
+    with start(training, None) as run:
+        assert run.folder == Path("runs/fitting")
+        assert load_config(run.folder / "config.yaml", Config) == training.config
+        (facts,) = json.loads((run.folder / "env.json").read_text())
+        assert facts["start_step"] == 0
+    with start(Fitting(), None) as second:
+        assert second.folder == Path("runs/fitting-2")
+
+
+def test_a_folder_in_use_is_left_as_it_is(tmp_path):
+    (tmp_path / "last.pt").write_text("mine")
+    with pytest.raises(RunFolderError, match="already holds files"):
+        start(Fitting(), tmp_path)
+    assert files(tmp_path) == {"last.pt": b"mine"}
+
+
+def test_it_says_what_is_trained_and_how_it_goes(tmp_path, capsys):
+    training = Fitting(num_images=20, reference_batch=4)
+    training.loaded = "weights of a stranger"
+    folder = tmp_path / "run"
+    evaluation = trained(training, folder)
+    assert evaluation.metrics == {"AP": 10.0, "odd": None}
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index(f"every setting, defaults included: {folder / 'config.yaml'}")
+    assert "batch_size: 8" in "".join(lines[:first])
+    assert lines[first + 1 : first + 5] == [
+        "train 80 points",
+        "val   none",
+        "from  weights of a stranger",
+        # 20 images in batches of 8 are three steps an epoch
+        f"{folder}: steps 0..10 (3.333 epochs), lr 0.1 at batch 8 (lr 0.05 for 4), device cpu, "
+        f"{torch.get_num_threads()} threads",
+    ]
+    assert lines[-1] == "AP 10.0, by hand"
+
+
+def test_without_anything_loaded_nothing_is_said_of_it(tmp_path, capsys):
+    trained(Fitting(), tmp_path)
+    assert "from  " not in capsys.readouterr().out
+
+
+def test_an_evaluation_is_logged_kept_and_saved(tmp_path):
+    training = Fitting()
+    with start(training, tmp_path) as run:
+        run.progress.step = 4
+        run.evaluate()
+    assert training.asked == [("evaluate", 4), ("best", 4)]
+    assert training.kept is run.evaluation
+    assert run.progress.evaluations == {4: 4.0}
+    assert records(tmp_path, "eval") == [{"step": 4, "kind": "eval", "AP": 4.0, "odd": None}]
+    state = load_state(tmp_path / "last.pt", (*STATE_KEYS, "more"))
+    assert Progress.from_dict(state["progress"]) == Progress(4, {4: 4.0})
+    assert (state["classes"], state["more"], state["num_images"]) == (["one"], 7, 80)
+    assert Config.model_validate_json(state["config"]) == training.config
+    assert same_tensors(state["model"], training.model.state_dict())
+    assert training.model.training
+
+
+def test_the_model_is_in_train_mode_in_every_step(tmp_path):
+    training, modes = Fitting(eval_every=3), []
+    training.model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    training.model.eval()
+    trained(training, tmp_path)
+    assert modes == [True] * 10
+    assert ("evaluate", 9) in training.asked
+
+
+def test_evaluations_on_the_way_keep_the_best_and_the_last(tmp_path):
+    metrics = {2: math.nan, 4: 0.5, 6: 0.4, 8: None, 10: 0.6}
+    training = Fitting(metrics.get, eval_every=2, save_every=3)
+    assert trained(training, tmp_path).metrics["AP"] == 0.6
+    assert [event for event in training.asked if event[0] != "evaluate"] == [
+        ("keep", 2),
+        ("best", 4),
+        ("keep", 6),
+        ("keep", 8),
+        ("best", 10),
+    ]
+    assert [record["AP"] for record in records(tmp_path, "eval")] == [None, 0.5, 0.4, None, 0.6]
+    state = load_state(tmp_path / "last.pt", ("progress",))
+    assert Progress.from_dict(state["progress"]).best == 0.6
+
+
+def test_a_best_value_of_zero_counts_and_must_be_exceeded(tmp_path):
+    training = Fitting(lambda _: 0.0, eval_every=5)
+    trained(training, tmp_path)
+    assert [event for event in training.asked if event[0] == "best"] == [("best", 5)]
+
+
+def test_a_resumed_run_remembers_its_best(tmp_path):
+    interrupted(tmp_path, 6, metric={4: 8.5, 6: 8.0}.get, eval_every=2)
+    training, run = resumed(tmp_path)
+    with run:
+        run.train()
+    assert [event for event in training.asked if event[0] != "evaluate"] == [
+        ("keep", 8),
+        ("best", 10),
+    ]
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 9])
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(tmp_path, stop_at):
+    straight = Fitting(eval_every=4)
+    trained(straight, tmp_path / "straight")
+    interrupted(tmp_path / "resumed", stop_at - 1, eval_every=4)
+    training, run = resumed(tmp_path / "resumed")
+    assert run.progress.step == stop_at
+    with run:
+        run.train()
+    assert same_training((straight.model, straight.optimizer), (training.model, training.optimizer))
+    assert records(tmp_path / "resumed", "eval") == records(tmp_path / "straight", "eval")
+    assert [record["step"] for record in records(run.folder, "train")] == [2, 4, 6, 8, 10]
+    starts = [facts["start_step"] for facts in json.loads((run.folder / "env.json").read_text())]
+    assert starts == [0, stop_at]
+
+
+def test_a_finished_run_is_evaluated_again_and_nothing_is_written(tmp_path, capsys):
+    trained(Fitting(), tmp_path)
+    training, run = resumed(tmp_path)
+    with run:
+        before, weights = files(tmp_path), training.model.state_dict()
+        weights = {name: tensor.clone() for name, tensor in weights.items()}
+        assert run.train().metrics["AP"] == 10.0
+    assert training.asked == [("evaluate", 10)]
+    assert files(tmp_path) == before
+    assert same_tensors(training.model.state_dict(), weights)
+    assert last_line(capsys) == "AP 10.0, by hand"
+
+
+def test_an_evaluation_that_was_logged_but_not_saved_is_logged_once(tmp_path):
+    class Crash(Exception):
+        pass
+
+    def crash(*_: object, **__: object) -> None:
+        raise Crash
+
+    training = Fitting(eval_every=4)
+    training.keep = crash
+    with pytest.raises(Crash):
+        trained(training, tmp_path)
+    assert [record["step"] for record in records(tmp_path, "eval")] == [4]
+    _, run = resumed(tmp_path)
+    with run:
+        run.train()
+    assert [record["step"] for record in records(tmp_path, "eval")] == [4, 8, 10]
+
+
+@pytest.mark.parametrize("steps", [10, 4])  # on the way, and the last one
+def test_a_stop_during_an_evaluation_ends_after_it(tmp_path, capsys, steps):
+    def metric(step: int) -> float:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return float(step)
+
+    training = Fitting(metric, steps=steps, milestones=[], eval_every=2)
+    with pytest.raises(Interrupted):
+        trained(training, tmp_path)
+    assert training.asked[-2:] == [("evaluate", 4), ("best", 4)]
+    assert last_line(capsys) == (
+        f"stopped after step 4; continue with: {resume_line(tmp_path, {})}"
+    )
+    _, run = resumed(tmp_path)
+    with run:
+        assert run.train().metrics["AP"] == steps
+    evaluated = [record["step"] for record in records(tmp_path, "eval")]
+    assert evaluated == list(range(2, steps + 1, 2))
+
+
+def test_a_stop_during_the_evaluation_that_was_left_over(tmp_path):
+    def metric(step: int) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        return float(step)
+
+    interrupted(tmp_path, 3, eval_every=4)
+    training, run = resumed(tmp_path, metric=metric)
+    with run, pytest.raises(Interrupted):
+        run.train()
+    assert training.asked == [("evaluate", 4), ("best", 4)]
+    assert run.progress == Progress(4, {4: 4.0})
+
+
+def test_an_interrupted_run_names_the_command_that_goes_on(tmp_path, capsys):
+    folder = tmp_path / "it's my run"
+    interrupted(folder, 4)
+    assert last_line(capsys) == (f"stopped after step 5; continue with: {resume_line(folder, {})}")
+    assert load_state(folder / "last.pt", ("progress",))["progress"]["step"] == 5
+
+
+def test_without_a_command_there_is_nothing_to_continue_with(tmp_path, capsys):
+    training = Fitting()
+    training.given = interrupting(4)
+    with pytest.raises(Interrupted), start(training, tmp_path, line=None) as run:
+        run.train()
+    assert last_line(capsys) == "stopped after step 5"
+
+
+def broken(at: int, error: Exception) -> Iterator:
+    yield from batches(0, at)
+    raise error
+
+
+@pytest.mark.parametrize("error", [OSError("disk is gone"), RuntimeError("worker died")])
+def test_where_a_batch_cannot_be_made_what_was_learnt_is_kept(tmp_path, capsys, error):
+    training = Fitting()
+    training.given = broken(3, error)
+    with pytest.raises(type(error), match=str(error)):
+        trained(training, tmp_path)
+    assert last_line(capsys) == f"stopped; continue with: {resume_line(tmp_path, {})}"
+    straight = Fitting()
+    trained(straight, tmp_path / "straight")
+    again, run = resumed(tmp_path)
+    assert run.progress.step == 3
+    with run:
+        run.train()
+    assert same_training((straight.model, straight.optimizer), (again.model, again.optimizer))
+
+
+def test_before_the_first_step_there_is_nothing_to_keep(tmp_path, capsys):
+    training = Fitting()
+    training.given = broken(0, OSError("disk is gone"))
+    with pytest.raises(OSError, match="disk is gone"):
+        trained(training, tmp_path)
+    assert last_line(capsys) == "stopped"
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_an_end_without_an_error_says_nothing(tmp_path, capsys):
+    with start(Fitting(), tmp_path):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+def test_a_non_finite_step_is_written_down_and_a_smaller_rate_advised(tmp_path, capsys):
+    training = Fitting(save_every=5)
+    training.given = poisoned(at=5)
+    with pytest.raises(NonFiniteLossError, match="non-finite loss in step 6: loss_fit = nan"):
+        trained(training, tmp_path)
+    record = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert (record["step"], record["images"][7], record["targets"]) == (5, "5-7", [None] * 8)
+    assert record["lr"] == 0.05
+    assert record["terms"]["loss_fit"] is None
+    assert record["terms"]["loss_size"] > 0
+    saved = load_state(tmp_path / "last.pt", ("model", "progress"))
+    assert same_tensors(training.model.state_dict(), saved["model"])
+    assert saved["progress"]["step"] == 5
+    assert last_line(capsys) == (
+        f"stopped; the batch of this step is in {tmp_path / 'nonfinite.json'}; continue with: "
+        f"{resume_line(tmp_path, {'train.lr': 0.005})}"
+    )
+
+
+class Detector(Regression):
+    """Takes detection targets; its loss is not a number."""
+
+    def forward(self, batch: Batch, targets: list[Target]) -> Terms:
+        return Terms(
+            self.linear(batch.values).mean() * targets[0].boxes.sum(), self.linear.weight.sum()
+        )
+
+
+def test_the_boxes_of_a_non_finite_step_are_written_down(tmp_path, capsys):
+    training = Fitting()
+    training.model = Detector()
+    boxes = torch.tensor([[1.0, 2.0, float("inf"), 4.0]])
+    target = Target(7, boxes, torch.tensor([2]), torch.tensor([False]), torch.tensor([True]))
+    training.given = iter([(Batch(torch.ones(1, 3), ("a",)), [target])])
+    with pytest.raises(NonFiniteLossError, match="images a"):
+        trained(training, tmp_path)
+    (written,) = json.loads((tmp_path / "nonfinite.json").read_text())["targets"]
+    assert written == {
+        "image_id": 7,
+        "boxes": [[1.0, 2.0, None, 4.0]],
+        "labels": [2],
+        "crowd": [False],
+        "difficult": [True],
+    }
+    assert last_line(capsys) == (
+        f"stopped; the batch of this step is in {tmp_path / 'nonfinite.json'}"
+    )  # nothing was saved yet
+
+
+def test_images_that_could_not_be_read_are_listed_once(tmp_path, capsys):
+    path = tmp_path / "skipped.txt"
+    with start(Fitting(), tmp_path) as run:
+        run.list_skipped([])
+        assert not path.exists()
+        run.list_skipped(["b.jpg", "a b.jpg"])
+        run.list_skipped(["b.jpg"])
+        run.list_skipped(["c.jpg", "b.jpg"])
+    assert path.read_text() == "a b.jpg\nb.jpg\nc.jpg\n"
+    assert capsys.readouterr().out.splitlines() == [
+        f"damaged, skipped: b.jpg, a b.jpg (2 so far, listed in {path})",
+        f"damaged, skipped: c.jpg (3 so far, listed in {path})",
+    ]
+
+
+def test_a_run_on_another_number_of_images_is_not_resumed(tmp_path):
+    interrupted(tmp_path, 4)
+    before = files(tmp_path)
+    saved = SavedRun.read(tmp_path, Config, overrides=["train.lr=0.01"])
+    training = Fitting(config=saved.config, num_images=81)
+    with pytest.raises(
+        ValueError,
+        match=r"last\.pt is of a run on 80 training images, there are 81 now: put the data back",
+    ):
+        TrainingRun.resume(saved, training, device=CPU, resume_line=resume_line)
+    assert files(tmp_path) == before
+
+
+def test_a_changed_configuration_is_written_and_the_earlier_one_kept(tmp_path):
+    first = interrupted(tmp_path, 4).config
+    for _ in range(2):  # again at the same step, where the first one stays
+        training, run = resumed(tmp_path, "train.lr=0.01")
+        with run:
+            pass
+        assert training.config.train.lr == 0.01
+        assert load_config(tmp_path / "config-until-step-5.yaml", Config) == first
+        assert load_config(tmp_path / "config.yaml", Config) == training.config
+    training, run = resumed(tmp_path, "train.lr=0.01")
+    training.given = broken(2, OSError("gone"))
+    with pytest.raises(OSError, match="gone"), run:
+        run.train()
+    assert run.progress.step == 7
+    _, run = resumed(tmp_path)  # last.pt has the change now
+    with run:
+        assert run.config.train.lr == 0.01
+    assert not (tmp_path / "config-until-step-7.yaml").exists()
+
+
+def test_an_unchanged_configuration_stays_as_it_is(tmp_path):
+    interrupted(tmp_path, 4)
+    (tmp_path / "config.yaml").write_text("# a note of mine\n")
+    _, run = resumed(tmp_path, "train.lr=0.05")
+    with run:
+        pass
+    assert (tmp_path / "config.yaml").read_text() == "# a note of mine\n"
+    assert not (tmp_path / "config-until-step-5.yaml").exists()
+
+
+def test_data_that_have_moved_are_a_change_of_the_configuration(tmp_path):
+    folder = tmp_path / "run"
+    interrupted(folder, 4)
+    (tmp_path / "elsewhere").mkdir()
+    saved = SavedRun.read(folder, Config, root=str(tmp_path / "elsewhere"))
+    assert saved.config.data.root == str(tmp_path / "elsewhere")
+    assert saved.earlier.data.root is None
+    with TrainingRun.resume(
+        saved, Fitting(config=saved.config), device=CPU, resume_line=resume_line
+    ):
+        pass
+    assert load_config(folder / "config.yaml", Config) == saved.config
+    assert load_config(folder / "config-until-step-5.yaml", Config) == saved.earlier
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        SavedRun.read(folder, Config, root=str(tmp_path / "nowhere"))
+
+
+def test_a_saved_run_is_read_with_what_it_must_hold(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no training state at .*last\.pt"):
+        SavedRun.read(tmp_path, Config)
+    interrupted(tmp_path / "run", 4)
+    saved = SavedRun.read(tmp_path / "run", Config, keys=("more",))
+    assert (saved.state["more"], saved.folder) == (7, tmp_path / "run")
+    assert saved.config == saved.earlier
+    with pytest.raises(CheckpointError, match="it lacks weights"):
+        SavedRun.read(tmp_path / "run", Config, keys=("weights",))
+    with pytest.raises(ConfigError, match=r"last\.pt with --set: unknown key 'train\.rate'"):
+        SavedRun.read(tmp_path / "run", Config, overrides=["train.rate=1"])
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_its_scores(tmp_path):
+    interrupted(tmp_path, 4, eval_every=2)
+    state = load_state(tmp_path / "last.pt", STATE_KEYS)
+    state["progress"]["scores"] = state["progress"].pop("evaluations")
+    save_state(tmp_path / "last.pt", state)
+    training, run = resumed(tmp_path)
+    assert run.progress == Progress(5, {2: 2.0, 4: 4.0})
+    with run:
+        run.train()
+    assert [record["step"] for record in records(tmp_path, "eval")] == [2, 4, 6, 8, 10]
+    assert training.run.progress.best == 10.0
+
+
+def test_a_duration_is_said_in_words(tmp_path):
+    with start(Fitting(), tmp_path) as run:
+        run.started -= 125
+        assert run.duration() in ("2 min 5 s", "2 min 6 s")

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+
+from detres.class_map import ClassMap, ClassMismatchError
+from tests.helpers import CLASSES
+
+
+def test_class_map_goes_all_ways():
+    assert [CLASSES.name_of(k) for k in (0, 1, 2)] == ["cat", "dog", "owl"]
+    assert [CLASSES.source_id_of(k) for k in (0, 1, 2)] == [3, 7, 90]
+    assert (CLASSES.index_of_name("owl"), CLASSES.index_of_source_id(7)) == (2, 1)
+    assert ClassMap.from_dict(CLASSES.to_dict()) == CLASSES
+    assert len(CLASSES) == 3
+
+
+@pytest.mark.parametrize("index", [3, -1, 99])
+def test_there_is_no_name_or_source_id_beyond_the_classes(index):
+    for look_up in (CLASSES.name_of, CLASSES.source_id_of):
+        with pytest.raises(IndexError, match=rf"class index {index} is outside 0\.\.2"):
+            look_up(index)
+
+
+def test_unknown_names_and_ids_list_the_known():
+    with pytest.raises(KeyError, match="cat, dog, owl"):
+        CLASSES.index_of_name("Cat")
+    with pytest.raises(KeyError, match=r"\[3, 7, 90\]"):
+        CLASSES.index_of_source_id(1)
+
+
+def test_classes_known_by_their_names_are_numbered_from_one():
+    named = ClassMap.of_names(["cat", "dog"])
+    assert named == ClassMap(("cat", "dog"), (1, 2))
+    assert [named.index_of_source_id(i) for i in (1, 2)] == [0, 1]
+    with pytest.raises(ValueError, match="name cat is given to more than one class"):
+        ClassMap.of_names(["cat", "dog", "cat"])
+
+
+def test_no_classes_have_no_index():
+    none = ClassMap.of_names([])
+    assert len(none) == 0
+    assert ClassMap.from_dict(none.to_dict()) == none
+    with pytest.raises(IndexError):
+        none.name_of(0)
+
+
+@pytest.mark.parametrize(("names", "ids", "message"), [
+    (("a", "a"), (1, 2), "name a is given"),
+    (("a", "b"), (1, 1), "source id 1 is given"),
+    (("a", "b"), (1,), "2 names but 1"),
+])  # fmt: skip
+def test_a_class_map_is_unambiguous(names, ids, message):
+    with pytest.raises(ValueError, match=message):
+        ClassMap(names, ids)
+
+
+@pytest.mark.parametrize("key", ["names", "source_ids"])
+def test_a_dict_without_a_key_is_refused(key):
+    value = CLASSES.to_dict()
+    del value[key]
+    with pytest.raises(KeyError, match=key):
+        ClassMap.from_dict(value)
+
+
+def test_a_mismatch_prints_both_lists():
+    other = ClassMap(("cat", "dog"), (3, 7))
+    CLASSES.require_same(ClassMap.from_dict(CLASSES.to_dict()), "a", "b")
+    with pytest.raises(ClassMismatchError) as caught:
+        CLASSES.require_same(other, "weights.safetensors", "val.json")
+    assert "weights.safetensors (3): 3=cat, 7=dog, 90=owl" in str(caught.value)
+    assert "val.json (2): 3=cat, 7=dog" in str(caught.value)
+
+
+def test_a_long_class_list_is_told_by_what_differs() -> None:
+    names = tuple(f"c{n:02d}" for n in range(30))
+    full = ClassMap(names, tuple(range(1, 31)))
+    lacking = ClassMap(names[:4] + names[5:], tuple(range(1, 30)))
+    with pytest.raises(ClassMismatchError) as caught:
+        full.require_same(lacking, "train", "val")
+    assert "train (30): only here: 5=c04\n  val (29): only here: none\n" in str(caught.value)
+    swapped = ClassMap((names[1], names[0], *names[2:]), tuple(range(1, 31)))
+    with pytest.raises(ClassMismatchError) as caught:
+        full.require_same(swapped, "train", "val")
+    assert "train (30): the same names, with other ids: 1=c00, 2=c01\n" in str(caught.value)
+    shifted = ClassMap(names, tuple(range(2, 32)))
+    with pytest.raises(ClassMismatchError, match=r"20=c19 and 10 more"):
+        full.require_same(shifted, "train", "val")

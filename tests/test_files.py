@@ -1,0 +1,165 @@
+"""Files of weights and text: what is written is what is read, and a failure leaves the old file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from detres.files import (
+    CheckpointError,
+    cache_folder,
+    first_line,
+    has_metadata,
+    load_model_state,
+    load_weights,
+    replacing,
+    require_metadata,
+    write_safetensors,
+    write_text,
+)
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_replacing_gives_the_new_file_the_permissions_of_any_other(tmp_path):
+    (tmp_path / "plain").write_text("x")
+    write_text(tmp_path / "new", "é\n")
+    assert (tmp_path / "new").read_text(encoding="utf-8") == "é\n"
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_nothing_appears_when_the_first_write_fails(tmp_path):
+    def stop_half_way() -> None:
+        with replacing(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stop_half_way()
+    assert files_in(tmp_path) == []
+
+
+def test_weights_come_back_with_their_metadata_and_contiguous(tmp_path):
+    shared = torch.randn(5)
+    tensors = {
+        "nhwc": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "parameter": nn.Parameter(torch.randn(3)),
+        "count": torch.tensor(9),
+        "empty": torch.zeros(0, 4),
+        "view": shared[1:3],
+        "same": shared,
+        "half": torch.randn(3).bfloat16(),
+    }
+    write_safetensors(tmp_path / "w.safetensors", tensors, {"model": "{}", "classes": "ä"})
+    read, metadata = load_weights(tmp_path / "w.safetensors")
+    assert metadata == {"model": "{}", "classes": "ä"}
+    assert set(read) == set(tensors)
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor.detach())
+    with safe_open(tmp_path / "w.safetensors", framework="np") as witness:
+        assert np.array_equal(witness.get_tensor("nhwc"), tensors["nhwc"].numpy())
+    assert tensors["nhwc"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_without_our_metadata(tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
+    tensors, metadata = load_weights(tmp_path / "w.safetensors")
+    assert list(tensors) == ["w"]
+    assert metadata == {}
+    with pytest.raises(
+        CheckpointError, match=r"w\.safetensors holds weights but not .*: classes, model"
+    ):
+        require_metadata(metadata, ("classes", "model"), tmp_path / "w.safetensors")
+    require_metadata({"classes": "", "model": ""}, ("classes", "model"), tmp_path)
+
+
+def test_weights_files_that_cannot_be_read(tmp_path):
+    write_safetensors(tmp_path / "w.safetensors", {"w": torch.ones(100)}, {})
+    os.truncate(tmp_path / "w.safetensors", 200)
+    with pytest.raises(CheckpointError, match=r"w\.safetensors is not a readable"):
+        load_weights(tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="no weights file at"):
+        load_weights(tmp_path)
+
+
+def test_a_model_takes_its_own_weights_and_keeps_its_memory_format():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(
+        memory_format=torch.channels_last
+    )
+    tensors = {
+        name: torch.full_like(tensor, 2, memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+    load_model_state(model, tensors, Path("w"))
+    assert all((tensor == 2).all() for tensor in model.state_dict().values())
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_of_another_architecture_are_listed_and_change_nothing():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tensors = {
+        "0.weight": torch.zeros(3, 2),
+        "0.bias": torch.zeros(5),
+        "1.weight": torch.zeros(1, 3),
+        "head": torch.zeros(1),
+    }
+    with pytest.raises(CheckpointError) as caught:
+        load_model_state(model, tensors, Path("other.safetensors"))
+    assert str(caught.value).splitlines() == [
+        "other.safetensors holds weights of another architecture:",
+        "  missing: 1.bias",
+        "  unexpected: head",
+        "  shape of 0.bias: file (5,), model (3,)",
+    ]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="and 92 more"):
+        load_model_state(nn.ModuleList(nn.Linear(1, 1) for _ in range(50)), {}, Path("w"))
+
+
+def test_an_error_while_replacing_leaves_the_old_file(tmp_path):
+    write_text(tmp_path / "file", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "file", "\ud800")
+    assert (tmp_path / "file").read_text() == "old"
+    assert files_in(tmp_path) == ["file"]
+    write_text(tmp_path / "new" / "folder" / "file", "")
+    assert files_in(tmp_path / "new" / "folder") == ["file"]
+
+
+def test_metadata_are_looked_for_without_an_error(tmp_path):
+    write_safetensors(tmp_path / "w.safetensors", {"w": torch.ones(1)}, {"a": "1", "b": ""})
+    assert has_metadata(tmp_path / "w.safetensors", ("a", "b"))
+    assert has_metadata(tmp_path / "w.safetensors", ())
+    assert not has_metadata(tmp_path / "w.safetensors", ("a", "c"))
+    save_file({"w": torch.ones(1)}, tmp_path / "bare.safetensors")
+    assert not has_metadata(tmp_path / "bare.safetensors", ("a",))
+    (tmp_path / "text").write_text("hello")
+    for name in ("text", "absent", "."):
+        assert not has_metadata(tmp_path / name, ())
+
+
+def test_the_cache_folder_is_the_environment_s_or_below_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETRES_CACHE", str(tmp_path / "cache"))
+    assert cache_folder() == tmp_path / "cache"
+    assert not cache_folder().exists()
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("DETRES_CACHE", "")
+    assert cache_folder() == tmp_path / ".cache" / "detres"
+    monkeypatch.delenv("DETRES_CACHE")
+    assert cache_folder() == tmp_path / ".cache" / "detres"
+
+
+def test_the_first_line_of_an_error_or_its_name():
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(EOFError()) == "EOFError"
