@@ -143,8 +143,8 @@ class VGG(Backbone):
         head = self._head()
         if x.shape[2] < 2 or x.shape[3] < 2:
             raise ValueError(
-                f"a map of {x.shape[2]}x{x.shape[3]} cells is too small for the last pooling: "
-                "give images of at least 32x32 px"
+                f"a map of {x.shape[2]}x{x.shape[3]} cells is too small for the last pooling: give "
+                "images of at least 32x32 px"
             )
         x = torch.flatten(self.avgpool(self.features[-1](x)), 1)
         return (head[:6] if pre_logits else head)(x)

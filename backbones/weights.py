@@ -198,8 +198,7 @@ def _published(name: str) -> _File:
         except OSError as error:
             raise WeightsError(
                 f"{name}: could not download {published.url} ({error}). Without a network, put "
-                f"that file at {path}, "
-                "or give the path of a local weights file"
+                f"that file at {path}, or give the path of a local weights file"
             ) from None
         except RuntimeError as error:  # what torch.hub raises for a wrong checksum
             raise WeightsError(f"{name}: {published.url}: {error}") from None
@@ -260,8 +259,8 @@ def _require_checksum(path: Path, published: PublishedWeights) -> None:
     if not digest.hexdigest().startswith(published.sha256_prefix):
         raise WeightsError(
             f"{path} is not the file it is named after: its sha256 starts with "
-            f"{digest.hexdigest()[:8]}, not {published.sha256_prefix}. "
-            "It is damaged or was changed: fetch it again, or give it another name"
+            f"{digest.hexdigest()[:8]}, not {published.sha256_prefix}. It is damaged or was "
+            "changed: fetch it again, or give it another name"
         )
 
 
@@ -279,9 +278,8 @@ def _read(path: Path) -> tuple[object, dict[str, str]]:
             named = named or re.search(r"GLOBAL (\S+)", str(error))[1]
         raise WeightsError(
             f"{path} holds objects other than tensors{f' ({named})' if named else ''}; it was not "
-            "loaded, because loading "
-            "could run code. Save the weights with torch.save(net.state_dict(), ...) or as "
-            ".safetensors"
+            "loaded, because loading could run code. Save the weights with "
+            "torch.save(net.state_dict(), ...) or as .safetensors"
         ) from None
     except Exception as error:  # what a damaged file makes torch's reader raise has no bounds
         raise WeightsError(
@@ -347,8 +345,8 @@ def _require_same_traits(source: str, traits: dict[str, str], own: dict[str, str
         if own.get(trait, value) != value:
             raise WeightsError(
                 f"{source} was trained with {trait}='{value}'; this network was built with "
-                f"'{own[trait]}', where these weights "
-                f"would fit and be wrong. Build it with {trait}='{value}'"
+                f"'{own[trait]}', where these weights would fit and be wrong. Build it with "
+                f"{trait}='{value}'"
             )
 
 
@@ -424,8 +422,8 @@ def _hint(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> str:
             )
         if "conv1.bias" in tensors:
             return (
-                " The batch norms of the file are folded into its convolutions: load the "
-                "weights as they were before, then fold."
+                " The batch norms of the file are folded into its convolutions: load the weights "
+                "as they were before, then fold."
             )
         return " The file has no batch norm statistics: build the network with norm='group'."
     return f" The file looks like {looks_like}." if looks_like else ""

@@ -113,20 +113,18 @@ class ClassificationConfig(Section):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> ClassificationConfig:
-        data, usual = self.data, ClassificationDataConfig(format="folder")
+        data = self.data
         if data.short_sides[0] > data.short_sides[1]:
             raise ValueError(f"data.short_sides {list(data.short_sides)} is not in rising order")
         if not data.arrays and data.short_sides[0] < data.crop_side:
             raise ValueError(
                 f"data.short_sides {list(data.short_sides)} px does not hold a crop of "
-                "data.crop_side "
-                f"{data.crop_side} px"
+                f"data.crop_side {data.crop_side} px"
             )
         if not data.arrays and self.eval.short_side < data.crop_side:
             raise ValueError(
-                f"eval.short_side {self.eval.short_side} px does not hold a crop of "
-                f"data.crop_side {data.crop_side} "
-                "px"
+                f"eval.short_side {self.eval.short_side} px does not hold a crop of data.crop_side "
+                f"{data.crop_side} px"
             )
         if data.arrays and self.eval.views == "ten_crop":
             raise ValueError(
@@ -142,15 +140,15 @@ class ClassificationConfig(Section):
                 "eval.scales are those of photographs; give some near the size of the images in "
                 "memory, [32, 40] for CIFAR-10"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _format_has_it(self) -> ClassificationConfig:
+        data, usual = self.data, ClassificationDataConfig(format="folder")
         if data.format in ("shapes", "cifar10") and (
             data.classes is not None or data.damaged == "skip"
         ):
             raise ValueError(f"data.classes and data.damaged do not apply to format {data.format}")
-        if self.train.recompute_batches and self.model.network.norm == "group":
-            raise ValueError(
-                "train.recompute_batches averages statistics of batch norm, and "
-                "model.network.norm is group: give 0"
-            )
         if data.hold_out and data.format != "cifar10":
             raise ValueError(
                 "data.hold_out applies to format cifar10; other formats have a validation folder "
@@ -160,13 +158,21 @@ class ClassificationConfig(Section):
             data.short_sides != usual.short_sides or data.pca not in (0, usual.pca)
         ):
             raise ValueError(
-                "data.short_sides and data.pca apply to image files read one by one, not to "
-                "images in "
-                "memory"
+                "data.short_sides and data.pca apply to image files read one by one, not to images "
+                "in memory"
             )
         if data.randaugment and data.arrays:
             raise ValueError(
                 "data.randaugment applies to image files read one by one, not to images in memory"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> ClassificationConfig:
+        if self.train.recompute_batches and self.model.network.norm == "group":
+            raise ValueError(
+                "train.recompute_batches averages statistics of batch norm, and model.network.norm "
+                "is group: give 0"
             )
         if self.train.warmup_until_error is not None and self.train.warmup_steps:
             raise ValueError("give either train.warmup_steps or train.warmup_until_error")

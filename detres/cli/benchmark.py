@@ -73,8 +73,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     timing = Timing(arguments.device, arguments.repeats)
     say(
-        f"torch {torch.__version__}, {timing.device}, {torch.get_num_threads()} threads; "
-        f"medians of {timing.repeats}, ours and theirs in turns"
+        f"torch {torch.__version__}, {timing.device}, {torch.get_num_threads()} threads; medians "
+        f"of {timing.repeats}, ours and theirs in turns"
     )
     if arguments.what == "backbone":
         benchmark_backbone(timing, arguments.backbone, arguments.batch)

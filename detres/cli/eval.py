@@ -86,10 +86,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         nargs="+",
         help="a run's best.safetensors (detector) or weights.safetensors (classifier; several "
-        "make an ensemble), "
-        "which know their model, classes, data and protocol; or, with --cfg, published "
-        "classifiers by name, and weights of "
-        "another origin for the network of the configuration",
+        "make an ensemble), which know their model, classes, data and protocol; or, with --cfg, "
+        "published classifiers by name, and weights of another origin for the network of the "
+        "configuration",
     )
     what.add_argument(
         "--detections",
@@ -195,8 +194,8 @@ def evaluate_classifiers(arguments: argparse.Namespace) -> None:
     say(f"{images.source}\n{names}\n{result.table(per_class=True)}")
     if class_map is None and result.no_better_than_guessing:
         say(
-            "note: no better than guessing: are these the classes the weights were trained on, "
-            "and in that order?"
+            "note: no better than guessing: are these the classes the weights were trained on, and "
+            "in that order?"
         )
     if arguments.save_probabilities:
         columns = {"probabilities": found.probabilities, "labels": found.labels}

@@ -123,8 +123,8 @@ def read_errors(folder: Path) -> dict[str, list[tuple[int, float]]]:
     for kind, found in errors.items():
         if not found:
             raise ValueError(
-                f"{path} has no {kind} record with a top-1 error: draw runs of train-cls that "
-                "have been evaluated"
+                f"{path} has no {kind} record with a top-1 error: draw runs of train-cls that have "
+                "been evaluated"
             )
     return errors
 

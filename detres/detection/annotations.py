@@ -72,8 +72,8 @@ class Annotations:
                 )
         if self.boxes.shape != (num_objects, 4) or self.boxes.dtype != np.float32:
             raise ValueError(
-                f"Annotations.boxes is {self.boxes.dtype} {self.boxes.shape}, expected float32 "
-                "(M, 4)"
+                f"Annotations.boxes is {self.boxes.dtype} {self.boxes.shape}, expected float32 (M, "
+                "4)"
             )
 
     def __len__(self) -> int:
@@ -159,8 +159,8 @@ class Annotations:
             row = int(np.flatnonzero(~finite)[0])
             raise ValueError(
                 f"prediction {row}, image {predictions.image_ids[row]}: box "
-                f"{predictions.boxes[row].tolist()} and score "
-                f"{predictions.scores[row]} must be finite ({int((~finite).sum())} such)"
+                f"{predictions.boxes[row].tolist()} and score {predictions.scores[row]} must be "
+                f"finite ({int((~finite).sum())} such)"
             )
         row_of = {image_id: row for row, image_id in enumerate(self.image_ids.tolist())}
         rows = np.array(

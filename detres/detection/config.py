@@ -29,8 +29,8 @@ class BackboneConfig(NetworkConfig):
     def _frozen_needs_weights(self) -> BackboneConfig:
         if self.weights is None and (self.norm == "frozen" or self.freeze_at > 0):
             raise ValueError(
-                "a backbone with random weights cannot be frozen: it would stay random. "
-                "Give model.backbone.weights, or set model.backbone.norm=batch (or group) and "
+                "a backbone with random weights cannot be frozen: it would stay random. Give "
+                "model.backbone.weights, or set model.backbone.norm=batch (or group) and "
                 "model.backbone.freeze_at=0"
             )
         return self

@@ -79,8 +79,8 @@ class RunLog:
             rate = (step - self.start_step) / (time.monotonic() - self.started)
             left = (self.steps - step) / rate
             self.line(
-                f"step {step}/{self.steps}  {losses}  lr {record['lr']:.5f}  {1 / rate:.2f} "
-                f"s/step  {_clock(left)} left"
+                f"step {step}/{self.steps}  {losses}  lr {record['lr']:.5f}  {1 / rate:.2f} s/step "
+                f" {_clock(left)} left"
             )
 
     def evaluation(self, step: int, record: dict[str, float | None]) -> None:

@@ -127,8 +127,8 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
     elif stated != stored:
         raise ValueError(
             f"{name}: the annotations say {stated[1]}x{stated[0]} px, the file is "
-            f"{upright[1]}x{upright[0]}; "
-            "boxes would be misplaced. Correct the size in the annotations, or the file"
+            f"{upright[1]}x{upright[0]}; boxes would be misplaced. Correct the size in the "
+            "annotations, or the file"
         )
     return np.ascontiguousarray(pixels)
 

@@ -140,8 +140,8 @@ class ImageShards:
             raise ImageReadError(f"{self.name(index)} cannot be read: {error}") from None
         if len(data) != size:
             raise ImageReadError(
-                f"{self.name(index)} cannot be read: asked for {size} bytes, got {len(data)}; "
-                "the tar file has changed, or its server gives no byte ranges"
+                f"{self.name(index)} cannot be read: asked for {size} bytes, got {len(data)}; the "
+                "tar file has changed, or its server gives no byte ranges"
             )
         return data
 

@@ -82,8 +82,7 @@ class TrainConfig(Section):
         ):
             raise ValueError(
                 f"schedule plateau would never act: train.patience {self.patience} evaluations, "
-                f"one every {self.eval_every} steps, "
-                f"are not over before the end, step {self.steps}"
+                f"one every {self.eval_every} steps, are not over before the end, step {self.steps}"
             )
         return self
 

@@ -40,8 +40,7 @@ def load_state(path: Path, keys: tuple[str, ...]) -> dict:
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} holds objects other than tensors and plain containers, which may be code; it "
-            "was not loaded. "
-            "Only the last.pt of a run can be resumed"
+            "was not loaded. Only the last.pt of a run can be resumed"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
@@ -91,6 +90,6 @@ def _require_plain(value: object, where: str) -> None:
             _require_plain(item, f"{where}[{index}]")
     else:
         raise TypeError(
-            f"{where} is a {type(value).__name__}, expected plain containers, numbers, strings "
-            "and tensors"
+            f"{where} is a {type(value).__name__}, expected plain containers, numbers, strings and "
+            "tensors"
         )

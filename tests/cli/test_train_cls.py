@@ -492,8 +492,8 @@ def test_a_damaged_image_costs_no_steps_and_can_be_passed_over_on_resuming(
     with pytest.raises(SystemExit):
         train("--resume", "stopped", "--set", "train.steps=9", "data.damaged=skip")
     message = (
-        "all but data.workers, data.damaged, train.lr, train.clip_grad_norm; --set "
-        "train.steps=9 starts a new run"
+        "all but data.workers, data.damaged, train.lr, train.clip_grad_norm; --set train.steps=9 "
+        "starts a new run"
     )
     assert message in capsys.readouterr().err
     assert train("--resume", "stopped", "--set", "data.damaged=skip") == 0

@@ -98,8 +98,8 @@ def test_a_description_by_hand():
     data = truth_of(objects, ["a", "b", "c"])
     data.dropped["box without area"] = 2
     assert data.describe() == (
-        "truth: 3 images (1 without objects), 3 objects of 2 classes: cat 1, dog 2; 1 crowd; "
-        "1 difficult; 2 box without area"
+        "truth: 3 images (1 without objects), 3 objects of 2 classes: cat 1, dog 2; 1 crowd; 1 "
+        "difficult; 2 box without area"
     )
     assert (
         truth_of([], []).describe()

@@ -35,8 +35,8 @@ def test_the_record_has_the_step_as_plain_values():
         ],
     }
     assert str(error) == (
-        "non-finite loss in step 5: loss_a = inf; images 7, b.jpg; lr 0.25. "
-        "Nothing was saved after it"
+        "non-finite loss in step 5: loss_a = inf; images 7, b.jpg; lr 0.25. Nothing was saved "
+        "after it"
     )
 
 
@@ -66,6 +66,6 @@ def test_a_gradient_is_named_by_its_parameter_and_only_four_of_many():
     terms = {"loss": torch.tensor(1.0)}
     error = NonFiniteLossError(model, terms, IMAGES, [], step=0, lr=1.0)
     assert str(error).startswith(
-        "finite loss but non-finite gradient in step 1: "
-        "0.bias, 1.weight, 1.bias, 2.weight and 2 more; images 7"
+        "finite loss but non-finite gradient in step 1: 0.bias, 1.weight, 1.bias, 2.weight and 2 "
+        "more; images 7"
     )

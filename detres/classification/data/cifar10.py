@@ -116,8 +116,8 @@ def hold_out(images: ImageArrays, number: int) -> tuple[ImageArrays, ImageArrays
 def _cifar_names(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: expected CIFAR-10's folder {_CIFAR_FOLDER}, or the one that "
-            "holds it"
+            f"{path} is missing: expected CIFAR-10's folder {_CIFAR_FOLDER}, or the one that holds "
+            "it"
         )
     names = tuple(path.read_text(encoding="utf-8").split())
     if len(names) != 10:

@@ -129,8 +129,8 @@ def decode_in_memory(
         if image.shape != pixels.shape[1:]:
             expected = f"{pixels.shape[2]}x{pixels.shape[1]}"
             raise ValueError(
-                f"{file} has {image.shape[1]}x{image.shape[0]} px, the files before it "
-                f"{expected}: in memory they must be of one size"
+                f"{file} has {image.shape[1]}x{image.shape[0]} px, the files before it {expected}: "
+                "in memory they must be of one size"
             )
         pixels[row] = image
     if pixels is None:

@@ -130,8 +130,8 @@ def _require_classes(urls: list[str], parts: list[_Index], num_classes: int) -> 
         if len(outside):
             row = outside[0]
             raise ValueError(
-                f"{url}, {part.keys[row]}: class {part.labels[row]}, expected "
-                f"0..{num_classes - 1} for {num_classes} classes"
+                f"{url}, {part.keys[row]}: class {part.labels[row]}, expected 0..{num_classes - 1} "
+                f"for {num_classes} classes"
             )
 
 
@@ -317,8 +317,8 @@ def _take_member(
         return
     if not member.isreg() or member.issparse():
         raise ShardError(
-            f"{url}: {member.name} is a link or sparse, not the bytes; pack with tar "
-            "--dereference --hard-dereference"
+            f"{url}: {member.name} is a link or sparse, not the bytes; pack with tar --dereference "
+            "--hard-dereference"
         )
     if is_image and key in images:
         raise ShardError(f"{url}: {images[key][0]} and {member.name} are two images of one sample")

@@ -104,8 +104,7 @@ def top_k_errors(found: ClassProbabilities, names: Sequence[str], protocol: str)
     if len(labels) == 0 or probabilities.shape != (len(labels), len(names)):
         raise ValueError(
             f"probabilities {probabilities.shape} and {len(labels)} labels for {len(names)} "
-            "classes do "
-            "not belong together"
+            "classes do not belong together"
         )
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(

@@ -108,7 +108,7 @@ def require_objects(annotations: Annotations, purpose: str) -> None:
     reasons += [f"{flagged} crowd or difficult"] if flagged else []
     raise AnnotationError(
         f"{annotations.source}: {len(annotations)} images but no object {purpose}; "
-        f"{'left out: ' + ', '.join(reasons) if reasons else 'the files list no object'} "
-        f"(classes: {', '.join(annotations.class_map.names)}). Check classes, box_policy and the "
-        "crowd or difficult flags"
+        f"{'left out: ' + ', '.join(reasons) if reasons else 'the files list no object'} (classes: "
+        f"{', '.join(annotations.class_map.names)}). Check classes, box_policy and the crowd or "
+        "difficult flags"
     )

@@ -246,8 +246,8 @@ def _require_once(values: list, key: str, others: list, other_key: str, path: Pa
             other for value, other in zip(values, others, strict=True) if value == repeated[0]
         ][:2]
         raise AnnotationError(
-            f"{path}: the image with {key} {repeated[0]} is listed twice, with {other_key} "
-            f"{first} and {second} ({len(repeated)} such)"
+            f"{path}: the image with {key} {repeated[0]} is listed twice, with {other_key} {first} "
+            f"and {second} ({len(repeated)} such)"
         )
 
 
@@ -257,8 +257,8 @@ def _require_known(
     bad = np.flatnonzero(~np.isin(values, known))
     if len(bad):
         raise AnnotationError(
-            f"{path}: annotation {ids[bad[0]]} has {key} {values[bad[0]]}, which the file does "
-            f"not list ({len(bad)} such annotations)"
+            f"{path}: annotation {ids[bad[0]]} has {key} {values[bad[0]]}, which the file does not "
+            f"list ({len(bad)} such annotations)"
         )
 
 

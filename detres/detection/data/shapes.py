@@ -61,8 +61,8 @@ def ensure_shapes(
     """
     if num_train < 1 or num_val < 1 or seed < 0:
         raise ValueError(
-            f"shapes: num_train {num_train}, num_val {num_val} and seed {seed} must be at least "
-            "1, 1 and 0"
+            f"shapes: num_train {num_train}, num_val {num_val} and seed {seed} must be at least 1, "
+            "1 and 0"
         )
     cache = cache or cache_folder()
     if cache.exists() and not cache.is_dir():

@@ -79,8 +79,8 @@ def _nothing_to_match(truth: Annotations, predictions: Predictions) -> str | Non
         )
     if len(predictions) == 0:
         return (
-            "there are no detections at all: the model finds nothing above its score threshold, "
-            "or the file is empty"
+            "there are no detections at all: the model finds nothing above its score threshold, or "
+            "the file is empty"
         )
     if not set(truth.image_ids.tolist()) & set(predictions.image_ids.tolist()):
         return (
@@ -114,8 +114,8 @@ def _wrong_classes(truth: Annotations, actual: np.ndarray, called: np.ndarray) -
     common = int(values[counts.argmax()])
     if common != 0 and counts.max() > 0.5 * len(shift):
         return [
-            "the boxes are right but the classes are not: most labels are off by "
-            f"{common:+d}, as when background is counted"
+            f"the boxes are right but the classes are not: most labels are off by {common:+d}, as "
+            "when background is counted"
         ]
     if (shift != 0).mean() <= 0.5:
         return []

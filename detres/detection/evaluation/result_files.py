@@ -129,8 +129,7 @@ def _require_record(record: object, where: str) -> None:
     if type(record["image_id"]) not in (int, str) or type(record["category_id"]) is not int:
         raise DetectionFileError(
             f"{where} has image_id {record['image_id']!r} and category_id "
-            f"{record['category_id']!r}, "
-            "expected an integer or text, and an integer"
+            f"{record['category_id']!r}, expected an integer or text, and an integer"
         )
 
 
@@ -164,8 +163,8 @@ def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Prediction
     if len(runs) > 1:
         found = ", ".join("_det_".join(run) for run in sorted(runs))
         raise DetectionFileError(
-            f"{folder} holds several results, {found}: choose one and give a folder with its "
-            "files only"
+            f"{folder} holds several results, {found}: choose one and give a folder with its files "
+            "only"
         )
     ids, tables, labels = [], [], []
     for name, path in by_class.items():
@@ -202,8 +201,7 @@ def _read_voc_file(path: Path, truth: Annotations) -> tuple[list, np.ndarray]:
         row = int(np.flatnonzero(~usable)[0])
         raise DetectionFileError(
             f"{path}:{numbers[row]}: expected 'image-id score xmin ymin xmax ymax' with xmax >= "
-            "xmin and ymax >= ymin, "
-            f"got '{lines[numbers[row] - 1].strip()}'"
+            f"xmin and ymax >= ymin, got '{lines[numbers[row] - 1].strip()}'"
         )
     image_ids: list = [row[0] for row in rows]
     if np.issubdtype(truth.image_ids.dtype, np.integer):
@@ -269,6 +267,6 @@ def _require_images(image_ids: list, truth: Annotations, where: Callable[[int], 
     if unknown:
         raise DetectionFileError(
             f"{where(unknown[0])}: image {image_ids[unknown[0]]!r} is not in {truth.source} "
-            f"({len(unknown)} of {len(image_ids)} "
-            f"detections); its images are like {truth.image_ids.tolist()[:3]}"
+            f"({len(unknown)} of {len(image_ids)} detections); its images are like "
+            f"{truth.image_ids.tolist()[:3]}"
         )

@@ -60,14 +60,14 @@ def files(tmp_path: Path) -> ImageFiles:
         (
             None,
             {"views": "ten_crop"},
-            "10 crops (corners, centre, mirrors), 32 px of shorter side 36 px, "
-            "bilinear without antialiasing",
+            "10 crops (corners, centre, mirrors), 32 px of shorter side 36 px, bilinear without "
+            "antialiasing",
         ),
         (
             None,
             {"views": "dense", "scales": [32, 40]},
-            "fully convolutional, shorter sides [32, 40] px and mirrors, "
-            "bilinear without antialiasing",
+            "fully convolutional, shorter sides [32, 40] px and mirrors, bilinear without "
+            "antialiasing",
         ),
         (IN_MEMORY, {}, "whole images as they are"),
         (
