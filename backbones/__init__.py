@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from backbones.backbone import Backbone, LoadReport
-from backbones.catalogue import PUBLISHED, InputSpec
+from backbones.catalogue import PUBLISHED, InputSpec, normalize_pixels
 from backbones.norm import (
     FrozenBatchNorm2d,
     NormKind,
@@ -70,6 +70,7 @@ __all__ = [
     "freeze_batch_norm",
     "list_backbones",
     "load_weights",
+    "normalize_pixels",
     "plain18",
     "plain34",
     "plain_cifar",

@@ -1,39 +1,34 @@
-"""Object detection on ResNet backbones, after He et al. 2016:
-`detres.load(FILE).predict(IMAGES)`.
+"""Object detection on ResNet backbones (He et al. 2016): `detres.load(FILE).predict(IMAGES)`.
+
+The names below are imported when they are first asked for: `detres --help` answers at once.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from detres.class_map import ClassMap
-from detres.classification.classifier import Classifier
-from detres.classification.weights_file import as_classifier, is_classifier
-from detres.detection.annotations import Annotations
-from detres.detection.evaluation.coco_ap import evaluate_coco
-from detres.detection.evaluation.voc_ap import evaluate_voc
-from detres.detection.inference.detector import Detector
-from detres.detection.structures import Detections, Predictions
-from detres.detection.weights_file import as_detector
+import importlib
 
 __version__ = "0.1.0"
-__all__ = [
-    "Annotations",
-    "ClassMap",
-    "Classifier",
-    "Detections",
-    "Detector",
-    "Predictions",
-    "evaluate_coco",
-    "evaluate_voc",
-    "load",
-]
+
+_HOMES = {
+    "Annotations": "detres.detection.annotations",
+    "ClassMap": "detres.class_map",
+    "Classifier": "detres.classification.classifier",
+    "Detections": "detres.detection.structures",
+    "Detector": "detres.detection.inference.detector",
+    "Predictions": "detres.detection.structures",
+    "evaluate_coco": "detres.detection.evaluation.coco_ap",
+    "evaluate_voc": "detres.detection.evaluation.voc_ap",
+    "load": "detres.predictors",
+}
+__all__ = sorted(_HOMES)
 
 
-def load(path: str | Path) -> Detector | Classifier:
-    """Return what the weights file of a run holds, a detector or a classifier, on the CPU.
+def __getattr__(name: str) -> object:
+    """Return a name of the Python API; raises AttributeError for others."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'detres' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
-    Raises CheckpointError naming the file when it is missing, or no weights file of a run.
-    """
-    path = Path(path)
-    return as_classifier(path) if is_classifier(path) else as_detector(path)
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

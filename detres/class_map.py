@@ -62,14 +62,6 @@ class ClassMap:
             raise KeyError(f"unknown class '{name}', expected one of: {', '.join(self.names)}")
         return self.names.index(name)
 
-    def index_of_source_id(self, source_id: int) -> int:
-        """Return the index of a data set's own class id; raises KeyError naming the known ids."""
-        if source_id not in self.source_ids:
-            raise KeyError(
-                f"unknown class id {source_id}, expected one of: {list(self.source_ids)}"
-            )
-        return self.source_ids.index(source_id)
-
     def require_same(self, other: ClassMap, mine: str, theirs: str) -> None:
         """Raise ClassMismatchError printing both lists unless `other` is equal; `mine` and `theirs`
         say where each is from.

@@ -71,11 +71,12 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         BASE | {"torchvision", "cv2", "fsspec", "pydantic", "tqdm"},
     ),
     "detres.benchmarks": (SHARED | {D, C}, BASE | {"torchvision", "cv2", "PIL"}),
+    "detres.predictors": ({D, C}, set()),
     "detres.cli": (
-        SHARED | {"detres", D, C, "detres.benchmarks"},
+        SHARED | {D, C, "detres.benchmarks", "detres.predictors"},
         BASE | {"matplotlib"},
     ),
-    "detres": (SHARED | {D, C}, set()),  # the Python API: detres/__init__.py alone
+    "detres": (set(), set()),  # the Python API: its names are imported when asked for
 }
 
 

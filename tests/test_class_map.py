@@ -9,7 +9,7 @@ from tests.helpers import CLASSES
 def test_class_map_goes_all_ways():
     assert [CLASSES.name_of(k) for k in (0, 1, 2)] == ["cat", "dog", "owl"]
     assert [CLASSES.source_id_of(k) for k in (0, 1, 2)] == [3, 7, 90]
-    assert (CLASSES.index_of_name("owl"), CLASSES.index_of_source_id(7)) == (2, 1)
+    assert CLASSES.index_of_name("owl") == 2
     assert ClassMap.from_dict(CLASSES.to_dict()) == CLASSES
     assert len(CLASSES) == 3
 
@@ -21,17 +21,14 @@ def test_there_is_no_name_or_source_id_beyond_the_classes(index):
             look_up(index)
 
 
-def test_unknown_names_and_ids_list_the_known():
+def test_unknown_names_list_the_known():
     with pytest.raises(KeyError, match="cat, dog, owl"):
         CLASSES.index_of_name("Cat")
-    with pytest.raises(KeyError, match=r"\[3, 7, 90\]"):
-        CLASSES.index_of_source_id(1)
 
 
 def test_classes_known_by_their_names_are_numbered_from_one():
     named = ClassMap.of_names(["cat", "dog"])
     assert named == ClassMap(("cat", "dog"), (1, 2))
-    assert [named.index_of_source_id(i) for i in (1, 2)] == [0, 1]
     with pytest.raises(ValueError, match="name cat is given to more than one class"):
         ClassMap.of_names(["cat", "dog", "cat"])
 

@@ -16,7 +16,8 @@ from detres.detection.config import DetectionConfig
 from detres.detection.evaluation.protocol import DetectionEvaluation
 from detres.detection.training import DetectionData, DetectionTraining
 from detres.files import write_text
-from detres.runs.folder import CONFIG, new_run_folder
+from detres.runs.environment import write_environment
+from detres.runs.folder import CONFIG, ENVIRONMENT, new_run_folder
 from detres.runs.run import TrainingRun
 
 
@@ -37,6 +38,7 @@ def compare(config: DetectionConfig, out: str | None, *, device: torch.device) -
     """
     folder = new_run_folder(f"{config.name}-comparison", out)
     write_text(folder / CONFIG, to_yaml(config))
+    write_environment(folder / ENVIRONMENT, device)
     results = {name: train_one(name, config, folder, device) for name in ("ours", "torchvision")}
     metrics = {name: {**e.metrics, "train_s": s} for name, (e, s) in results.items()}
     write_text(folder / "comparison.json", json.dumps(metrics, indent=2) + "\n")

@@ -57,7 +57,7 @@ def build_train_batches(
 ) -> Iterable[tuple[CropBatch, ClassTargets]]:
     """Return the augmented batches of the steps start_step..steps - 1.
 
-    images: ImageArrays where `config.data.arrays`, else encoded ones.
+    images: in memory (their `size` is known), or encoded.
     """
     data = config.data
     order = {
@@ -66,7 +66,7 @@ def build_train_batches(
         "steps": steps,
         "start_step": start_step,
     }
-    if data.arrays:
+    if images.size is not None:
         return ArrayTrainBatches(images, pad=data.pad, flip=data.flip, device=device, **order)
     transform = TrainCrop(
         short_sides=data.short_sides,

@@ -49,7 +49,7 @@ class ClassificationDataConfig(Section):
     damaged: Literal["error", "skip"] = "error"
     # folder, shards: images of one size, decoded once and held on the device
     in_memory: bool = False
-    # cifar10: training images held out and scored instead of the test set (section 4.2: 5000)
+    # cifar10: training images held out and evaluated instead of the test set (section 4.2: 5000)
     hold_out: Count = 0
     crop_side: Positive = 224  # px; shapes: px to which objects are cut out
     short_sides: tuple[Positive, Positive] = (256, 480)  # px between which the short side is drawn
@@ -90,7 +90,7 @@ class ClassificationTrainConfig(TrainConfig):
 
 
 class ClassificationEvalConfig(Section):
-    """How held-out images are scored during training and after it."""
+    """How held-out images are evaluated during training and after it."""
 
     renamed: ClassVar[dict[str, str]] = {"resize": "short_side"}
 
@@ -129,7 +129,7 @@ class ClassificationConfig(Section):
         if data.arrays and self.eval.views == "ten_crop":
             raise ValueError(
                 "eval.views ten_crop needs images larger than the crop; images in memory are "
-                "scored as they are"
+                "evaluated as they are"
             )
         if (
             data.arrays

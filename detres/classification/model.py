@@ -54,8 +54,8 @@ class ClassificationModel(nn.Module):
         return ClassLoss(loss, (logits.detach().argmax(dim=1) != right).float().mean())
 
     def compile_training(self) -> None:
-        """Compile the network for training steps, on a GPU as CUDA graphs; scoring, with its varied
-        sizes, stays as it is.
+        """Compile the network for training steps, on a GPU as CUDA graphs; evaluation, with its
+        varied sizes, stays as it is.
 
         The first step then takes a minute or so. Weights and their names do not change.
         """

@@ -93,9 +93,11 @@ class ClassificationTraining:
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
+        num_damaged = len(self.train.damaged)
+        damaged = f", {num_damaged} damaged left out" if num_damaged else ""
         return (
             f"train {self.train.source}: {len(self.train)} images of {len(self.train.class_map)} "
-            f"classes\nval   {self.val.source}: {len(self.val)}"
+            f"classes{damaged}\nval   {self.val.source}: {len(self.val)}"
         )
 
     def state(self) -> dict:

@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--short-side",
         "--shorter",
+        "--short",
         type=int,
         default=600,
         help="detector: px of the image's short side (default: %(default)s)",
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
-    with ending() as end:
+    with ending(parser) as end:
         benchmark(arguments)
     return end.status
 

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         "--out", metavar="DIR", help="folder for both runs (default: runs/NAME-comparison)"
     )
     arguments = parser.parse_args(argv)
-    with ending() as end:
+    with ending(parser) as end:
         config = config_from(arguments, DetectionConfig, DETECTION_CONFIG)
         compare(config, arguments.out, device=arguments.device)
     return end.status

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     if arguments.json and Path(arguments.json).is_dir():
         parser.error(f"--json {arguments.json} is a folder; give a file")
-    with ending() as end:
+    with ending(parser) as end:
         if arguments.weights:
             evaluate_weights(arguments)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -31,16 +32,32 @@ CONFIGS = next(
 DETECTION_CONFIG = CONFIGS / "shapes_r18.yaml"
 CLASSIFICATION_CONFIG = CONFIGS / "cls_shapes_r18.yaml"
 
+_FLAG = re.compile(r"--[a-z-]+")
+
 HINTS = {
-    RunFolderError: "give another folder with --out; --resume DIR continues a run",
-    NoRunError: "give the folder, --resume DIR",
-    DataRootError: "give --data FOLDER, or data.root in the configuration, or the environment "
-    "variable DETRES_DATA",
-    ShapesRootError: "leave --data out, or name a configuration of your data with --cfg",
-    NonFiniteLossError: "a smaller train.lr or train.clip_grad_norm, both of which --resume --set "
-    "takes, or a longer train.warmup_steps usually cures it",
+    RunFolderError: (
+        "give another folder with --out; --resume DIR continues a run",
+        "give another folder with --out",
+    ),
+    NoRunError: ("give the folder, --resume DIR",),
+    DataRootError: (
+        "give --data FOLDER, or data.root in the configuration, or the environment variable "
+        "DETRES_DATA",
+    ),
+    ShapesRootError: (
+        "leave --data out, or name a configuration of your data with --cfg",
+        "leave --data out",
+    ),
+    NonFiniteLossError: (
+        "a smaller train.lr or train.clip_grad_norm, both of which --resume --set takes, or a "
+        "longer train.warmup_steps usually cures it",
+        "a smaller train.lr, a train.clip_grad_norm or a longer train.warmup_steps usually cures "
+        "it",
+    ),
 }
-"""What flags can do about an error of the library, which knows none."""
+"""What flags can do about an error of the library, which knows none; the first hint whose flags the
+command has.
+"""
 
 
 def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
@@ -206,10 +223,11 @@ class Ending:
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[Ending]:
+def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
     """Turn how the block ends into an exit status, and an error into a line on stderr.
 
-    0, 2 after bad input, 1 after a non-finite loss or the end of a worker, 130 after Ctrl-C.
+    parser: of the command; hints name no flag that it does not have. Status 0, 2 after bad input, 1
+    after a non-finite loss or the end of a worker, 130 after Ctrl-C.
     """
     end = Ending()
     try:
@@ -220,10 +238,10 @@ def ending() -> Iterator[Ending]:
         sys.stderr.write("\nstopped\n")
         end.status = 130
     except NonFiniteLossError as error:
-        sys.stderr.write(f"error: {_message(error)}\n")
+        sys.stderr.write(f"error: {_message(error, parser)}\n")
         end.status = 1
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {_message(error)}\n")
+        sys.stderr.write(f"error: {_message(error, parser)}\n")
         end.status = 2
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
@@ -234,14 +252,16 @@ def ending() -> Iterator[Ending]:
         end.status = 1
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
     """The message, with what flags can do about it; of an error in a loader's worker, whose
     traceback PyTorch puts into it, the message the worker raised.
     """
     text = str(error)
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    hint = next((HINTS[kind] for kind in type(error).__mro__ if kind in HINTS), None)
+    hints = next((HINTS[kind] for kind in type(error).__mro__ if kind in HINTS), ())
+    flags = set(_FLAG.findall(parser.format_help()))
+    hint = next((hint for hint in hints if flags >= set(_FLAG.findall(hint))), None)
     return f"{text}: {hint}" if hint else text
 
 

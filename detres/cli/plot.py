@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--max-error goes with curves")
     if arguments.max_error is not None and not 0 < arguments.max_error <= 100:
         parser.error(f"--max-error is a percentage above 0, got {arguments.max_error:g}")
-    with ending() as end:
+    with ending(parser) as end:
         if arguments.kind == "curves":
             draw_curves(arguments)
         else:
@@ -142,12 +142,12 @@ def draw_responses(arguments: argparse.Namespace) -> None:
     for weights in arguments.paths:
         model, config, class_map = load_classifier(Path(weights))
         model.to(arguments.device)
-        if not config.data.arrays:
+        images = read_held_out(with_data_root(config.data, arguments.data), class_map, say)
+        if images.size is None:
             raise ValueError(
                 f"{weights}: responses are measured on images held in memory (CIFAR-10, shapes, "
                 "data.in_memory)"
             )
-        images = read_held_out(with_data_root(config.data, arguments.data), class_map, say)
         pixels, labels = images.pixels[:RESPONSE_IMAGES], images.labels[:RESPONSE_IMAGES]
         few = ImageArrays(images.source, images.class_map, pixels, labels)
         crops = (batch.pixels for batch, _ in ArrayEvalBatches(few, batch_size=100))

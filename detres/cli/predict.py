@@ -13,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from detres import Classifier, Detector, load
+from detres.classification.classifier import Classifier
 from detres.classification.weights_file import is_classifier
 from detres.cli.flags import add_device_flag, ending
 from detres.detection.evaluation.result_files import to_coco_results
+from detres.detection.inference.detector import Detector
 from detres.detection.inference.pictures import captions_of, write_jpeg
 from detres.detection.structures import Detections, Predictions
 from detres.files import write_text
 from detres.images.decode import ImageReadError, read_image
 from detres.images.draw import draw_boxes
 from detres.images.source import find_images
+from detres.predictors import load
 from detres.runs.folder import PREDICTIONS
 
 DRAWN_SCORE = 0.5
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
-    with ending() as end:
+    with ending(parser) as end:
         predict(arguments)
     return end.status
 

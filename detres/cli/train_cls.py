@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     add_training_flags(parser, CLASSIFICATION_CONFIG)
     arguments = parser.parse_args(argv)
     require_resumable(parser, arguments)
-    with ending() as end:
+    with ending(parser) as end:
         train(arguments)
     return end.status
 

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     require_resumable(parser, arguments, "--init-from")
-    with ending() as end:
+    with ending(parser) as end:
         train(arguments)
     return end.status
 

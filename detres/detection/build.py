@@ -21,7 +21,7 @@ from detres.detection.data.read import read_split
 from detres.detection.data.transforms import EvalTransform, TrainTransform
 from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
-from detres.detection.models.box_head import Conv5BoxHead
+from detres.detection.models.box_head import BoxHead, Conv5BoxHead
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.models.matcher import Matcher
 from detres.detection.models.roi_head import BoxPredictor, RoIHead, RoIHeadSettings
@@ -99,7 +99,7 @@ def _build_rpn(config: RPNConfig, anchors: dict[str, AnchorGenerator], channels:
 
 
 def _build_roi_head(
-    config: RoIConfig, pooler: RoIPooler, box_head: Conv5BoxHead, num_classes: int
+    config: RoIConfig, pooler: RoIPooler, box_head: BoxHead, num_classes: int
 ) -> RoIHead:
     return RoIHead(
         pooler=pooler,

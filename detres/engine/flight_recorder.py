@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -49,6 +50,10 @@ class NonFiniteLossError(RuntimeError):
             f"{what} in step {step + 1}: {', '.join(bad[:4])}{more}; images "
             f"{', '.join(map(str, ids))}; lr {lr:g}. Nothing was saved after it"
         )
+
+    def written_to(self, path: Path) -> None:
+        """Say in the message where the record now is."""
+        self.args = (f"{self}; the batch is in {path}",)
 
 
 def _plain(target: object) -> object:

@@ -13,7 +13,7 @@ _MEMORY = 100
 
 @dataclass
 class Progress:
-    """What a run has done; `fit` updates it in place, last.pt holds it.
+    """What a run has done; the loop and the run update it in place, last.pt holds it.
 
     step: steps done. evaluations: step -> deciding metric of the evaluation there, None where there
     was nothing to measure. training_error: running mean, 1 before the first step, kept only while

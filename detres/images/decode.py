@@ -1,4 +1,4 @@
-"""Images: files -> uint8 RGB arrays, resizing, and padding into one batch."""
+"""Image files -> uint8 RGB arrays."""
 
 from __future__ import annotations
 
@@ -69,10 +69,12 @@ def as_rgb(image: Picture, name: str) -> np.ndarray:
     it is.
 
     name: what a message calls an array. Raises ImageReadError for a file that cannot be read,
-    ValueError for an array of another shape or dtype.
+    ValueError for an array of another shape or dtype, and for anything else.
     """
     if isinstance(image, (str, Path)):
         return read_image(image)
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"{name} is a {type(image).__name__}, expected a path or an array")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{name} is {image.dtype} {image.shape}, expected uint8 (H, W, 3) RGB")
     return image

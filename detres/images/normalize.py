@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from backbones import InputSpec
-from backbones.catalogue import normalize_pixels
+from backbones import InputSpec, normalize_pixels
 
 
 class PixelNormalizer(nn.Module):

@@ -28,6 +28,14 @@ def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return short_side * height // width, short_side
 
 
+def rounded_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Return (h, w) px of an image for fully convolutional evaluation: its short side at
+    `short_side` and the long one rounded (paper, section 3.4, does not say how).
+    """
+    factor = short_side / min(height, width)
+    return round(height * factor), round(width * factor)
+
+
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return `image` (H, W, 3) uint8 resized to `size` (h, w), bilinear as py-faster-rcnn; the
     image itself when it has that size.

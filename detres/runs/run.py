@@ -40,6 +40,10 @@ ResumeLine = Callable[[Path, dict[str, float]], str]
 """Run folder and settings, key -> value, -> the command line that goes on with them."""
 
 
+LISTED = 4
+"""Of images that could not be read, so many are named in a line."""
+
+
 class RunConfig(Protocol):
     """What the configurations of both wings have in common."""
 
@@ -150,6 +154,7 @@ class TrainingRun:
         self.schedule = training.schedule
         self.progress = Progress()
         self.evaluation: Evaluation | None = None
+        self.skipped: set[str] | None = None
         if saved is not None:
             self._go_on(saved)
         self.started = time.monotonic()
@@ -192,13 +197,13 @@ class TrainingRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: object
     ) -> None:
-        if kind is not None:
-            self.log.line(self._how_it_stopped(error))
+        if kind is not None and (line := self._how_it_stopped(error)):
+            self.log.line(line)
         self.log.close()
 
     def train(self) -> Evaluation:
         """Train to the configured end and return the last evaluation; a run that is finished is
-        evaluated once more, and nothing is written.
+        only evaluated once more; this method then writes nothing.
 
         Raises what `fit` raises.
         """
@@ -208,22 +213,28 @@ class TrainingRun:
         ):
             return self._evaluated()
         settings = self.config.train
-        fit(
-            self.training.model,
-            self.training.optimizer,
-            self._saved_before_an_error(self.training.batches(self)),
-            schedule=self.schedule,
-            settings=LoopSettings(
-                seed=self.config.seed,
-                log_every=settings.log_every,
-                save_every=settings.save_every,
-                eval_every=settings.eval_every,
-                clip_grad_norm=settings.clip_grad_norm,
-                precision=settings.precision,
-            ),
-            run=self,
-            device=self.device,
-        )
+        try:
+            fit(
+                self.training.model,
+                self.training.optimizer,
+                self._saved_before_an_error(self.training.batches(self)),
+                schedule=self.schedule,
+                settings=LoopSettings(
+                    seed=self.config.seed,
+                    log_every=settings.log_every,
+                    save_every=settings.save_every,
+                    eval_every=settings.eval_every,
+                    clip_grad_norm=settings.clip_grad_norm,
+                    precision=settings.precision,
+                ),
+                run=self,
+                device=self.device,
+            )
+        except NonFiniteLossError as error:
+            report = self.folder / names.NONFINITE
+            write_text(report, json.dumps(without_nan(error.record)) + "\n")
+            error.written_to(report)
+            raise
         return self.evaluation
 
     def evaluate(self) -> None:
@@ -235,7 +246,9 @@ class TrainingRun:
         self.save()
 
     def save(self) -> None:
-        """Write last.pt, from which the run goes on."""
+        """Write last.pt, from which the run goes on; nothing for a run that cannot be resumed."""
+        if self.resume_line is None:
+            return
         model = self.training.model.state_dict()
         state = {
             "config": self.config.model_dump_json(),
@@ -250,13 +263,19 @@ class TrainingRun:
     def list_skipped(self, files: Iterable[str]) -> None:
         """Add the names of images that could not be read to skipped.txt, each once, and say so."""
         path = self.folder / names.SKIPPED
-        known = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
-        new = [name for name in files if name not in known]
+        if self.skipped is None:
+            self.skipped = set(
+                path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()
+            )
+        new = [name for name in files if name not in self.skipped]
         if new:
-            known.update(new)
-            write_text(path, "".join(f"{name}\n" for name in sorted(known)))
+            self.skipped.update(new)
+            write_text(path, "".join(f"{name}\n" for name in sorted(self.skipped)))
+            shown = ", ".join(new[:LISTED]) + (
+                f" and {len(new) - LISTED} more" * (len(new) > LISTED)
+            )
             self.log.line(
-                f"damaged, skipped: {', '.join(new)} ({len(known)} so far, listed in {path})"
+                f"damaged, skipped: {shown} ({len(self.skipped)} so far, listed in {path})"
             )
 
     def duration(self) -> str:
@@ -284,18 +303,16 @@ class TrainingRun:
             path.rename(kept)
         write_text(path, to_yaml(self.config))
 
-    def _how_it_stopped(self, error: BaseException) -> str:
-        """A line for people, with the command that goes on where there is a state to go on from."""
-        line, settings = "stopped", {}
-        if isinstance(error, Interrupted):
-            line += f" after step {error.step}"
-        elif isinstance(error, NonFiniteLossError):
-            report = self.folder / names.NONFINITE
-            write_text(report, json.dumps(without_nan(error.record)) + "\n")
-            line += f"; the batch of this step is in {report}"
-            settings = {"train.lr": self.config.train.lr / 10}
+    def _how_it_stopped(self, error: BaseException) -> str | None:
+        """A line for people, with the command that goes on where there is a state to go on from;
+        None where there is nothing to say.
+        """
+        interrupted = isinstance(error, Interrupted)
+        line = f"stopped after step {error.step}" if interrupted else "stopped"
         if self.resume_line is None or not (self.folder / names.STATE).is_file():
-            return line
+            return line if interrupted else None
+        smaller = {"train.lr": self.config.train.lr / 10}
+        settings = smaller if isinstance(error, NonFiniteLossError) else {}
         return f"{line}; continue with: {self.resume_line(self.folder, settings)}"
 
     def _announce(self) -> None:

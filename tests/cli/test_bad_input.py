@@ -4,6 +4,7 @@ a byte changed under runs/.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -505,7 +506,7 @@ def test_ctrl_c_anywhere_ends_with_130_and_no_traceback(capsys: pytest.CaptureFi
         signal.SIGINT, signal.default_int_handler
     )  # a process started in the background ignores it
     try:
-        with ending() as end:
+        with ending(argparse.ArgumentParser()) as end:
             os.kill(os.getpid(), signal.SIGINT)
         assert end.status == 130
     finally:

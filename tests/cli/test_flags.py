@@ -91,8 +91,14 @@ def test_the_line_that_goes_on_quotes_the_folder_and_names_the_settings(monkeypa
 # --- how a command ends
 
 
-def end_with(error: BaseException | None) -> int:
-    with ending() as end:
+def training_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    add_training_flags(parser, DETECTION_CONFIG)
+    return parser
+
+
+def end_with(error: BaseException | None, parser: argparse.ArgumentParser | None = None) -> int:
+    with ending(parser or training_parser()) as end:
         if error is not None:
             raise error
     return end.status
@@ -166,6 +172,24 @@ def test_how_a_command_ends(
     shown = capsys.readouterr()
     assert shown.err == line
     assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "with_out", "bare"),
+    [
+        (RunFolderError("full"), "error: full: give another folder with --out\n", "error: full\n"),
+        (NoRunError("none"), "error: none\n", "error: none\n"),
+        (DataRootError("where"), "error: where\n", "error: where\n"),
+        (ShapesRootError("other"), "error: other\n", "error: other\n"),
+    ],
+)
+def test_a_hint_names_no_flag_that_the_command_does_not_have(error, with_out, bare, capsys):
+    parser = argparse.ArgumentParser()
+    end_with(error, parser)
+    assert capsys.readouterr().err == bare
+    parser.add_argument("--out")
+    end_with(error, parser)
+    assert capsys.readouterr().err == with_out
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyError("x"), SystemExit(3)])

@@ -535,8 +535,7 @@ def test_a_run_whose_loss_became_infinite_goes_on_with_a_smaller_rate(
         in shown.err
     )
     assert (
-        "stopped; the batch of this step is in run/nonfinite.json; continue with: detres train-cls "
-        "--resume run --set train.lr=1e+27\n" in shown.out
+        "stopped; continue with: detres train-cls --resume run --set train.lr=1e+27\n" in shown.out
     )
     assert torch.load("run/last.pt", weights_only=True)["progress"]["step"] == 3
     assert train("--resume", "run") == 1

@@ -96,7 +96,7 @@ def input_of(config: ClassificationConfig, train: LabelledImages, usual: InputSp
 
 def _mean_image(config: ClassificationConfig, images: LabelledImages) -> Tensor:
     """The mean image (3, H, W) float32: of all images in memory, or of centre crops of files."""
-    if config.data.arrays:
+    if images.size is not None:
         return mean_of_arrays(images)
     crop = CenterCrop(short_side=config.eval.short_side, crop_side=config.data.crop_side)
     return mean_of_crops(CropDataset(images, crop, damaged=config.data.damaged), MEAN_IMAGES)

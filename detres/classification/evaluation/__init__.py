@@ -1,1 +1,1 @@
-"""Scoring classifiers."""
+"""Evaluating classifiers."""

@@ -43,7 +43,7 @@ def class_probabilities(
 ) -> ClassProbabilities:
     """Run the classifier over all images by the configuration's protocol.
 
-    images: ImageArrays where `config.data.arrays`, else encoded ones. Raises what `classify` and
+    images: in memory (their `size` is known), or encoded. Raises what `classify` and
     the readers raise.
     """
     views = _views(config, model, images)
@@ -79,7 +79,7 @@ def _batches(
     config: ClassificationConfig, images: LabelledImages
 ) -> Iterable[tuple[CropBatch, ClassTargets]]:
     data, settings = config.data, config.eval
-    if data.arrays:
+    if images.size is not None:
         return ArrayEvalBatches(images, batch_size=settings.batch_size)
     if settings.views == "center":
         crop = CenterCrop(short_side=settings.short_side, crop_side=data.crop_side)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from detres.classification.evaluation.top_k import ClassProbabilities
 from detres.classification.structures import ClassTargets, CropBatch
+from detres.images.resize import rounded_size
 
 
 @torch.inference_mode()
@@ -102,11 +103,9 @@ def dense(model: nn.Module, scales: Sequence[int], cells: int) -> Callable[[Tens
     net = model.net
 
     def classified(pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[2:]
         probabilities = []
         for side in scales:
-            factor = side / min(height, width)
-            size = (round(height * factor), round(width * factor))
+            size = rounded_size(*pixels.shape[2:], side)
             scaled = F.interpolate(pixels.float(), size, mode="bilinear").round().to(torch.uint8)
             maps = net.forward_features(model.normalizer(torch.cat([scaled, scaled.flip(3)])))
             probabilities += _dense_softmax(net, maps, cells).chunk(2)

@@ -37,8 +37,8 @@ def apply_box_policy(
     "drop" clips boxes to their image (a size of 0 means unknown: not clipped) and leaves out those
     that are not finite, have no area (x2 <= x1 or y2 <= y1, in float32) or lie wholly outside.
     "error" raises AnnotationError at the first of these, with `describe_row(row)` saying which it
-    is. "keep" touches nothing: ground truth for scoring is taken as it stands. Clipping is counted
-    where it moved a side by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
+    is. "keep" touches nothing: ground truth for evaluation is taken as it stands. Clipping is
+    counted where it moved a side by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
     """
     with np.errstate(
         over="ignore"

@@ -34,8 +34,8 @@ def read_coco(
     they are.
 
     image_folder: where the files are, file_name may hold sub-folders; None leaves them unchecked
-    and image_files are the bare file names (to score results, no image is needed). classes: these
-    only, in this order; objects of other classes are left out and counted as "other class".
+    and image_files are the bare file names (to evaluate results, no image is needed). classes:
+    these only, in this order; objects of other classes are left out and counted as "other class".
     box_policy: see apply_box_policy. Optional in the file, or null: info, licenses, iscrowd (0),
     area (then the box's), width and height (unknown), segmentation. Images without annotations
     stay. An annotation id that is missing, or taken by an earlier annotation, is replaced by a new

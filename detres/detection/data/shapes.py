@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from detres.detection.structures import index_of, label_of
 from detres.files import cache_folder
 
 SHAPES_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -121,7 +122,7 @@ def draw_shapes_image(seed: int, split: str, index: int) -> tuple[np.ndarray, li
         in_sight.append(crowd.mask)
         least_visible.append(_MIN_VISIBLE * crowd.mask.sum())
     for _ in range(rng.integers(1, _MAX_OBJECTS + 1)):
-        label = int(rng.integers(1, len(SHAPES_CLASSES) + 1))
+        label = label_of(int(rng.integers(len(SHAPES_CLASSES))))
         size = _SIZES[0] * (_SIZES[1] / _SIZES[0]) ** (rng.random() ** 0.55)
         for _ in range(10):
             alpha, whole_area = _rasterise(
@@ -175,7 +176,8 @@ def _write_split(root: Path, split: str, num_images: int, seed: int) -> None:
         "images": images,
         "annotations": annotations,
         "categories": [
-            {"id": label, "name": name} for label, name in enumerate(SHAPES_CLASSES, start=1)
+            {"id": label, "name": name}
+            for label, name in enumerate(SHAPES_CLASSES, start=label_of(0))
         ],
     }
     _write(root / "annotations" / f"{split}.json", json.dumps(content).encode())
@@ -197,7 +199,7 @@ def _outline(label: int) -> list[np.ndarray]:
         angles = np.arange(num) * (2 * math.pi / num) + math.radians(first)
         return np.stack((np.cos(angles), np.sin(angles)), axis=1) * np.resize(radii, num)[:, None]
 
-    match SHAPES_CLASSES[label - 1]:
+    match SHAPES_CLASSES[index_of(label)]:
         case "circle":
             return [around(48)]
         case "square":
@@ -289,7 +291,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: np.ndarray) -> N
 
 
 def _paint_crowd(rng: np.random.Generator, canvas: np.ndarray) -> ShapesObject:
-    label = int(rng.integers(1, len(SHAPES_CLASSES) + 1))
+    label = label_of(int(rng.integers(len(SHAPES_CLASSES))))
     height, width = canvas.shape[:2]
     spread = rng.uniform(10, 18, size=2)
     middle = np.array([rng.uniform(60, width - 60), rng.uniform(60, height - 60)])

@@ -58,7 +58,7 @@ def read_voc(
     files are 1-based and inclusive: x1 and y1 lose 1, x2 and y2 stay, which makes them continuous.
     difficult is kept as a flag. The image of a stem has any of IMAGE_SUFFIXES; what the XML says of
     file names is ignored. box_policy: see apply_box_policy; a box with xmax <= xmin or ymax <= ymin
-    has no area. check_images: False looks for no image file (to score results, none is needed);
+    has no area. check_images: False looks for no image file (to evaluate results, none is needed);
     image_files then hold the stems.
 
     Raises FileNotFoundError for a missing folder, split (naming those that exist), XML or image;

@@ -1,1 +1,1 @@
-"""Scoring detections by the protocols of COCO and PASCAL VOC."""
+"""Evaluating detections by the protocols of COCO and PASCAL VOC."""

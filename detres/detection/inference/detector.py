@@ -46,8 +46,10 @@ class Detector:
         honoured). No images: an empty list. The model's train/eval state is left as it was.
 
         Raises ImageReadError naming a file that cannot be read, ValueError for an array of another
-        shape or dtype.
+        shape or dtype and for a batch_size below 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
         images = one_or_more(images)
         detections = []
         for start in range(0, len(images), batch_size):

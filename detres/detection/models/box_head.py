@@ -5,7 +5,18 @@ Shapes: R regions, C channels of the shared map, S x S pooled cells, D features 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor, nn
+
+
+class BoxHead(Protocol):
+    """What can be a box head: a module that makes features (R, D) of pooled grids (R, C, S, S)."""
+
+    out_channels: int
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        """Return features (R, D) for pooled grids (R, C, S, S); R > 0."""
 
 
 class Conv5BoxHead(nn.Module):
