@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from detres.benchmarks.torchvision_parts import TorchvisionParts
+from detres.benchmarks.torchvision_parts import TorchvisionParts, require_expressible
 from detres.config import to_yaml
 from detres.detection.build import build_detector
 from detres.detection.config import DetectionConfig
@@ -36,6 +36,7 @@ def compare(config: DetectionConfig, out: str | None, *, device: torch.device) -
     Raises what DetectionTraining.start and new_run_folder raise, ValueError for a configuration
     that torchvision cannot express.
     """
+    require_expressible(config.model)
     folder = new_run_folder(f"{config.name}-comparison", out)
     write_text(folder / CONFIG, to_yaml(config))
     write_environment(folder / ENVIRONMENT, device)

@@ -18,6 +18,27 @@ from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.structures import Detections, ImageBatch, Losses, Target
 
 
+def require_expressible(config: ModelConfig) -> None:
+    """Raise ValueError, naming every setting, for a model that torchvision's parts cannot
+    express.
+    """
+    rpn, roi, backbone = config.rpn, config.roi, config.backbone
+    required = {
+        "model.anchors.style=torchvision": config.anchors.style == "torchvision",
+        "model.rpn.objectness=sigmoid": rpn.objectness == "sigmoid",
+        "model.rpn.train_anchors=all": rpn.train_anchors == "all",
+        "model.rpn.smooth_l1_beta=1/9": abs(rpn.smooth_l1_beta - 1 / 9) < 1e-6,
+        "model.roi.pool=roi_align": roi.pool == "roi_align",
+        "model.roi.smooth_l1_beta=1/9": abs(roi.smooth_l1_beta - 1 / 9) < 1e-6,
+        "model.backbone.stride_placement=torchvision": backbone.stride_placement == "torchvision",
+        "model.backbone.norm=batch or frozen": backbone.norm in ("batch", "frozen"),
+        "model.input.channel_order=rgb": config.input.channel_order == "rgb",
+    }
+    missing = [name for name, given in required.items() if not given]
+    if missing:
+        raise ValueError(f"torchvision's parts need {', '.join(missing)}")
+
+
 class TorchvisionParts(nn.Module):
     """torchvision.models.detection.FasterRCNN with our contract: forward(images, targets) -> Losses
     or list[Detections].
@@ -31,20 +52,7 @@ class TorchvisionParts(nn.Module):
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         rpn, roi, backbone = config.rpn, config.roi, config.backbone
-        required = {
-            "anchors.style=torchvision": config.anchors.style == "torchvision",
-            "rpn.objectness=sigmoid": rpn.objectness == "sigmoid",
-            "rpn.train_anchors=all": rpn.train_anchors == "all",
-            "rpn.smooth_l1_beta=1/9": abs(rpn.smooth_l1_beta - 1 / 9) < 1e-6,
-            "roi.pool=roi_align": roi.pool == "roi_align",
-            "roi.smooth_l1_beta=1/9": abs(roi.smooth_l1_beta - 1 / 9) < 1e-6,
-            "backbone.stride_placement=torchvision": backbone.stride_placement == "torchvision",
-            "backbone.norm=batch or frozen": backbone.norm in ("batch", "frozen"),
-            "input.channel_order=rgb": config.input.channel_order == "rgb",
-        }
-        missing = [name for name, given in required.items() if not given]
-        if missing:
-            raise ValueError(f"torchvision's parts need {', '.join(missing)}")
+        require_expressible(config)
         norm = nn.BatchNorm2d if backbone.norm == "batch" else FrozenBatchNorm2d
         resnet = getattr(torchvision.models, backbone.name)(norm_layer=norm)
         anchors = AnchorGenerator((config.anchors.sizes,), (config.anchors.aspect_ratios,))
