@@ -60,14 +60,17 @@ def build_train_batches(
     images: in memory (their `size` is known), or encoded.
     """
     data = config.data
-    order = {
-        "batch_size": config.train.batch_size,
-        "seed": config.seed,
-        "steps": steps,
-        "start_step": start_step,
-    }
     if images.size is not None:
-        return ArrayTrainBatches(images, pad=data.pad, flip=data.flip, device=device, **order)
+        return ArrayTrainBatches(
+            images,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            steps=steps,
+            start_step=start_step,
+            pad=data.pad,
+            flip=data.flip,
+            device=device,
+        )
     transform = TrainCrop(
         short_sides=data.short_sides,
         crop_side=data.crop_side,
@@ -76,7 +79,14 @@ def build_train_batches(
         randaugment=data.randaugment,
     )
     dataset = CropDataset(images, transform, damaged=data.damaged)
-    return crop_train_loader(dataset, num_workers=data.workers, **order)
+    return crop_train_loader(
+        dataset,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        steps=steps,
+        start_step=start_step,
+        num_workers=data.workers,
+    )
 
 
 def build_class_schedule(settings: ClassificationTrainConfig, num_images: int) -> Schedule:

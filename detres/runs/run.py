@@ -271,11 +271,10 @@ class TrainingRun:
         if new:
             self.skipped.update(new)
             write_text(path, "".join(f"{name}\n" for name in sorted(self.skipped)))
-            shown = ", ".join(new[:LISTED]) + (
-                f" and {len(new) - LISTED} more" * (len(new) > LISTED)
-            )
+            more = f" and {len(new) - LISTED} more" if len(new) > LISTED else ""
             self.log.line(
-                f"damaged, skipped: {shown} ({len(self.skipped)} so far, listed in {path})"
+                f"damaged, skipped: {', '.join(new[:LISTED])}{more} "
+                f"({len(self.skipped)} so far, listed in {path})"
             )
 
     def duration(self) -> str:

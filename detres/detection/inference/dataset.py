@@ -27,10 +27,8 @@ def detect_dataset(
     back afterwards. No image or no detection: Predictions of length 0.
     """
     image_ids, boxes, scores, labels = [], [], [], []
-    on_a_terminal = None  # tqdm's word for it
-    for images, _ in tqdm(
-        batches, desc="evaluating", unit="batch", leave=False, disable=on_a_terminal
-    ):
+    # disable=None: on a terminal only
+    for images, _ in tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=None):
         for image_id, found in zip(images.ids, detect_batch(model, images, device), strict=True):
             image_ids.extend([image_id] * len(found))
             boxes.append(found.boxes.numpy())
