@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backbones.catalogue import InputSpec
 from backbones.norm import conv_norm
+from backbones.padding import Padding, zero_padding_
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,14 @@ class Backbone(nn.Module):
 
     # what a subclass says
 
-    def run_stage(self, stage: str, x: Tensor) -> Tensor:
+    def run_stage(
+        self, stage: str, x: Tensor, before: Padding | None = None, after: Padding | None = None
+    ) -> Tensor:
         """Return the map (N, C', H', W') of `stage` for `x`, (N, C, H, W), the output of the one
         before it (conv1: images). Raises NotImplementedError unless a subclass says how.
+
+        before, after: padding of `x` and of the result, None where no image is padded; what the
+        result holds there has a meaning for the next stage alone.
         """
         raise NotImplementedError
 
@@ -98,6 +104,11 @@ class Backbone(nn.Module):
         NotImplementedError unless a subclass says it.
         """
         raise NotImplementedError
+
+    def map_size(self, stage: str, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the cells (h', w') of the map of `stage` for an image of `size` (h, w) px."""
+        stride = self.strides[stage]
+        return -(-size[0] // stride), -(-size[1] // stride)
 
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Return logits (N, num_classes) for `x`, the last stage's map (N, C, H, W); pre_logits, or
@@ -123,14 +134,26 @@ class Backbone(nn.Module):
         """
         return self.feature_maps(x, stages=(self.last_stage,))[self.last_stage]
 
-    def feature_maps(self, x: Tensor, stages: Sequence[str] = ("conv4",)) -> dict[str, Tensor]:
+    def feature_maps(
+        self,
+        x: Tensor,
+        stages: Sequence[str] = ("conv4",),
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> dict[str, Tensor]:
         """Return stage -> feature map (N, C, H', W'), in network order, computing nothing beyond
         the last stage asked for.
 
         x: (N, in_channels, H, W), N = 0 allowed. A stage's map is the one after its last ReLU,
         before any pooling. Frozen leading stages run without a gradient and keep no activations.
-        Raises ValueError for an unknown or popped stage, another number of channels, or images
-        smaller than the stride of the last stage asked for.
+
+        sizes: N (h, w) px that each image fills of a padded batch `x`, which is 0 beyond them;
+        None: all of it. An image's cells, the first `map_size` rows and columns of its map, are
+        then those that it has alone in a batch of its own size, up to float rounding, and the
+        others are 0: they are set to 0 before every convolution that looks beyond a cell, and no
+        statistics of the batch count them. A batch without padding costs nothing more.
+
+        Raises ValueError for an unknown or popped stage, another number of channels, images smaller
+        than the stride of the last stage asked for, or sizes that do not belong to `x`.
         """
         if isinstance(stages, str):
             raise ValueError(f"stages is a sequence of names, such as ('{stages}',)")
@@ -143,13 +166,38 @@ class Backbone(nn.Module):
         names = list(self.channels)
         last = max(map(names.index, stages))
         _require_images(x, self.in_channels, names[last], self.strides[names[last]])
+        paddings = self._paddings(names[: last + 1], x, sizes)
         found = {}
         for number, stage in enumerate(names[: last + 1]):
+            before, after = paddings[number], paddings[number + 1]
             with torch.no_grad() if number < self.frozen_stages else nullcontext():
-                x = self.run_stage(stage, x)
+                x = self.run_stage(stage, x, before, after)
             if stage in stages:
-                found[stage] = x
+                found[stage] = x if after is None else x * after.keep
         return found
+
+    def _paddings(
+        self, stages: Sequence[str], x: Tensor, sizes: Sequence[tuple[int, int]] | None
+    ) -> list[Padding | None]:
+        """Return the padding of the images `x`, (N, C, H, W), and of the map of every stage."""
+        if sizes is None:
+            return [None] * (len(stages) + 1)
+        whole = (x.shape[2], x.shape[3])
+        beyond = [size for size in sizes if size[0] > whole[0] or size[1] > whole[1]]
+        if len(sizes) != len(x) or beyond:
+            raise ValueError(f"sizes {list(sizes)} do not fit images {tuple(x.shape)}")
+        if all(tuple(size) == whole for size in sizes):
+            return [None] * (len(stages) + 1)
+        paddings = [Padding.of(sizes, whole, x.device)]
+        for stage in stages:
+            cells = [self.map_size(stage, size) for size in sizes]
+            if min(map(min, cells)) < 1:
+                raise ValueError(
+                    f"an image of {sizes[cells.index(min(cells, key=min))]} px is too small: "
+                    f"{stage} has a stride of {self.strides[stage]}"
+                )
+            paddings.append(Padding.of(cells, self.map_size(stage, whole), x.device))
+        return paddings
 
     @property
     def feature_info(self) -> list[dict[str, str | int]]:
@@ -240,11 +288,19 @@ class ResidualBackbone(Backbone):
     avgpool: nn.AdaptiveAvgPool2d
     fc: nn.Linear | None
 
-    def run_stage(self, stage: str, x: Tensor) -> Tensor:
+    def run_stage(
+        self, stage: str, x: Tensor, before: Padding | None = None, after: Padding | None = None
+    ) -> Tensor:
         """Return the map (N, C', H', W') of `stage` for `x`, (N, C, H, W)."""
         if stage == "conv1":
-            return self.relu(conv_norm(self.conv1, self.bn1, x))
-        return self.run_blocks(stage, getattr(self, self.output_module(stage)), x)
+            return self.relu(zero_padding_(conv_norm(self.conv1, self.bn1, x, after), after))
+        blocks = getattr(self, self.output_module(stage))
+        if after is not None:
+            blocks = [
+                functools.partial(block, before=after if index else before, after=after)
+                for index, block in enumerate(blocks)
+            ]
+        return self.run_blocks(stage, blocks, x)
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
         """Return the modules with parameters that make up `stage`."""

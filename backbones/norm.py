@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from backbones.padding import Padding
+
 NormKind = Literal["batch", "frozen", "sync", "group"]
 
 GROUPS = 32
@@ -63,9 +65,14 @@ def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tenso
     return scale, norm.bias.to(dtype) - norm.running_mean.to(dtype) * scale
 
 
-def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+def conv_norm(
+    conv: nn.Conv2d, norm: nn.Module, x: Tensor, padding: Padding | None = None
+) -> Tensor:
     """Return norm(conv(x)) of `x`, (N, C, H, W), as a single convolution where the statistics are
     fixed.
+
+    padding: of the result; statistics that are taken from the batch then count the cells of images
+    only. What stands in the other cells has no meaning.
 
     A frozen batch norm, or a batch norm in eval mode, is folded in the graph: the weight times the
     scale, and the shift as bias. Equal to float rounding, with one pass over the activations less
@@ -84,7 +91,26 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
         return F.conv2d(
             x, weight, shift.to(weight.dtype), conv.stride, conv.padding, conv.dilation, conv.groups
         )
-    return norm(conv(x))
+    y = conv(x)
+    return norm(y) if padding is None else _norm_of_images(norm, y, padding)
+
+
+def _norm_of_images(norm: nn.Module, x: Tensor, padding: Padding) -> Tensor:
+    """Return norm(x), (N, C, H, W), as if the cells of `padding` were not there; they are 0 where
+    `norm` takes statistics.
+    """
+    if isinstance(norm, nn.GroupNorm):  # its statistics are those of one image
+        out = torch.zeros_like(x)
+        for into, image in zip(padding.images(out), padding.images(x), strict=True):
+            into.copy_(norm(image))
+        return out
+    if isinstance(norm, _BatchNorm) and (norm.training or norm.running_var is None):
+        keep = padding.keep[:, 0]
+        cells = x.permute(0, 2, 3, 1)[keep]  # (N, C, H, W) -> (cells, C)
+        out = x.new_zeros((len(x), *x.shape[2:], x.shape[1]))
+        out[keep] = norm(cells[:, :, None, None])[:, :, 0, 0].to(out.dtype)
+        return out.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W), channels last in memory
+    return norm(x)
 
 
 def _is_plain(conv: nn.Module) -> bool:

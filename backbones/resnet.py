@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from backbones.backbone import ResidualBackbone
 from backbones.catalogue import IMAGENET
 from backbones.norm import NormKind, conv_norm, make_norm
+from backbones.padding import Padding, zero_padding_
 from backbones.shortcuts import ShortcutKind, ShortcutRule
 from backbones.weights import load_weights
 
@@ -49,13 +50,22 @@ class BasicBlock(nn.Module):
         """The norm before the addition."""
         return self.bn2
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output (N, C', H', W') for (N, C, H, W)."""
-        y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
-        y = conv_norm(self.conv2, self.bn2, y)
+    def forward(
+        self,
+        x: Tensor,
+        before: Padding | None = None,  # noqa: ARG002
+        after: Padding | None = None,
+    ) -> Tensor:
+        """Return the block's output (N, C', H', W') for (N, C, H, W).
+
+        before, after: padding of `x`, which must be 0 there, and of the output, which is 0 there.
+        """
+        y = conv_norm(self.conv1, self.bn1, x, after)
+        y = F.relu(zero_padding_(y, after), inplace=True)
+        y = conv_norm(self.conv2, self.bn2, y, after)
         if self.residual:
-            y += x if self.downsample is None else self.downsample(x)
-        return F.relu(y, inplace=True)
+            y += x if self.downsample is None else self.downsample(x, after)
+        return F.relu(zero_padding_(y, after), inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -91,12 +101,20 @@ class Bottleneck(nn.Module):
         """The norm before the addition."""
         return self.bn3
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output (N, C', H', W') for (N, C, H, W)."""
-        y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
-        y = F.relu(conv_norm(self.conv2, self.bn2, y), inplace=True)
-        y = conv_norm(self.conv3, self.bn3, y)
-        y += x if self.downsample is None else self.downsample(x)
+    def forward(
+        self, x: Tensor, before: Padding | None = None, after: Padding | None = None
+    ) -> Tensor:
+        """Return the block's output (N, C', H', W') for (N, C, H, W).
+
+        before, after: padding of `x` and of the output. What stands there has no meaning: the 3x3
+        convolution alone reads beyond its own cell, so its input alone is set to 0.
+        """
+        within = before if self.conv1.stride == (1, 1) else after
+        y = conv_norm(self.conv1, self.bn1, x, within)
+        y = F.relu(zero_padding_(y, within), inplace=True)
+        y = F.relu(conv_norm(self.conv2, self.bn2, y, after), inplace=True)
+        y = conv_norm(self.conv3, self.bn3, y, after)
+        y += x if self.downsample is None else self.downsample(x, after)
         return F.relu(y, inplace=True)
 
 
@@ -210,11 +228,15 @@ class ResNet(ResidualBackbone):
             load_weights(self, weights, resize_classifier=num_classes is None)
         self.freeze(freeze_at)
 
-    def run_stage(self, stage: str, x: Tensor) -> Tensor:
+    def run_stage(
+        self, stage: str, x: Tensor, before: Padding | None = None, after: Padding | None = None
+    ) -> Tensor:
         """Return the map (N, C', H', W') of `stage` for `x`, (N, C, H, W); conv2 begins with the
         max pooling (paper, table 1).
         """
-        return super().run_stage(stage, self.maxpool(x) if stage == "conv2" else x)
+        if stage == "conv2":
+            x, before = zero_padding_(self.maxpool(x), after), after
+        return super().run_stage(stage, x, before, after)
 
     def pop_stage(self, stage: str) -> nn.Sequential:
         """Take the last stage, and the classifier, out of the network and return it as a module of

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.norm import NormKind, conv_norm, make_norm
+from backbones.padding import Padding
 
 ShortcutKind = Literal["A", "B", "C", "none"]
 PaddingSide = Literal["end", "both"]
@@ -24,9 +25,9 @@ class ProjectionShortcut(nn.Sequential):
             nn.Conv2d(in_channels, channels, 1, stride, bias=False), make_norm(norm, channels)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, channels, H', W') for (N, in_channels, H, W)."""
-        return conv_norm(self[0], self[1], x)
+    def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:
+        """Return (N, channels, H', W') for (N, in_channels, H, W); padding: of the result."""
+        return conv_norm(self[0], self[1], x, padding)
 
 
 class PaddingShortcut(nn.Module):
@@ -44,8 +45,8 @@ class PaddingShortcut(nn.Module):
         self.before = new // 2 if side == "both" else 0
         self.after = new - self.before
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, channels, H', W') for (N, in_channels, H, W)."""
+    def forward(self, x: Tensor, padding: Padding | None = None) -> Tensor:  # noqa: ARG002
+        """Return (N, channels, H', W') for (N, in_channels, H, W), whatever the padding."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
     def extra_repr(self) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from backbones.backbone import Backbone, new_linear
 from backbones.catalogue import IMAGENET
 from backbones.norm import NormKind, conv_norm, make_norm
+from backbones.padding import Padding, zero_padding_
 from backbones.resnet import initialize_convolutions
 from backbones.weights import load_weights
 
@@ -83,17 +84,31 @@ class VGG(Backbone):
             load_weights(self, weights, resize_classifier=num_classes is None)
         self.freeze(freeze_at)
 
-    def run_stage(self, stage: str, x: Tensor) -> Tensor:
+    def map_size(self, stage: str, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the cells (h', w') of the map of `stage` for an image of `size` (h, w) px; the
+        2x2 poolings leave out an odd last row or column.
+        """
+        stride = self.strides[stage]
+        return size[0] // stride, size[1] // stride
+
+    def run_stage(
+        self,
+        stage: str,
+        x: Tensor,
+        before: Padding | None = None,  # noqa: ARG002
+        after: Padding | None = None,
+    ) -> Tensor:
         """Return the map (N, C', H', W') of `stage` for `x`, (N, C, H, W)."""
         start, end = self._layers_of_stage[stage]
         if start:
-            x = self.features[start - 1](x)  # the pooling between the stages
+            # the pooling between the stages
+            x = zero_padding_(self.features[start - 1](x), after)
         layers = list(self.features[start:end])
         blocks = []
         while layers:
             conv = layers.pop(0)
             norm = None if isinstance(layers[0], nn.ReLU) else layers.pop(0)
-            blocks.append(functools.partial(_convolve, conv, norm, layers.pop(0)))
+            blocks.append(functools.partial(_convolve, conv, norm, layers.pop(0), after))
         return self.run_blocks(stage, blocks, x)
 
     def stage_modules(self, stage: str) -> list[nn.Module]:
@@ -166,8 +181,11 @@ def _initialize_linear(layer: nn.Linear) -> None:
     nn.init.zeros_(layer.bias)
 
 
-def _convolve(conv: nn.Conv2d, norm: nn.Module | None, relu: nn.ReLU, x: Tensor) -> Tensor:
-    return relu(conv(x) if norm is None else conv_norm(conv, norm, x))
+def _convolve(
+    conv: nn.Conv2d, norm: nn.Module | None, relu: nn.ReLU, padding: Padding | None, x: Tensor
+) -> Tensor:
+    y = conv(x) if norm is None else conv_norm(conv, norm, x, padding)
+    return relu(zero_padding_(y, padding))
 
 
 def vgg16(

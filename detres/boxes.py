@@ -65,8 +65,12 @@ def scale_boxes(boxes: Tensor, *, from_size: tuple[int, int], to_size: tuple[int
 
 
 def large_enough(boxes: Tensor, min_side: float) -> Tensor:
-    """Return (N,) bool: both sides of the box are at least `min_side` px."""
-    return ((boxes[:, 2:] - boxes[:, :2]) >= min_side).all(dim=1)
+    """Return (N,) bool: both sides of the box are at least `min_side` px and above 0.
+
+    A box without extent has no IoU with any other, so that no suppression would remove it.
+    """
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return ((sides >= min_side) & (sides > 0)).all(dim=1)
 
 
 def nms(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detres.class_map import ClassMap
-from detres.detection.structures import ImageBatch, Target
+from detres.detection.structures import FeatureMap, ImageBatch, Target
 
 
 def random_boxes(num: int, size: float = 200.0, *, seed: int = 0, min_side: float = 1.0) -> Tensor:
@@ -44,6 +44,11 @@ def make_batch(sizes: list[tuple[int, int]], *, seed: int = 0) -> ImageBatch:
         0, 256, (len(sizes), 3, height, width), generator=generator, dtype=torch.uint8
     )
     return ImageBatch(pixels, tuple(sizes), tuple(sizes), tuple(range(1, len(sizes) + 1)))
+
+
+def whole_map(values: Tensor) -> FeatureMap:
+    """Return (N, C, H, W) as the map of a batch without padding."""
+    return FeatureMap(values, (tuple(values.shape[2:]),) * len(values))
 
 
 CLASSES = ClassMap(names=("cat", "dog", "owl"), source_ids=(3, 7, 90))

@@ -45,8 +45,10 @@ class TorchvisionParts(nn.Module):
 
     Its backbone (conv1..conv4), RoI head (conv5), anchors, RPN, RoIAlign, matching, sampling and
     postprocessing are all torchvision's; only resizing is left to the caller, so that both models
-    see the same pixels. Losses need train(), detections eval(): torchvision decides by mode. Raises
-    ValueError for a configuration that torchvision cannot express.
+    see the same pixels. Torchvision pads to a multiple of 32 and computes in the padding: its
+    numbers are comparable for images of one size that is such a multiple. Losses need train(),
+    detections eval(): torchvision decides by mode. Raises ValueError for a configuration that
+    torchvision cannot express.
     """
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:

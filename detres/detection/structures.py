@@ -120,6 +120,22 @@ class ImageBatch:
 
 
 @dataclass(frozen=True)
+class FeatureMap:
+    """What the backbone makes of a batch at one stage: values (N, C, H, W).
+
+    sizes: N (h, w) cells at the top left that each image fills; `values` are 0 beyond them.
+    """
+
+    values: Tensor
+    sizes: tuple[tuple[int, int], ...]
+
+    @property
+    def padded(self) -> bool:
+        """Whether some image fills less than the whole map."""
+        return any(size != tuple(self.values.shape[2:]) for size in self.sizes)
+
+
+@dataclass(frozen=True)
 class Detections:
     """What a model found in one image, best score first: boxes (D, 4) float32 xyxy px, scores (D,)
     in [0, 1], labels (D,) int64 1..K.

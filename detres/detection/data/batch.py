@@ -9,18 +9,21 @@ import torch
 
 from detres.detection.structures import ImageBatch, ImageId
 
+MIN_SIDE = 32
+"""Px of a batch's sides, conv5's stride: a smaller image would leave a stage without a cell."""
+
 
 def pad_images(
     images: Sequence[np.ndarray],
     *,
     original_sizes: Sequence[tuple[int, int]],
     ids: Sequence[ImageId],
-    multiple: int = 32,
 ) -> ImageBatch:
     """Return N images (H, W, 3) uint8 as one batch, padded with zeros at the right and bottom.
 
     original_sizes: N (h, w) px of the files as read. ids: N image ids. The common size is the
-    smallest multiple of `multiple` that holds them all. Raises ValueError without images, when the
+    smallest that holds them all, and at least MIN_SIDE: images of one size are not padded, as in
+    py-faster-rcnn and in detectron2's C4 models. Raises ValueError without images, when the
     three are not of one length, and for an image of another shape or dtype, naming its id.
     """
     if not images:
@@ -35,9 +38,7 @@ def pad_images(
             raise ValueError(
                 f"image {image_id} is {image.dtype} {image.shape}, expected uint8 (H, W, 3)"
             )
-    height, width = (
-        -(-max(image.shape[axis] for image in images) // multiple) * multiple for axis in (0, 1)
-    )
+    height, width = (max(MIN_SIDE, *(image.shape[axis] for image in images)) for axis in (0, 1))
     pixels = torch.zeros((len(images), height, width, 3), dtype=torch.uint8)
     for row, image in zip(pixels.numpy(), images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image

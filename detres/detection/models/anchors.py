@@ -90,3 +90,13 @@ class AnchorGenerator(nn.Module):
         y, x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
         return (shifts + self.cell).reshape(-1, 4)
+
+    def rows_within(self, size: tuple[int, int], width: int) -> Tensor:
+        """Return the rows (h * w * A,) int64, in their order, of the anchors of the h x w cells at
+        the top left of a map that is `width` cells wide; size: (h, w).
+        """
+        device = self.cell.device
+        first_of_row = torch.arange(size[0], device=device)[:, None, None] * width
+        cells = first_of_row + torch.arange(size[1], device=device)[None, :, None]  # (h, w, 1)
+        of_cell = torch.arange(self.num_anchors, device=device)
+        return (cells * self.num_anchors + of_cell).flatten()  # (h, w, A) -> (h * w * A,)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detres.detection.models.roi_head import RoIHead
 from detres.detection.models.rpn import RPN
-from detres.detection.structures import Detections, ImageBatch, Losses, Target
+from detres.detection.structures import Detections, FeatureMap, ImageBatch, Losses, Target
 from detres.images.normalize import PixelNormalizer
 
 
@@ -24,10 +24,18 @@ class FeatureExtractor(Protocol):
     channels: dict[str, int]
     strides: dict[str, int]
 
-    def feature_maps(self, x: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+    def feature_maps(
+        self, x: Tensor, stages: Sequence[str], sizes: Sequence[tuple[int, int]] | None
+    ) -> dict[str, Tensor]:
         """Return name -> map (N, C, H, W) of the `stages` asked for, from images
         (N, 3, height, width) float32.
+
+        sizes: N (h, w) px that each image fills of a padded batch, None: all of it. The cells of an
+        image must not depend on the padding, and the others are 0.
         """
+
+    def map_size(self, stage: str, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the cells (h', w') of the map of `stage` for an image of `size` (h, w) px."""
 
 
 class FasterRCNN(nn.Module):
@@ -83,7 +91,15 @@ class FasterRCNN(nn.Module):
             return self.roi_head.postprocess(logits, deltas, proposals, images.sizes)
         return Losses({**losses, **self.roi_head.losses(features, proposals, targets)})
 
-    def features(self, images: ImageBatch) -> dict[str, Tensor]:
-        """Return the shared maps: stage -> (N, C, H, W), strides in `backbone.strides`."""
+    def features(self, images: ImageBatch) -> dict[str, FeatureMap]:
+        """Return the shared maps by stage, strides in `backbone.strides`; an image's cells do not
+        depend on what it shares the batch with.
+        """
         pixels = self.normalizer(images.pixels, images.sizes)
-        return self.backbone.feature_maps(pixels, stages=self.stages)
+        maps = self.backbone.feature_maps(pixels, stages=self.stages, sizes=images.sizes)
+        return {
+            stage: FeatureMap(
+                values, tuple(self.backbone.map_size(stage, size) for size in images.sizes)
+            )
+            for stage, values in maps.items()
+        }

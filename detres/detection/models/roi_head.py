@@ -19,7 +19,7 @@ from detres.detection.models.box_coder import BoxCoder
 from detres.detection.models.matcher import Matcher
 from detres.detection.models.roi_pool import RoIPooler
 from detres.detection.models.sampler import Sampler
-from detres.detection.structures import Detections, Target, index_of, label_of
+from detres.detection.structures import Detections, FeatureMap, Target, index_of, label_of
 
 MIN_DETECTION_SIDE = 1e-2
 """Px. Boxes that clipping left without extent are no detections; torchvision's value."""
@@ -88,23 +88,23 @@ class RoIHead(nn.Module):
         self.sampler = sampler
         self.settings = settings
 
-    def forward(self, features: dict[str, Tensor], rois: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, features: dict[str, FeatureMap], rois: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Score RoIs: return logits (R, K + 1) and deltas (R, K, 4).
 
-        features: stage -> (N, C, H, W). rois: N tensors (R_n, 4) xyxy px; R may be 0.
+        features: by stage. rois: N tensors (R_n, 4) xyxy px; R may be 0.
         """
         if sum(map(len, rois)) == 0:
-            num_classes, like = self.predictor.num_classes, next(iter(features.values()))
+            num_classes, like = self.predictor.num_classes, next(iter(features.values())).values
             return like.new_zeros((0, num_classes + 1)), like.new_zeros((0, num_classes, 4))
         return self.predictor(self.box_head(self.pooler(features, rois)))
 
     def losses(
-        self, features: dict[str, Tensor], proposals: list[Tensor], targets: list[Target]
+        self, features: dict[str, FeatureMap], proposals: list[Tensor], targets: list[Target]
     ) -> dict[str, Tensor]:
         """Return loss_roi_cls, the mean cross entropy over the sampled RoIs, and loss_roi_box, the
         smooth-L1 loss of the foreground ones; both are scalars.
 
-        features: stage -> (N, C, H, W). proposals: N tensors (P, 4) xyxy px. The box loss is
+        features: by stage. proposals: N tensors (P, 4) xyxy px. The box loss is
         divided by the number of sampled RoIs, as in Fast R-CNN. No RoI at all (no proposals and no
         objects in the whole batch): both 0.
         """

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import ops
 
+from detres.detection.structures import FeatureMap
+
 PoolKind = Literal["roi_pool", "roi_align", "roi_align_aligned"]
 
 
@@ -33,12 +35,26 @@ class RoIPooler(nn.Module):
         self.output_size = output_size
         self.sampling_ratio = sampling_ratio
 
-    def forward(self, features: dict[str, Tensor], rois: list[Tensor]) -> Tensor:
+    def forward(self, features: dict[str, FeatureMap], rois: list[Tensor]) -> Tensor:
         """Return (R, C, S, S), the regions of all images one after the other; R = 0 is possible.
 
-        features: stage -> (N, C, H, W). rois: N tensors (R_n, 4) xyxy px.
+        features: by stage. rois: N tensors (R_n, 4) xyxy px. In a padded batch each image is pooled
+        from its own cells: what a bin finds at their border differs by kind (its nearest cell, or
+        0), and no filling of the padding gives all of it.
         """
-        feature, scale = features[self.stage], 1 / self.stride
+        feature = features[self.stage]
+        if not feature.padded:
+            return self._pool(feature.values, rois)
+        return torch.cat(
+            [
+                self._pool(feature.values[n : n + 1, :, :height, :width], [rois[n]])
+                for n, (height, width) in enumerate(feature.sizes)
+            ]
+        )
+
+    def _pool(self, feature: Tensor, rois: list[Tensor]) -> Tensor:
+        """Return (R, C, S, S) from a map (N, C, H, W) without padding."""
+        scale = 1 / self.stride
         of_image = [F.pad(boxes, (1, 0), value=n) for n, boxes in enumerate(rois)]
         indexed = torch.cat(of_image)  # N x (R_n, 4) -> (R, 5): image, x1, y1, x2, y2
         if self.kind == "roi_pool":

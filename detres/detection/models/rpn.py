@@ -19,7 +19,7 @@ from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
 from detres.detection.models.matcher import BETWEEN, Matcher
 from detres.detection.models.sampler import Sampler
-from detres.detection.structures import ImageBatch, Target
+from detres.detection.structures import FeatureMap, ImageBatch, Target
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,22 @@ class RPNSettings:
 class MapOutput:
     """What the head says of one feature map: anchors (L, 4) xyxy px, logits (N, L) that they hold
     an object, deltas (N, L, 4).
+
+    rows: of image n, those of the L anchors that lie on its own cells, (L_n,) int64 in their order;
+    None where it has them all.
     """
 
     anchors: Tensor
     logits: Tensor
     deltas: Tensor
+    rows: list[Tensor | None]
+
+    def of_image(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return anchors (L_n, 4), logits (L_n,) and deltas (L_n, 4) of image `n`."""
+        rows = self.rows[n]
+        if rows is None:
+            return self.anchors, self.logits[n], self.deltas[n]
+        return self.anchors[rows], self.logits[n, rows], self.deltas[n, rows]
 
 
 class RPN(nn.Module):
@@ -125,22 +136,27 @@ class RPN(nn.Module):
         self.settings = settings
 
     def forward(
-        self, features: dict[str, Tensor], images: ImageBatch, targets: list[Target] | None
+        self, features: dict[str, FeatureMap], images: ImageBatch, targets: list[Target] | None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return N tensors of proposals (P, 4) xyxy px, best first, and the losses by name; none
         without targets.
 
-        features: stage -> (N, C, H, W). Proposals carry no gradient: the approximate joint training
-        of py-faster-rcnn. P may be 0.
+        features: by stage. Anchors in the padding of an image neither propose nor are learnt from.
+        Proposals carry no gradient: the approximate joint training of py-faster-rcnn. P may be 0.
         """
         maps = [self._on_map(features[stage], anchors) for stage, anchors in self.anchors.items()]
         counts = self.settings.test_counts if targets is None else self.settings.train_counts
         proposals = [self.proposals_of_image(maps, images, n, counts) for n in range(len(images))]
         return proposals, {} if targets is None else self.losses(maps, images, targets)
 
-    def _on_map(self, feature: Tensor, anchors: AnchorGenerator) -> MapOutput:
-        logits, deltas = self.head(feature)
-        return MapOutput(anchors(feature.shape[2], feature.shape[3]), logits, deltas)
+    def _on_map(self, feature: FeatureMap, anchors: AnchorGenerator) -> MapOutput:
+        height, width = feature.values.shape[2:]
+        logits, deltas = self.head(feature.values)
+        rows = [
+            None if size == (height, width) else anchors.rows_within(size, width)
+            for size in feature.sizes
+        ]
+        return MapOutput(anchors(height, width), logits, deltas, rows)
 
     def proposals_of_image(
         self, maps: list[MapOutput], images: ImageBatch, n: int, counts: ProposalCounts
@@ -152,9 +168,10 @@ class RPN(nn.Module):
         min_side = self.settings.min_size * size[0] / original[0]
         boxes, scores = [], []
         for each in maps:
-            logits, deltas = each.logits[n].detach(), each.deltas[n].detach()  # (L,), (L, 4)
+            anchors, logits, deltas = each.of_image(n)  # (L_n, 4), (L_n,), (L_n, 4)
+            logits, deltas = logits.detach(), deltas.detach()
             top = logits.topk(min(counts.pre_nms, len(logits))).indices
-            decoded = clip_boxes(self.box_coder.decode(each.anchors[top], deltas[top]), size)
+            decoded = clip_boxes(self.box_coder.decode(anchors[top], deltas[top]), size)
             large = large_enough(decoded, min_side)
             decoded, logits = decoded[large], logits[top][large]
             keep = nms(decoded, logits, self.settings.nms_thresh, counts.post_nms)
@@ -172,18 +189,18 @@ class RPN(nn.Module):
         Both are divided by the number of sampled anchors, foreground and background together
         (py-faster-rcnn).
         """
-        anchors = torch.cat([each.anchors for each in maps])  # (L, 4), L of all maps from here on
-        logits = torch.cat([each.logits for each in maps], dim=1)  # (N, L)
-        deltas = torch.cat([each.deltas for each in maps], dim=1)  # (N, L, 4)
         sampled_logits, sampled_labels, pred_deltas, gt_deltas = [], [], [], []
         for n, target in enumerate(targets):
             gt_boxes, _ = target.trainable()
+            of_maps = zip(*(each.of_image(n) for each in maps), strict=True)
+            # (L_n, 4), (L_n,), (L_n, 4), L_n of all maps from here on
+            anchors, logits, deltas = (torch.cat(parts) for parts in of_maps)
             matched_idxs = self.match(anchors, gt_boxes, images.sizes[n])
             positive, negative = self.sampler(matched_idxs)
             rows = torch.cat((positive, negative))
-            sampled_logits.append(logits[n, rows])
+            sampled_logits.append(logits[rows])
             sampled_labels.append((matched_idxs[rows] >= 0).to(logits))
-            pred_deltas.append(deltas[n, positive])
+            pred_deltas.append(deltas[positive])
             matched_boxes = gt_boxes[matched_idxs[positive]]
             gt_deltas.append(self.box_coder.encode(anchors[positive], matched_boxes))
         labels = torch.cat(sampled_labels)

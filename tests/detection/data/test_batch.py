@@ -12,7 +12,7 @@ from detres.detection.data.batch import pad_images
 def test_pad_images_puts_zeros_right_and_below() -> None:
     images = [np.full((30, 40, 3), 7, np.uint8), np.full((33, 20, 3), 9, np.uint8)]
     batch = pad_images(images, original_sizes=[(60, 80), (66, 40)], ids=[4, "b"])
-    assert batch.pixels.shape == (2, 3, 64, 64)
+    assert batch.pixels.shape == (2, 3, 33, 40)
     assert batch.pixels.dtype == torch.uint8
     assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
     assert batch.sizes == ((30, 40), (33, 20))
@@ -23,15 +23,20 @@ def test_pad_images_puts_zeros_right_and_below() -> None:
     assert batch.pixels[1].sum() == 9 * 33 * 20 * 3
 
 
-def test_pad_images_takes_the_smallest_multiple() -> None:
-    image = np.ones((32, 33, 3), np.uint8)
-    assert pad_images([image], original_sizes=[(32, 33)], ids=[1]).pixels.shape == (1, 3, 32, 64)
-    assert pad_images([image], original_sizes=[(32, 33)], ids=[1], multiple=1).pixels.shape == (
-        1,
-        3,
-        32,
-        33,
-    )
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([(40, 53)], (40, 53)),  # an image alone is not padded
+        ([(40, 53), (40, 53)], (40, 53)),
+        ([(40, 53), (61, 33)], (61, 53)),
+        ([(4, 53)], (32, 53)),  # but every stage needs a cell
+    ],
+)
+def test_pad_images_takes_the_smallest_size_that_holds_all(sizes, expected) -> None:
+    images = [np.ones((*size, 3), np.uint8) for size in sizes]
+    batch = pad_images(images, original_sizes=sizes, ids=range(len(sizes)))
+    assert batch.pixels.shape == (len(sizes), 3, *expected)
+    assert batch.sizes == tuple(sizes)
 
 
 def test_pad_images_refuses_nothing_and_unequal_lengths() -> None:

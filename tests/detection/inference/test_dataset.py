@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from detres.config import check
+from detres.detection.annotations import Annotations
 from detres.detection.build import build_detector, build_val_set, eval_loader
 from detres.detection.config import ModelConfig
 from detres.detection.data.read import read_split
+from detres.detection.data.voc import read_voc
+from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.detector import Detector
 from detres.detection.structures import Detections, ImageBatch
@@ -83,6 +89,56 @@ def test_a_data_set_is_detected_as_its_images_one_by_one(tmp_path):
     np.testing.assert_array_equal(found.scores, torch.cat([each.scores for each in alone]).numpy())
     np.testing.assert_array_equal(found.labels, torch.cat([each.labels for each in alone]).numpy())
     assert truth.rows_of(found).max() == 2
+
+
+def test_the_batch_and_the_workers_never_change_a_predictions_file(shared_data, tmp_path):
+    """Photographs of many sizes and both orientations, a detector that finds something in each."""
+    truth = mixed_photographs(shared_data("voc_mini") / "VOCdevkit/VOC2012", tmp_path, 13)
+    tree = {
+        **TINY,
+        "input": {"short_side": 96, "max_side": 160},
+        "rpn": {**TINY["rpn"], "test_pre_nms_top_n": 1000, "test_post_nms_top_n": 30},
+        "roi": {"pool_size": 7, "score_thresh": 0.2},
+    }
+    config = check(ModelConfig, tree, "test")
+    torch.manual_seed(5)
+    model = build_detector(config, len(truth.class_map)).eval()
+    nn.init.normal_(model.roi_head.predictor.cls_score.weight, std=0.5)
+    nn.init.normal_(model.rpn.head.objectness.weight, std=0.5)
+    dataset = build_val_set(config, truth)
+    records = {}
+    for batch_size, workers in ((1, 0), (1, 2), (3, 0), (8, 0), (8, 2)):
+        loader = eval_loader(dataset, batch_size=batch_size, num_workers=workers)
+        found = detect_dataset(model, loader, truth.class_map, CPU)
+        records[batch_size, workers] = json.loads(json.dumps(to_coco_results(found)))
+    expected = records[1, 0]
+    assert len({record["image_id"] for record in expected}) == 13
+    assert records[1, 2] == expected
+    assert records[8, 2] == records[8, 0]
+    for each in (records[3, 0], records[8, 0]):
+        assert len(each) == len(expected)
+        for mine, other in zip(each, expected, strict=True):
+            assert mine["image_id"] == other["image_id"]
+            assert mine["category_id"] == other["category_id"]
+            assert mine["bbox"] == pytest.approx(other["bbox"], abs=1e-3)
+            assert mine["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def mixed_photographs(year: Path, root: Path, num: int) -> Annotations:
+    """Return `num` images of a folder in VOC layout, of as many sizes as there are in turn."""
+    truth = read_voc(year, ("val",))
+    sizes = [tuple(size) for size in truth.image_sizes.tolist()]
+    turn = [sizes[:n].count(size) for n, size in enumerate(sizes)]
+    rows = sorted(range(len(sizes)), key=lambda n: (turn[n], n))[:num]
+    chosen = [sizes[n] for n in rows]
+    assert len(set(chosen)) >= 5
+    assert {height > width for height, width in chosen} == {True, False}
+    (root / "ImageSets/Main").mkdir(parents=True)
+    for folder in ("Annotations", "JPEGImages"):
+        (root / folder).symlink_to(year / folder)
+    names = "".join(f"{truth.image_ids[n]}\n" for n in rows)
+    (root / "ImageSets/Main/mixed.txt").write_text(names)
+    return read_voc(root, ("mixed",))
 
 
 def test_an_error_of_the_model_is_raised():

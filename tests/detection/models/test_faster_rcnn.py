@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from detres.config import check
 from detres.detection.build import build_detector
 from detres.detection.config import ModelConfig
-from detres.detection.structures import Losses
+from detres.detection.data.batch import pad_images
+from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.detection.models.matcher import BELOW
+from detres.detection.structures import ImageBatch, Losses
 from tests.helpers import make_batch, make_target
 
 TINY = {
@@ -18,6 +22,8 @@ TINY = {
     "rpn": {"width": 16, "train_anchors": "all", "min_size": 2, "test_post_nms_top_n": 20},
     "roi": {"pool": "roi_align", "pool_size": 4, "batch_size": 16, "score_thresh": 0.1},
 }
+
+EMPTY = torch.zeros((0, 4))
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +66,118 @@ def test_every_parameter_gets_a_gradient(detector):
     assert silent == []
 
 
-def test_padding_does_not_reach_the_detections(detector):
-    """A network of eval statistics sees zeros beyond an image, whether the batch has room there or
-    not.
-    """
-    detector.eval()
-    alone = make_batch([(64, 64)])
-    pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
-    pixels[0, :, :64, :64] = alone.pixels[0]
-    together = type(alone)(pixels, ((64, 64), (96, 96)), ((64, 64), (96, 96)), (1, 2))
-    normal = detector.normalizer(together.pixels, together.sizes)
-    torch.testing.assert_close(
-        normal[0, :, :64, :64], detector.normalizer(alone.pixels, alone.sizes)[0]
+SIZES = ((64, 101), (120, 75), (33, 64), (96, 96))
+
+
+def in_batches_of(images: ImageBatch, extra: tuple[int, int]) -> ImageBatch:
+    """Return the same images in a batch that is larger by `extra` (h, w) px of noise."""
+    num, channels, height, width = images.pixels.shape
+    pixels = torch.randint(
+        0, 256, (num, channels, height + extra[0], width + extra[1]), dtype=torch.uint8
     )
-    assert (normal[0, :, 64:] == 0).all()
-    assert (normal[0, :, :, 64:] == 0).all()
+    for n, (h, w) in enumerate(images.sizes):
+        pixels[n, :, :h, :w] = images.pixels[n, :, :h, :w]
+    return ImageBatch(pixels, images.sizes, images.original_sizes, images.ids)
+
+
+def alone(images: ImageBatch, n: int) -> ImageBatch:
+    height, width = images.sizes[n]
+    one = slice(n, n + 1)
+    return ImageBatch(
+        images.pixels[one, :, :height, :width],
+        images.sizes[one],
+        images.original_sizes[one],
+        images.ids[one],
+    )
+
+
+POOLS = {
+    "roi_pool": {"pool": "roi_pool"},
+    "roi_align": {"pool": "roi_align"},
+    "roi_align, adaptive": {"pool": "roi_align", "sampling_ratio": 0},
+    "roi_align_aligned": {"pool": "roi_align_aligned"},
+}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pool", "extra"),
+    [*(("resnet18", pool, (8, 27)) for pool in POOLS), ("resnet50", "roi_pool", (0, 0))],
+)
+def test_the_batch_never_changes_a_detection(backbone, pool, extra):
+    """Proposals as small as a cell, at every border, scored alone and in a padded batch."""
+    tree = {
+        **TINY,
+        "backbone": {"name": backbone, "norm": "batch", "freeze_at": 0},
+        "rpn": {**TINY["rpn"], "min_size": 0, "nms_thresh": 0.9, "test_post_nms_top_n": 200},
+        "roi": {**TINY["roi"], **POOLS[pool], "score_thresh": 0.0, "nms_thresh": 0.9},
+    }
+    detector = with_opinions(build_detector(check(ModelConfig, tree, "test"), 4))
+    images = in_batches_of(make_batch(SIZES), extra)
+    with torch.inference_mode():
+        features = detector.features(images)
+        together, _ = detector.rpn(features, images, None)
+        logits, deltas = detector.roi_head(features, together)
+        first = 0
+        for n, proposals in enumerate(together):
+            one = alone(images, n)
+            features = detector.features(one)
+            assert features["conv4"].values.shape[2:] == features["conv4"].sizes[0]
+            (expected,), _ = detector.rpn(features, one, None)
+            assert len(expected) > 30
+            torch.testing.assert_close(proposals, expected, rtol=0, atol=1e-3)
+            border = expected.new_tensor(one.sizes[0][::-1])
+            assert (expected[:, 2:] == border).any()
+            alone_logits, alone_deltas = detector.roi_head(features, [proposals])
+            rows = slice(first, first := first + len(proposals))
+            torch.testing.assert_close(logits[rows], alone_logits, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(deltas[rows], alone_deltas, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("train_anchors", ["all", "inside"])
+def test_the_batch_never_changes_a_loss(train_anchors):
+    """Each term of a padded batch is the mean over what was sampled of each image alone."""
+    tree = {**TINY, "rpn": {**TINY["rpn"], "train_anchors": train_anchors}}
+    detector = with_opinions(build_detector(check(ModelConfig, tree, "test"), 4))
+    detector.rpn.sampler = detector.roi_head.sampler = EveryCandidate()
+    images = in_batches_of(make_batch(SIZES), (8, 27))
+    targets = [
+        make_target([[3, 4, 40, 60], [50, 20, 101, 64]], [1, 2]),
+        make_target([[20, 70, 75, 120]], [3]),
+        make_target(EMPTY, []),
+        make_target([[0, 0, 96, 96]], [4]),
+    ]
+    together = detector(images, targets).terms()
+    sums = dict.fromkeys(together, 0.0)
+    counts = dict.fromkeys(together, 0)
+    for n, target in enumerate(targets):
+        detector.rpn.sampler.counted.clear()
+        for term, value in detector(alone(images, n), [target]).terms().items():
+            num = detector.rpn.sampler.counted["rpn" not in term]
+            sums[term], counts[term] = sums[term] + value.item() * num, counts[term] + num
+    for term, value in together.items():
+        assert value > 0
+        assert value.item() == pytest.approx(sums[term] / counts[term], rel=1e-4)
+
+
+class EveryCandidate:
+    """A sampler that leaves nothing out; counted: how many there were, call by call."""
+
+    def __init__(self) -> None:
+        self.counted: list[int] = []
+
+    def __call__(self, matched: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        positive, negative = (matched >= 0).nonzero()[:, 0], (matched == BELOW).nonzero()[:, 0]
+        self.counted.append(len(positive) + len(negative))
+        return positive, negative
+
+
+def test_an_image_of_a_few_pixels_is_no_error(detector):
+    batch = pad_images(
+        [np.full((3, 90, 3), 200, np.uint8)], original_sizes=[(30, 900)], ids=["strip"]
+    )
+    with torch.inference_mode():
+        (found,) = detector.eval()(batch)
+    assert (found.boxes[:, 3] <= 3).all()
 
 
 def test_frozen_stages_do_not_learn_and_conv5_does():
@@ -95,17 +198,23 @@ def test_frozen_stages_do_not_learn_and_conv5_does():
     assert not any(".bn" in name for name in learning)
 
 
-EMPTY = torch.zeros((0, 4))
-
-
 @pytest.fixture(scope="module")
 def opinionated():
     """A detector in eval mode whose predictor has opinions, so that it finds something."""
     torch.manual_seed(0)
-    detector = build_detector(check(ModelConfig, TINY, "test"), 4).eval()
+    return with_opinions(build_detector(check(ModelConfig, TINY, "test"), 4))
+
+
+def with_opinions(detector: FasterRCNN) -> FasterRCNN:
+    torch.nn.init.normal_(detector.rpn.head.objectness.weight, std=0.5)
+    torch.nn.init.normal_(detector.rpn.head.deltas.weight, std=0.1)
     torch.nn.init.normal_(detector.roi_head.predictor.cls_score.weight, std=0.5)
     torch.nn.init.normal_(detector.roi_head.predictor.bbox_pred.weight, std=0.05)
-    return detector
+    for module in detector.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.weight, 0.5)  # activations of a trained network's size
+            torch.nn.init.normal_(module.bias, std=0.1)  # a cell of zeros does not stay zero
+    return detector.eval()
 
 
 def assert_same(first, second) -> None:

@@ -12,7 +12,8 @@ from detres.detection.models.matcher import Matcher
 from detres.detection.models.roi_head import BoxPredictor, RoIHead, RoIHeadSettings
 from detres.detection.models.roi_pool import RoIPooler
 from detres.detection.models.sampler import Sampler
-from tests.helpers import make_target, random_boxes
+from detres.detection.structures import FeatureMap
+from tests.helpers import make_target, random_boxes, whole_map
 
 NUM_CLASSES = 3
 EMPTY = torch.zeros((0, 4))
@@ -37,8 +38,8 @@ def make_head(*, score_thresh: float = 0.05) -> RoIHead:
     )
 
 
-def make_features(num: int = 1) -> dict[str, torch.Tensor]:
-    return {"conv4": torch.randn((num, 8, 8, 8))}
+def make_features(num: int = 1) -> dict[str, FeatureMap]:
+    return {"conv4": whole_map(torch.randn((num, 8, 8, 8)))}
 
 
 def test_first_loss_is_near_log_k_plus_1():
@@ -167,7 +168,7 @@ def test_scores_are_those_of_each_image_alone():
     assert deltas.shape == (7, NUM_CLASSES, 4)
     rows = zip(proposals, logits.split([4, 3]), deltas.split([4, 3]), strict=True)
     for n, (boxes, own_logits, own_deltas) in enumerate(rows):
-        alone = head({"conv4": features["conv4"][n : n + 1]}, [boxes])
+        alone = head({"conv4": whole_map(features["conv4"].values[n : n + 1])}, [boxes])
         torch.testing.assert_close(own_logits, alone[0])
         torch.testing.assert_close(own_deltas, alone[1])
 

@@ -5,7 +5,7 @@ import torch
 from torchvision import ops
 
 from detres.detection.models.roi_pool import RoIPooler, roi_align
-from tests.helpers import random_boxes
+from tests.helpers import random_boxes, whole_map
 
 
 def indexed(num: int, images: int, size: float, seed: int = 0) -> torch.Tensor:
@@ -25,7 +25,9 @@ def make_pooler(*, kind="roi_align", output_size=3, sampling_ratio=2) -> RoIPool
 
 def test_constant_map_gives_the_constant():
     feature = torch.full((1, 2, 8, 8), 3.0)
-    pooled = make_pooler(output_size=4)({"conv4": feature}, [torch.tensor([[16.0, 16, 80, 80]])])
+    pooled = make_pooler(output_size=4)(
+        {"conv4": whole_map(feature)}, [torch.tensor([[16.0, 16, 80, 80]])]
+    )
     assert pooled.shape == (1, 2, 4, 4)
     torch.testing.assert_close(pooled, torch.full((1, 2, 4, 4), 3.0))
 
@@ -84,38 +86,41 @@ def test_roi_pool_is_torchvisions():
     rois = indexed(12, 2, 160.0)
     lists = [rois[rois[:, 0] == n][:, 1:] for n in range(2)]
     ordered = torch.cat([rois[rois[:, 0] == n] for n in range(2)])
-    pooled = make_pooler(kind="roi_pool", sampling_ratio=0)({"conv4": feature}, lists)
+    pooled = make_pooler(kind="roi_pool", sampling_ratio=0)({"conv4": whole_map(feature)}, lists)
     torch.testing.assert_close(pooled, ops.roi_pool(feature, ordered, 3, 1 / 16))
 
 
 def test_adaptive_sampling_goes_to_the_operator():
     feature = torch.randn((1, 4, 10, 10))
     boxes = random_boxes(6, 150)
-    pooled = make_pooler(sampling_ratio=0)({"conv4": feature}, [boxes])
+    pooled = make_pooler(sampling_ratio=0)({"conv4": whole_map(feature)}, [boxes])
     torch.testing.assert_close(pooled, ops.roi_align(feature, [boxes], 3, 1 / 16, 0, False))
 
 
 @pytest.mark.parametrize("kind", ["roi_pool", "roi_align"])
 def test_no_rois_and_an_image_without(kind):
-    features = {"conv4": torch.randn((2, 4, 10, 10))}
+    features = {"conv4": whole_map(torch.randn((2, 4, 10, 10)))}
     pooler = make_pooler(kind=kind)
     assert pooler(features, [torch.zeros((0, 4)), torch.zeros((0, 4))]).shape == (0, 4, 3, 3)
     boxes = random_boxes(3, 150)
     torch.testing.assert_close(
         pooler(features, [torch.zeros((0, 4)), boxes]),
-        pooler({"conv4": features["conv4"][1:]}, [boxes]),
+        pooler({"conv4": whole_map(features["conv4"].values[1:])}, [boxes]),
     )
 
 
 def test_bf16_map():
     feature = torch.randn((1, 8, 10, 10)).bfloat16()
-    pooled = make_pooler()({"conv4": feature}, [random_boxes(4, 150)])
+    pooled = make_pooler()({"conv4": whole_map(feature)}, [random_boxes(4, 150)])
     assert pooled.dtype == torch.bfloat16
 
 
 def test_the_map_of_its_stage_is_pooled():
     boxes = [random_boxes(4, 150)]
-    features = {"conv3": torch.randn((1, 4, 20, 20)), "conv4": torch.randn((1, 4, 10, 10))}
+    features = {
+        "conv3": whole_map(torch.randn((1, 4, 20, 20))),
+        "conv4": whole_map(torch.randn((1, 4, 10, 10))),
+    }
     pooler = make_pooler()
     torch.testing.assert_close(
         pooler(features, boxes), pooler({"conv4": features["conv4"]}, boxes), rtol=0, atol=0

@@ -12,7 +12,8 @@ from detres.detection.models.box_coder import BoxCoder
 from detres.detection.models.matcher import BETWEEN, Matcher
 from detres.detection.models.rpn import RPN, MapOutput, ProposalCounts, RPNHead, RPNSettings
 from detres.detection.models.sampler import Sampler
-from tests.helpers import make_batch, make_target
+from detres.detection.structures import FeatureMap
+from tests.helpers import make_batch, make_target, whole_map
 
 EMPTY = torch.zeros((0, 4))
 
@@ -65,7 +66,7 @@ def test_proposals_are_clipped_sorted_limited_and_large_enough():
     with torch.no_grad():
         rpn.head.objectness.weight.normal_(0, 1)
         rpn.head.deltas.weight.normal_(0, 0.3)
-    features = {"conv4": torch.randn((2, 8, 4, 4))}
+    features = {"conv4": whole_map(torch.randn((2, 8, 4, 4)))}
     proposals, losses = rpn(features, images, None)
     assert losses == {}
     for boxes, (height, width) in zip(proposals, images.sizes, strict=True):
@@ -81,7 +82,7 @@ def test_min_size_counts_in_pixels_of_the_original():
     small = make_batch([(64, 64)])
     shrunk = type(small)(small.pixels, small.sizes, ((256, 256),), small.ids)
     rpn = make_rpn(min_size=40)
-    features = {"conv4": torch.zeros((1, 8, 4, 4))}
+    features = {"conv4": whole_map(torch.zeros((1, 8, 4, 4)))}
     assert len(rpn(features, small, None)[0][0]) == 0  # no anchor has a side of 40 px here
     # but 40 px of the original are 10 px of the batch
     assert len(rpn(features, shrunk, None)[0][0]) > 0
@@ -97,7 +98,7 @@ def test_losses_by_hand():
     gt = rpn.anchors["conv4"](4, 4)[[13]] + torch.tensor(
         [2.0, 0.0, 2.0, 0.0]
     )  # one anchor, moved 2 px
-    features = {"conv4": torch.randn((1, 8, 4, 4))}
+    features = {"conv4": whole_map(torch.randn((1, 8, 4, 4)))}
     _, losses = rpn(features, images, [make_target(gt, [1])])
     assert list(losses) == ["loss_rpn_cls", "loss_rpn_box"]
     side = float(gt[0, 2] - gt[0, 0])
@@ -129,12 +130,14 @@ def test_images_without_objects_train_and_every_parameter_gets_a_gradient(train_
     rpn = make_rpn(train_anchors=train_anchors)
     images = make_batch([(64, 64), (64, 64)])
     targets = [make_target(EMPTY, []), make_target([[10, 10, 42, 42]], [1])]
-    features = {"conv4": torch.randn((2, 8, 4, 4))}
+    features = {"conv4": whole_map(torch.randn((2, 8, 4, 4)))}
     _, losses = rpn(features, images, targets)
     sum(losses.values()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in rpn.parameters())
     rpn.zero_grad()
-    _, losses = rpn({"conv4": torch.randn((2, 8, 4, 4))}, images, [make_target(EMPTY, [])] * 2)
+    _, losses = rpn(
+        {"conv4": whole_map(torch.randn((2, 8, 4, 4)))}, images, [make_target(EMPTY, [])] * 2
+    )
     assert losses["loss_rpn_cls"] > 0
     assert losses["loss_rpn_box"] == 0
     sum(losses.values()).backward()
@@ -142,7 +145,7 @@ def test_images_without_objects_train_and_every_parameter_gets_a_gradient(train_
 
 def test_an_image_smaller_than_every_anchor_gives_no_nan():
     rpn = make_rpn(train_anchors="inside")
-    features = {"conv4": torch.randn((1, 8, 1, 1))}
+    features = {"conv4": whole_map(torch.randn((1, 8, 1, 1)))}
     _, losses = rpn(features, make_batch([(9, 9)]), [make_target([[1, 1, 8, 8]], [1])])
     assert [float(loss) for loss in losses.values()] == [0.0, 0.0]
 
@@ -151,7 +154,9 @@ def test_crowds_are_not_objects():
     rpn = make_rpn()
     crowd = make_target([[10, 10, 42, 42]], [1], crowd=[True])
     torch.manual_seed(1)
-    maps = [MapOutput(rpn.anchors["conv4"](4, 4), torch.zeros((1, 32)), torch.zeros((1, 32, 4)))]
+    maps = [
+        MapOutput(rpn.anchors["conv4"](4, 4), torch.zeros((1, 32)), torch.zeros((1, 32, 4)), [None])
+    ]
     with_crowd = rpn.losses(maps, make_batch([(64, 64)]), [crowd])
     assert with_crowd["loss_rpn_box"] == 0
 
@@ -169,8 +174,11 @@ def make_rpn_of_two_maps(*, objectness="sigmoid", post_nms=50) -> RPN:
     return rpn
 
 
-def features_of_two_maps(num: int) -> dict[str, torch.Tensor]:
-    return {"conv4": torch.randn((num, 8, 4, 6)), "conv5": torch.randn((num, 8, 2, 3))}
+def features_of_two_maps(num: int) -> dict[str, FeatureMap]:
+    return {
+        "conv4": whole_map(torch.randn((num, 8, 4, 6))),
+        "conv5": whole_map(torch.randn((num, 8, 2, 3))),
+    }
 
 
 @pytest.mark.parametrize("post_nms", [7, 30])
@@ -182,8 +190,8 @@ def test_proposals_of_two_maps_are_those_of_each_merged_by_score(post_nms):
     for n, (height, width) in enumerate(images.sizes):
         scored = []
         for stage in STAGES:
-            logits, deltas = rpn.head(features[stage])
-            anchors = rpn.anchors[stage](*features[stage].shape[2:])
+            logits, deltas = rpn.head(features[stage].values)
+            anchors = rpn.anchors[stage](*features[stage].values.shape[2:])
             boxes = rpn.box_coder.decode(anchors, deltas[n].detach())
             boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
             boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
@@ -225,7 +233,7 @@ def test_losses_of_two_maps_by_hand_over_the_anchors_of_both():
     _, losses = rpn(features, images, targets)
 
     anchors = torch.cat((make_anchors()(4, 6), make_anchors((48.0, 64.0), stride=32)(2, 3)))
-    outputs = [rpn.head(features[stage]) for stage in STAGES]
+    outputs = [rpn.head(features[stage].values) for stage in STAGES]
     logits = torch.cat([each[0] for each in outputs], dim=1)
     deltas = torch.cat([each[1] for each in outputs], dim=1)
     iou = ops.box_iou(targets[0].boxes, anchors)
@@ -263,4 +271,4 @@ def test_two_maps_without_an_object_or_a_proposal():
 def test_a_map_that_is_not_there_is_an_error():
     rpn = make_rpn_of_two_maps()
     with pytest.raises(KeyError, match="conv5"):
-        rpn({"conv4": torch.randn((1, 8, 4, 6))}, make_batch([(64, 96)]), None)
+        rpn({"conv4": whole_map(torch.randn((1, 8, 4, 6)))}, make_batch([(64, 96)]), None)
