@@ -60,6 +60,12 @@ def test_large_enough_needs_both_sides():
     assert B.large_enough(boxes, 4).tolist() == [True, False, False]
 
 
+def test_large_enough_leaves_out_boxes_without_extent():
+    boxes = torch.tensor([[3.0, 0, 3, 4], [0, 5, 4, 5], [5, 0, 4, 9], [0, 0, 1e-6, 1e-6]])
+    assert B.large_enough(boxes, 0).tolist() == [False, False, False, True]
+    assert B.large_enough(torch.zeros((0, 4)), 0).tolist() == []
+
+
 def test_nms_by_hand():
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10]])
     assert B.nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist() == [1, 2]

@@ -100,7 +100,7 @@ def build_class_schedule(settings: ClassificationTrainConfig, num_images: int) -
 def build_class_optimizer(
     settings: ClassificationTrainConfig, model: nn.Module
 ) -> torch.optim.Optimizer:
-    """Return the optimizer over what learns in `model`, biases and norms treated as weights are
+    """Return the optimizer over what learns in `model`, biases and norms decaying as weights do
     (fb.resnet.torch); raises ValueError when nothing does.
     """
     decay = settings.weight_decay
@@ -111,5 +111,5 @@ def build_class_optimizer(
         momentum=settings.momentum,
         weight_decay=decay,
         norm_weight_decay=decay,
-        bias_lr_scale=1.0,
+        bias_lr_scale=settings.bias_lr_scale,
     )

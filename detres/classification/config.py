@@ -78,6 +78,7 @@ class ClassificationTrainConfig(TrainConfig):
     batch_size: Positive = 256
     lr: PositiveFloat = 0.1
     reference_batch: Positive = 256
+    bias_lr_scale: PositiveFloat = 1.0  # fb.resnet.torch
     warmup_steps: Count = 0
     # ends the warm-up once training error is below (section 4.2, ResNet-110: 0.8)
     warmup_until_error: Annotated[float, Field(gt=0, le=1)] | None = None

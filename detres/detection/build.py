@@ -94,6 +94,7 @@ def _build_rpn(config: RPNConfig, anchors: dict[str, AnchorGenerator], channels:
             min_size=config.min_size,
             train_anchors=config.train_anchors,
             smooth_l1_beta=config.smooth_l1_beta,
+            loss_normalizer=config.loss_normalizer,
         ),
     )
 
@@ -104,7 +105,11 @@ def _build_roi_head(
     return RoIHead(
         pooler=pooler,
         box_head=box_head,
-        predictor=BoxPredictor(in_channels=box_head.out_channels, num_classes=num_classes),
+        predictor=BoxPredictor(
+            in_channels=box_head.out_channels,
+            num_classes=num_classes,
+            class_agnostic=config.class_agnostic,
+        ),
         box_coder=BoxCoder(config.box_weights),
         matcher=Matcher(
             fg_iou_thresh=config.fg_iou_thresh,

@@ -14,6 +14,8 @@ from detres.config import Count, Fraction, Positive, PositiveFloat, RunName, Sec
 from detres.network import NetworkConfig
 from detres.runs.settings import TrainConfig
 
+NotNegative = Annotated[float, Field(ge=0)]
+
 
 class BackboneConfig(NetworkConfig):
     """Which residual network feeds the detector, and what of it learns."""
@@ -74,8 +76,11 @@ class RPNConfig(Section):
     bg_iou_thresh: Fraction = 0.3
     batch_size: Positive = 256
     positive_fraction: Fraction = 0.5
-    smooth_l1_beta: PositiveFloat = 1 / 9  # sigma 3
-    min_size: Annotated[float, Field(ge=0)] = 16.0  # px of the original image
+    smooth_l1_beta: NotNegative = 1 / 9  # sigma 3; 0: L1, as in detectron2's zoo
+    # what both losses are divided by: the anchors that were sampled, or (detectron2) the
+    # `batch_size` that could be
+    loss_normalizer: Literal["sampled", "batch_size"] = "sampled"
+    min_size: NotNegative = 16.0  # px of the original image
     nms_thresh: Fraction = 0.7
     train_pre_nms_top_n: Positive = 12000
     train_post_nms_top_n: Positive = 2000
@@ -97,7 +102,8 @@ class RoIConfig(Section):
     batch_size: Positive = 128
     positive_fraction: Fraction = 0.25
     box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)  # 1 / (.1, .1, .2, .2)
-    smooth_l1_beta: PositiveFloat = 1.0
+    smooth_l1_beta: NotNegative = 1.0  # sigma 1; 0: L1, as in detectron2's zoo
+    class_agnostic: bool = False  # one box a RoI for all classes, as in R-FCN
     score_thresh: Fraction = 0.05
     nms_thresh: Fraction = 0.3
     detections_per_image: Positive = 100

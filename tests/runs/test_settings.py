@@ -84,6 +84,9 @@ def test_optimizer_and_schedule_follow_the_settings():
     optimizer = build_optimizer(settings, model)
     assert isinstance(optimizer, torch.optim.SGD)
     assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [1, 2]
+    plain = build_optimizer(settings.model_copy(update={"bias_lr_scale": 1.0}), model)
+    assert [group["lr_scale"] for group in plain.param_groups] == [1, 1]
     adamw = build_optimizer(settings.model_copy(update={"optimizer": "adamw"}), model)
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.param_groups[0]["weight_decay"] == 5e-4

@@ -27,17 +27,18 @@ MIN_DETECTION_SIDE = 1e-2
 
 class BoxPredictor(nn.Module):
     """The two sibling layers that replace the classifier: K + 1 class logits (background first) and
-    4 deltas a class.
+    4 deltas a class, or 4 for all of them (class_agnostic).
 
     N(0, 0.01) and N(0, 0.001), biases 0 (py-faster-rcnn's prototxt), so that the first loss is near
     log(K + 1).
     """
 
-    def __init__(self, *, in_channels: int, num_classes: int) -> None:
+    def __init__(self, *, in_channels: int, num_classes: int, class_agnostic: bool = False) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.num_boxes = 1 if class_agnostic else num_classes
         self.cls_score = nn.Linear(in_channels, num_classes + 1)
-        self.bbox_pred = nn.Linear(in_channels, num_classes * 4)
+        self.bbox_pred = nn.Linear(in_channels, self.num_boxes * 4)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.cls_score.bias)
@@ -45,13 +46,15 @@ class BoxPredictor(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (R, K + 1) and deltas (R, K, 4), float32, from features (R, C)."""
-        return self.cls_score(x).float(), self.bbox_pred(x).float().view(-1, self.num_classes, 4)
+        deltas = self.bbox_pred(x).float().view(-1, self.num_boxes, 4)
+        return self.cls_score(x).float(), deltas.expand(-1, self.num_classes, 4)
 
 
 @dataclass(frozen=True)
 class RoIHeadSettings:
     """score_thresh, nms_thresh (IoU), detections_per_image: what becomes a detection.
-    smooth_l1_beta: where the box loss turns from quadratic to linear; 1 is py-faster-rcnn's.
+    smooth_l1_beta: where the box loss turns from quadratic to linear; 1 is py-faster-rcnn's, 0 is
+    L1.
     """
 
     score_thresh: float

@@ -78,7 +78,9 @@ class RPNSettings:
     worse of two goes. min_size: proposals with a side below it are dropped, in px of the original
     image (py-faster-rcnn: 16). train_anchors: "inside" leaves anchors that cross the image border
     out of training (the paper), "all" keeps them (torchvision, detectron2). smooth_l1_beta: where
-    the box loss turns from quadratic to linear; 1/9 is py-faster-rcnn's sigma 3.
+    the box loss turns from quadratic to linear; 1/9 is py-faster-rcnn's sigma 3, 0 is L1.
+    loss_normalizer: what the losses are divided by, the number of anchors "sampled"
+    (py-faster-rcnn) or the sampler's "batch_size" for every image (detectron2).
     """
 
     train_counts: ProposalCounts
@@ -87,6 +89,7 @@ class RPNSettings:
     min_size: float
     train_anchors: Literal["inside", "all"]
     smooth_l1_beta: float
+    loss_normalizer: Literal["sampled", "batch_size"]
 
 
 @dataclass(frozen=True)
@@ -186,8 +189,8 @@ class RPN(nn.Module):
         """Return loss_rpn_cls, the mean binary cross entropy over the sampled anchors, and
         loss_rpn_box, their smooth-L1 loss; both are scalars.
 
-        Both are divided by the number of sampled anchors, foreground and background together
-        (py-faster-rcnn).
+        Both are divided by the same number, see `RPNSettings.loss_normalizer`; the sampled anchors
+        are foreground and background together.
         """
         sampled_logits, sampled_labels, pred_deltas, gt_deltas = [], [], [], []
         for n, target in enumerate(targets):
@@ -204,7 +207,10 @@ class RPN(nn.Module):
             matched_boxes = gt_boxes[matched_idxs[positive]]
             gt_deltas.append(self.box_coder.encode(anchors[positive], matched_boxes))
         labels = torch.cat(sampled_labels)
-        num_sampled = max(1, len(labels))
+        if self.settings.loss_normalizer == "sampled":
+            divisor = max(1, len(labels))
+        else:
+            divisor = len(targets) * self.sampler.batch_size
         loss_cls = F.binary_cross_entropy_with_logits(
             torch.cat(sampled_logits), labels, reduction="sum"
         )
@@ -214,7 +220,7 @@ class RPN(nn.Module):
             beta=self.settings.smooth_l1_beta,
             reduction="sum",
         )
-        return {"loss_rpn_cls": loss_cls / num_sampled, "loss_rpn_box": loss_box / num_sampled}
+        return {"loss_rpn_cls": loss_cls / divisor, "loss_rpn_box": loss_box / divisor}
 
     def match(self, anchors: Tensor, gt_boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Return matched_idxs (L,) of anchors (L, 4) with gt_boxes (M, 4), both xyxy px, in an

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -79,6 +80,36 @@ def test_losses_by_hand():
     assert losses["loss_roi_box"].item() == pytest.approx(
         (4 + 5 + 6 + 7) - 4 * 0.5
     )  # one RoI, all deltas beyond beta
+
+
+def test_box_loss_of_beta_0_is_l1():
+    head = make_head()
+    head.settings = dataclasses.replace(head.settings, smooth_l1_beta=0.0)
+    with torch.no_grad():
+        head.predictor.bbox_pred.weight.zero_()
+        head.predictor.bbox_pred.bias[4:8] = torch.tensor([0.5, -0.25, 2.0, 0.0])
+    gt = torch.tensor([[10.0, 10, 60, 60]])
+    losses = head.losses(make_features(), [EMPTY], [make_target(gt, [2])])
+    assert losses["loss_roi_box"].item() == pytest.approx(0.5 + 0.25 + 2)
+
+
+def test_class_agnostic_boxes_are_the_same_for_every_class():
+    predictor = BoxPredictor(in_channels=8, num_classes=3, class_agnostic=True)
+    assert predictor.bbox_pred.weight.shape == (4, 8)
+    x = torch.randn((5, 8))
+    logits, deltas = predictor(x)
+    assert logits.shape == (5, 4)
+    assert deltas.shape == (5, 3, 4)
+    for column in range(3):
+        assert torch.equal(deltas[:, column], predictor.bbox_pred(x))
+    assert predictor(x[:0])[1].shape == (0, 3, 4)
+    head = make_head()
+    head.predictor = predictor
+    gt = torch.tensor([[10.0, 10, 60, 60], [70, 70, 120, 120]])
+    losses = head.losses(make_features(), [gt], [make_target(gt, [1, 3])])
+    losses["loss_roi_box"].backward()
+    assert predictor.bbox_pred.bias.grad.abs().sum() > 0
+    assert len(head.postprocess(*head(make_features(), [gt]), [gt], [(128, 128)])) == 1
 
 
 def test_images_without_objects_and_without_proposals():

@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional as F
 from torchvision import ops
 
+from detres.boxes import clip_boxes, large_enough
 from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
-from detres.detection.models.matcher import BETWEEN, Matcher
+from detres.detection.models.matcher import BELOW, BETWEEN, Matcher
 from detres.detection.models.rpn import RPN, MapOutput, ProposalCounts, RPNHead, RPNSettings
 from detres.detection.models.sampler import Sampler
 from detres.detection.structures import FeatureMap
@@ -32,6 +33,7 @@ def make_rpn(*, train_anchors="all", objectness="sigmoid", min_size=1.0, post_nm
             min_size=min_size,
             train_anchors=train_anchors,
             smooth_l1_beta=1 / 9,
+            loss_normalizer="sampled",
         ),
     )
 
@@ -88,8 +90,14 @@ def test_min_size_counts_in_pixels_of_the_original():
     assert len(rpn(features, shrunk, None)[0][0]) > 0
 
 
-def test_losses_by_hand():
+@pytest.mark.parametrize("normalizer", ["sampled", "batch_size"])
+@pytest.mark.parametrize("beta", [1 / 9, 0.0])
+def test_losses_by_hand(normalizer, beta):
     rpn = make_rpn()
+    rpn.sampler = Sampler(batch_size=40, positive_fraction=0.5)  # leaves none out
+    rpn.settings = dataclasses.replace(
+        rpn.settings, loss_normalizer=normalizer, smooth_l1_beta=beta
+    )
     images = make_batch([(64, 64)])
     with torch.no_grad():
         rpn.head.objectness.bias.fill_(1.0)
@@ -106,12 +114,56 @@ def test_losses_by_hand():
         torch.tensor(1.0).sigmoid().log().neg(),
         torch.tensor(1.0).neg().sigmoid().log().neg(),
     )
+    matched = rpn.match(rpn.anchors["conv4"](4, 4), gt, (64, 64))
+    num_negative = int((matched == BELOW).sum())
+    assert (matched >= 0).sum() == 1
+    assert num_negative < 31
+    divisor = 40 if normalizer == "batch_size" else 1 + num_negative
     assert losses["loss_rpn_cls"].item() == pytest.approx(
-        ((positive + 15 * negative) / 16).item(), rel=1e-5
+        ((positive + num_negative * negative) / divisor).item(), rel=1e-5
     )
     delta = 2 / side
-    expected = (delta - 0.5 / 9) if delta > 1 / 9 else 0.5 * delta**2 * 9
-    assert losses["loss_rpn_box"].item() == pytest.approx(expected / 16, rel=1e-4)
+    expected = (delta - beta / 2) if delta > beta else 0.5 * delta**2 / beta
+    assert losses["loss_rpn_box"].item() == pytest.approx(expected / divisor, rel=1e-4)
+
+
+@pytest.mark.parametrize("train_anchors", ["all", "inside"])
+def test_anchors_in_the_padding_are_neither_negatives_nor_proposals(train_anchors):
+    rpn = make_rpn(train_anchors=train_anchors, min_size=0, post_nms=1000)
+    rpn.settings = dataclasses.replace(
+        rpn.settings, nms_thresh=1.0, test_counts=ProposalCounts(1000, 1000)
+    )
+    rpn.sampler = Sampler(batch_size=1000, positive_fraction=0.5)
+    rpn.head.requires_grad_(False)
+    rpn.head.objectness.bias.fill_(1.0)
+    values = torch.randn((2, 8, 4, 4))
+    values[1, :, 2:], values[1, :, :, 3:] = 0, 0
+    features = {"conv4": FeatureMap(values, ((4, 4), (2, 3)))}
+    images = make_batch([(64, 64), (20, 40)])
+    proposals, losses = rpn(features, images, [make_target(EMPTY, [])] * 2)
+    rows = rpn.anchors["conv4"].rows_within((2, 3), 4)
+    cells = [(y * 4 + x) * 2 for y in range(2) for x in range(3)]
+    assert rows.tolist() == [row + a for row in cells for a in range(2)]
+    logits = rpn.head(values)[0]
+    chosen = []
+    for n, anchors in enumerate((torch.arange(32), rows)):
+        matched = rpn.match(rpn.anchors["conv4"](4, 4)[anchors], EMPTY, images.sizes[n])
+        chosen.append(F.softplus(logits[n, anchors[matched == BELOW]]))
+    assert losses["loss_rpn_cls"].item() == pytest.approx(torch.cat(chosen).mean().item(), rel=1e-5)
+    proposals, _ = rpn(features, images, None)
+    decoded = rpn.box_coder.decode(rpn.anchors["conv4"](4, 4)[rows], rpn.head(values)[1][1, rows])
+    expected = large_enough(clip_boxes(decoded, (20, 40)), 0)
+    assert len(proposals[1]) == expected.sum() > 0
+
+
+def test_proposals_without_extent_are_dropped():
+    """At a min_size of 0 too: no suppression would take them."""
+    rpn = make_rpn(min_size=0, post_nms=1000)
+    with torch.no_grad():
+        rpn.head.deltas.bias[0] = 100.0  # one of two anchors goes over the right border
+    (boxes,), _ = rpn({"conv4": whole_map(torch.zeros((1, 8, 4, 4)))}, make_batch([(64, 64)]), None)
+    assert 0 < len(boxes) <= 16
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
 def test_anchors_over_the_border_are_not_trained_on():
