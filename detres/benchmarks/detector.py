@@ -20,6 +20,8 @@ from detres.detection.structures import ImageBatch, Target
 from detres.images.resize import resize_image, resized_size
 
 NUM_CLASSES = 80
+MIXED_SHAPES = ((1, 4 / 3),) * 3 + ((1, 3 / 2),) * 2 + ((4 / 3, 1),) * 2 + ((1, 1),)
+"""Height and width over the short side of 8 images, most of them landscape as in COCO and VOC."""
 
 
 def benchmark_detector(timing: Timing, backbone: str, short_side: int, num_rois: int) -> None:
@@ -66,6 +68,40 @@ def benchmark_detector(timing: Timing, backbone: str, short_side: int, num_rois:
         lambda: nms(boxes, scores, 0.7, num_rois),
         lambda: ops.nms(boxes, scores, 0.7)[:num_rois],
     )
+
+
+def benchmark_padding(timing: Timing, backbone: str, short_side: int, num_rois: int) -> None:
+    """Time a C4 detector on a batch of 8 images of several shapes, and on the same pixels taken
+    for images that fill the batch: what it costs that the padding changes no detection.
+    """
+    device, config = timing.device, model_config(backbone, short_side, num_rois)
+    detector = build_detector(config, NUM_CLASSES)
+    settle(detector)
+    detector = detector.to(device).eval()
+    pixels, _ = draw_shapes_image(0, "val", 0)
+    sizes = [(round(short_side * y), round(short_side * x)) for y, x in MIXED_SHAPES]
+    images = pad_images(
+        [resize_image(pixels, size) for size in sizes], original_sizes=sizes, ids=range(len(sizes))
+    ).to(device)
+    whole = (tuple(images.pixels.shape[2:]),) * len(images)
+    unmasked = ImageBatch(images.pixels, whole, whole, images.ids)
+    flags = torch.zeros(1, dtype=torch.bool)
+    target = Target(1, torch.tensor([[20.0, 20.0, 220.0, 180.0]]), torch.tensor([1]), flags, flags)
+    targets = [target.to(device)] * len(images)
+
+    def inference(batch: ImageBatch) -> None:
+        with torch.inference_mode():
+            detector(batch)
+
+    def step(batch: ImageBatch) -> None:
+        detector(batch, targets).total().backward()
+        detector.zero_grad(set_to_none=True)
+
+    job = f"{len(images)} images of {short_side} px, {num_rois} RoIs, batch {whole[0]}"
+    names = ("masked", "not masked")
+    timing.row(f"inference, {job}", lambda: inference(images), lambda: inference(unmasked), names)
+    job = job.replace(f" {num_rois} RoIs,", "")
+    timing.row(f"training, {job}", lambda: step(images), lambda: step(unmasked), names)
 
 
 def model_config(backbone: str, short_side: int, num_rois: int) -> ModelConfig:

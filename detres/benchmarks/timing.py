@@ -18,9 +18,15 @@ class Timing:
     device: torch.device
     repeats: int
 
-    def row(self, job: str, ours: Callable[[], object], theirs: Callable[[], object]) -> None:
-        """Run both in turns, after one run each that is not counted, and print their median
-        times.
+    def row(
+        self,
+        job: str,
+        ours: Callable[[], object],
+        theirs: Callable[[], object],
+        names: tuple[str, str] = ("ours", "torchvision"),
+    ) -> None:
+        """Run both in turns, after one run each that is not counted, and print their median times
+        under `names`.
         """
         times: tuple[list[float], list[float]] = ([], [])
         for repeat in range(self.repeats + 1):
@@ -33,7 +39,7 @@ class Timing:
                     found.append(time.perf_counter() - started)
         mine, other = map(statistics.median, times)
         sys.stdout.write(
-            f"{job:<58}  ours {mine:8.4f} s  torchvision {other:8.4f} s  "
-            f"{other / mine:6.2f} times faster\n"
+            f"{job:<58}  {names[0]} {mine:8.4f} s  {names[1]} {other:8.4f} s  "
+            f"{other / mine:6.2f} times as fast\n"
         )
         sys.stdout.flush()

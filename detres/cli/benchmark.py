@@ -1,5 +1,5 @@
-"""Time a detector, a backbone, or the input and training of a classifier against torchvision's:
-`benchmark WHAT`.
+"""Time a detector, a backbone, or the input and training of a classifier against torchvision's,
+and what padding costs: `benchmark WHAT`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from detres.benchmarks.backbone import benchmark_backbone
 from detres.benchmarks.cifar import benchmark_cifar
 from detres.benchmarks.crops import benchmark_crops
-from detres.benchmarks.detector import benchmark_detector
+from detres.benchmarks.detector import benchmark_detector, benchmark_padding
 from detres.benchmarks.timing import Timing
 from detres.cli.flags import add_device_flag, ending, say
 
-JOBS = ("detector", "backbone", "cifar", "crops")
+JOBS = ("detector", "padding", "backbone", "cifar", "crops")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,10 +36,13 @@ def main(argv: list[str] | None = None) -> int:
         "--short",
         type=int,
         default=600,
-        help="detector: px of the image's short side (default: %(default)s)",
+        help="detector, padding: px of the image's short side (default: %(default)s)",
     )
     parser.add_argument(
-        "--rois", type=int, default=300, help="detector: proposals an image (default: %(default)s)"
+        "--rois",
+        type=int,
+        default=300,
+        help="detector, padding: proposals an image (default: %(default)s)",
     )
     parser.add_argument(
         "--batch", type=int, default=8, help="backbone: images of 224 px (default: %(default)s)"
@@ -70,12 +73,12 @@ def at_least_one(text: str) -> int:
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
-    """Print one row a job: seconds of both, and how many times faster ours is."""
+    """Print one row a job: seconds of both, and how many times as fast the first is."""
     torch.manual_seed(0)
     timing = Timing(arguments.device, arguments.repeats)
     say(
         f"torch {torch.__version__}, {timing.device}, {torch.get_num_threads()} threads; medians "
-        f"of {timing.repeats}, ours and theirs in turns"
+        f"of {timing.repeats}, both in turns"
     )
     if arguments.what == "backbone":
         benchmark_backbone(timing, arguments.backbone, arguments.batch)
@@ -83,5 +86,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
         benchmark_cifar(timing)
     elif arguments.what == "crops":
         benchmark_crops(timing, Path(arguments.images) if arguments.images else None)
+    elif arguments.what == "padding":
+        benchmark_padding(timing, arguments.backbone, arguments.short_side, arguments.rois)
     else:
         benchmark_detector(timing, arguments.backbone, arguments.short_side, arguments.rois)

@@ -12,7 +12,7 @@ def test_benchmark_prints_a_row_a_job(side, capsys):
         benchmark.main(["--backbone", "resnet18", side, "128", "--rois", "20", "--repeats", "1"])
         == 0
     )
-    rows = [line for line in capsys.readouterr().out.splitlines() if "times faster" in line]
+    rows = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
     assert [row.split(",")[0].split()[0] for row in rows] == [
         "inference",
         "forward",
@@ -21,12 +21,19 @@ def test_benchmark_prints_a_row_a_job(side, capsys):
     ]
 
 
+def test_benchmark_of_the_padding(capsys):
+    small = ["padding", "--backbone", "resnet18", "--short-side", "64", "--rois", "5"]
+    assert benchmark.main([*small, "--repeats", "1"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "not masked" in line]
+    assert [row.split(",")[0] for row in rows] == ["inference", "training"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "jobs"), [("cifar", ["30 training", "the same,"]), ("crops", ["200 JPEG"])]
 )
 def test_benchmark_of_the_classifier_s_input(what, jobs, capsys):
     assert benchmark.main([what, "--repeats", "1"]) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if "times faster" in line]
+    rows = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
     assert [" ".join(row.split()[:2]) for row in rows] == jobs
-    assert all(float(row.split("times faster")[0].split()[-1]) > 1 for row in rows)
+    assert all(float(row.split("times as fast")[0].split()[-1]) > 1 for row in rows)

@@ -94,9 +94,9 @@ def test_box_loss_of_beta_0_is_l1():
 
 
 def test_class_agnostic_boxes_are_the_same_for_every_class():
-    predictor = BoxPredictor(in_channels=8, num_classes=3, class_agnostic=True)
-    assert predictor.bbox_pred.weight.shape == (4, 8)
-    x = torch.randn((5, 8))
+    predictor = BoxPredictor(in_channels=16, num_classes=3, class_agnostic=True)
+    assert predictor.bbox_pred.weight.shape == (4, 16)
+    x = torch.randn((5, 16))
     logits, deltas = predictor(x)
     assert logits.shape == (5, 4)
     assert deltas.shape == (5, 3, 4)
