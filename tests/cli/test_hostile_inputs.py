@@ -1,0 +1,305 @@
+"""Hundreds of hostile inputs of every kind: no traceback, no hang, no flood of memory, no nonsense
+accepted, and an error of at most three lines that names what is at fault.
+"""
+
+from __future__ import annotations
+
+import io
+import resource
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from backbones import resnet_cifar
+from detres.cli import eval as evaluate
+from detres.cli import predict, train_cls, train_det
+from tests.cli import hostile
+from tests.cli.conftest import TINY, FinishedRun, read_json
+from tests.cli.hostile import Case
+from tests.cli.test_train_cls import write_cifar
+
+pytestmark = pytest.mark.slow
+
+LONGEST = 60
+"""Seconds."""
+MOST_MEMORY = 2 << 30
+"""Bytes beyond what the process held before the first case."""
+MOST_LINES = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended; died: the traceback where it raised something."""
+
+    status: int | str | None
+    out: str
+    err: str
+    seconds: float
+    died: str
+
+    @property
+    def refusal(self) -> str:
+        """The error and what follows it, without the usage line before."""
+        return self.err[self.err.index("error: ") :] if "error: " in self.err else ""
+
+
+class TooLong(BaseException):
+    """The time is over."""
+
+
+def run(main: Callable[[list[str]], int], arguments: list[str], capsys) -> Outcome:
+    def stop(*_: object) -> None:
+        raise TooLong
+
+    capsys.readouterr()
+    before, died, status = signal.signal(signal.SIGALRM, stop), "", None
+    started = time.monotonic()
+    signal.alarm(LONGEST)
+    try:
+        status = main(arguments)
+    except SystemExit as ended:
+        status = ended.code
+    except TooLong:
+        died = f"longer than {LONGEST} s"
+    except BaseException:  # noqa: BLE001
+        died = traceback.format_exc()[-1500:]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    captured = capsys.readouterr()
+    return Outcome(status, captured.out, captured.err, time.monotonic() - started, died)
+
+
+def memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def faults(case: Case, outcome: Outcome) -> Iterator[str]:
+    """What is wrong with how a command took a case."""
+    if outcome.died:
+        yield outcome.died
+    elif outcome.status == 0:
+        if case.refused:
+            yield f"accepted: {outcome.out[-300:]}"
+    else:
+        message = outcome.refusal
+        if message.count("\n") > MOST_LINES or len(message) > 2000 or not message:
+            yield f"a message of {message.count(chr(10))} lines, {len(message)} characters"
+        if not any(name in outcome.err for name in case.named):
+            yield f"none of {case.named} in: {message[:500]}"
+    text = outcome.out + outcome.err
+    if "Traceback" in text or any(ord(c) < 32 and c not in "\n\t\r" for c in text):
+        yield f"a traceback or a control character in the output: {text[-600:]!r}"
+
+
+def judge(
+    cases: Iterable[Case],
+    command: Callable[[Case], tuple[Callable[[list[str]], int], list[str]]],
+    *,
+    least: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: Callable[[Case, Outcome], Iterator[str]] = lambda _case, _outcome: iter(()),
+) -> None:
+    """Run every case in a folder of its own, and fail with all that is wrong."""
+    floor, found, count = memory(), [], 0
+    for count, case in enumerate(cases, start=1):
+        folder = tmp_path / f"case{count}"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        case.write(folder)
+        outcome = run(*command(case), capsys)
+        found += [
+            f"{case.name}: {fault}" for fault in (*faults(case, outcome), *more(case, outcome))
+        ]
+        if memory() - floor > MOST_MEMORY:
+            found.append(f"{case.name}: {(memory() - floor) >> 20} MiB")
+            floor = memory()
+        if any(folder.rglob("it_ran")):
+            found.append(f"{case.name}: code of the file ran")
+        monkeypatch.chdir(tmp_path)
+        shutil.rmtree(folder)
+    assert count >= least
+    assert not found, f"{len(found)} faults in {count} cases\n" + "\n".join(found)
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch, capsys):
+    def call(cases, command, *, least, **more) -> None:
+        judge(
+            cases, command, least=least, tmp_path=tmp_path, monkeypatch=monkeypatch, capsys=capsys,
+            **more,
+        )  # fmt: skip
+
+    return call
+
+
+DETECTIONS = ["--detections", "found.json", "--annotations", "truth.json"]
+VOC = ["--detections", "VOC2007/results", "--annotations", "VOC2007", "--split", "test"]
+
+
+def test_coco_annotations(judged) -> None:
+    judged(hostile.coco_cases(), lambda _: (evaluate.main, DETECTIONS), least=150)
+
+
+def test_coco_results(judged) -> None:
+    judged(hostile.results_cases(), lambda _: (evaluate.main, DETECTIONS), least=60)
+
+
+def test_voc_annotations_lists_and_detections(judged) -> None:
+    judged(hostile.voc_cases(), lambda _: (evaluate.main, VOC), least=80)
+
+
+def not_its_data(folder: Path) -> None:
+    """A folder that is no cache of shapes: what is accepted stops here, before it trains."""
+    (folder / "other").mkdir()
+    (folder / "other/file.txt").write_text("mine")
+
+
+def test_configuration_files(judged) -> None:
+    cases = [
+        Case(case.name, both(not_its_data, case.write), case.named, case.refused)
+        for case in hostile.yaml_cases()
+    ]
+    judged(cases, lambda _: (train_det.main, ["--cfg", "bad.yaml", "--data", "other"]), least=40)
+
+
+def both(first: Callable[[Path], None], second: Callable[[Path], None]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        first(folder)
+        second(folder)
+
+    return write
+
+
+def test_settings(judged, tiny) -> None:
+    settings = {f"--set {setting[:40]!r}": setting for setting in hostile.SETTINGS}
+    assert len(settings) == len(hostile.SETTINGS)
+    flags = ["--cfg", str(tiny), "--data", "other", "--set"]
+    cases = [
+        Case(name, not_its_data, tuple(filter(None, (setting.split("=")[0].strip(".")[:20],
+                                                     "--set"))), True)
+        for name, setting in settings.items()
+    ]  # fmt: skip
+    judged(cases, lambda case: (train_det.main, [*flags, settings[case.name]]), least=90)
+
+
+def test_weights(judged, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cifar = write_cifar(tmp_path / "cifar", number=10)
+    settings = ["train.steps=1", "train.milestones=[]", "train.batch_size=4", "data.hold_out=0"]
+    flags = ["--cfg", "cifar10_resnet20.yaml", "--data", str(cifar), "--device", "cpu"]
+    assert train_cls.main([*flags, "--out", "made", "--set", *settings]) == 0
+    buffer = io.BytesIO()
+    torch.save(resnet_cifar(20).state_dict(), buffer)
+    content = (tmp_path / "made/weights.safetensors").read_bytes()
+
+    def command(case: Case) -> tuple[Callable[[list[str]], int], list[str]]:
+        (file,) = case.named
+        data = ["--data", str(cifar), "--device", "cpu"]
+        if file.endswith(".pth"):
+            mean = ["--set", "model.network.shortcut_padding=end", "model.mean=network"]
+            return evaluate.main, [
+                "--weights",
+                file,
+                "--cfg",
+                "cifar10_resnet20.yaml",
+                *data,
+                *mean,
+            ]
+        return evaluate.main, ["--weights", file, *data]
+
+    judged(hostile.weights_cases(content, buffer.getvalue()), command, least=100)
+
+
+def test_pictures(judged, finished: FinishedRun) -> None:
+    flags = ["photos", "--weights", str(finished.weights), "--out", "out", "--device", "cpu"]
+
+    def the_others_are_kept(case: Case, outcome: Outcome) -> Iterator[str]:
+        if not Path("out/predictions.json").exists():
+            yield f"no predictions: {outcome.err[-500:]}"
+            return
+        pictures = {path.name for path in Path("out").glob("*.jpg")}
+        if not {"a.jpg", "z.jpg"} <= pictures:
+            yield f"only {pictures}"
+        read_json(Path("out/predictions.json"))
+        if case.refused and not any(name in outcome.err + outcome.out for name in case.named):
+            yield f"not named: {outcome.err[-500:]}"
+
+    cases = [Case(case.name, case.write, case.named, False) for case in hostile.picture_cases()]
+    refused = {case.name for case in hostile.picture_cases() if case.refused}
+
+    def more(case: Case, outcome: Outcome) -> Iterator[str]:
+        whole = Case(case.name, case.write, case.named, case.name in refused)
+        return the_others_are_kept(whole, outcome)
+
+    judged(cases, lambda _: (predict.main, flags), least=30, more=more)
+
+
+SMALL = ["train.steps=2", "train.batch_size=2", "train.reference_batch=2", "train.warmup_steps=0",
+         "train.milestones=[]", "data.workers=0", "data.crop_side=32", "data.short_sides=[36,40]",
+         "eval.short_side=36", "eval.batch_size=2"]  # fmt: skip
+
+
+def test_class_folders(judged) -> None:
+    flags = ["--cfg", "imagenet_resnet18b.yaml", "--data", "classes", "--device", "cpu", "--set"]
+    command = (train_cls.main, [*flags, *SMALL, "data.format=folder"])
+    judged(hostile.class_folder_cases(), lambda _: command, least=15)
+
+
+def test_shards(judged) -> None:
+    flags = ["--cfg", "imagenet_resnet18b.yaml", "--data", "shards", "--device", "cpu", "--set"]
+    shards = ["data.format=shards", "data.train=train-0.tar", "data.val=val-0.tar",
+              "data.classes=[cat, dog]"]  # fmt: skip
+    command = (train_cls.main, [*flags, *SMALL, *shards])
+    judged(hostile.shard_cases(), lambda _: command, least=15)
+
+
+RESUME = ["--resume", "run", "--device", "cpu"]
+
+
+def test_states(judged, tmp_path, monkeypatch) -> None:
+    """Every field of last.pt, and what is in it, of another type, shape or value."""
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_dump({**TINY, "train": {**TINY["train"], "save_every": 1}})
+    Path("tiny.yaml").write_text(config)
+    flags = ["--cfg", "tiny.yaml", "--out", "run", "--device", "cpu"]
+    assert train_det.main([*flags, "--set", "train.steps=4"]) == 0
+    origin = tmp_path / "run"
+
+    def write(content: dict) -> Callable[[Path], None]:
+        def copy(folder: Path) -> None:
+            shutil.copytree(origin, folder / "run")
+            for path in (folder / "run").glob("*.pt"):
+                path.unlink()
+            torch.save(content, folder / "run/last.pt")
+
+        return copy
+
+    whole = torch.load(origin / "last.pt", weights_only=True)
+    cases = [
+        Case(f"last.pt: {name}", write(changed), ("last.pt",), True)
+        for name, changed in changed_states(whole)
+    ]
+    judged(cases, lambda _: (train_det.main, RESUME), least=40)
+
+
+def changed_states(whole: dict) -> Iterator[tuple[str, dict]]:
+    for key in whole:
+        for name, value in {
+            "None": None,
+            "text": "x",
+            "list": [1],
+            "tensor": torch.zeros(3),
+        }.items():
+            yield f"{key} = {name}", {**whole, key: value}
+        yield f"without {key}", {k: v for k, v in whole.items() if k != key}
