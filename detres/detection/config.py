@@ -52,7 +52,7 @@ class InputConfig(Section):
     # px, of which one is drawn anew for every training image; empty: `short_side`
     train_short_sides: tuple[Positive, ...] = ()
     mean: Triple = (123.675, 116.28, 103.53)  # the torchvision weights' RGB means
-    std: Triple = (58.395, 57.12, 57.375)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
     channel_order: Literal["rgb", "bgr"] = "rgb"
 
 
@@ -87,6 +87,11 @@ class RPNConfig(Section):
     test_pre_nms_top_n: Positive = 6000
     test_post_nms_top_n: Positive = 300  # paper, appendix A: 300 proposals
 
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> RPNConfig:
+        _require_order({"bg_iou_thresh": self.bg_iou_thresh, "fg_iou_thresh": self.fg_iou_thresh})
+        return self
+
 
 class RoIConfig(Section):
     """Pooling, conv5 and the predictor; values of py-faster-rcnn unless said."""
@@ -107,6 +112,19 @@ class RoIConfig(Section):
     score_thresh: Fraction = 0.05
     nms_thresh: Fraction = 0.3
     detections_per_image: Positive = 100
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> RoIConfig:
+        names = ("bg_iou_floor", "bg_iou_thresh", "fg_iou_thresh")
+        _require_order({name: getattr(self, name) for name in names})
+        return self
+
+
+def _require_order(thresholds: dict[str, float]) -> None:
+    values = list(thresholds.values())
+    if values != sorted(values):
+        found = ", ".join(f"{name} {value:g}" for name, value in thresholds.items())
+        raise ValueError(f"{found}: each may be at most the next")
 
 
 class ModelConfig(Section):

@@ -419,7 +419,7 @@ SETTINGS = (
     "model.rpn.fg_iou_thresh=0.1", "model.rpn.batch_size=0", "model.roi.pool=klingon",
     "model.roi.pool_size=0", "model.roi.box_weights=[1, 1]", "model.roi.box_weights=[nan, 1, 1, 1]",
     "model.roi.smooth_l1_beta=-1", "model.roi.smooth_l1_beta=nan", "model.roi.score_thresh=2",
-    "model.backbone.name=../../x", "model.backbone.name=klingon", "model.backbone.freeze_at=9",
+    "model.backbone.freeze_at=9",
     "data.format=null", "data.workers=-1", "data.shapes_train=0", "data.flip=2", "data.color=nan",
     "eval.protocol=klingon", "eval.batch_size=0", "name=", "name=a/b", "name=..", "name=.",
     "seed=-1", "seed=1e99", "eval={protocol: voc07, protocol: coco}", "a" * 100_000 + "=1",

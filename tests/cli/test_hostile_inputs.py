@@ -4,10 +4,12 @@ accepted, and an error of at most three lines that names what is at fault.
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import resource
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -63,16 +65,18 @@ def run(main: Callable[[list[str]], int], arguments: list[str], capsys) -> Outco
     before, died, status = signal.signal(signal.SIGALRM, stop), "", None
     started = time.monotonic()
     signal.alarm(LONGEST)
+    faulthandler.dump_traceback_later(2 * LONGEST, exit=True, file=sys.__stderr__)
     try:
         status = main(arguments)
     except SystemExit as ended:
         status = ended.code
     except TooLong:
         died = f"longer than {LONGEST} s"
-    except BaseException:  # noqa: BLE001
-        died = traceback.format_exc()[-1500:]
+    except BaseException:
+        died = "\n".join(traceback.format_exc().splitlines()[-3:])[-500:]
     finally:
         signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
     captured = capsys.readouterr()
     return Outcome(status, captured.out, captured.err, time.monotonic() - started, died)

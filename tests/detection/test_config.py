@@ -1,0 +1,31 @@
+"""What a detection configuration refuses as it is read."""
+
+from __future__ import annotations
+
+import pytest
+
+from detres.config import ConfigError, check
+from detres.detection.config import ModelConfig
+from tests.detection.configs import TINY
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("rpn", {"fg_iou_thresh": 0.2}, "bg_iou_thresh 0.3, fg_iou_thresh 0.2: each may be at mos"),
+        ("roi", {"bg_iou_thresh": 0.6}, "bg_iou_floor 0, bg_iou_thresh 0.6, fg_iou_thresh 0.5: ea"),
+        ("roi", {"bg_iou_floor": 0.6}, "bg_iou_floor 0.6, bg_iou_thresh 0.5, fg_iou_thresh 0.5:"),
+        ("input", {"std": [1, 0, 1]}, "input.std"),
+        ("roi", {"smooth_l1_beta": -1}, "roi.smooth_l1_beta"),
+        ("rpn", {"loss_normalizer": "anchors"}, "rpn.loss_normalizer"),
+    ],
+)
+def test_impossible_settings_are_named(section, change, message):
+    tree = {**TINY, section: {**TINY.get(section, {}), **change}}
+    with pytest.raises(ConfigError, match=message):
+        check(ModelConfig, tree, "test")
+
+
+def test_thresholds_may_be_equal():
+    tree = {**TINY, "rpn": {**TINY["rpn"], "fg_iou_thresh": 0.3, "bg_iou_thresh": 0.3}}
+    assert check(ModelConfig, tree, "test").rpn.fg_iou_thresh == 0.3
