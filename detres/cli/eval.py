@@ -338,21 +338,16 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
     protocol = arguments.protocol or usual_protocol
     iou_thresh = own_iou(protocol, arguments.iou)
     if detections.is_dir():
-        predictions, absent, of_split = read_voc_results(detections, truth)
+        predictions, notes, of_split = read_voc_results(detections, truth)
         if of_split != split:
-            say(
-                f"note: the results are named after the split {of_split}, and are evaluated on "
+            notes.append(
+                f"the results are named after the split {of_split}, and are evaluated on "
                 f"{split or annotations}"
             )
-        if absent:
-            say(f"note: no results file for {', '.join(absent)}: taken as no detections")
     else:
-        predictions, by_name = read_coco_results(detections, truth)
-        if by_name:
-            say(
-                f"note: the images of {by_name} detections were told by their file names, folders "
-                "apart"
-            )
+        predictions, notes = read_coco_results(detections, truth)
+    for note in notes:
+        say(f"note: {note}")
     evaluated = evaluate(protocol, truth, predictions, iou_thresh=iou_thresh)
     report(truth, evaluated, arguments.json)
 

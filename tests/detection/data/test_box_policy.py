@@ -47,7 +47,7 @@ def test_one_box_by_hand(
     boxes, keep, counts = apply_box_policy(np.array([box], np.float64), SIZE, "drop", no_row)
     assert counts == ({reason: 1} if reason else {})
     assert keep.tolist() == [kept is not None]
-    assert boxes.dtype == np.float32
+    assert boxes.dtype == np.float64
     if kept is not None:
         np.testing.assert_array_equal(boxes, [kept])
 
@@ -103,7 +103,7 @@ def test_keep_touches_nothing() -> None:
 def test_no_boxes(policy: str) -> None:
     boxes, keep, counts = apply_box_policy(np.zeros((0, 4)), np.zeros((0, 2)), policy, no_row)
     assert boxes.shape == (0, 4)
-    assert boxes.dtype == np.float32
+    assert boxes.dtype == np.float64
     assert keep.shape == (0,)
     assert counts == {}
 
@@ -152,9 +152,9 @@ def annotations(
         image_files=np.array([str(k) for k in range(images)], dtype=str),
         image_sizes=np.zeros((images, 2), np.int32),
         offsets=np.array(offsets),
-        boxes=np.zeros((num, 4), np.float32),
+        boxes=np.zeros((num, 4)),
         labels=np.array(labels, np.int64),
-        areas=np.zeros(num, np.float32),
+        areas=np.zeros(num),
         crowd=np.array(crowd, bool),
         difficult=np.array(difficult, bool),
         ids=np.arange(num),
