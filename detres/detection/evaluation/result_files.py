@@ -166,8 +166,8 @@ def _labels_of(categories: list[int], truth: Annotations) -> tuple[np.ndarray, l
     own = [f"{i}={n}" for i, n in zip(class_map.source_ids, class_map.names, strict=True)]
     return labels, [
         f"{(labels == 0).sum()} of {len(labels)} detections are of a category_id that "
-        f"{truth.source} lacks ({ids}): left out, as pycocotools does; it has {', '.join(own[:_LISTED])}"
-        + (", ..." * (len(own) > _LISTED))
+        f"{truth.source} lacks ({ids}): left out, as pycocotools does; it has "
+        f"{', '.join(own[:_LISTED])}" + (", ..." * (len(own) > _LISTED))
     ]
 
 
