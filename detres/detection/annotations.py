@@ -168,10 +168,11 @@ class Annotations:
     def rows_of(self, predictions: Predictions) -> np.ndarray:
         """Return (D,) int64, the row here of each prediction's image; (0,) without predictions.
 
-        Raises ClassMismatchError when the class lists differ, ValueError when an image is not
-        in this set or a box or score is not finite.
+        Raises ClassMismatchError when the names of the classes differ, whose source ids may,
+        ValueError when an image is not in this set or a box or score is not finite.
         """
-        self.class_map.require_same(predictions.class_map, self.source, "predictions")
+        if self.class_map.names != predictions.class_map.names:
+            self.class_map.require_same(predictions.class_map, self.source, "predictions")
         finite = np.isfinite(predictions.boxes).all(axis=1) & np.isfinite(predictions.scores)
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,42 @@ def test_a_description_counts_everything():
 def test_rows_must_belong_together():
     with pytest.raises(ValueError, match="offsets has 2 rows, expected 3"):
         annotations(per_image=(2,), ids=(1, 2))
+
+
+def test_boxes_and_areas_are_float64():
+    data = annotations()
+    for name in ("boxes", "areas"):
+        with pytest.raises(ValueError, match=f"Annotations.{name} is float32, expected float64"):
+            dataclasses.replace(data, **{name: getattr(data, name).astype(np.float32)})
+    with pytest.raises(ValueError, match=r"Annotations.boxes is \(2, 5\), expected \(M, 4\)"):
+        dataclasses.replace(data, boxes=np.zeros((2, 5)))
+
+
+def test_sides_are_those_of_the_boxes():
+    boxes = np.array([[0.1, 0.2, 0.4, 10.2], [1000.3, 0, 1000.3 + 0.1, 1]])
+    data = dataclasses.replace(annotations(), boxes=boxes)
+    np.testing.assert_array_equal(data.xywh()[:, 2:], boxes[:, 2:] - boxes[:, :2])
+    sides = np.array([[0.3, 10], [0.1, 1]])
+    exact = dataclasses.replace(data, sides=sides)
+    assert exact.xywh().tolist() == [[0.1, 0.2, 0.3, 10], [1000.3, 0, 0.1, 1]]
+    assert (data.xywh() != exact.xywh()).any()
+    for wrong in (sides + 1e-6, sides[:1], sides.T[[0]]):
+        with pytest.raises(ValueError, match="sides are not the widths and heights of boxes"):
+            dataclasses.replace(data, sides=wrong)
+    with pytest.raises(ValueError, match="sides are not"):
+        dataclasses.replace(exact, boxes=boxes * 2)
+    other = dataclasses.replace(annotations(ids=(1, 2)), boxes=np.tile((0, 0, 5.0, 5), (2, 1)))
+    both = Annotations.concatenate([exact, other])
+    assert both.xywh().tolist() == [*exact.xywh().tolist(), [0, 0, 5, 5], [0, 0, 5, 5]]
+
+
+def test_classes_under_other_ids_are_the_same_for_predictions():
+    truth = truth_of([("a", 2, BOX)], ["a"])
+    names = truth.class_map.names
+    found = predictions_of([("a", 2, 0.5, BOX)], ClassMap(names, (1, 2)))
+    assert truth.rows_of(found).tolist() == [0]
+    with pytest.raises(ClassMismatchError):
+        truth.rows_of(predictions_of([("a", 2, 0.5, BOX)], ClassMap(names[::-1], (5, 17))))
 
 
 def test_data_sets_are_put_together():

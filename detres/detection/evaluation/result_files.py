@@ -8,7 +8,7 @@ import re
 import reprlib
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -53,17 +53,21 @@ def to_coco_results(predictions: Predictions) -> list[dict]:
     ]
 
 
-def read_coco_results(path: str | Path, truth: Annotations) -> tuple[Predictions, list[str]]:
+def read_coco_results(
+    path: str | Path, truth: Annotations, *, others: Collection[str] = ()
+) -> tuple[Predictions, list[str]]:
     """Read a COCO results file: a list of {image_id, category_id, bbox [x, y, w, h], score}; return
     it and what the user should know of it, a line each.
 
     Numbers stay float64, as written. Ids must be those of `truth`, also written as 1.0, or paths of
     its image files, as predicting on a folder writes them: told by as much of the path's end as it
     takes. Detections of a category that `truth` lacks are left out, as pycocotools does. Images
-    without detections need no record; an empty list is no predictions. Raises FileNotFoundError, or
-    DetectionFileError naming file and record: not such a list, a missing key, a value of the wrong
-    type, NaN or beyond LARGEST, a negative side, an image that `truth` does not have or that may be
-    one of several.
+    without detections need no record; an empty list is no predictions. others: ids of images beside
+    those of `truth`, such as another split's, whose detections are left out.
+
+    Raises FileNotFoundError, or DetectionFileError naming file and record: not such a list, a
+    missing key, a value of the wrong type, NaN or beyond LARGEST, a negative side, an image that
+    `truth` does not have or that may be one of several.
     """
     path = Path(path)
     records = _load_records(path)
@@ -71,14 +75,15 @@ def read_coco_results(path: str | Path, truth: Annotations) -> tuple[Predictions
     def where(index: int) -> str:
         return f"{path}: record {index}"
 
-    image_ids, notes = _ids_in(truth, [_whole(record["image_id"]) for record in records], where)
+    given = [_whole(record["image_id"]) for record in records]
+    image_ids, notes = _ids_in(truth, given, where, others)
     labels, of_categories = _labels_of([_whole(record["category_id"]) for record in records], truth)
-    rows = np.flatnonzero(labels)
-    xywh = np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4)[rows]
-    scores = np.array([record["score"] for record in records], np.float64)[rows]
+    rows = [row for row, image_id in enumerate(image_ids) if image_id is not None and labels[row]]
+    xywh = np.array([records[row]["bbox"] for row in rows], np.float64).reshape(-1, 4)
+    scores = np.array([records[row]["score"] for row in rows], np.float64)
     predictions = Predictions(
         class_map=truth.class_map,
-        image_ids=np.array(image_ids, dtype=truth.image_ids.dtype)[rows],
+        image_ids=np.array([image_ids[row] for row in rows], dtype=truth.image_ids.dtype),
         boxes=np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1),
         scores=scores,
         labels=labels[rows],
@@ -181,13 +186,16 @@ def _of_scores(scores: np.ndarray) -> list[str]:
     ]
 
 
-def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Predictions, list[str], str]:
+def read_voc_results(
+    folder: str | Path, truth: Annotations, *, others: Collection[str] = ()
+) -> tuple[Predictions, list[str], str]:
     """Read a folder of VOC results, comp3_det_SPLIT_CLASS.txt or comp4_...; return it, what the
     user should know of it, a line each, and SPLIT.
 
     A line is: image-id score xmin ymin xmax ymax, 1-based inclusive pixels; xmin and ymin lose 1;
     numbers stay float64. A class without a file has no detections; a file of a class that `truth`
-    lacks is left out. Raises FileNotFoundError for no such folder or files, DetectionFileError for
+    lacks is left out, and so are detections in `others`, ids of images beside those of `truth`.
+    Raises FileNotFoundError for no such folder or files, DetectionFileError for
     files of more than one competition or split, when no file is of a class of `truth`, and, naming
     file and line, for a line of another form, xmax < xmin, a number beyond LARGEST or an unknown
     image.
@@ -221,7 +229,7 @@ def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Prediction
         )
     ids, tables, labels, notes = [], [], [], []
     for name, path in by_class.items():
-        image_ids, table, of_file = _read_voc_file(path, truth)
+        image_ids, table, of_file = _read_voc_file(path, truth, others)
         ids += image_ids
         tables.append(table)
         labels += [label_of(truth.class_map.index_of_name(name))] * len(image_ids)
@@ -246,7 +254,9 @@ def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Prediction
     return predictions, [*notes, *_of_scores(predictions.scores)], split
 
 
-def _read_voc_file(path: Path, truth: Annotations) -> tuple[list, np.ndarray, list[str]]:
+def _read_voc_file(
+    path: Path, truth: Annotations, others: Collection[str]
+) -> tuple[list, np.ndarray, list[str]]:
     """Image ids, (D, 5) float64 (score, xmin, ymin, xmax, ymax) as written, and lines on the
     ids.
     """
@@ -276,8 +286,9 @@ def _read_voc_file(path: Path, truth: Annotations) -> tuple[list, np.ndarray, li
             int(image_id) if re.fullmatch(r"[0-9]{1,19}", image_id) else image_id
             for image_id in image_ids
         ]
-    found, notes = _ids_in(truth, image_ids, lambda index: f"{path}:{numbers[index]}")
-    return found, table, notes
+    found, notes = _ids_in(truth, image_ids, lambda index: f"{path}:{numbers[index]}", others)
+    kept = [row for row, image_id in enumerate(found) if image_id is not None]
+    return [found[row] for row in kept], table[kept], notes
 
 
 def _numbers_of(fields: list[str]) -> list[float]:
@@ -313,9 +324,13 @@ def to_voc_results(
 
 
 def _ids_in(
-    truth: Annotations, given: list[int | str], where: Callable[[int], str]
-) -> tuple[list[int | str], list[str]]:
-    """Return ids of images of `truth` for ids or paths of image files, and a line on paths.
+    truth: Annotations,
+    given: list[int | str],
+    where: Callable[[int], str],
+    others: Collection[str],
+) -> tuple[list[int | str | None], list[str]]:
+    """Return ids of images of `truth` for ids or paths of image files, None for those of `others`,
+    and lines on both.
 
     where: says of which record, by its index, a message is. Raises DetectionFileError for an image
     that `truth` does not have, a path that may be one of several of its images, and two paths that
@@ -324,17 +339,33 @@ def _ids_in(
     known = set(truth.image_ids.tolist())
     paths = [one for one in dict.fromkeys(given) if isinstance(one, str) and one not in known]
     id_of_path = _ids_of_paths(paths, truth, lambda path: where(given.index(path)))
-    ids = [id_of_path.get(one, one) for one in given]
-    unknown = [index for index, image_id in enumerate(ids) if image_id not in known]
+    left_out = {
+        path
+        for path in paths
+        if path not in id_of_path and (path in others or _split_path(path)[1] in others)
+    }
+    ids = [None if one in left_out else id_of_path.get(one, one) for one in given]
+    unknown = [
+        index
+        for index, image_id in enumerate(ids)
+        if image_id is not None and image_id not in known
+    ]
     if unknown:
         raise DetectionFileError(
-            f"{where(unknown[0])}: image {_short.repr(ids[unknown[0]])} is not in {truth.source} "
+            f"{where(unknown[0])}: image {_short.repr(given[unknown[0]])} is not in {truth.source} "
             f"({len(unknown)} of {len(ids)} detections); its images are like "
             f"{truth.image_ids.tolist()[:3]}"
         )
     by_path = sum(one in id_of_path for one in given)
-    notes = [f"the images of {by_path} detections are told by the ends of their paths"]
-    return ids, notes if by_path else []
+    notes = []
+    if by_path:
+        notes.append(f"the images of {by_path} detections are told by the ends of their paths")
+    if left_out:
+        notes.append(
+            f"{ids.count(None)} of {len(ids)} detections are left out: their {len(left_out)} "
+            f"images are not among those of {truth.source}"
+        )
+    return ids, notes
 
 
 def _ids_of_paths(
