@@ -150,7 +150,8 @@ def _within(value: object, limit: float) -> bool:
 
 
 def _is_whole(value: object) -> bool:
-    return type(value) is int or (type(value) is float and value.is_integer())
+    """Whether a value is an integer of 64 bits, also written as 1.0."""
+    return _within(value, 2**63 - 1) and (type(value) is int or value.is_integer())
 
 
 def _whole(value: int | float | str) -> int | str:

@@ -105,7 +105,11 @@ def test_no_detections(tmp_path: Path) -> None:
             r"9\]",
         ),
         ([RECORD | {"image_id": "7"}], "record 0: image '7' is not in truth"),
-        ([RECORD | {"image_id": 10**400}], r"record 0: image 10000.*\.\.\..* is not in truth"),
+        ([RECORD | {"image_id": 2**63 - 1}], "record 0: image 9223372036854775807 is not in"),
+        ([RECORD | {"image_id": 2**63}], "record 0 has image_id 9223372036854775808"),
+        ([RECORD | {"image_id": 10**400}], r"record 0 has image_id 10000.*\.\.\."),
+        ([RECORD | {"category_id": 10**400}], r"record 0 has .* category_id 10000.*\.\.\."),
+        ([RECORD | {"category_id": 1e300}], r"record 0 has .* category_id 1e\+300"),
         (
             [RECORD | {"image_id": "x" * 9999}],
             r"record 0: image 'xxx.*\.\.\.xxx.*' is not in truth",
