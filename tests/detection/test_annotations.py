@@ -151,6 +151,8 @@ def test_a_description_lists_twenty_classes_and_says_that_there_are_more():
     assert text.endswith(
         "1 objects of 21 classes: " + ", ".join(f"c{n} 0" for n in range(1, 21)) + ", ..."
     )
+    twenty = ClassMap.of_names([f"c{n}" for n in range(1, 21)])
+    assert truth_of([("a", 20, BOX)], ["a"], twenty).describe().endswith("c19 0, c20 1")
 
 
 def test_the_rows_of_the_images_of_predictions():

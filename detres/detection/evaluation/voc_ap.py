@@ -172,6 +172,5 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, metric: VocMetr
         return 0.0
     if metric == "voc07":
         return float(np.mean([precision[recall >= t].max(initial=0.0) for t in RECALL_POINTS]))
-    recall = np.concatenate(([0.0], recall, [1.0]))
-    envelope = np.maximum.accumulate(np.concatenate(([0.0], precision, [0.0]))[::-1])[::-1]
-    return float(((recall[1:] - recall[:-1]) * envelope[1:]).sum())
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(recall, prepend=0.0) * envelope).sum())

@@ -155,6 +155,31 @@ def test_a_cause_is_told_from_its_threshold_on(
     assert cause in told
 
 
+def test_right_classes_are_left_alone_and_labels_may_be_too_low() -> None:
+    assert of_twenty([(8, LONG, 1)]) == []
+    truth = truth_of([(n, 2 + n % 2, LONG) for n in range(20)], list(range(20)), MANY)
+    (cause,) = explain(truth, found(truth, labels=truth.labels - 1), 0.0)
+    assert "most labels are off by +1" in cause
+
+
+def test_images_of_unknown_size_have_no_outside(truth: Annotations) -> None:
+    far = found(truth, boxes=truth.boxes * 8)
+    assert any("lie outside" in cause for cause in explain(truth, far, 0.04))
+    for sizes in ((0, 0), (0, 200), (200, 0)):
+        unknown = dataclasses.replace(truth, image_sizes=np.full((20, 2), sizes))
+        assert explain(unknown, far, 0.04) == []
+    some = np.where(np.arange(20)[:, None] < 10, 0, truth.image_sizes)
+    half = np.where(np.arange(60)[:, None] < 30, truth.boxes, truth.boxes * 8)
+    known = dataclasses.replace(truth, image_sizes=some)
+    assert any("100% of the boxes lie" in c for c in explain(known, found(truth, boxes=half), 0.0))
+
+
+def test_images_that_the_truth_lacks_have_no_outside() -> None:
+    truth = truth_of([(0, 1, LONG)], [0], MANY)
+    rows = [(0, 1, 0.5, AWAY), *[(n, 1, 0.5, FAR_RIGHT) for n in range(1, 9)]]
+    assert explain(truth, predictions_of(rows, MANY), 0.04) == []
+
+
 def test_fractions_reach_one_and_a_half(truth: Annotations) -> None:
     # so that boxes beyond the border of their image count
     for most, expected in ((1.5, 1), (1.6, 0)):
@@ -239,3 +264,75 @@ def test_true_sides_are_not_taken_for_corners(seed: int) -> None:
         everywhere = rng.uniform(0, 180, (num, 2))
         everywhere = np.concatenate((everywhere, everywhere + rng.uniform(5, 60, (num, 2))), axis=1)
         assert num < 8 or explain(truth, found(truth, boxes=everywhere), 0.3) == []
+
+
+def told_as_corners(
+    written: list[tuple[float, ...]],
+    objects: list[tuple[float, ...]] | None = None,
+    *,
+    size: tuple[int, int] = (200, 200),
+) -> bool:
+    """Whether boxes that were written so, an image each, and read as [x, y, width, height] are
+    said to be corners; objects: one an image, at the image's corner where not given.
+    """
+    images = list(range(len(written)))
+    objects = objects or [(0, 0, 1, 1)] * len(written)
+    truth = truth_of([(n, 1, objects[n]) for n in images], images, MANY, size=size)
+    boxes = as_read_from_sides(np.array(written, np.float64))
+    causes = explain(truth, found(truth, boxes=boxes), 0.5)
+    return any("(x1, y1, x2, y2)" in cause for cause in causes)
+
+
+def read(box: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(as_read_from_sides(np.array([box], np.float64))[0])
+
+
+INSIDE, BEYOND, BELOW = (100, 10, 104.5, 12), (100, 10, 105.5, 12), (10, 100, 12, 105.5)
+"""As read they end at 204.5, and at 205.5 of an image of 200, whose limit is 205."""
+BOTH, UNKNOWN = (100, 10, 206, 12), (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("silent", "told"),
+    [
+        ([BEYOND] + [INSIDE] * 19, [BEYOND] * 2 + [INSIDE] * 18),  # from a tenth on
+        ([BELOW] + [INSIDE] * 19, [BELOW] * 2 + [INSIDE] * 18),
+        ([BEYOND] + [BOTH] * 3, [BEYOND] * 2 + [BOTH] * 2),  # half as many as corners, at most
+        # one of a hundred may be no corners
+        ([BEYOND] * 98 + [(100, 10, 99, 12)] * 2, [BEYOND] * 99 + [(100, 10, 99, 12)]),
+        ([BEYOND] * 98 + [(10, 100, 12, 99)] * 2, [BEYOND] * 99 + [(10, 100, 12, 99)]),
+        ([(100, 10, 99.9, 250)] * 5, [(100, 10, 100, 250), (10, 150, 250, 150), *[BEYOND] * 8]),
+        # both readings of a box at the image's corner are the same
+        ([(1, 1, 300, 300)] * 5, [(1, 1.1, 204, 204)] * 5),
+        ([(1, 1, 300, 300)] * 5, [(1.1, 1, 204, 204)] * 5),
+        ([(1, 1, 300, 300)] * 5 + [BEYOND, *[INSIDE] * 10], [(1, 1, 1, 0), *[BEYOND] * 3]),
+    ],
+)
+def test_corners_are_told_from_their_thresholds_on(
+    silent: list[tuple[float, ...]], told: list[tuple[float, ...]]
+) -> None:
+    assert not told_as_corners(silent)
+    assert told_as_corners(told)
+
+
+def test_corners_that_fit_their_objects_are_told_and_boxes_that_fit_are_not() -> None:
+    # of images of unknown size: those that fit as corners are more than a tenth more
+    objects = [INSIDE] * 20
+    for num, expected in ((2, False), (3, True)):
+        written = [INSIDE] * num + [(150, 150, 160, 160)] * (20 - num)
+        assert told_as_corners(written, objects, size=UNKNOWN) == expected
+    # all leave their images, and more than half fit an object as they are read
+    for num, expected in ((10, True), (11, False)):
+        objects = [read(BEYOND)] * num + [(0, 0, 1, 1)] * (20 - num)
+        assert told_as_corners([BEYOND] * 20, objects) == expected
+    x1, y1, x2, y2 = read(BEYOND)
+    half = (x1, y1, x2, y1 + 2 * (y2 - y1))  # an overlap of exactly a half fits
+    assert not told_as_corners([BEYOND] * 20, [half] * 11 + [(0, 0, 1, 1)] * 9)
+
+
+def test_the_share_that_fits_as_corners_counts_halves() -> None:
+    written, half = (100, 10, 140, 30), (100, 10, 140, 50)
+    truth = truth_of([(n, 1, half) for n in range(4)], list(range(4)), MANY)
+    misread = found(truth, boxes=as_read_from_sides(np.array([written] * 4)))
+    (cause,) = explain(truth, misread, 0.5)
+    assert "and 100% of the detections overlap an object by half, now 0%" in cause
