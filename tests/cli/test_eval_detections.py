@@ -15,7 +15,7 @@ from defusedxml.ElementTree import parse
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detres.cli.eval import main
+from detres.cli.eval import main, read_truth
 from detres.detection.data.voc import read_voc
 from detres.detection.evaluation.coco_ap import METRICS
 
@@ -260,6 +260,38 @@ def test_corners_given_for_sides_are_told_beside_any_number(
     (tmp_path / "d.json").write_text(json.dumps(records))
     assert score(tmp_path / "d.json", tmp_path / "truth.json")["AP"] > 0.1
     assert "note: perhaps the boxes were written as (x1, y1, x2, y2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folder", "lists", "split", "protocol"),
+    [
+        ("VOC2007", ["train", "val", "test"], "test", "voc07"),
+        ("VOC2009", ["train", "val"], "val", "voc07"),
+        ("VOC2010", ["train", "trainval", "val"], "val", "voc12"),
+        ("VOC2012", ["trainval"], "trainval", "voc12"),
+        ("VOC2012_small", ["held_out"], "held_out", "voc07"),
+        ("cells", ["a", "b"], None, None),
+    ],
+)
+def test_the_split_and_protocol_of_a_voc_folder(
+    folder: str, lists: list[str], split: str | None, protocol: str | None, tmp_path: Path
+) -> None:
+    root = tmp_path / folder
+    for name in ("Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    for name in lists:
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text(f"im_{name}\n")
+        (root / "Annotations" / f"im_{name}.xml").write_text(
+            "<annotation><object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax>"
+            "<ymax>9</ymax></bndbox></object></annotation>"
+        )
+    if split is None:
+        with pytest.raises(FileNotFoundError, match=r"split val: no file .*there are: a, b"):
+            read_truth(root, None)
+        return
+    truth, usual, chosen = read_truth(root, None)
+    assert (truth.image_ids.tolist(), usual, chosen) == ([f"im_{split}"], protocol, split)
+    assert read_truth(root, lists[0])[2] == lists[0]
 
 
 def test_voc_protocol_on_coco_annotations(coco_file: Path, tmp_path: Path) -> None:

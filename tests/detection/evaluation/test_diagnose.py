@@ -105,6 +105,16 @@ def test_nothing_to_compare(truth: Annotations) -> None:
     assert "objects are of cat, detections of dog" in cause
 
 
+@pytest.mark.parametrize(
+    ("num", "listed"), [(5, "c1, c2, c3, c4, c5,"), (6, "c1, c2, c3, c4, c5, ...,")]
+)
+def test_five_classes_are_listed(num: int, listed: str) -> None:
+    classes = ClassMap.of_names([f"c{k}" for k in range(1, 8)])
+    truth = truth_of([("a", k + 1, (0, 0, 9, 9)) for k in range(num)], ["a"], classes)
+    (cause,) = explain(truth, predictions_of([("a", 7, 0.5, (0, 0, 9, 9))], classes), 0.0)
+    assert f"objects are of {listed} detections of c7" in cause
+
+
 LONG, AWAY = (100, 20, 160, 40), (10, 150, 20, 190)
 """An object, and a box that overlaps it neither as it is nor read in another way."""
 

@@ -334,6 +334,14 @@ def test_voc_results_by_hand() -> None:
     }
 
 
+def test_equal_scores_keep_their_order_in_voc_files() -> None:
+    rows = [(f"i{n}", 1, 0.5 - (n % 2) / 4, (0, 0, n, n)) for n in range(60)]
+    lines = to_voc_results(predictions_of(rows), split="val")["comp4_det_val_cat.txt"].splitlines()
+    assert [line.split()[0] for line in lines] == [
+        f"i{n}" for n in [*range(0, 60, 2), *range(1, 60, 2)]
+    ]
+
+
 def test_voc_results_come_back(tmp_path: Path) -> None:
     truth, predictions = random_scene(
         0

@@ -191,6 +191,15 @@ def test_there_is_no_second_choice() -> None:
     assert precision.tolist() == [1.0, 0.5]
 
 
+def test_of_equal_overlaps_the_first_object_is_taken() -> None:
+    found = predictions_of([("a", 1, 0.9, BOX)])
+    for flags, expected in ((("difficult", ""), 0.0), (("", "difficult"), 1.0)):
+        objects = [("a", 1, BOX, flag) for flag in flags]
+        truth = truth_of([("b", 1, FAR), *objects], ["b", "a"])
+        recall, _ = evaluate_voc(truth, found, metric="voc12").curves["cat"]
+        assert recall.tolist() == [0.5] * int(expected)
+
+
 def test_equal_scores_keep_the_order_given() -> None:
     truth = truth_of([("a", 1, BOX)], ["a", "b"])
     right, wrong = ("a", 1, 0.5, BOX), ("b", 1, 0.5, BOX)
