@@ -391,8 +391,11 @@ def test_what_cannot_be_scored_is_refused() -> None:
         evaluate_voc(truth, predictions_of([], ONE), metric="voc07")
     with pytest.raises(ValueError, match="unknown VOC metric 'voc10'"):
         evaluate_voc(truth, predictions_of([]), metric="voc10")
-    with pytest.raises(ValueError, match="IoU threshold 50 is outside"):
-        evaluate_voc(truth, predictions_of([]), metric="voc07", iou_thresh=50)
+    for thresh in (50, 1.001, 0, -0.5, np.nan):
+        with pytest.raises(ValueError, match=f"IoU threshold {thresh} is outside"):
+            evaluate_voc(truth, predictions_of([]), metric="voc07", iou_thresh=thresh)
+    exact = predictions_of([("a", 1, 0.5, BOX)])
+    assert evaluate_voc(truth, exact, metric="voc07", iou_thresh=1).metrics["mAP"] == 1
 
 
 def test_numbers_carry_their_protocol() -> None:
@@ -406,6 +409,16 @@ def test_numbers_carry_their_protocol() -> None:
     )
     area = evaluate_voc(truth, predictions_of([]), metric="voc12", legacy_plus_one=False)
     assert area.protocol == "PASCAL VOC 2010-2012, area AP, IoU >= 0.5, difficult ignored, no +1"
+    long = evaluate_voc(
+        truth_of([("a", 1, BOX)], ["a"], ClassMap(("aeroplane", "b"), (1, 2))),
+        predictions_of([], ClassMap(("aeroplane", "b"), (1, 2))),
+        metric="voc12",
+    )
+    assert long.table().splitlines()[1:] == [
+        " aeroplane  0.0000",
+        " b          n/a (no ground truth)",
+        " mAP        0.0000",
+    ]
     table = result.table().splitlines()
     assert table[1:] == [" cat  1.0000", " dog  n/a (no ground truth)", " mAP  1.0000"]
     assert result.table().startswith(result.protocol)
