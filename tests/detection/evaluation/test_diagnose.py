@@ -340,6 +340,13 @@ def test_corners_that_fit_their_objects_are_told_and_boxes_that_fit_are_not() ->
     assert not told_as_corners([BEYOND] * 20, [half] * 11 + [(0, 0, 1, 1)] * 9)
 
 
+def test_corners_that_fit_as_well_as_they_are_read_are_told() -> None:
+    objects = [(n, 1, box) for n in range(4) for box in (BEYOND, read(BEYOND))]
+    truth = truth_of(objects, list(range(4)), MANY)
+    misread = found(truth, boxes=as_read_from_sides(np.array([BEYOND] * 8)))
+    assert "0 of 8 leave their images, now 8, and 100%" in explain(truth, misread, 0.5)[0]
+
+
 def test_the_share_that_fits_as_corners_counts_halves() -> None:
     written, half = (100, 10, 140, 30), (100, 10, 140, 50)
     truth = truth_of([(n, 1, half) for n in range(4)], list(range(4)), MANY)

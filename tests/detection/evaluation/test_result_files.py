@@ -272,6 +272,7 @@ def test_categories_that_the_truth_lacks_are_left_out_as_by_pycocotools(tmp_path
     [
         ([0, 1], []),
         ([-0.5, 0.5], ["scores are from -0.5 to 0.5, not within 0..1: only their order counts"]),
+        ([0.5, 1.01], ["scores are from 0.5 to 1.01, not within 0..1: only their order counts"]),
         ([0.5, 97], ["scores are from 0.5 to 97, not within 0..1: only their order counts"]),
     ],
 )
