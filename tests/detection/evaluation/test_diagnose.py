@@ -340,6 +340,13 @@ def test_corners_that_fit_their_objects_are_told_and_boxes_that_fit_are_not() ->
     assert not told_as_corners([BEYOND] * 20, [half] * 11 + [(0, 0, 1, 1)] * 9)
 
 
+def test_each_side_of_an_image_is_its_own_limit() -> None:
+    low, right = (10, 60, 12, 62), (60, 10, 62, 12)  # as read they end at 122
+    for size, leaving, inside in (((100, 200), low, right), ((200, 100), right, low)):
+        assert told_as_corners([leaving] * 5, size=size)
+        assert not told_as_corners([inside] * 5, size=size)
+
+
 def test_corners_that_fit_as_well_as_they_are_read_are_told() -> None:
     objects = [(n, 1, box) for n in range(4) for box in (BEYOND, read(BEYOND))]
     truth = truth_of(objects, list(range(4)), MANY)
