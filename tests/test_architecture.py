@@ -59,7 +59,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         BASE | {"cv2", "tqdm"},
     ),
     f"{D}.evaluation": (
-        {"detres.boxes", "detres.class_map", "detres.files"}
+        {"detres.boxes", "detres.class_map", "detres.files", "detres.images.decode"}
         | {f"{D}.structures", f"{D}.annotations"},
         BASE | {"pycocotools"},
     ),

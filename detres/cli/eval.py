@@ -103,7 +103,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="with a VOC folder: the list in ImageSets/Main (default: test, else val)",
+        help="with a VOC folder: the list in ImageSets/Main (default: test, else val, else the "
+        "only one)",
     )
     parser.add_argument(
         "--protocol",
@@ -324,7 +325,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
         batch_size=evaluation.batch_size,
         num_workers=data.workers,
     )
-    found = detect_dataset(detector.to(device), batches, class_map, device)
+    found = detect_dataset(detector.to(device), batches, truth.class_map, device)
     evaluated = evaluate(protocol, truth, found, iou_thresh=iou_thresh)
     if arguments.save_detections:
         write_text(Path(arguments.save_detections), json.dumps(to_coco_results(found)))
@@ -335,24 +336,20 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
     """Evaluate a results file or folder against annotations; no image is needed."""
     annotations, detections = Path(arguments.annotations), Path(arguments.detections)
     truth, usual_protocol, split = read_truth(annotations, arguments.split)
+    others = {path.stem for path in (annotations / "Annotations").glob("*.xml")}
     protocol = arguments.protocol or usual_protocol
     iou_thresh = own_iou(protocol, arguments.iou)
     if detections.is_dir():
-        predictions, absent, of_split = read_voc_results(detections, truth)
+        predictions, notes, of_split = read_voc_results(detections, truth, others=others)
         if of_split != split:
-            say(
-                f"note: the results are named after the split {of_split}, and are evaluated on "
+            notes.append(
+                f"the results are named after the split {of_split}, and are evaluated on "
                 f"{split or annotations}"
             )
-        if absent:
-            say(f"note: no results file for {', '.join(absent)}: taken as no detections")
     else:
-        predictions, by_name = read_coco_results(detections, truth)
-        if by_name:
-            say(
-                f"note: the images of {by_name} detections were told by their file names, folders "
-                "apart"
-            )
+        predictions, notes = read_coco_results(detections, truth, others=others)
+    for note in notes:
+        say(f"note: {note}")
     evaluated = evaluate(protocol, truth, predictions, iou_thresh=iou_thresh)
     report(truth, evaluated, arguments.json)
 
@@ -370,7 +367,8 @@ def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | N
             )
         return read_coco(path, None, box_policy="keep"), "coco", None
     lists = {file.stem for file in (path / "ImageSets" / "Main").glob("*.txt")}
-    split = split or ("test" if "test" in lists else "val")
+    usual = "test" if "test" in lists else "val"
+    split = split or (min(lists) if len(lists) == 1 else usual)
     year = re.search(r"(19|20)\d\d$", path.resolve().name)
     protocol = "voc12" if year and int(year[0]) >= 2010 else "voc07"
     return read_voc(path, [split], box_policy="keep", check_images=False), protocol, split

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 
 from detres.class_map import ClassMap
-from detres.detection.structures import Predictions, Target, index_of
+from detres.detection.structures import (
+    Predictions,
+    Target,
+    index_of,
+    require_sides,
+    xywh_of,
+)
 
 _ROWS = ("image_files", "image_sizes", "boxes", "labels", "areas", "crowd", "difficult")
 
@@ -32,11 +38,12 @@ class Annotations:
     source: where it was read from, for messages.
     image_ids: (N,) int64 (COCO) or str (VOC: the file stem). image_files: (N,) str, full paths.
     image_sizes: (N, 2) int32 (H, W) as the annotation states them (0 where it does not).
-    offsets: (N + 1,) int64. boxes: (M, 4) float32 xyxy px. labels: (M,) int64 1..K. areas: (M,)
-    float32 px^2, COCO's `area` field where given, else the box area. ids: (M,) int64 annotation
-    ids, unique. crowd, difficult: (M,) bool. Such objects are never trained on; each evaluation
-    protocol ignores them by its own rule. dropped: reason -> how many records the box policy left
-    out.
+    offsets: (N + 1,) int64. boxes: (M, 4) float64 xyxy px, for the protocols' numbers; the model's
+    float32 are made with a Target. labels: (M,) int64 1..K. areas: (M,) float64 px^2, COCO's `area`
+    field where given, else the box area. ids: (M,) int64 annotation ids, unique. crowd, difficult:
+    (M,) bool. Such objects are never trained on; each evaluation protocol ignores them by its own
+    rule. dropped: reason -> how many records the box policy left out. sides: (M, 2) float64, widths
+    and heights as the file gives them, None where it gives corners.
     """
 
     source: str
@@ -52,6 +59,7 @@ class Annotations:
     difficult: np.ndarray
     ids: np.ndarray
     dropped: dict[str, int]
+    sides: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         num_images, num_objects = len(self.image_ids), len(self.boxes)
@@ -70,11 +78,14 @@ class Annotations:
                     f"Annotations.{name} has {len(getattr(self, name))} rows, expected "
                     f"{num_objects}"
                 )
-        if self.boxes.shape != (num_objects, 4) or self.boxes.dtype != np.float32:
-            raise ValueError(
-                f"Annotations.boxes is {self.boxes.dtype} {self.boxes.shape}, expected float32 (M, "
-                "4)"
-            )
+        if self.boxes.shape != (num_objects, 4):
+            raise ValueError(f"Annotations.boxes is {self.boxes.shape}, expected (M, 4)")
+        for name in ("boxes", "areas"):
+            if getattr(self, name).dtype != np.float64:
+                raise ValueError(
+                    f"Annotations.{name} is {getattr(self, name).dtype}, expected float64"
+                )
+        require_sides(self.boxes, self.sides, f"Annotations of {self.source}")
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -88,6 +99,12 @@ class Annotations:
     def class_indices(self) -> np.ndarray:
         """The class of every object, (M,) int64, as its index in `class_map`, 0..K-1."""
         return index_of(self.labels)
+
+    def xywh(self) -> np.ndarray:
+        """Return the boxes as COCO writes them, (M, 4) float64 x, y, width, height px, bit for bit
+        as they were read.
+        """
+        return xywh_of(self.boxes, self.sides)
 
     def describe(self) -> str:
         """Return one paragraph: where from, how many images, objects and classes, and what the box
@@ -144,16 +161,18 @@ class Annotations:
             offsets=np.concatenate([np.zeros(1, np.int64), *offsets]),
             ids=ids,
             dropped=dropped,
+            sides=np.concatenate([part.xywh()[:, 2:] for part in parts]),
             **rows,
         )
 
     def rows_of(self, predictions: Predictions) -> np.ndarray:
         """Return (D,) int64, the row here of each prediction's image; (0,) without predictions.
 
-        Raises ClassMismatchError when the class lists differ, ValueError when an image is not
-        in this set or a box or score is not finite.
+        Raises ClassMismatchError when the names of the classes differ, whose source ids may,
+        ValueError when an image is not in this set or a box or score is not finite.
         """
-        self.class_map.require_same(predictions.class_map, self.source, "predictions")
+        if self.class_map.names != predictions.class_map.names:
+            self.class_map.require_same(predictions.class_map, self.source, "predictions")
         finite = np.isfinite(predictions.boxes).all(axis=1) & np.isfinite(predictions.scores)
         if not finite.all():
             row = int(np.flatnonzero(~finite)[0])
@@ -181,7 +200,7 @@ class Annotations:
         image_id = self.image_ids[index]
         return Target(
             image_id=int(image_id) if isinstance(image_id, np.integer) else str(image_id),
-            boxes=torch.from_numpy(self.boxes[rows].copy()),
+            boxes=torch.from_numpy(self.boxes[rows].astype(np.float32)),
             labels=torch.from_numpy(self.labels[rows].astype(np.int64)),
             crowd=torch.from_numpy(self.crowd[rows].copy()),
             difficult=torch.from_numpy(self.difficult[rows].copy()),

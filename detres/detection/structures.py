@@ -2,8 +2,9 @@
 ImageBatch -> Losses or Detections -> Predictions.
 
 Everywhere: N images, M ground-truth boxes, D detections, K classes without background. Boxes are
-float32 (x1, y1, x2, y2) in absolute pixels with continuous coordinates, so x2 - x1 is the width.
-Labels are int64, 1..K; 0 is background and appears only inside the model.
+(x1, y1, x2, y2) in absolute pixels with continuous coordinates, so x2 - x1 is the width: float32 in
+the model, float64 where a file's numbers are kept as they are written. Labels are int64, 1..K; 0 is
+background and appears only inside the model.
 """
 
 from __future__ import annotations
@@ -40,6 +41,31 @@ def index_of(label: Number) -> Number:
 def names_of(class_map: ClassMap, labels: np.ndarray | Tensor) -> list[str]:
     """Return the class names of a detector's labels (D,), 1..K; raises IndexError for others."""
     return [class_map.name_of(index) for index in index_of(labels).tolist()]
+
+
+def xywh_of(boxes: np.ndarray, sides: np.ndarray | None) -> np.ndarray:
+    """Return boxes (M, 4) xyxy px as COCO writes them, (M, 4) float64 x, y, width, height.
+
+    sides: (M, 2) float64, widths and heights as a file gives them, without which they are x2 - x1
+    and y2 - y1: x + width - x differs from a width in its last bits, and then an IoU that lies on a
+    threshold falls on its other side.
+    """
+    corners = boxes.astype(np.float64)
+    if sides is None:
+        sides = corners[:, 2:] - corners[:, :2]
+    return np.concatenate((corners[:, :2], sides), axis=1)
+
+
+def require_sides(boxes: np.ndarray, sides: np.ndarray | None, what: str) -> None:
+    """Raise ValueError when sides (M, 2), where given, are not those of boxes (M, 4) xyxy px but
+    for what adding x and width rounds away.
+    """
+    if sides is None:
+        return
+    own = xywh_of(boxes, None)[:, 2:]
+    slack = 1e-12 * np.abs(boxes).max(initial=1)
+    if sides.shape != own.shape or (np.abs(sides - own) > slack).any():
+        raise ValueError(f"{what}: sides are not the widths and heights of boxes")
 
 
 @dataclass(frozen=True)
@@ -176,8 +202,9 @@ class Predictions:
 
     image_ids: (D,) int64 or str, one per detection. boxes: (D, 4) float32 xyxy px. scores: (D,)
     float32. labels: (D,) int64 1..K, the indices of `class_map` by `label_of`. Rows need no order.
-    D may be 0. Boxes and scores read from a results file stay float64, as written. Raises
-    ValueError for arrays of different lengths.
+    D may be 0. Boxes and scores read from a results file stay float64, as written, and so do
+    `sides`, its (D, 2) widths and heights: see `xywh_of`. Raises ValueError for arrays of different
+    lengths and sides that are not those of the boxes.
     """
 
     class_map: ClassMap
@@ -185,6 +212,7 @@ class Predictions:
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    sides: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         num = len(self.scores)
@@ -193,6 +221,13 @@ class Predictions:
                 f"Predictions: {num} scores, {len(self.labels)} labels, {len(self.image_ids)} "
                 f"image ids and boxes {self.boxes.shape} do not belong together"
             )
+        require_sides(self.boxes, self.sides, "Predictions")
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def xywh(self) -> np.ndarray:
+        """Return the boxes as COCO writes them, (D, 4) float64 x, y, width, height px, bit for bit
+        as they were read.
+        """
+        return xywh_of(self.boxes, self.sides)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from defusedxml.ElementTree import parse
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detres.cli.eval import main
+from detres.cli.eval import main, read_truth
+from detres.detection.data.voc import read_voc
 from detres.detection.evaluation.coco_ap import METRICS
 
 COCO_FILE = "coco_mini/annotations/instances_val2017.json"
@@ -126,7 +128,7 @@ def test_ground_truth_itself_scores_one(
 
 @pytest.mark.parametrize("jitter", [0.05, 0.15])
 def test_jittered_detections_equal_pycocotools(
-    jitter: float, coco_file: Path, tmp_path: Path
+    jitter: float, coco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = coco_results(coco_file, tmp_path / "d.json", jitter=jitter, strays=200)
     numbers = score(file, coco_file)
@@ -138,6 +140,7 @@ def test_jittered_detections_equal_pycocotools(
         evaluation.summarize()
     assert [numbers[name] for name in METRICS] == evaluation.stats.tolist()
     assert 0.05 < numbers["AP"] < 0.95
+    assert "note:" not in capsys.readouterr().out  # though many boxes reach beyond their images
 
 
 def test_voc_text_files_of_the_ground_truth_score_one(
@@ -187,6 +190,108 @@ def test_json_results_score_against_a_voc_folder(voc_year: Path, tmp_path: Path)
     assert score(tmp_path / "d.json", voc_year, "--protocol", "coco")["AP"] == pytest.approx(
         1.0
     )  # val, as there is no test list
+
+
+def test_detections_in_a_folder_of_images_score_against_its_voc_folder(
+    voc_year: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # as predicting on JPEGImages writes them: paths of all images, those of other splits too
+    year = tmp_path / "cells"
+    shutil.copytree(voc_year / "Annotations", year / "Annotations")
+    stems = sorted(path.stem for path in (year / "Annotations").iterdir())[:40]
+    dotted = {stem: f"2019.01.{n}_cam" for n, stem in enumerate(stems)}
+    for stem, name in dotted.items():
+        (year / "Annotations" / f"{stem}.xml").rename(year / "Annotations" / f"{name}.xml")
+    (year / "ImageSets" / "Main").mkdir(parents=True)
+    (year / "ImageSets" / "Main" / "held_out.txt").write_text("\n".join([*dotted.values()][:30]))
+    truth = read_voc(year, ["held_out"], box_policy="keep", check_images=False)
+    keep = ~truth.difficult
+    owners = np.repeat(truth.image_ids, np.diff(truth.offsets))[keep].tolist()
+    records = [
+        {
+            "image_id": f"d/cells/JPEGImages/{owner}.JPG",
+            "category_id": label,
+            "bbox": box,
+            "score": 1,
+        }
+        for owner, label, box in zip(
+            owners, truth.labels[keep].tolist(), truth.xywh()[keep].tolist(), strict=True
+        )
+    ]
+    others = [
+        records[0] | {"image_id": f"d/cells/JPEGImages/{name}.JPG"}
+        for name in [*dotted.values()][30:]
+    ]
+    (tmp_path / "found.json").write_text(json.dumps([*others, *records]))
+    assert score(tmp_path / "found.json", year)["mAP"] == 1.0
+    out = capsys.readouterr().out
+    assert f"note: the images of {len(records)} detections are told by the ends of their" in out
+    assert (
+        f"note: 10 of {len(records) + 10} detections are left out: their 10 images are not" in out
+    )
+
+
+def test_a_box_that_is_not_finite_is_refused_by_name(
+    coco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(coco_file.read_text())
+    found = coco_results(coco_file, tmp_path / "d.json")
+    content["annotations"][3]["bbox"][2] = float("nan")
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    assert main(["--detections", str(found), "--annotations", str(tmp_path / "truth.json")]) == 2
+    error = capsys.readouterr().err
+    number = content["annotations"][3]["id"]
+    assert error.startswith(f"error: {tmp_path / 'truth.json'}: annotation {number} (image ")
+    assert error.count("\n") == 1
+
+
+def test_corners_given_for_sides_are_told_beside_any_number(
+    coco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = json.loads(coco_results(coco_file, tmp_path / "d.json").read_text())
+    for record in records[::3]:  # the others are at the image's corner, where both are the same
+        x, y, w, h = record["bbox"]
+        record["bbox"] = [x, y, x + w, y + h]
+    content = json.loads(coco_file.read_text())
+    for n, item in enumerate(item for item in content["annotations"] if not item["iscrowd"]):
+        if n % 3:
+            item["bbox"][:2] = records[n]["bbox"][:2] = [0, 0]
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    (tmp_path / "d.json").write_text(json.dumps(records))
+    assert score(tmp_path / "d.json", tmp_path / "truth.json")["AP"] > 0.1
+    assert "note: perhaps the boxes were written as (x1, y1, x2, y2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folder", "lists", "split", "protocol"),
+    [
+        ("VOC2007", ["train", "val", "test"], "test", "voc07"),
+        ("VOC2009", ["train", "val"], "val", "voc07"),
+        ("VOC2010", ["train", "trainval", "val"], "val", "voc12"),
+        ("VOC2012", ["trainval"], "trainval", "voc12"),
+        ("VOC2012_small", ["held_out"], "held_out", "voc07"),
+        ("cells", ["a", "b"], None, None),
+    ],
+)
+def test_the_split_and_protocol_of_a_voc_folder(
+    folder: str, lists: list[str], split: str | None, protocol: str | None, tmp_path: Path
+) -> None:
+    root = tmp_path / folder
+    for name in ("Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    for name in lists:
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text(f"im_{name}\n")
+        (root / "Annotations" / f"im_{name}.xml").write_text(
+            "<annotation><object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax>"
+            "<ymax>9</ymax></bndbox></object></annotation>"
+        )
+    if split is None:
+        with pytest.raises(FileNotFoundError, match=r"split val: no file .*there are: a, b"):
+            read_truth(root, None)
+        return
+    truth, usual, chosen = read_truth(root, None)
+    assert (truth.image_ids.tolist(), usual, chosen) == ([f"im_{split}"], protocol, split)
+    assert read_truth(root, lists[0])[2] == lists[0]
 
 
 def test_voc_protocol_on_coco_annotations(coco_file: Path, tmp_path: Path) -> None:

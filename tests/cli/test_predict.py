@@ -4,6 +4,7 @@ nothing overwritten.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from detres import cli
-from detres.cli import predict
+from detres.cli import eval, predict
 from detres.images.decode import read_image
 from tests.cli.conftest import SPARSE_IDS, VAL_IMAGES, FinishedRun, read_json, snapshot
 
@@ -73,6 +74,30 @@ def test_a_folder_gives_the_runs_own_detections_and_a_picture_an_image(
         f"4 pictures and predictions.json ({len(in_run)} detections) in out"
         in capsys.readouterr().out
     )
+
+
+def test_the_file_evaluates_as_the_run_did_though_names_repeat_in_folders(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = read_json(finished.val_json)
+    for n, image in enumerate(content["images"]):
+        file = photos / f"cam{n % 2 + 1}" / f"2019.01.{n // 2}.jpg"
+        file.parent.mkdir(exist_ok=True)
+        (photos / image["file_name"]).rename(file)
+        image["file_name"] = str(file.relative_to(photos))
+    Path("truth.json").write_text(json.dumps(content))
+    assert run(finished, "photos/cam1", "photos/cam2", "--out", "out") == 0
+    flags = ["--detections", "out/predictions.json", "--json", "numbers.json", "--annotations"]
+    assert eval.main([*flags, "truth.json"]) == 0
+    assert "detections are told by the ends of their paths" in capsys.readouterr().out
+    numbers = read_json(Path("numbers.json"))
+    for name in ("AP", "AP50", "AR100"):
+        assert numbers[name] == pytest.approx(finished.numbers()[name], abs=1e-9)
+    for image in content["images"]:  # what told them apart is gone
+        image["file_name"] = f"c/{image['file_name'][:3]}/{image['id']}/{image['file_name'][5:]}"
+    Path("truth.json").write_text(json.dumps(content))
+    assert eval.main([*flags, "truth.json"]) == 2
+    assert "file names repeat" in capsys.readouterr().err
 
 
 def test_only_detections_above_the_score_are_drawn(

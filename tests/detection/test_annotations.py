@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -28,9 +30,9 @@ def annotations(
         image_files=np.array([f"{i}.jpg" for i in ids]),
         image_sizes=np.full((len(ids), 2), 100, np.int32),
         offsets=np.concatenate([[0], np.cumsum(per_image)]).astype(np.int64),
-        boxes=np.arange(num * 4, dtype=np.float32).reshape(num, 4),
+        boxes=np.arange(num * 4, dtype=np.float64).reshape(num, 4),
         labels=np.arange(num, dtype=np.int64) % 3 + 1,
-        areas=np.ones(num, np.float32),
+        areas=np.ones(num),
         crowd=np.arange(num) == 1,
         difficult=np.zeros(num, bool),
         ids=np.arange(first_object, first_object + num),
@@ -61,6 +63,42 @@ def test_a_description_counts_everything():
 def test_rows_must_belong_together():
     with pytest.raises(ValueError, match="offsets has 2 rows, expected 3"):
         annotations(per_image=(2,), ids=(1, 2))
+
+
+def test_boxes_and_areas_are_float64():
+    data = annotations()
+    for name in ("boxes", "areas"):
+        with pytest.raises(ValueError, match=f"Annotations.{name} is float32, expected float64"):
+            dataclasses.replace(data, **{name: getattr(data, name).astype(np.float32)})
+    with pytest.raises(ValueError, match=r"Annotations.boxes is \(2, 5\), expected \(M, 4\)"):
+        dataclasses.replace(data, boxes=np.zeros((2, 5)))
+
+
+def test_sides_are_those_of_the_boxes():
+    boxes = np.array([[0.1, 0.2, 0.4, 10.2], [1000.3, 0, 1000.3 + 0.1, 1]])
+    data = dataclasses.replace(annotations(), boxes=boxes)
+    np.testing.assert_array_equal(data.xywh()[:, 2:], boxes[:, 2:] - boxes[:, :2])
+    sides = np.array([[0.3, 10], [0.1, 1]])
+    exact = dataclasses.replace(data, sides=sides)
+    assert exact.xywh().tolist() == [[0.1, 0.2, 0.3, 10], [1000.3, 0, 0.1, 1]]
+    assert (data.xywh() != exact.xywh()).any()
+    for wrong in (sides + 1e-6, sides[:1], sides.T[[0]]):
+        with pytest.raises(ValueError, match="sides are not the widths and heights of boxes"):
+            dataclasses.replace(data, sides=wrong)
+    with pytest.raises(ValueError, match="sides are not"):
+        dataclasses.replace(exact, boxes=boxes * 2)
+    other = dataclasses.replace(annotations(ids=(1, 2)), boxes=np.tile((0, 0, 5.0, 5), (2, 1)))
+    both = Annotations.concatenate([exact, other])
+    assert both.xywh().tolist() == [*exact.xywh().tolist(), [0, 0, 5, 5], [0, 0, 5, 5]]
+
+
+def test_classes_under_other_ids_are_the_same_for_predictions():
+    truth = truth_of([("a", 2, BOX)], ["a"])
+    names = truth.class_map.names
+    found = predictions_of([("a", 2, 0.5, BOX)], ClassMap(names, (1, 2)))
+    assert truth.rows_of(found).tolist() == [0]
+    with pytest.raises(ClassMismatchError):
+        truth.rows_of(predictions_of([("a", 2, 0.5, BOX)], ClassMap(names[::-1], (5, 17))))
 
 
 def test_data_sets_are_put_together():
@@ -113,6 +151,8 @@ def test_a_description_lists_twenty_classes_and_says_that_there_are_more():
     assert text.endswith(
         "1 objects of 21 classes: " + ", ".join(f"c{n} 0" for n in range(1, 21)) + ", ..."
     )
+    twenty = ClassMap.of_names([f"c{n}" for n in range(1, 21)])
+    assert truth_of([("a", 20, BOX)], ["a"], twenty).describe().endswith("c19 0, c20 1")
 
 
 def test_the_rows_of_the_images_of_predictions():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from detres.class_map import ClassMap
 from detres.detection.structures import (
     Detections,
     ImageBatch,
@@ -13,6 +14,8 @@ from detres.detection.structures import (
     index_of,
     label_of,
     names_of,
+    require_sides,
+    xywh_of,
 )
 from tests.helpers import CLASSES, make_batch, make_target
 
@@ -137,3 +140,32 @@ def test_predictions_must_belong_together():
         )
         == 3
     )
+
+
+def test_boxes_as_coco_writes_them() -> None:
+    boxes = np.array([[10, 20, 40, 60], [0.1, 0.2, 0.4, 1.2]])
+    np.testing.assert_array_equal(xywh_of(boxes[:1], None), [[10, 20, 30, 40]])
+    assert xywh_of(boxes, np.array([[30, 40], [0.3, 1]])).tolist() == [
+        [10, 20, 30, 40],
+        [0.1, 0.2, 0.3, 1],
+    ]
+    single = xywh_of(boxes.astype(np.float32), None)
+    assert single.dtype == np.float64
+    assert single[1, 2] == np.float64(np.float32(0.4)) - np.float64(np.float32(0.1))
+    assert xywh_of(np.zeros((0, 4)), None).shape == (0, 4)
+
+
+def test_sides_must_be_those_of_the_boxes() -> None:
+    boxes = np.array([[1000.1, 0, 1000.1 + 1 / 3, 2]])
+    require_sides(boxes, None, "boxes")
+    require_sides(boxes, np.array([[1 / 3, 2]]), "boxes")
+    require_sides(boxes[:0], np.zeros((0, 2)), "boxes")
+    require_sides(boxes * 1e6, np.array([[1e6 / 3, 2e6]]), "boxes")
+    for wrong in ([[1 / 3 + 1e-8, 2]], [[1 / 3, 2 - 1e-8]], [[2, 1 / 3]], [[1 / 3]], [[0, 0]] * 2):
+        with pytest.raises(ValueError, match=r"^boxes: sides are not the widths and heights"):
+            require_sides(boxes, np.array(wrong), "boxes")
+    one, classes = np.ones(1, np.int64), ClassMap.of_names(["a"])
+    with pytest.raises(ValueError, match=r"^Predictions: sides are not"):
+        Predictions(classes, one, boxes, one, one, sides=np.zeros((1, 2)))
+    kept = Predictions(classes, one, boxes, one, one, sides=np.array([[1 / 3, 2]]))
+    assert kept.xywh().tolist() == [[1000.1, 0, 1 / 3, 2]]

@@ -21,6 +21,7 @@ CLIP_TOLERANCE = 1.0
 OTHER_CLASS = "other class"
 RENUMBERED = "renumbered annotation id"
 CLIPPED = "clipped to the image"
+_NOT_FINITE = "box with a number that is not finite"
 _NOT_LEFT_OUT = (RENUMBERED, CLIPPED)
 
 
@@ -31,29 +32,35 @@ class AnnotationError(ValueError):
 def apply_box_policy(
     boxes: np.ndarray, sizes: np.ndarray, policy: BoxPolicy, describe_row: Callable[[int], str]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Return (boxes (M, 4) float32, keep (M,) bool, reason -> count) for xyxy boxes (M, 4) px in
+    """Return (boxes (M, 4) float64, keep (M,) bool, reason -> count) for xyxy boxes (M, 4) px in
     images of `sizes` (M, 2) (h, w) px.
 
     "drop" clips boxes to their image (a size of 0 means unknown: not clipped) and leaves out those
     that are not finite, have no area (x2 <= x1 or y2 <= y1, in float32) or lie wholly outside.
     "error" raises AnnotationError at the first of these, with `describe_row(row)` saying which it
-    is. "keep" touches nothing: ground truth for evaluation is taken as it stands. Clipping is
-    counted where it moved a side by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
+    is. "keep" touches nothing: ground truth for evaluation is taken as it stands; a box that is not
+    finite, which no protocol can score, raises likewise. Clipping is counted where it moved a side
+    by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
     """
-    with np.errstate(
-        over="ignore"
-    ):  # a number too large for float32 becomes infinite, and is then counted as such
-        boxes = boxes.astype(np.float32)
-    if policy == "keep" or len(boxes) == 0:
-        return boxes, np.ones(len(boxes), bool), {}
-    finite = np.isfinite(boxes).all(axis=1)
-    boxes = np.where(finite[:, None], boxes, np.float32(0))
-    no_area = finite & (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
-    limit = np.where(sizes > 0, sizes, np.inf).astype(np.float32)[:, [1, 0, 1, 0]]
+    if len(boxes) == 0:
+        return boxes.astype(np.float64), np.ones(0, bool), {}
+    with np.errstate(over="ignore"):  # too large for the model's float32 is infinite there
+        finite = np.isfinite(boxes.astype(np.float32)).all(axis=1)
+    if policy == "keep":
+        if not finite.all():
+            first = int(np.flatnonzero(~finite)[0])
+            raise AnnotationError(
+                f"{describe_row(first)}: {_NOT_FINITE} ({(~finite).sum()} such). Correct it: "
+                "ground truth is scored as it stands"
+            )
+        return boxes.astype(np.float64), finite, {}
+    boxes = np.where(finite[:, None], boxes, 0.0)
+    no_area = finite & _without_area(boxes)
+    limit = np.where(sizes > 0, sizes, np.inf)[:, [1, 0, 1, 0]]
     clipped = np.clip(boxes, 0, limit)
-    outside = finite & ~no_area & (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    outside = finite & ~no_area & _without_area(clipped)
     reasons = {
-        "box with a number that is not finite": ~finite,
+        _NOT_FINITE: ~finite,
         "box without area": no_area,
         "box outside its image": outside,
     }
@@ -71,6 +78,12 @@ def apply_box_policy(
         keep,
         {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()},
     )
+
+
+def _without_area(boxes: np.ndarray) -> np.ndarray:
+    """Which of boxes (M, 4) have no area as the model meets them, in float32."""
+    single = boxes.astype(np.float32)
+    return (single[:, 2:] <= single[:, :2]).any(axis=1)
 
 
 def known_classes(classes: Sequence[str], names: Sequence[str], source: str) -> tuple[str, ...]:

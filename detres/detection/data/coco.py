@@ -72,8 +72,9 @@ def read_coco(
     rows = np.flatnonzero(labels > 0)
     rows = rows[np.argsort(image_rows[rows], kind="stable")]
     dropped = {OTHER_CLASS: len(labels) - len(rows), RENUMBERED: num_renumbered}
+    corners = np.concatenate((xywh[rows, :2], xywh[rows, :2] + xywh[rows, 2:]), axis=1)
     xyxy, usable, reasons = apply_box_policy(
-        np.concatenate((xywh[rows, :2], xywh[rows, :2] + xywh[rows, 2:]), axis=1),
+        corners,
         sizes[image_rows[rows]],
         box_policy,
         lambda row: (
@@ -82,8 +83,9 @@ def read_coco(
         ),
     )
     rows, xyxy = rows[usable], xyxy[usable]
-    of_box = (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
-    areas = np.where(np.isnan(areas[rows]), of_box, areas[rows])
+    as_written = (xyxy == corners[usable]).all(axis=1, keepdims=True)
+    sides = np.where(as_written, xywh[rows, 2:], xyxy[:, 2:] - xyxy[:, :2])
+    areas = np.where(np.isnan(areas[rows]), sides.prod(axis=1), areas[rows])
     folder = str(image_folder) if image_folder is not None else ""
     return Annotations(
         source=str(path),
@@ -94,11 +96,12 @@ def read_coco(
         offsets=offsets_of(image_rows[rows], len(image_ids)),
         boxes=xyxy,
         labels=labels[rows],
-        areas=areas.astype(np.float32),
+        areas=areas,
         crowd=crowd[rows],
         difficult=np.zeros(len(rows), bool),
         ids=ids[rows],
         dropped={reason: count for reason, count in (dropped | reasons).items() if count},
+        sides=sides,
     )
 
 

@@ -97,9 +97,12 @@ def evaluate_coco(truth: Annotations, predictions: Predictions) -> CocoResult:
 
     Ties in score are broken as there: by image id, then by the order given. Crowd objects are
     ignored by COCO's own rule. COCO knows no "difficult": such objects are treated as crowds are
-    (iscrowd is its one way to ignore), neither missed nor, when found, wrong. No predictions: 0. No
-    ground truth: None. Raises ClassMismatchError when the class lists differ, ValueError when an
-    image id is not in `truth` or a box or score is not finite.
+    (iscrowd is its one way to ignore), neither missed nor, when found, wrong. The one exception to
+    equality: pycocotools takes an object with the annotation id 0 for no match, and so counts the
+    detection that finds it as wrong; here ids are numbered from 1. (Ids that repeat, of which it
+    reads the last object only, are no valid COCO.) No predictions: 0. No ground truth: None. Raises
+    ClassMismatchError when the class lists differ, ValueError when an image id is not in `truth` or
+    a box or score is not finite.
     """
     owners = truth.rows_of(predictions)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
@@ -153,8 +156,8 @@ def _ground_truth(truth: Annotations) -> COCO:
     columns = (
         owners,
         truth.labels,
-        _xywh(_decimal(truth.boxes)),
-        truth.areas.astype(np.float64),
+        truth.xywh(),
+        truth.areas,
         truth.crowd | truth.difficult,
     )
     records = [
@@ -177,7 +180,7 @@ def _detections(truth: Annotations, predictions: Predictions, owners: np.ndarray
     columns = (
         _image_numbers(truth)[owners],
         predictions.labels,
-        _xywh(predictions.boxes.astype(np.float64)),
+        predictions.xywh(),
         predictions.scores,
     )
     records = [
@@ -195,21 +198,3 @@ def _detections(truth: Annotations, predictions: Predictions, owners: np.ndarray
         )
     ]
     return _index(truth, records)
-
-
-def _decimal(boxes: np.ndarray) -> np.ndarray:
-    """float64 of float32 boxes, where a decimal of three places is what float32 stands for, that
-    decimal.
-
-    Annotation files hold such decimals; with them an IoU or area that lies on a threshold falls on
-    COCO's side of it.
-    """
-    decimal = boxes.astype(np.float64).round(3)
-    return np.where(decimal.astype(np.float32) == boxes, decimal, boxes)
-
-
-def _xywh(boxes: np.ndarray) -> np.ndarray:
-    """(N, 4) float64 xyxy to x, y, w, h; rounding takes away what x + w - x leaves of float64's
-    error.
-    """
-    return np.concatenate((boxes[:, :2], (boxes[:, 2:] - boxes[:, :2]).round(9)), axis=1)

@@ -16,6 +16,11 @@ by those at the image corner.
 NOTHING = 1e-3
 """Below this there is always an explanation, if only that nothing fits."""
 
+LEAVING = 0.1
+"""Of the boxes: from this share on, boxes that leave their images are a sign of another form."""
+
+_CORNERS = "the boxes were written as (x1, y1, x2, y2) where [x, y, width, height] is expected"
+
 _SAMPLE = 2000
 """Detections looked at, best first: enough to tell a pattern, quick on millions."""
 
@@ -24,24 +29,28 @@ def explain(truth: Annotations, predictions: Predictions, metric: float | None) 
     """Return likely causes of a low `metric` (AP or mAP), most certain first.
 
     Below 0.001, or None, there is always one; below 0.05 only what the data show; for a higher one
-    nothing.
+    only that boxes seem to be written as corners, of which those at the image corner score.
     """
-    if metric is not None and metric >= LOW:
-        return []
-    if cause := _nothing_to_match(truth, predictions):
+    low = metric is None or metric < LOW
+    if low and (cause := _nothing_to_match(truth, predictions)):
         return [cause]
     rows = np.argsort(-predictions.scores, kind="stable")[:_SAMPLE]
     boxes, labels = predictions.boxes[rows].astype(np.float64), predictions.labels[rows]
     owners = predictions.image_ids[rows]
+    corners = _written_as_corners(truth, owners, boxes)
+    if not low:
+        return corners
     best, matched = _best_overlap(truth, owners, boxes)
     here = (best >= 0.5).mean()
-    causes = []
+    causes = corners
     if boxes.max() <= 1.5:
         causes.append(
             "all box coordinates are at most 1.5: they look like fractions of the image, expected "
             "are pixels"
         )
     for reading, other in _readings(boxes).items():
+        if corners and reading == _CORNERS:
+            continue
         there = (_best_overlap(truth, owners, other)[0] >= 0.5).mean()
         if there > max(2 * here, 0.1):
             causes.append(
@@ -79,8 +88,8 @@ def _nothing_to_match(truth: Annotations, predictions: Predictions) -> str | Non
         )
     if len(predictions) == 0:
         return (
-            "there are no detections at all: the model finds nothing above its score threshold, or "
-            "the file is empty"
+            "there are no detections at all of these classes: the model finds nothing above its "
+            "score threshold, or the file has none"
         )
     if not set(truth.image_ids.tolist()) & set(predictions.image_ids.tolist()):
         return (
@@ -99,12 +108,38 @@ def _readings(boxes: np.ndarray) -> dict[str, np.ndarray]:
     """What boxes (D, 4) may have been meant as -> the boxes (D, 4) that they then are."""
     corners, sides = boxes[:, :2], boxes[:, 2:]
     return {
-        "the boxes were written as (x1, y1, x2, y2) where [x, y, width, height] is "
-        "expected": np.concatenate((corners, sides - corners), axis=1),
+        _CORNERS: np.concatenate((corners, sides - corners), axis=1),
         "the boxes were written as [x, y, width, height] where (x1, y1, x2, y2) is "
         "expected": np.concatenate((corners, corners + sides), axis=1),
         "x and y are exchanged": boxes[:, [1, 0, 3, 2]],
     }
+
+
+def _written_as_corners(truth: Annotations, owners: np.ndarray, boxes: np.ndarray) -> list[str]:
+    """A line when boxes (D, 4) seem to be corners that were read as [x, y, width, height].
+
+    Corners never have x2 < x1 or y2 < y1, while true sides are often smaller than x or y. Where all
+    would do as corners, it is told by boxes that leave their images, or fit the objects worse, only
+    as they are read; not when most of them fit an object better as they are read.
+    """
+    own = (boxes[:, :2] > 1).any(axis=1)  # at the image's corner both readings are the same box
+    boxes, owners = boxes[own], owners[own]
+    as_corners = _readings(boxes)[_CORNERS]
+    if not len(boxes) or (as_corners[:, 2:] >= as_corners[:, :2]).all(axis=1).mean() < 0.99:
+        return []
+    sizes = _sizes_of(truth, owners)
+    out_now, out_then = _leaving(boxes, sizes), _leaving(as_corners, sizes)
+    now, then = (_best_overlap(truth, owners, each)[0] for each in (boxes, as_corners))
+    fit_now, fit_then = (now >= 0.5).mean(), (then >= 0.5).mean()
+    leaves = out_now.mean() >= LEAVING and out_then.sum() <= out_now.sum() / 2
+    fits = now.mean() > then.mean() and fit_now > 0.5
+    if not (leaves and not fits) and then.mean() <= now.mean() + 0.1:
+        return []
+    return [
+        f"perhaps {_CORNERS}: read that way, {out_then.sum()} of {len(boxes)} leave their images, "
+        f"now {out_now.sum()}, and {fit_then:.0%} of the detections overlap an object by half, now "
+        f"{fit_now:.0%}"
+    ]
 
 
 def _wrong_classes(truth: Annotations, actual: np.ndarray, called: np.ndarray) -> list[str]:
@@ -142,7 +177,7 @@ def _best_overlap(
         start, end = truth.offsets[index_of[owner]], truth.offsets[index_of[owner] + 1]
         if start == end:
             continue
-        others = truth.boxes[start:end].astype(np.float64)
+        others = truth.boxes[start:end]
         iou = paired_iou(box, others)
         best[d], matched[d] = iou.max(), start + iou.argmax()
     return best, matched
@@ -152,11 +187,24 @@ def _outside(truth: Annotations, owners: np.ndarray, boxes: np.ndarray) -> float
     """Return the share of detections that lie, by more than a pixel, beyond their image (of those
     whose size is known).
     """
-    size_of = dict(zip(truth.image_ids.tolist(), truth.image_sizes.tolist(), strict=True))
-    sizes = np.array([size_of.get(owner, (0, 0)) for owner in owners.tolist()])
+    sizes = _sizes_of(truth, owners)
     known = (sizes > 0).all(axis=1)
     beyond = (boxes[:, 0] > sizes[:, 1] + 1) | (boxes[:, 1] > sizes[:, 0] + 1)
     return float(beyond[known].mean()) if known.any() else 0.0
+
+
+def _leaving(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which of boxes (D, 4) reach beyond images of sizes (D, 2), 0 unknown, by more than a pixel
+    and 2% of the side: less is what detectors that do not clip leave.
+    """
+    limits = np.where(sizes > 0, sizes * 1.02 + 1, np.inf)[:, ::-1]
+    return (boxes[:, 2:] > limits).any(axis=1)
+
+
+def _sizes_of(truth: Annotations, owners: np.ndarray) -> np.ndarray:
+    """The (h, w) px of the images of detections, (D, 2), 0 where they are not known."""
+    size_of = dict(zip(truth.image_ids.tolist(), truth.image_sizes.tolist(), strict=True))
+    return np.array([size_of.get(owner, (0, 0)) for owner in owners.tolist()]).reshape(-1, 2)
 
 
 def _names(truth: Annotations, labels: np.ndarray) -> str:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+import reprlib
+import sys
+import unicodedata
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
 from detres.detection.annotations import Annotations
 from detres.detection.structures import Predictions, index_of, label_of
+from detres.images.decode import IMAGE_SUFFIXES
+
+LARGEST = 1e9
+"""Px. No coordinate of a box is larger; areas and overlaps of larger ones would not be numbers."""
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
+_LISTED = 5
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 120
 
 
 class DetectionFileError(ValueError):
@@ -26,13 +38,11 @@ def to_coco_results(predictions: Predictions) -> list[dict]:
     Nothing is rounded, so the file scores exactly as the predictions do. No predictions: an empty
     list.
     """
-    xywh = predictions.boxes.astype(np.float64)
-    xywh[:, 2:] -= xywh[:, :2]
     source_id_of = predictions.class_map.source_id_of
     columns = (
         predictions.image_ids,
         index_of(predictions.labels),
-        xywh,
+        predictions.xywh(),
         predictions.scores.astype(np.float64),
     )
     return [
@@ -43,48 +53,62 @@ def to_coco_results(predictions: Predictions) -> list[dict]:
     ]
 
 
-def read_coco_results(path: str | Path, truth: Annotations) -> tuple[Predictions, int]:
+def read_coco_results(
+    path: str | Path, truth: Annotations, *, others: Collection[str] = ()
+) -> tuple[Predictions, list[str]]:
     """Read a COCO results file: a list of {image_id, category_id, bbox [x, y, w, h], score}; return
-    it and how many were told by file name.
+    it and what the user should know of it, a line each.
 
-    Numbers stay float64, as written. Ids must be those of `truth`, or paths of its image files, as
-    predicting on a folder writes them; images without detections need no record; an empty list is
-    no predictions. Raises FileNotFoundError, or DetectionFileError naming file and record: not such
-    a list, a missing key, a value of the wrong type, NaN, a negative side, an image or category
-    that `truth` does not have.
+    Numbers stay float64, as written. Ids must be those of `truth`, also written as 1.0, or paths of
+    its image files, as predicting on a folder writes them: told by as much of the path's end as it
+    takes. Detections of a category that `truth` lacks are left out, as pycocotools does. Images
+    without detections need no record; an empty list is no predictions. others: ids of images beside
+    those of `truth`, such as another split's, whose detections are left out.
+
+    Raises FileNotFoundError, or DetectionFileError naming file and record: not such a list, a
+    missing key, a value of the wrong type, NaN or beyond LARGEST, a negative side, an image that
+    `truth` does not have or that may be one of several.
     """
     path = Path(path)
     records = _load_records(path)
-    xywh = np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4)
-    scores = np.array([record["score"] for record in records], np.float64)
-    finite = np.isfinite(xywh).all(axis=1) & np.isfinite(scores)
-    bad = np.flatnonzero(~finite | (xywh[:, 2:] < 0).any(axis=1))
-    if len(bad):
-        record = records[bad[0]]
-        raise DetectionFileError(
-            f"{path}: record {bad[0]} has bbox {record['bbox']} and score {record['score']}, "
-            f"expected finite [x, y, w, h] with w, h >= 0 and a finite score ({len(bad)} such)"
-        )
-    given = [record["image_id"] for record in records]
-    image_ids = _ids_of_files(given, truth)
-    _require_images(image_ids, truth, lambda index: f"{path}: record {index}")
+
+    def where(index: int) -> str:
+        return f"{path}: record {index}"
+
+    given = [_whole(record["image_id"]) for record in records]
+    image_ids, notes = _ids_in(truth, given, where, others)
+    labels, of_categories = _labels_of([_whole(record["category_id"]) for record in records], truth)
+    rows = [row for row, image_id in enumerate(image_ids) if image_id is not None and labels[row]]
+    xywh = np.array([records[row]["bbox"] for row in rows], np.float64).reshape(-1, 4)
+    scores = np.array([records[row]["score"] for row in rows], np.float64)
     predictions = Predictions(
         class_map=truth.class_map,
-        image_ids=np.array(image_ids, dtype=truth.image_ids.dtype),
+        image_ids=np.array([image_ids[row] for row in rows], dtype=truth.image_ids.dtype),
         boxes=np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1),
         scores=scores,
-        labels=_labels_of(records, truth, path),
+        labels=labels[rows],
+        sides=xywh[:, 2:],
     )
-    return predictions, sum(one != other for one, other in zip(given, image_ids, strict=True))
+    decimals = [
+        value
+        for record in records
+        for value in (record["image_id"], record["category_id"])
+        if type(value) is float
+    ]
+    if decimals:
+        notes.append(f"ids written as decimals, such as {decimals[0]}, are taken as whole numbers")
+    return predictions, [*notes, *of_categories, *_of_scores(scores)]
 
 
 def _load_records(path: Path) -> list[dict]:
+    if not path.exists():
+        raise FileNotFoundError(f"no detections file {path}")
+    if not path.is_file():
+        raise DetectionFileError(f"{path} is not a regular file")
     try:
         records = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no detections file {path}") from None
     except (ValueError, RecursionError) as error:
-        raise DetectionFileError(f"{path} is not JSON: {error}") from None
+        raise DetectionFileError(f"{path} is not JSON that can be read: {error}") from None
     if not isinstance(records, list):
         annotations = isinstance(records, dict) and "annotations" in records
         hint = " (it looks like annotations)" if annotations else ""
@@ -96,51 +120,86 @@ def _load_records(path: Path) -> list[dict]:
     return records
 
 
-def _labels_of(records: list[dict], truth: Annotations, path: Path) -> np.ndarray:
-    """Labels (D,) int64 1..K of the records' category ids."""
-    ids = truth.class_map.source_ids
-    label_of_id = {source_id: label_of(index) for index, source_id in enumerate(ids)}
-    labels = [label_of_id.get(record["category_id"]) for record in records]
-    if None in labels:
-        index = labels.index(None)
-        names = zip(ids, truth.class_map.names, strict=True)
-        raise DetectionFileError(
-            f"{path}: record {index} has category_id {records[index]['category_id']!r} "
-            f"({labels.count(None)} of {len(labels)} detections have an unknown one); "
-            f"{truth.source} has {', '.join(f'{i}={name}' for i, name in names)}"
-        )
-    return np.array(labels, np.int64)
-
-
 def _require_record(record: object, where: str) -> None:
     if not isinstance(record, dict) or any(key not in record for key in _KEYS):
-        found = sorted(record) if isinstance(record, dict) else type(record).__name__
+        found = _short.repr(sorted(record)) if isinstance(record, dict) else type(record).__name__
         raise DetectionFileError(f"{where} needs the keys {', '.join(_KEYS)}, found {found}")
-    box = record["bbox"]
-    if (
-        type(box) is not list
-        or len(box) != 4
-        or not all(type(value) in (float, int) for value in (*box, record["score"]))
+    box, score = record["bbox"], record["score"]
+    if not (
+        type(box) is list
+        and len(box) == 4
+        and all(_within(value, LARGEST) for value in box)
+        and min(box[2:]) >= 0
+        and _within(score, sys.float_info.max)
     ):
         raise DetectionFileError(
-            f"{where} has bbox {box!r} and score {record['score']!r}, expected [x, y, w, h] and a "
-            "number"
+            f"{where} has bbox {_short.repr(box)} and score {_short.repr(score)}, expected numbers "
+            f"[x, y, w, h] with w, h >= 0, none beyond {LARGEST:g}, and a finite score"
         )
-    if type(record["image_id"]) not in (int, str) or type(record["category_id"]) is not int:
+    image_id, category_id = record["image_id"], record["category_id"]
+    if not (type(image_id) is str or _is_whole(image_id)) or not _is_whole(category_id):
         raise DetectionFileError(
-            f"{where} has image_id {record['image_id']!r} and category_id "
-            f"{record['category_id']!r}, expected an integer or text, and an integer"
+            f"{where} has image_id {_short.repr(image_id)} and category_id "
+            f"{_short.repr(category_id)}, expected an integer or text, and an integer"
         )
 
 
-def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Predictions, list[str], str]:
-    """Read a folder of VOC results, comp3_det_SPLIT_CLASS.txt or comp4_...; return it, the classes
-    that have no file, and SPLIT.
+def _within(value: object, limit: float) -> bool:
+    """Whether a value is a number, no bool and no NaN, from -limit to limit."""
+    return type(value) in (int, float) and -limit <= value <= limit
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is an integer of 64 bits, also written as 1.0."""
+    return _within(value, 2**63 - 1) and (type(value) is int or value.is_integer())
+
+
+def _whole(value: int | float | str) -> int | str:
+    return int(value) if type(value) is float else value
+
+
+def _labels_of(categories: list[int], truth: Annotations) -> tuple[np.ndarray, list[str]]:
+    """Labels (D,) int64 1..K of category ids, 0 for those that `truth` lacks, and a line on
+    these.
+    """
+    class_map = truth.class_map
+    label_of_id = {source_id: label_of(i) for i, source_id in enumerate(class_map.source_ids)}
+    labels = np.array([label_of_id.get(category, 0) for category in categories], np.int64)
+    unknown = list(dict.fromkeys(c for c in categories if c not in label_of_id))
+    if not unknown:
+        return labels, []
+    ids = ", ".join(map(_short.repr, unknown[:_LISTED])) + (", ..." * (len(unknown) > _LISTED))
+    own = [f"{i}={n}" for i, n in zip(class_map.source_ids, class_map.names, strict=True)]
+    return labels, [
+        f"{(labels == 0).sum()} of {len(labels)} detections are of a category_id that "
+        f"{truth.source} lacks ({ids}): left out, as pycocotools does; it has "
+        f"{', '.join(own[:_LISTED])}" + (", ..." * (len(own) > _LISTED))
+    ]
+
+
+def _of_scores(scores: np.ndarray) -> list[str]:
+    """A line on scores (D,) that are no probabilities."""
+    if len(scores) == 0 or (scores.min() >= 0 and scores.max() <= 1):
+        return []
+    return [
+        f"scores are from {scores.min():g} to {scores.max():g}, not within 0..1: only their order "
+        "counts"
+    ]
+
+
+def read_voc_results(
+    folder: str | Path, truth: Annotations, *, others: Collection[str] = ()
+) -> tuple[Predictions, list[str], str]:
+    """Read a folder of VOC results, comp3_det_SPLIT_CLASS.txt or comp4_...; return it, what the
+    user should know of it, a line each, and SPLIT.
 
     A line is: image-id score xmin ymin xmax ymax, 1-based inclusive pixels; xmin and ymin lose 1;
-    numbers stay float64. Raises FileNotFoundError for no such folder or files, DetectionFileError
-    for files of more than one competition or split, for a class unknown to `truth`, and, naming
-    file and line, for a line of another form, xmax < xmin or an unknown image.
+    numbers stay float64. A class without a file has no detections; a file of a class that `truth`
+    lacks is left out, and so are detections in `others`, ids of images beside those of `truth`.
+    Raises FileNotFoundError for no such folder or files, DetectionFileError for
+    files of more than one competition or split, when no file is of a class of `truth`, and, naming
+    file and line, for a line of another form, xmax < xmin, a number beyond LARGEST or an unknown
+    image.
     """
     folder = Path(folder)
     files = {
@@ -150,28 +209,32 @@ def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Prediction
     }
     if not files:
         raise FileNotFoundError(f"no VOC results comp4_det_SPLIT_CLASS.txt in {folder}")
-    runs, by_class = set(), {}
+    runs, by_class, foreign = set(), {}, []
     for path, match in files.items():
         fitting = [name for name in truth.class_map.names if match[2].endswith(f"_{name}")]
         if not fitting:
-            raise DetectionFileError(
-                f"{path}: its class is none of {truth.source}: {', '.join(truth.class_map.names)}"
-            )
+            foreign.append(path)
+            continue
         name = max(fitting, key=len)  # of table and dining_table, the latter
         runs.add((match[1], match[2].removesuffix(f"_{name}")))
         by_class[name] = path
+    if not by_class:
+        raise DetectionFileError(
+            f"{foreign[0]}: its class is none of {truth.source}: {', '.join(truth.class_map.names)}"
+        )
     if len(runs) > 1:
         found = ", ".join("_det_".join(run) for run in sorted(runs))
         raise DetectionFileError(
             f"{folder} holds several results, {found}: choose one and give a folder with its files "
             "only"
         )
-    ids, tables, labels = [], [], []
+    ids, tables, labels, notes = [], [], [], []
     for name, path in by_class.items():
-        image_ids, table = _read_voc_file(path, truth)
+        image_ids, table, of_file = _read_voc_file(path, truth, others)
         ids += image_ids
         tables.append(table)
         labels += [label_of(truth.class_map.index_of_name(name))] * len(image_ids)
+        notes += [f"{path.name}: {note}" for note in of_file]
     table = np.concatenate(tables)
     predictions = Predictions(
         class_map=truth.class_map,
@@ -181,11 +244,25 @@ def read_voc_results(folder: str | Path, truth: Annotations) -> tuple[Prediction
         labels=np.array(labels, np.int64),
     )
     ((_, split),) = runs
-    return predictions, [name for name in truth.class_map.names if name not in by_class], split
+    absent = [name for name in truth.class_map.names if name not in by_class]
+    if absent:
+        notes.append(f"no results file for {', '.join(absent)}: taken as no detections")
+    if foreign:
+        notes.append(
+            f"left out, of classes that {truth.source} lacks: "
+            f"{', '.join(path.name for path in foreign)}"
+        )
+    return predictions, [*notes, *_of_scores(predictions.scores)], split
 
 
-def _read_voc_file(path: Path, truth: Annotations) -> tuple[list, np.ndarray]:
-    """Image ids and (D, 5) float64 (score, xmin, ymin, xmax, ymax) as written."""
+def _read_voc_file(
+    path: Path, truth: Annotations, others: Collection[str]
+) -> tuple[list, np.ndarray, list[str]]:
+    """Image ids, (D, 5) float64 (score, xmin, ymin, xmax, ymax) as written, and lines on the
+    ids.
+    """
+    if not path.is_file():
+        raise DetectionFileError(f"{path} is not a regular file")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
     rows = [
@@ -197,17 +274,22 @@ def _read_voc_file(path: Path, truth: Annotations) -> tuple[list, np.ndarray]:
         table = np.array([_numbers_of(row) for row in rows], np.float64)
     # A box a rounding narrower than a pixel may be written with xmax below xmin, by less than 1.5.
     usable = np.isfinite(table).all(axis=1) & (table[:, 3:] - table[:, 1:3] > -1.5).all(axis=1)
+    usable &= (np.abs(table[:, 1:]) <= LARGEST).all(axis=1)
     if not usable.all():
         row = int(np.flatnonzero(~usable)[0])
         raise DetectionFileError(
             f"{path}:{numbers[row]}: expected 'image-id score xmin ymin xmax ymax' with xmax >= "
-            f"xmin and ymax >= ymin, got '{lines[numbers[row] - 1].strip()}'"
+            f"xmin and ymax >= ymin, got {_short.repr(lines[numbers[row] - 1].strip())}"
         )
     image_ids: list = [row[0] for row in rows]
     if np.issubdtype(truth.image_ids.dtype, np.integer):
-        image_ids = [int(image_id) if image_id.isdecimal() else image_id for image_id in image_ids]
-    _require_images(image_ids, truth, lambda index: f"{path}:{numbers[index]}")
-    return image_ids, table
+        image_ids = [
+            int(image_id) if re.fullmatch(r"[0-9]{1,19}", image_id) else image_id
+            for image_id in image_ids
+        ]
+    found, notes = _ids_in(truth, image_ids, lambda index: f"{path}:{numbers[index]}", others)
+    kept = [row for row, image_id in enumerate(found) if image_id is not None]
+    return [found[row] for row in kept], table[kept], notes
 
 
 def _numbers_of(fields: list[str]) -> list[float]:
@@ -242,31 +324,106 @@ def to_voc_results(
     return files
 
 
-def _ids_of_files(image_ids: list[int | str], truth: Annotations) -> list[int | str]:
-    """Replace paths by the ids of the images whose files have that name, where names are unique."""
+def _ids_in(
+    truth: Annotations,
+    given: list[int | str],
+    where: Callable[[int], str],
+    others: Collection[str],
+) -> tuple[list[int | str | None], list[str]]:
+    """Return ids of images of `truth` for ids or paths of image files, None for those of `others`,
+    and lines on both.
+
+    where: says of which record, by its index, a message is. Raises DetectionFileError for an image
+    that `truth` does not have, a path that may be one of several of its images, and two paths that
+    would be one image.
+    """
     known = set(truth.image_ids.tolist())
-    if all(image_id in known for image_id in image_ids):
-        return image_ids
-    names = [Path(file).name for file in truth.image_files.tolist()]
-    by_name = (
-        dict(zip(names, truth.image_ids.tolist(), strict=True))
-        if len(set(names)) == len(names)
-        else {}
-    )
-    return [
-        by_name.get(Path(image_id).name, image_id)
-        if isinstance(image_id, str) and image_id not in known
-        else image_id
-        for image_id in image_ids
+    paths = [one for one in dict.fromkeys(given) if isinstance(one, str) and one not in known]
+    id_of_path = _ids_of_paths(paths, truth, lambda path: where(given.index(path)))
+    left_out = {
+        path
+        for path in paths
+        if path not in id_of_path and (path in others or _split_path(path)[1] in others)
+    }
+    ids = [None if one in left_out else id_of_path.get(one, one) for one in given]
+    unknown = [
+        index
+        for index, image_id in enumerate(ids)
+        if image_id is not None and image_id not in known
     ]
-
-
-def _require_images(image_ids: list, truth: Annotations, where: Callable[[int], str]) -> None:
-    known = set(truth.image_ids.tolist())
-    unknown = [index for index, image_id in enumerate(image_ids) if image_id not in known]
     if unknown:
         raise DetectionFileError(
-            f"{where(unknown[0])}: image {image_ids[unknown[0]]!r} is not in {truth.source} "
-            f"({len(unknown)} of {len(image_ids)} detections); its images are like "
+            f"{where(unknown[0])}: image {_short.repr(given[unknown[0]])} is not in {truth.source} "
+            f"({len(unknown)} of {len(ids)} detections); its images are like "
             f"{truth.image_ids.tolist()[:3]}"
         )
+    by_path = sum(one in id_of_path for one in given)
+    notes = []
+    if by_path:
+        notes.append(f"the images of {by_path} detections are told by the ends of their paths")
+    if left_out:
+        notes.append(
+            f"{ids.count(None)} of {len(ids)} detections are left out: their {len(left_out)} "
+            f"images are not among those of {truth.source}"
+        )
+    return ids, notes
+
+
+def _ids_of_paths(
+    paths: list[str], truth: Annotations, where: Callable[[str], str]
+) -> dict[str, int | str]:
+    """The ids of images of `truth` by paths of their files; paths that fit none are left out."""
+    if not paths:
+        return {}
+    by_stem: dict[str, list[tuple[list[str], str, int | str]]] = {}
+    for file, image_id in zip(truth.image_files.tolist(), truth.image_ids.tolist(), strict=True):
+        folders, stem, suffix = _split_path(file)
+        by_stem.setdefault(stem, []).append((folders, suffix, image_id))
+    id_of_path, path_of_id = {}, {}
+    for path in paths:
+        folders, stem, suffix = _split_path(path)
+        shared = {
+            image_id: (_num_shared(folders, others), len(others))
+            for others, other, image_id in by_stem.get(stem, [])
+            if suffix == other or not other
+        }
+        whole = {image_id: num for image_id, (num, length) in shared.items() if num == length}
+        ends = whole or {image_id: num for image_id, (num, _) in shared.items()}
+        fitting = [image_id for image_id, num in ends.items() if num == max(ends.values())]
+        if len(fitting) > 1:
+            raise DetectionFileError(
+                f"{where(path)}: {_short.repr(path)} may be any of the images "
+                f"{', '.join(map(str, fitting[:_LISTED]))} of {truth.source}, whose file names "
+                "repeat; give image ids, or as much of each path as tells them apart"
+            )
+        for image_id in fitting:
+            other = path_of_id.setdefault(image_id, path)
+            if _split_path(other) != _split_path(path):
+                raise DetectionFileError(
+                    f"{where(path)}: {_short.repr(path)} and {_short.repr(other)} would both be "
+                    f"image {image_id} of {truth.source}: file names repeat; give the detections "
+                    "of its own images only"
+                )
+            id_of_path[path] = image_id
+    return id_of_path
+
+
+def _split_path(path: str) -> tuple[list[str], str, str]:
+    """Folders, name without an image's suffix, and that suffix; of paths of any system, in one
+    Unicode form.
+    """
+    parts = re.split(r"[\\/]", unicodedata.normalize("NFC", path))
+    stem, suffix = os.path.splitext(parts[-1])
+    if suffix.lower() not in IMAGE_SUFFIXES:
+        stem, suffix = parts[-1], ""
+    return [part for part in parts[:-1] if part not in ("", ".")], stem, suffix
+
+
+def _num_shared(folders: list[str], others: list[str]) -> int:
+    """How many folders, from the last, two paths share."""
+    num = 0
+    for one, other in zip(reversed(folders), reversed(others), strict=False):
+        if one != other:
+            break
+        num += 1
+    return num

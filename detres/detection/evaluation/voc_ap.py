@@ -15,6 +15,13 @@ from detres.detection.structures import Predictions, label_of
 
 VocMetric = Literal["voc07", "voc12"]
 
+RECALL_POINTS = np.arange(0.0, 1.1, 0.1)
+"""Of the 11-point AP, in the arithmetic of published numbers (py-faster-rcnn, detectron2,
+ChainerCV, GluonCV and mmdetection have the same values): the fourth, seventh and eighth of them are
+0.30000000000000004, 0.6000000000000001 and 0.7000000000000001, which a recall of exactly 3/10, 3/5
+or 7/10 does not reach.
+"""
+
 
 @dataclass(frozen=True)
 class VocResult:
@@ -59,12 +66,13 @@ def evaluate_voc(
     legacy_plus_one: bool = True,
 ) -> VocResult:
     """Return VOC's numbers of `predictions` for the images and classes of `truth`, by the rules of
-    the official devkit.
+    the official devkit, its 11 points in numpy's arithmetic (RECALL_POINTS).
 
     Per class, detections in falling score (ties in the order given): each looks at the one
     ground-truth box of its image it overlaps most. Below `iou_thresh` (the devkit: >=): wrong. A
     difficult (or crowd) box: not counted. A box found before: wrong, there is no second choice.
-    Recall counts boxes that are not difficult.
+    Recall counts boxes that are not difficult. py-faster-rcnn's port differs in one thing: it wants
+    an IoU above `iou_thresh`.
 
     legacy_plus_one: sides are max - min + 1 on the devkit's inclusive 1-based coordinates. Boxes
     read from VOC files are continuous here (xmin - 1 .. xmax), on which a plain x2 - x1 is the
@@ -85,7 +93,7 @@ def evaluate_voc(
     owners = truth.rows_of(predictions)
     gt_owners = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
     shrink = np.array((0, 0, 0, 0) if legacy_plus_one else (0, 0, 1, 1))
-    gt_boxes = truth.boxes.astype(np.float64) - shrink
+    gt_boxes = truth.boxes - shrink
     boxes = predictions.boxes.astype(np.float64) - shrink
     ignored = truth.crowd | truth.difficult
 
@@ -104,7 +112,7 @@ def evaluate_voc(
         curves[name] = (recall, precision)
         per_class[name] = average_precision(recall, precision, metric) if num_positive else None
     measured = [ap for ap in per_class.values() if ap is not None]
-    points = "2007, 11-point" if metric == "voc07" else "2010-2012, area"
+    points = "2007, 11-point (np.arange)" if metric == "voc07" else "2010-2012, area"
     widths = "devkit widths (+1 on inclusive pixels)" if legacy_plus_one else "no +1"
     return VocResult(
         metrics={"mAP": float(np.mean(measured)) if measured else None},
@@ -158,13 +166,11 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, metric: VocMetr
     """Return AP of a curve, recall (D,) and precision (D,) in falling score: "voc07" mean of 11
     points, "voc12" area under the envelope.
 
-    An empty curve gives 0.
+    An empty curve gives 0. The 11 points are RECALL_POINTS.
     """
     if len(recall) == 0:
         return 0.0
     if metric == "voc07":
-        # k / 10, not 0.1 * k: a recall of exactly 0.3 must reach the fourth point.
-        return float(np.mean([precision[recall >= k / 10].max(initial=0.0) for k in range(11)]))
-    recall = np.concatenate(([0.0], recall, [1.0]))
-    envelope = np.maximum.accumulate(np.concatenate(([0.0], precision, [0.0]))[::-1])[::-1]
-    return float(((recall[1:] - recall[:-1]) * envelope[1:]).sum())
+        return float(np.mean([precision[recall >= t].max(initial=0.0) for t in RECALL_POINTS]))
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(recall, prepend=0.0) * envelope).sum())

@@ -31,7 +31,7 @@ def write_set(
         Image.fromarray(image).save(file)
     flat = [one for of_image in objects for one in of_image]
     rows = np.arange(len(flat))
-    boxes = np.array([box for box, _ in flat], np.float32).reshape(-1, 4)
+    boxes = np.array([box for box, _ in flat], np.float64).reshape(-1, 4)
     return Annotations(
         source="a set",
         class_map=CLASSES,

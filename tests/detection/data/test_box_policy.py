@@ -47,7 +47,7 @@ def test_one_box_by_hand(
     boxes, keep, counts = apply_box_policy(np.array([box], np.float64), SIZE, "drop", no_row)
     assert counts == ({reason: 1} if reason else {})
     assert keep.tolist() == [kept is not None]
-    assert boxes.dtype == np.float32
+    assert boxes.dtype == np.float64
     if kept is not None:
         np.testing.assert_array_equal(boxes, [kept])
 
@@ -91,19 +91,41 @@ def test_error_lets_good_boxes_pass_as_drop_does() -> None:
 
 def test_keep_touches_nothing() -> None:
     boxes = np.array([box for box, _, _ in CASES], np.float64)
+    with np.errstate(over="ignore"):
+        boxes = boxes[np.isfinite(boxes.astype(np.float32)).all(axis=1)]
     result, keep, counts = apply_box_policy(
-        boxes, np.repeat(SIZE, len(CASES), axis=0), "keep", no_row
+        boxes, np.repeat(SIZE, len(boxes), axis=0), "keep", no_row
     )
-    np.testing.assert_array_equal(result, boxes.astype(np.float32))
+    np.testing.assert_array_equal(result, boxes)
+    assert result.dtype == np.float64
     assert keep.all()
     assert counts == {}
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e39])
+def test_keep_refuses_what_no_protocol_can_score(number: float) -> None:
+    boxes = np.array([[0, 0, 5, 5], [1, 1, number, 5], [number, 2, 2, 5]], np.float64)
+    with pytest.raises(
+        AnnotationError,
+        match=r"f\.json: row 1: box with a number that is not finite \(2 such\)\. Correct it",
+    ):
+        apply_box_policy(
+            boxes, np.repeat(SIZE, 3, axis=0), "keep", lambda row: f"f.json: row {row}"
+        )
+
+
+def test_boxes_keep_their_decimals() -> None:
+    box = np.array([[0.1, 0.2, 50.123456, 100.3]])
+    for policy, expected in (("keep", box), ("drop", [[0.1, 0.2, 50.123456, 80]])):
+        result, _, _ = apply_box_policy(box, SIZE, policy, no_row)
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("policy", ["drop", "error", "keep"])
 def test_no_boxes(policy: str) -> None:
     boxes, keep, counts = apply_box_policy(np.zeros((0, 4)), np.zeros((0, 2)), policy, no_row)
     assert boxes.shape == (0, 4)
-    assert boxes.dtype == np.float32
+    assert boxes.dtype == np.float64
     assert keep.shape == (0,)
     assert counts == {}
 
@@ -152,9 +174,9 @@ def annotations(
         image_files=np.array([str(k) for k in range(images)], dtype=str),
         image_sizes=np.zeros((images, 2), np.int32),
         offsets=np.array(offsets),
-        boxes=np.zeros((num, 4), np.float32),
+        boxes=np.zeros((num, 4)),
         labels=np.array(labels, np.int64),
-        areas=np.zeros(num, np.float32),
+        areas=np.zeros(num),
         crowd=np.array(crowd, bool),
         difficult=np.array(difficult, bool),
         ids=np.arange(num),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 
 from detres.detection.data.box_policy import AnnotationError
@@ -132,17 +133,37 @@ def test_box_policy_at_load(tmp_path: Path) -> None:
         "box with a number that is not finite": 1,
         "clipped to the image": 1,
     }
-    kept = read_coco(path, None, box_policy="keep")
-    assert kept.num_objects == 6
+    for policy in ("keep", "error"):
+        with pytest.raises(
+            AnnotationError,
+            match=r"instances\.json: annotation 104 \(image 70\), bbox \[1.0, 1.0, nan, 2.0\]: "
+            r".*not finite",
+        ):
+            read_coco(path, None, box_policy=policy)
+    del content["annotations"][4]
+    kept = read_coco(write(tmp_path, content), None, box_policy="keep")
+    assert kept.num_objects == 5
     assert kept.boxes[1].tolist() == [10, 10, 6, 15]
     assert kept.boxes[3].tolist() == [90, 40, 110, 60]
     assert kept.dropped == {}
-    with pytest.raises(
-        AnnotationError,
-        match=r"instances\.json: annotation 104 \(image 70\), bbox \[1.0, 1.0, nan, 2.0\]: .*not "
-        r"finite",
-    ):
-        read_coco(path, None, box_policy="error")
+
+
+def test_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
+    boxes = [[0.1, 0.2, 17.300000000000004, 1 / 3], [33.3, 4, 0.7, 20.123456], [90, 4, 20.3, 5]]
+    content = copy.deepcopy(CONTENT)
+    content["annotations"] = [
+        {"id": n, "image_id": 70, "category_id": 3, "bbox": box, "area": 1023.99999}
+        for n, box in enumerate(boxes, start=1)
+    ]
+    del content["annotations"][1]["area"]
+    path = write(tmp_path, content)
+    kept = read_coco(path, None, box_policy="keep")
+    assert kept.xywh().tolist() == boxes
+    assert kept.areas.tolist() == [1023.99999, 0.7 * 20.123456, 1023.99999]
+    assert (kept.boxes.dtype, kept.areas.dtype) == (np.float64, np.float64)
+    clipped = read_coco(path, None, box_policy="drop")
+    assert clipped.xywh().tolist() == [*boxes[:2], [90, 4, 10, 5]]
+    assert kept.target(0).boxes.dtype == torch.float32
 
 
 def test_repeated_and_missing_annotation_ids_are_numbered_anew(tmp_path: Path) -> None:

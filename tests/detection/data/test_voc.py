@@ -56,7 +56,7 @@ def test_one_object_by_hand(tmp_path: Path) -> None:
     root = write(tmp_path / "own", {"a": xml(thing("cell", (11, 21, 30, 60)))})
     result = read_voc(root, ["train"])
     np.testing.assert_array_equal(result.boxes, [[10, 20, 30, 60]])  # 20 pixels wide, 40 high
-    assert result.boxes.dtype == np.float32
+    assert result.boxes.dtype == np.float64
     assert result.areas.tolist() == [800]
     assert result.labels.tolist() == [1]
     assert result.class_map.names == ("cell",)

@@ -20,7 +20,7 @@ def truth_of(
 ) -> Annotations:
     """objects: (image id, label, (x1, y1, x2, y2)) and, where set, "crowd" or "difficult"."""
     rows = sorted(objects, key=lambda item: image_ids.index(item[0]))
-    boxes = np.array([row[2] for row in rows], np.float32).reshape(-1, 4)
+    boxes = np.array([row[2] for row in rows], np.float64).reshape(-1, 4)
     counts = [sum(row[0] == image_id for row in rows) for image_id in image_ids]
     return Annotations(
         source="truth",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from detres.class_map import ClassMap
+from detres.detection.annotations import Annotations
 from detres.detection.evaluation.result_files import (
     DetectionFileError,
     read_coco_results,
@@ -102,10 +105,37 @@ def test_no_detections(tmp_path: Path) -> None:
             r"9\]",
         ),
         ([RECORD | {"image_id": "7"}], "record 0: image '7' is not in truth"),
+        ([RECORD | {"image_id": 2**63 - 1}], "record 0: image 9223372036854775807 is not in"),
+        ([RECORD | {"image_id": 2**63}], "record 0 has image_id 9223372036854775808"),
+        ([RECORD | {"image_id": 10**400}], r"record 0 has image_id 10000.*\.\.\."),
+        ([RECORD | {"category_id": 10**400}], r"record 0 has .* category_id 10000.*\.\.\."),
+        ([RECORD | {"category_id": 1e300}], r"record 0 has .* category_id 1e\+300"),
         (
-            [RECORD, RECORD | {"category_id": 2}],
-            "record 1 has category_id 2 .*truth has 5=cat, 17=dog",
+            [RECORD | {"image_id": "x" * 9999}],
+            r"record 0: image 'xxx.*\.\.\.xxx.*' is not in truth",
         ),
+        ([RECORD | {"image_id": ""}], "record 0: image '' is not in truth"),
+        ([RECORD | {"image_id": 7.5}], "record 0 has image_id 7.5"),
+        ([RECORD | {"image_id": float("inf")}], "record 0 has image_id inf"),
+        ([RECORD | {"image_id": True}], "record 0 has image_id True"),
+        ([RECORD | {"category_id": 17.5}], "record 0 has .* category_id 17.5"),
+        ([RECORD | {"category_id": True}], "record 0 has .* category_id True"),
+        ([RECORD | {"bbox": [1, 2, 3, True]}], "record 0 has bbox .1, 2, 3, True."),
+        ([RECORD | {"bbox": [1, 2, 3, 4, 5]}], "record 0 has bbox .1, 2, 3, 4, 5."),
+        ([RECORD | {"bbox": {"x": 1}}], "record 0 has bbox ..x.: 1"),
+        ([RECORD | {"bbox": [10**400, 2, 3, 4]}], "record 0 has bbox .10000"),
+        ([RECORD | {"bbox": [1, 2, 1e10, 4]}], "record 0 has bbox .*none beyond 1e.09"),
+        ([RECORD | {"bbox": [-1e10, 2, 3, 4]}], "record 0 has bbox"),
+        ([RECORD | {"score": 10**400}], "record 0 has .* score 10000"),
+        ([RECORD | {"score": True}], "record 0 has .* score True"),
+        ([RECORD | {"score": "0.5"}], "record 0 has .* score '0.5'"),
+        ("[" * 100_000, "is not JSON that can be read"),
+        ("[" + "1" * 5000 + "]", "is not JSON that can be read"),
+        ('["\x1b[31m"]', "is not JSON that can be read"),
+        ([[RECORD]], "record 0 needs the keys .* found list"),
+        ({f"k{n}": n for n in range(1000)}, "expected a list of detections, found dict$"),
+        ([{f"\x1b{n}": n for n in range(1000)}], r"record 0 needs .*'\\x1b0', .*\.\.\."),
+        ("null", "expected a list of detections, found NoneType"),
     ],
 )
 def test_bad_coco_results_are_named(content: object, message: str, tmp_path: Path) -> None:
@@ -113,6 +143,8 @@ def test_bad_coco_results_are_named(content: object, message: str, tmp_path: Pat
     with pytest.raises(DetectionFileError, match=message) as caught:
         read_coco_results(path, TRUTH)
     assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).isprintable()
 
 
 def test_paths_of_the_image_files_do_for_ids(tmp_path: Path) -> None:
@@ -120,12 +152,156 @@ def test_paths_of_the_image_files_do_for_ids(tmp_path: Path) -> None:
         tmp_path / "found.json",
         [RECORD | {"image_id": f"/elsewhere/{Path(TRUTH.image_files[1]).name}"}, RECORD],
     )
-    found, by_name = read_coco_results(path, TRUTH)
-    assert (found.image_ids.tolist(), by_name) == ([9, 7], 1)
-    twice = dataclasses.replace(TRUTH, image_files=np.array(["a/1.jpg", "b/1.jpg"]))
-    path = write(tmp_path / "twice.json", [RECORD | {"image_id": "b/1.jpg"}])
-    with pytest.raises(DetectionFileError, match=r"image 'b/1\.jpg' is not in"):
-        read_coco_results(path, twice)
+    found, notes = read_coco_results(path, TRUTH)
+    assert found.image_ids.tolist() == [9, 7]
+    assert notes == ["the images of 1 detections are told by the ends of their paths"]
+    assert read_coco_results(write(path, [RECORD]), TRUTH)[1] == []
+
+
+CAMERAS = dataclasses.replace(
+    truth_of([], [1, 2, 3, 4]),
+    image_files=np.array(["cam1/f0.jpg", "cam2/f0.jpg", "f0.jpg", "d/cam1/é.PNG"]),
+)
+STEMS = dataclasses.replace(
+    truth_of([], ["2019.01.02_cam", "x.y", "z"]),
+    image_files=np.array(["2019.01.02_cam", "x.y", "z"]),
+)
+
+
+@pytest.mark.parametrize(
+    ("truth", "path", "image_id"),
+    [
+        (CAMERAS, "cam1/f0.jpg", 1),
+        (CAMERAS, "/data/images/cam2/f0.jpg", 2),
+        (CAMERAS, "./cam2//f0.jpg", 2),
+        (CAMERAS, "C:\\images\\cam2\\f0.jpg", 2),
+        (CAMERAS, "elsewhere/f0.jpg", 3),  # of the whole paths that end it, the longest
+        (CAMERAS, "f0.jpg", 3),
+        (CAMERAS, "cam1/e\u0301.PNG", 4),  # the same name in another Unicode form
+        (CAMERAS, "elsewhere/é.PNG", 4),
+        (STEMS, "JPEGImages/2019.01.02_cam.JPG", "2019.01.02_cam"),
+        (STEMS, "JPEGImages/x.y.jpeg", "x.y"),
+        (STEMS, "z.png", "z"),
+    ],
+)
+def test_an_image_is_told_by_as_much_of_its_path_as_it_takes(
+    truth: Annotations, path: str, image_id: int | str, tmp_path: Path
+) -> None:
+    record = RECORD | {"image_id": path}
+    found, notes = read_coco_results(write(tmp_path / "found.json", [record, record]), truth)
+    assert found.image_ids.tolist() == [image_id] * 2
+    assert notes == ["the images of 2 detections are told by the ends of their paths"]
+
+
+REPEATED = dataclasses.replace(
+    truth_of([], [1, 2, 3]),
+    image_files=np.array(["a/cam1/f0.jpg", "b/cam1/f0.jpg", "a/cam2/f0.jpg"]),
+)
+
+
+@pytest.mark.parametrize(
+    ("truth", "paths", "message"),
+    [
+        (
+            REPEATED,
+            ["cam1/f0.jpg"],
+            "record 0: 'cam1/f0.jpg' may be any of the images 1, 2 of truth",
+        ),
+        (REPEATED, ["c/f0.jpg"], "record 0: 'c/f0.jpg' may be any of the images 1, 2, 3 of truth"),
+        (REPEATED, ["cam2/f0.jpg", "f0.jpg"], "record 1: 'f0.jpg' may be any"),
+        (REPEATED, ["cam2/f1.jpg"], "record 0: image 'cam2/f1.jpg' is not in truth"),
+        (REPEATED, ["cam2/f0.png"], "record 0: image 'cam2/f0.png' is not in truth"),
+        (REPEATED, ["cam2/f0"], "record 0: image 'cam2/f0' is not in truth"),
+        (
+            REPEATED,
+            ["cam2/f0.jpg", "cam2/f0.jpg", "x/cam2/f0.jpg"],
+            "record 2: 'x/cam2/f0.jpg' and 'cam2/f0.jpg' would both be image 3 of truth",
+        ),
+        (STEMS, ["a/z.jpg", "b/z.jpg"], "record 1: 'b/z.jpg' and 'a/z.jpg' would both be image z"),
+        (STEMS, ["z.jpg", "z.png"], "record 1: 'z.png' and 'z.jpg' would both be image z"),
+        (STEMS, ["x.jpg"], "record 0: image 'x.jpg' is not in truth"),
+    ],
+)
+def test_paths_that_do_not_tell_an_image_are_refused(
+    truth: Annotations, paths: list[str], message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "found.json", [RECORD | {"image_id": path} for path in paths])
+    with pytest.raises(DetectionFileError, match=re.escape(message)):
+        read_coco_results(path, truth)
+
+
+def test_other_images_of_the_data_are_left_out(tmp_path: Path) -> None:
+    records = [RECORD | {"image_id": i} for i in ("z", "w", "a/v.jpg", "z", "v")]
+    path = write(tmp_path / "found.json", records)
+    found, notes = read_coco_results(path, STEMS, others={"v", "w"})
+    assert found.image_ids.tolist() == ["z", "z"]
+    assert notes == ["3 of 5 detections are left out: their 3 images are not among those of truth"]
+    with pytest.raises(DetectionFileError, match=r"record 2: image 'a/v.jpg' is not in truth"):
+        read_coco_results(path, STEMS, others={"w"})
+    write(tmp_path / "comp4_det_val_cat.txt", "z 0.5 1 1 10 20\nv 0.4 1 1 10 20\n")
+    found, notes, _ = read_voc_results(tmp_path, STEMS, others={"v"})
+    assert (found.image_ids.tolist(), found.scores.tolist()) == (["z"], [0.5])
+    assert notes[0] == (
+        "comp4_det_val_cat.txt: 1 of 2 detections are left out: their 1 images are not among those "
+        "of truth"
+    )
+
+
+def test_ids_written_as_decimals_are_whole_numbers(tmp_path: Path) -> None:
+    record = RECORD | {"image_id": 9.0, "category_id": 17.0}
+    found, notes = read_coco_results(write(tmp_path / "d.json", [RECORD, record]), TRUTH)
+    assert (found.image_ids.tolist(), found.labels.tolist()) == ([7, 9], [2, 2])
+    assert found.image_ids.dtype == np.int64
+    assert notes == ["ids written as decimals, such as 9.0, are taken as whole numbers"]
+
+
+def test_categories_that_the_truth_lacks_are_left_out_as_by_pycocotools(tmp_path: Path) -> None:
+    records = [RECORD | {"category_id": i} for i in (2, 17, 3, 2, 4, 5, 6, 7, 8)]
+    found, notes = read_coco_results(write(tmp_path / "d.json", records), TRUTH)
+    assert found.labels.tolist() == [2, 1]
+    assert notes == [
+        "7 of 9 detections are of a category_id that truth lacks (2, 3, 4, 6, 7, ...): left out, "
+        "as pycocotools does; it has 5=cat, 17=dog"
+    ]
+    with pytest.raises(DetectionFileError, match="record 0: image 8 is not in truth"):
+        read_coco_results(write(tmp_path / "d.json", [records[0] | {"image_id": 8}]), TRUTH)
+
+
+@pytest.mark.parametrize(
+    ("scores", "note"),
+    [
+        ([0, 1], []),
+        ([-0.5, 0.5], ["scores are from -0.5 to 0.5, not within 0..1: only their order counts"]),
+        ([0.5, 1.01], ["scores are from 0.5 to 1.01, not within 0..1: only their order counts"]),
+        ([0.5, 97], ["scores are from 0.5 to 97, not within 0..1: only their order counts"]),
+    ],
+)
+def test_scores_that_are_no_probabilities_are_said(
+    scores: list[float], note: list[str], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "d.json", [RECORD | {"score": score} for score in scores])
+    found, notes = read_coco_results(path, TRUTH)
+    assert (found.scores.tolist(), notes) == (scores, note)
+    lines = [f"7 {score} 1 1 10 20\n" for score in scores]
+    for name in ("cat", "dog"):
+        write(tmp_path / f"comp4_det_val_{name}.txt", "".join(lines))
+    assert read_voc_results(tmp_path, TRUTH)[1] == note
+
+
+def test_widths_stay_as_they_are_written(tmp_path: Path) -> None:
+    sides = (0.1, 1 / 3, 17.300000000000004, 1e-9, 0)
+    records = [RECORD | {"bbox": [333.3, 2, side, 4]} for side in sides]
+    found, _ = read_coco_results(write(tmp_path / "d.json", records), TRUTH)
+    assert to_coco_results(found) == records
+    assert (found.boxes[:, 2] - found.boxes[:, 0] != found.xywh()[:, 2]).sum() >= 3
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "comp4_det_val_cat.txt")  # opening it would wait for ever
+    with pytest.raises(DetectionFileError, match=r"cat.txt is not a regular file"):
+        read_voc_results(tmp_path, TRUTH)
+    with pytest.raises(DetectionFileError, match=r"cat.txt is not a regular file"):
+        read_coco_results(tmp_path / "comp4_det_val_cat.txt", TRUTH)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -137,12 +313,13 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 def test_voc_lines_by_hand(tmp_path: Path) -> None:
     write(tmp_path / "comp4_det_val_cat.txt", "000007 0.5 1 1 10 20\n\na b 0.25 3.5 4 5 6.25\n")
-    found, absent, split = read_voc_results(tmp_path, NAMED)
+    found, notes, split = read_voc_results(tmp_path, NAMED)
     same(
         found,
         predictions_of([("000007", 1, 0.5, (0, 0, 10, 20)), ("a b", 1, 0.25, (2.5, 3, 5, 6.25))]),
     )
-    assert (absent, split) == (["dog"], "val")
+    assert notes == ["no results file for dog: taken as no detections"]
+    assert split == "val"
 
 
 def test_voc_results_by_hand() -> None:
@@ -158,14 +335,22 @@ def test_voc_results_by_hand() -> None:
     }
 
 
+def test_equal_scores_keep_their_order_in_voc_files() -> None:
+    rows = [(f"i{n}", 1, 0.5 - (n % 2) / 4, (0, 0, n, n)) for n in range(60)]
+    lines = to_voc_results(predictions_of(rows), split="val")["comp4_det_val_cat.txt"].splitlines()
+    assert [line.split()[0] for line in lines] == [
+        f"i{n}" for n in [*range(0, 60, 2), *range(1, 60, 2)]
+    ]
+
+
 def test_voc_results_come_back(tmp_path: Path) -> None:
     truth, predictions = random_scene(
         0
     )  # integers and scores of one decimal survive the rounding; integer image ids too
     for name, text in to_voc_results(predictions, split="val").items():
         write(tmp_path / name, text)
-    found, absent, split = read_voc_results(tmp_path, truth)
-    assert (absent, split) == ([], "val")
+    found, notes, split = read_voc_results(tmp_path, truth)
+    assert (notes, split) == ([], "val")
 
     def rows(p: Predictions) -> list[tuple]:
         return sorted(
@@ -190,9 +375,9 @@ def test_longest_class_name_wins(tmp_path: Path) -> None:
     truth = truth_of([("a", 1, (0, 0, 9, 9))], ["a"], ClassMap(("table", "dining_table"), (1, 2)))
     write(tmp_path / "comp4_det_test_dining_table.txt", "a 0.5 1 1 9 9\n")
     write(tmp_path / "comp4_det_test_table.txt", "")
-    found, absent, split = read_voc_results(tmp_path, truth)
+    found, notes, split = read_voc_results(tmp_path, truth)
     assert found.labels.tolist() == [2]
-    assert (absent, split) == ([], "test")
+    assert (notes, split) == ([], "test")
 
 
 @pytest.mark.parametrize(
@@ -207,12 +392,43 @@ def test_longest_class_name_wins(tmp_path: Path) -> None:
             r"cat.txt:2: image '000008' is not in truth \(1 of 2 detections\)",
         ),
         ("7 0.5 1 1 10 20", "cat.txt:2: image '7' is not in truth .* like .'000007'"),
+        ("000007 0.5 1 1 10 -1", "cat.txt:2: expected"),
+        ("000007 0.5 1 1 2e9 20", "cat.txt:2: expected"),
+        ("000007 0.5 -2e9 1 10 20", "cat.txt:2: expected"),
+        ("000007 1e999 1 1 10 20", "cat.txt:2: expected"),
+        (
+            "\x1b[31m" + "9" * 9999 + " 0.5 1 1 10",
+            r"cat.txt:2: expected .*got '\\x1b\[31m999.*\.\.\.",
+        ),
     ],
 )
 def test_bad_voc_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
     write(tmp_path / "comp4_det_val_cat.txt", f"000007 0.5 1 1 10 20\n{line}\n")
-    with pytest.raises(DetectionFileError, match=message):
+    with pytest.raises(DetectionFileError, match=message) as caught:
         read_voc_results(tmp_path, NAMED)
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).isprintable()
+
+
+def test_image_numbers_of_a_coco_file_do_in_voc_lines(tmp_path: Path) -> None:
+    write(tmp_path / "comp4_det_val_cat.txt", "000007 0.5 1 1 10 20\n9.jpg 0.5 1 1 10 20\n")
+    found, notes, _ = read_voc_results(tmp_path, TRUTH)
+    assert found.image_ids.tolist() == [7, 9]
+    assert notes[0] == (
+        "comp4_det_val_cat.txt: the images of 1 detections are told by the ends of their paths"
+    )
+    write(tmp_path / "comp4_det_val_cat.txt", f"{'9' * 5000} 0.5 1 1 10 20\n")
+    with pytest.raises(DetectionFileError, match=r"cat.txt:1: image '999.*' is not in truth"):
+        read_voc_results(tmp_path, TRUTH)
+
+
+def test_a_box_a_rounding_narrower_than_a_pixel_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "comp4_det_val_cat.txt", "7 0.5 10 1 9 20\n")  # 10 to 10 in continuous px
+    found, _, _ = read_voc_results(tmp_path, TRUTH)
+    assert found.boxes.tolist() == [[9, 0, 9, 20]]
+    write(tmp_path / "comp4_det_val_cat.txt", "7 0.5 10 1 8.5 20\n")
+    with pytest.raises(DetectionFileError, match=r"cat.txt:1: expected"):
+        read_voc_results(tmp_path, TRUTH)
 
 
 def test_ambiguous_voc_folders_are_refused(tmp_path: Path) -> None:
@@ -220,9 +436,17 @@ def test_ambiguous_voc_folders_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "comp4_det_val_dog.txt", "")
     with pytest.raises(DetectionFileError, match="comp3_det_val, comp4_det_val: choose one"):
         read_voc_results(tmp_path, NAMED)
-    write(tmp_path / "comp3_det_val_owl.txt", "")
+
+
+def test_files_of_classes_that_the_truth_lacks_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "comp4_det_val_owl.txt", "no line that would be read")
     with pytest.raises(DetectionFileError, match=r"owl.txt: its class is none of truth: cat, dog"):
         read_voc_results(tmp_path, NAMED)
+    write(tmp_path / "comp4_det_val_cat.txt", "000007 0.5 1 1 10 20\n")
+    write(tmp_path / "comp4_det_val_dog.txt", "")
+    found, notes, split = read_voc_results(tmp_path, NAMED)
+    assert (len(found), split) == (1, "val")
+    assert notes == ["left out, of classes that truth lacks: comp4_det_val_owl.txt"]
 
 
 def test_many_records_take_seconds(tmp_path: Path) -> None:

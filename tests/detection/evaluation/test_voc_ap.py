@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from defusedxml.ElementTree import parse
 
 from detres.class_map import ClassMap, ClassMismatchError
 from detres.detection.annotations import Annotations
+from detres.detection.data.voc import read_voc
+from detres.detection.evaluation.result_files import read_voc_results
 from detres.detection.evaluation.voc_ap import average_precision, evaluate_voc
 from detres.detection.structures import Predictions
 from tests.detection.evaluation.scenes import TWO, predictions_of, random_scene, truth_of
@@ -118,8 +124,8 @@ def naive_ap(outcome: list[bool], num_objects: int, metric: str) -> float:
     ]
     if metric == "voc07":
         return (
-            sum(max([p for r, p in points if r * 10 >= k - 1e-9], default=0.0) for k in range(11))
-            / 11
+            # as published evaluations count: 3 of 10, 6 of 10 and 7 of 10 stay below their point
+            sum(max([p for r, p in points if r >= 0.1 * k], default=0.0) for k in range(11)) / 11
         )
     area, reached = 0.0, 0.0
     for recall, _ in points:
@@ -185,6 +191,15 @@ def test_there_is_no_second_choice() -> None:
     assert precision.tolist() == [1.0, 0.5]
 
 
+def test_of_equal_overlaps_the_first_object_is_taken() -> None:
+    found = predictions_of([("a", 1, 0.9, BOX)])
+    for flags, expected in ((("difficult", ""), 0.0), (("", "difficult"), 1.0)):
+        objects = [("a", 1, BOX, flag) for flag in flags]
+        truth = truth_of([("b", 1, FAR), *objects], ["b", "a"])
+        recall, _ = evaluate_voc(truth, found, metric="voc12").curves["cat"]
+        assert recall.tolist() == [0.5] * int(expected)
+
+
 def test_equal_scores_keep_the_order_given() -> None:
     truth = truth_of([("a", 1, BOX)], ["a", "b"])
     right, wrong = ("a", 1, 0.5, BOX), ("b", 1, 0.5, BOX)
@@ -196,11 +211,149 @@ def test_equal_scores_keep_the_order_given() -> None:
     )
 
 
-def test_recall_of_exactly_three_tenths_reaches_the_fourth_point() -> None:
-    recall, precision = np.arange(1, 4) / 10, np.ones(3)
-    assert average_precision(recall, precision, "voc07") == pytest.approx(4 / 11)
-    assert average_precision(recall - 1e-9, precision, "voc07") == pytest.approx(3 / 11)
-    assert average_precision(recall, precision, "voc12") == pytest.approx(0.3)
+@pytest.mark.parametrize("num", range(1, 11))
+def test_eleven_points_are_those_of_published_numbers(num: int) -> None:
+    # Of 10 objects `num` are found; np.arange(0, 1.1, 0.1) has .3, .6 and .7 a bit too high.
+    recall, precision = np.arange(1, num + 1) / 10, np.ones(num)
+    reached = num if num in (3, 6, 7) else num + 1
+    assert average_precision(recall, precision, "voc07") == pytest.approx(reached / 11)
+    assert average_precision(recall - 1e-9, precision, "voc07") == pytest.approx(num / 11)
+    assert average_precision(recall + 1e-9, precision, "voc07") == pytest.approx((num + 1) / 11)
+    assert average_precision(recall, precision, "voc12") == pytest.approx(num / 10)
+
+
+class Published(NamedTuple):
+    """What an evaluation in the manner of py-faster-rcnn's finds for one class."""
+
+    seven: float
+    twelve: float
+    num_on_threshold: int
+
+
+def published_evaluation(
+    objects: dict[str, list[tuple[list[int], bool]]], lines: list[str], *, strict: bool
+) -> Published:
+    """AP of one class in inclusive pixels from 1, with +1 on every side.
+
+    objects: image -> (xmin, ymin, xmax, ymax) and difficult; lines: of a results file. strict: an
+    IoU of .5 is not enough, as in py-faster-rcnn; else it is, as in the devkit.
+    """
+    taken: set[tuple[str, int]] = set()
+    rights, on_threshold = [], 0
+    for line in sorted(lines, key=lambda line: -float(line.split()[1])):
+        image, _, *corners = line.split()
+        x1, y1, x2, y2 = map(float, corners)
+        overlaps = []
+        for (a1, b1, a2, b2), _ in objects.get(image, []):
+            w = max(min(x2, a2) - max(x1, a1) + 1.0, 0.0)
+            h = max(min(y2, b2) - max(y1, b1) + 1.0, 0.0)
+            areas = (x2 - x1 + 1.0) * (y2 - y1 + 1.0) + (a2 - a1 + 1.0) * (b2 - b1 + 1.0)
+            overlaps.append(w * h / (areas - w * h))
+        most = max(overlaps, default=0.0)
+        on_threshold += most == 0.5
+        if not (most > 0.5 or (most == 0.5 and not strict)):
+            rights.append(False)
+            continue
+        best = overlaps.index(most)
+        if not objects[image][best][1]:
+            rights.append((image, best) not in taken)
+            taken.add((image, best))
+    num = sum(not difficult for boxes in objects.values() for _, difficult in boxes)
+    hits = np.cumsum(rights)
+    recall, precision = hits / num, hits / np.arange(1, len(hits) + 1)
+    best_from = np.array([precision[n:].max() for n in range(len(hits))])
+    steps = np.diff(recall, prepend=0.0)
+    points = [
+        max(precision[recall >= t], default=0.0) for t in (0.0, *(k * 0.1 for k in range(1, 11)))
+    ]
+    return Published(sum(points) / 11, float((steps * best_from).sum()), on_threshold)
+
+
+@pytest.mark.parametrize(
+    ("year", "split", "num_files"),
+    [("voc_mini/VOCdevkit/VOC2012", "val", 170), ("bccd/BCCD", "test", 72)],
+)
+def test_real_files_score_as_in_published_evaluations(
+    year: str, split: str, num_files: int, shared_data: Callable[[str], Path], tmp_path: Path
+) -> None:
+    # Detections as py-faster-rcnn writes them: scores of 3 decimals, so ties, and boxes of 1.
+    root = shared_data(year)
+    truth = read_voc(root, [split], box_policy="keep", check_images=False)
+    assert len(truth) == num_files
+    rng = np.random.default_rng(0)
+    objects: dict[str, dict[str, list]] = {name: {} for name in truth.class_map.names}
+    lines: dict[str, list[str]] = {name: [] for name in truth.class_map.names}
+    for stem in truth.image_ids.tolist():
+        for node in parse(root / "Annotations" / f"{stem}.xml").iter("object"):
+            sides = ("xmin", "ymin", "xmax", "ymax")
+            box = [int(node.findtext(f"bndbox/{side}")) for side in sides]
+            name, difficult = node.findtext("name"), node.findtext("difficult") == "1"
+            objects[name].setdefault(stem, []).append((box, difficult))
+            for _ in range(int(rng.integers(0, 4))):
+                spread = rng.choice((0.02, 0.1, 0.3)) * np.subtract(box[2:], box[:2])
+                x1, y1, x2, y2 = (box + rng.normal(size=4) * np.tile(spread, 2)).round(1).tolist()
+                if x2 >= x1 and y2 >= y1:
+                    called = name if rng.random() < 0.8 else rng.choice(truth.class_map.names)
+                    corners = f"{x1} {y1} {x2} {y2}"
+                    lines[called].append(f"{stem} {rng.random():.3f} {corners}\n")
+    for name, of_class in lines.items():
+        (tmp_path / f"comp4_det_{split}_{name}.txt").write_text("".join(of_class))
+    found, _, _ = read_voc_results(tmp_path, truth)
+    ours = {m: evaluate_voc(truth, found, metric=m).per_class for m in ("voc07", "voc12")}
+    measured = [name for name, boxes in objects.items() if boxes]
+    for name in measured:
+        for strict in (False, True):
+            theirs = published_evaluation(objects[name], lines[name], strict=strict)
+            assert theirs.num_on_threshold == 0
+            assert ours["voc07"][name] == pytest.approx(theirs.seven, abs=1e-9)
+            assert ours["voc12"][name] == pytest.approx(theirs.twelve, abs=1e-9)
+    assert {name for name, ap in ours["voc07"].items() if ap is not None} == set(measured)
+    assert all(0 < ours["voc07"][name] < 1 for name in measured)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_integer_boxes_score_as_in_published_evaluations_at_the_threshold_too(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    boxes = rng.integers(1, 7, (165, 4))
+    boxes[:, 2:] += boxes[:, :2] - 1
+    objects: dict[str, list] = {}
+    for n, box in enumerate(boxes[:15].tolist()):
+        objects.setdefault(f"i{n % 5}", []).append((box, n % 7 == 0))
+    lines = [
+        f"i{rng.integers(6)} {rng.integers(1, 9) / 10} {' '.join(map(str, box))}"
+        for box in boxes[15:].tolist()
+    ]
+    shift = np.array((1, 1, 0, 0))
+    truth = truth_of(
+        [
+            (image, 1, tuple(box - shift), "difficult" if difficult else "")
+            for image, of_image in objects.items()
+            for box, difficult in of_image
+        ],
+        [f"i{n}" for n in range(6)],
+        ONE,
+    )
+    found = predictions_of(
+        [
+            (image, 1, float(score), tuple(np.array(box, float) - shift))
+            for image, score, *box in map(str.split, lines)
+        ],
+        ONE,
+    )
+    theirs = published_evaluation(objects, lines, strict=False)
+    above = published_evaluation(objects, lines, strict=True)
+    assert theirs.num_on_threshold > 0
+    for metric, expected, port in (
+        ("voc07", theirs.seven, above.seven),
+        ("voc12", theirs.twelve, above.twelve),
+    ):
+        assert evaluate_voc(truth, found, metric=metric).per_class["object"] == pytest.approx(
+            expected, abs=1e-12
+        )
+        over = np.nextafter(0.5, 1)  # an IoU above .5, which py-faster-rcnn asks for
+        assert evaluate_voc(truth, found, metric=metric, iou_thresh=over).per_class[
+            "object"
+        ] == pytest.approx(port, abs=1e-12)
 
 
 def test_area_is_under_the_envelope() -> None:
@@ -238,8 +391,11 @@ def test_what_cannot_be_scored_is_refused() -> None:
         evaluate_voc(truth, predictions_of([], ONE), metric="voc07")
     with pytest.raises(ValueError, match="unknown VOC metric 'voc10'"):
         evaluate_voc(truth, predictions_of([]), metric="voc10")
-    with pytest.raises(ValueError, match="IoU threshold 50 is outside"):
-        evaluate_voc(truth, predictions_of([]), metric="voc07", iou_thresh=50)
+    for thresh in (50, 1.001, 0, -0.5, np.nan):
+        with pytest.raises(ValueError, match=f"IoU threshold {thresh} is outside"):
+            evaluate_voc(truth, predictions_of([]), metric="voc07", iou_thresh=thresh)
+    exact = predictions_of([("a", 1, 0.5, BOX)])
+    assert evaluate_voc(truth, exact, metric="voc07", iou_thresh=1).metrics["mAP"] == 1
 
 
 def test_numbers_carry_their_protocol() -> None:
@@ -247,8 +403,24 @@ def test_numbers_carry_their_protocol() -> None:
     result = evaluate_voc(
         truth, predictions_of([("a", 1, 0.5, BOX)]), metric="voc07", iou_thresh=0.4
     )
-    assert "2007, 11-point" in result.protocol
-    assert "IoU >= 0.4" in result.protocol
+    assert result.protocol == (
+        "PASCAL VOC 2007, 11-point (np.arange) AP, IoU >= 0.4, difficult ignored, devkit widths "
+        "(+1 on inclusive pixels)"
+    )
+    area = evaluate_voc(truth, predictions_of([]), metric="voc12", legacy_plus_one=False)
+    assert area.protocol == "PASCAL VOC 2010-2012, area AP, IoU >= 0.5, difficult ignored, no +1"
+    long = evaluate_voc(
+        truth_of([("a", 1, BOX)], ["a"], ClassMap(("aeroplane", "b"), (1, 2))),
+        predictions_of([], ClassMap(("aeroplane", "b"), (1, 2))),
+        metric="voc12",
+    )
+    assert long.table().splitlines()[1:] == [
+        " aeroplane  0.0000",
+        " b          n/a (no ground truth)",
+        " mAP        0.0000",
+    ]
+    table = result.table().splitlines()
+    assert table[1:] == [" cat  1.0000", " dog  n/a (no ground truth)", " mAP  1.0000"]
     assert result.table().startswith(result.protocol)
     assert result.to_dict() == {
         "mAP": 1.0,
@@ -265,7 +437,7 @@ def test_half_a_million_detections_take_seconds() -> None:
     def some_boxes(num: int) -> np.ndarray:
         corner = rng.uniform(0, 300, (num, 2))
         return np.concatenate((corner, corner + rng.uniform(10, 200, (num, 2))), axis=1).astype(
-            np.float32
+            np.float64
         )
 
     images = np.arange(num_images)
@@ -278,7 +450,7 @@ def test_half_a_million_detections_take_seconds() -> None:
         offsets=np.arange(num_images + 1, dtype=np.int64) * 3,
         boxes=some_boxes(num_objects),
         labels=rng.integers(1, 21, num_objects),
-        areas=np.ones(num_objects, np.float32),
+        areas=np.ones(num_objects),
         crowd=np.zeros(num_objects, bool),
         difficult=rng.random(num_objects) < 0.1,
         ids=np.arange(num_objects),
