@@ -20,6 +20,7 @@ from detres.engine.stop import Interrupted
 from detres.runs.folder import NoRunError, RunFolderError, newest_run
 from detres.runs.run import MAY_CHANGE, ResumeLine, SavedRun
 from detres.runs.settings import DataRootError, ShapesRootError, with_data_root
+from detres.user_files import expanded
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
 
@@ -63,7 +64,7 @@ command has.
 def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
     """Add --cfg, --set, --data and --device."""
     parser.add_argument(
-        "--cfg", metavar="FILE", help=f"YAML configuration (default: {default.name})"
+        "--cfg", type=expanded, metavar="FILE", help=f"YAML configuration (default: {default.name})"
     )
     parser.add_argument(
         "--set",
@@ -74,6 +75,7 @@ def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_
     )
     parser.add_argument(
         "--data",
+        type=expanded,
         metavar="DIR",
         help="data folder (default: data.root of the configuration, then $DETRES_DATA)",
     )
@@ -86,11 +88,13 @@ def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
     add_seed_flag(parser)
     parser.add_argument(
         "--out",
+        type=expanded,
         metavar="DIR",
         help="run folder (default: runs/NAME, else the next free runs/NAME-2, ...)",
     )
     parser.add_argument(
         "--resume",
+        type=expanded,
         metavar="DIR",
         nargs="?",
         const="",

@@ -24,6 +24,7 @@ from detres.files import replacing, write_text
 from detres.images.source import ImageArrays
 from detres.runs.folder import RECORDS
 from detres.runs.settings import with_data_root
+from detres.user_files import expanded
 
 RESPONSE_IMAGES = 1000
 
@@ -44,12 +45,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--out",
+        type=expanded,
         metavar="DIR",
         required=True,
         help="where KIND.png and KIND.csv go; what has these names there is replaced",
     )
     parser.add_argument(
-        "--data", metavar="DIR", help="responses: data folder (default: the run's own)"
+        "--data",
+        type=expanded,
+        metavar="DIR",
+        help="responses: data folder (default: the run's own)",
     )
     parser.add_argument(
         "--max-error",

@@ -26,6 +26,7 @@ from detres.images.draw import draw_boxes
 from detres.images.source import find_images
 from detres.predictors import load
 from detres.runs.folder import PREDICTIONS
+from detres.user_files import expanded
 
 DRAWN_SCORE = 0.5
 Images = Iterator[tuple[Path, np.ndarray]]
@@ -37,15 +38,17 @@ def main(argv: list[str] | None = None) -> int:
         description="detect in images and draw what was found, or classify them, by what the "
         "weights are of"
     )
-    parser.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+")
+    parser.add_argument("images", metavar="IMAGE_OR_FOLDER", type=expanded, nargs="+")
     parser.add_argument(
         "--weights",
+        type=expanded,
         metavar="FILE",
         required=True,
         help="best.safetensors (detector) or weights.safetensors (classifier) of a run",
     )
     parser.add_argument(
         "--out",
+        type=expanded,
         metavar="DIR",
         default="predictions",
         help="where pictures and predictions.json go (default: %(default)s)",

@@ -20,6 +20,7 @@ from detres.detection.config import DetectionConfig
 from detres.detection.training import DetectionTraining
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
+from detres.user_files import expanded
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     add_training_flags(parser, DETECTION_CONFIG)
     parser.add_argument(
         "--init-from",
+        type=expanded,
         metavar="FILE",
         help="start from a trained detector's weights (best.safetensors)",
     )

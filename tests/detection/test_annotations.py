@@ -77,7 +77,9 @@ def test_data_sets_are_put_together():
 
 
 def test_an_image_in_two_data_sets_or_other_classes_are_refused():
-    with pytest.raises(ValueError, match="image 10 is in more than one of here, here"):
+    with pytest.raises(
+        ValueError, match=r"image file 10\.jpg is in more than one of here, here \(2 such\)"
+    ):
         Annotations.concatenate([annotations(), annotations(first_object=100)])
     with pytest.raises(ClassMismatchError):
         Annotations.concatenate(

@@ -220,7 +220,9 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
             changed("images", 1, file_name="b.jpg"),
             r"image with file_name b\.jpg is listed twice, with id 70 and 9",
         ),
-        (changed("images", 2, id="12"), r"images\[2\] has id '12', expected an integer"),
+        (changed("images", 2, id="12a"), r"images\[2\] has id '12a', expected an integer"),
+        (changed("images", 2, id="12.5"), r"images\[2\] has id '12\.5', expected an integer"),
+        (changed("images", 2, id=1e300), r"images\[2\] has id 1e\+300, expected an integer"),
         (changed("images", 2, id=True), r"images\[2\] has id True, expected an integer"),
         (
             changed("images", 2, id=2**64),
@@ -228,7 +230,12 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
         ),
         (changed("images", 2, file_name=None), r"images\[2\] has no 'file_name'"),
         (changed("images", 2, file_name=7), r"images\[2\] has file_name 7, expected text"),
-        (changed("images", 0, height="50"), r"images\[0\] has height '50'"),
+        (changed("images", 0, height="tall"), r"images\[0\] has height 'tall'"),
+        (
+            changed("images", 0, height=-50),
+            r"images\[0\] has height -50, expected px up to 1000000",
+        ),
+        (changed("images", 0, width=10**12), r"images\[0\] has width 1000000000000, expected px"),
         (
             changed("annotations", 2, image_id=71),
             r"annotation 8 has image_id 71, which the file does not list \(1 such",
@@ -247,8 +254,8 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
             r"annotation 8 has bbox \[1, 2, 3\], expected \[x, y, width, height\]",
         ),
         (
-            changed("annotations", 2, bbox=["1", "2", "3", "4"]),
-            r"annotation 8 has bbox \['1', '2', '3', '4'\]",
+            changed("annotations", 2, bbox=["1", "2", "3", "four"]),
+            r"annotation 8 has bbox \['1', '2', '3', 'four'\]",
         ),
         (changed("annotations", 2, bbox=None), "annotation 8 has bbox None"),
     ],
