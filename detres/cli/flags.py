@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from detres.config import Section, load_config
+from detres.console import accept_any_text, write_line
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.probes import faster_precision
 from detres.engine.stop import Interrupted
@@ -234,6 +235,7 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
     after a non-finite loss or the end of a worker, 130 after Ctrl-C.
     """
     end = Ending()
+    accept_any_text()
     try:
         yield end
     except Interrupted:  # what to do next was printed where the run folder is known
@@ -242,16 +244,17 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
         sys.stderr.write("\nstopped\n")
         end.status = 130
     except NonFiniteLossError as error:
-        sys.stderr.write(f"error: {_message(error, parser)}\n")
+        write_line(f"error: {_message(error, parser)}", sys.stderr)
         end.status = 1
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {_message(error, parser)}\n")
+        write_line(f"error: {_message(error, parser)}", sys.stderr)
         end.status = 2
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        sys.stderr.write(
-            f"error: {error}. Too little memory is the usual cause: try a smaller data.workers\n"
+        write_line(
+            f"error: {error}. Too little memory is the usual cause: try a smaller data.workers",
+            sys.stderr,
         )
         end.status = 1
 
@@ -271,10 +274,9 @@ def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
 
 def say(line: str) -> None:
     """Print a line at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    write_line(line)
 
 
 def notice(line: str) -> None:
     """Print a line for the user to know, on stderr."""
-    sys.stderr.write(f"note: {line}\n")
+    write_line(f"note: {line}", sys.stderr)

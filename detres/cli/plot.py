@@ -8,7 +8,6 @@ import argparse
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -185,4 +184,4 @@ def write(
     figure.tight_layout()
     with replacing(folder / f"{name}.png") as temporary:
         FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=120)
-    sys.stdout.write(f"{folder / f'{name}.png'}, {folder / f'{name}.csv'}\n")
+    say(f"{folder / f'{name}.png'}, {folder / f'{name}.csv'}")

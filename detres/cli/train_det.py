@@ -5,7 +5,6 @@ the embedded shapes.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from detres.cli.flags import (
     DETECTION_CONFIG,
@@ -15,6 +14,7 @@ from detres.cli.flags import (
     require_resumable,
     resume_line_of,
     saved_run,
+    say,
 )
 from detres.detection.config import DetectionConfig
 from detres.detection.training import DetectionTraining
@@ -54,4 +54,4 @@ def train(arguments: argparse.Namespace) -> None:
     with run:
         run.train()
     weights, picture = run.folder / DETECTOR_WEIGHTS, run.folder / PICTURE
-    sys.stdout.write(f"done in {run.duration()}; weights {weights}, picture {picture}\n")
+    say(f"done in {run.duration()}; weights {weights}, picture {picture}")

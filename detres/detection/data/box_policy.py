@@ -22,6 +22,7 @@ CLIP_TOLERANCE = 1.0
 LARGEST_SIDE = 1_000_000
 """Px of an image; beyond it a size is a slip."""
 
+NOT_FINITE = "box with a number that is not finite"
 OTHER_CLASS = "other class"
 RENUMBERED = "renumbered annotation id"
 REPLACED_AREA = "area that is none, replaced by the box's"
@@ -42,23 +43,24 @@ def apply_box_policy(
     "drop" clips boxes to their image (a size of 0 means unknown: not clipped) and leaves out those
     that are not finite, have no area (x2 <= x1 or y2 <= y1, in float32) or lie wholly outside.
     "error" raises AnnotationError at the first of these, with `describe_row(row)` saying which it
-    is. "keep" touches nothing: ground truth for evaluation is taken as it stands. Clipping is
-    counted where it moved a side by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
+    is. "keep" takes ground truth for evaluation as it stands, but for boxes that are not finite,
+    which no detection could match: they are left out and counted. Clipping is counted where it
+    moved a side by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
     """
     with np.errstate(
         over="ignore"
     ):  # a number too large for float32 becomes infinite, and is then counted as such
         boxes = boxes.astype(np.float32)
-    if policy == "keep" or len(boxes) == 0:
-        return boxes, np.ones(len(boxes), bool), {}
     finite = np.isfinite(boxes).all(axis=1)
+    if policy == "keep" or len(boxes) == 0:
+        return boxes, finite, {} if finite.all() else {NOT_FINITE: int((~finite).sum())}
     boxes = np.where(finite[:, None], boxes, np.float32(0))
     no_area = finite & (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
     limit = np.where(sizes > 0, sizes, np.inf).astype(np.float32)[:, [1, 0, 1, 0]]
     clipped = np.clip(boxes, 0, limit)
     outside = finite & ~no_area & (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
     reasons = {
-        "box with a number that is not finite": ~finite,
+        NOT_FINITE: ~finite,
         "box without area": no_area,
         "box outside its image": outside,
     }
