@@ -309,7 +309,9 @@ def _parse(text: str, source: str) -> object:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        raise ConfigError(f"{where}: {error.problem}") from None
+        goes_on = error.problem.startswith("but") and error.context
+        what = f"{error.context}, {error.problem}" if goes_on else error.problem
+        raise ConfigError(f"{where}: {what}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML: {shown(str(error))}") from None
     except RecursionError:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from detres.class_map import ClassMap, ClassMismatchError
@@ -82,3 +84,14 @@ def test_a_long_class_list_is_told_by_what_differs() -> None:
     shifted = ClassMap(names, tuple(range(2, 32)))
     with pytest.raises(ClassMismatchError, match=r"20=c19 and 10 more"):
         full.require_same(shifted, "train", "val")
+
+
+def test_many_classes_are_looked_up_in_linear_time():
+    names = [f"c{n}" for n in range(30_000)]
+    start = time.perf_counter()
+    many = ClassMap.of_names(names)
+    assert [many.index_of_name(name) for name in names] == list(range(30_000))
+    assert time.perf_counter() - start < 2
+    with pytest.raises(KeyError) as caught:
+        many.index_of_name("other")
+    assert len(str(caught.value)) < 300

@@ -115,7 +115,8 @@ def _find_respelled(
     folder: Path, names: Sequence[str], files: list[str], missing: list[int], source: str
 ) -> list[str]:
     """Put into `files`, in place, those `missing` rows that are there in another spelling."""
-    spellings = Spellings(_listing(folder))
+    listing = _listing(folder)
+    spellings = Spellings(listing)
     taken, pairs, lost = set(files), [], []
     for row in missing:
         found = spellings.match(names[row])
@@ -128,7 +129,8 @@ def _find_respelled(
         pairs.append((names[row], found))
     if lost:
         listed = ", ".join(names[row] for row in lost[:_SHOWN])
-        near = spellings.nearest(names[lost[0]])
+        free = Spellings(name for name in listing if os.path.join(folder, name) not in taken)
+        near = free.nearest(names[lost[0]])
         raise FileNotFoundError(
             f"{len(lost)} of {len(names)} images of {source} are not in {folder}: {listed}"
             + (", ..." if len(lost) > _SHOWN else "")

@@ -130,7 +130,7 @@ def test_a_config_file(text: str, message: str, refused: Callable[..., str]) -> 
     [
         (["--cfg", "gone.yaml"], "no config file gone.yaml"),
         (["--cfg", "tiny.yml"], "no config file tiny.yml; did you mean tiny.yaml?"),
-        (["--cfg", "runs"], "no config file runs"),
+        (["--cfg", "runs"], "config file runs is a folder, expected a file"),
         (
             ["--cfg", "tiny.yaml", "--set", "train.lrr=1"],
             "unknown key 'train.lrr'; did you mean 'train.lr'?",
@@ -246,7 +246,7 @@ def test_the_same_file_twice_among_the_splits(coco: Path, refused: Callable[...,
         "data.train=[annotations/train.json, annotations/train.json]",
         "data.train_images=[train, train]",
     ]
-    assert "image 1 is in more than one of" in refused(*ON_COCO, *twice)
+    assert "photographs/train/000001.jpg is in more than one of" in refused(*ON_COCO, *twice)
     assert coco.is_dir()
 
 

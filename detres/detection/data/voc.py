@@ -213,7 +213,10 @@ def _respell(
         places = {"image": ("JPEGImages", "*"), "annotation": ("Annotations", "xml")}
         below, suffix = places[what]
         first = ", ".join(str(folder / below / f"{stem}.{suffix}") for folder, stem in lost[:3])
-        near = spellings[lost[0][0]].nearest(lost[0][1])
+        folder, stem = lost[0]
+        near = Spellings(set(found[folder]) - {own for at, own in images if at == folder}).nearest(
+            stem
+        )
         raise FileNotFoundError(
             f"{source}: {len(lost)} {what} file{'s' if len(lost) > 1 else ''} missing: {first}"
             + (", ..." if len(lost) > 3 else "")

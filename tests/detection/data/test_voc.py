@@ -412,9 +412,7 @@ def test_xml_in_its_declared_encoding_and_in_an_undeclared_one(tmp_path: Path) -
     path.write_bytes(b'<?xml version="1.0" encoding="latin-1"?>' + latin)
     assert read_voc(root, ["train"]).class_map.names == ("café",)
     path.write_bytes(latin)
-    with pytest.raises(
-        AnnotationError, match=r"a\.xml is not well-formed XML.*byte 0xe9 at"
-    ):
+    with pytest.raises(AnnotationError, match=r"a\.xml is not well-formed XML.*byte 0xe9 at"):
         read_voc(root, ["train"])
 
 
