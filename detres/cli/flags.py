@@ -18,6 +18,7 @@ from detres.console import accept_any_text, write_line
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.probes import faster_precision
 from detres.engine.stop import Interrupted
+from detres.images.locate import OutsideFolderError
 from detres.runs.folder import NoRunError, RunFolderError, newest_run
 from detres.runs.run import MAY_CHANGE, ResumeLine, SavedRun
 from detres.runs.settings import DataRootError, ShapesRootError, with_data_root
@@ -49,6 +50,10 @@ HINTS = {
     ShapesRootError: (
         "leave --data out, or name a configuration of your data with --cfg",
         "leave --data out",
+    ),
+    OutsideFolderError: (
+        "--set data.outside=allow reads such files all the same",
+        "data.outside=allow in the configuration reads such files all the same",
     ),
     NonFiniteLossError: (
         "a smaller train.lr or train.clip_grad_norm, both of which --resume --set takes, or a "

@@ -74,7 +74,7 @@ def locate(
     if leading_out and outside == "error":
         raise OutsideFolderError(
             f"{source}: file_name {shown(leading_out[0])} lies outside the image folder {folder} "
-            f"({len(leading_out)} such); outside=allow reads such files all the same"
+            f"({len(leading_out)} such)"
         )
     files = [_path(folder, name) for name in names]
     faults = {row: fault for row, file in enumerate(files) if (fault := fault_of(file))}

@@ -232,6 +232,13 @@ def test_missing_images(coco: Path, refused: Callable[..., str]) -> None:
     assert message.endswith("photographs/train: 000002.jpg, 000003.jpg\n")
 
 
+def test_a_file_name_that_leads_out_of_its_folder(coco: Path, refused: Callable[..., str]) -> None:
+    change_train_json(coco, lambda content: content["images"][1].update(file_name="../../x.jpg"))
+    message = refused(*ON_COCO)
+    assert "file_name '../../x.jpg' lies outside the image folder" in message
+    assert message.endswith("(1 such): --set data.outside=allow reads such files all the same\n")
+
+
 def test_an_image_listed_twice(coco: Path, refused: Callable[..., str]) -> None:
     change_train_json(coco, lambda content: content["images"][1].update(id=1))
     message = refused(*ON_COCO)

@@ -111,7 +111,7 @@ def test_a_file_name_that_leads_out_needs_the_setting(tmp_path):
     path = tmp_path / "annotations.json"
     path.write_text(path.read_text().replace('"1.jpg"', '"../out.jpg"'))
     (tmp_path / "images" / "1.jpg").rename(tmp_path / "out.jpg")
-    with pytest.raises(ValueError, match=r"lies outside the image folder .*outside=allow"):
+    with pytest.raises(ValueError, match=r"lies outside the image folder"):
         read_split(coco_config(tmp_path).data, "train")
     allowed = coco_config(tmp_path, data={"outside": "allow"}).data
     assert read_split(allowed, "train").image_files.tolist() == [str(tmp_path / "out.jpg")]
