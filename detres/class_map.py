@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 
 class ClassMismatchError(ValueError):
@@ -34,10 +36,11 @@ class ClassMap:
                 f"ClassMap: {len(self.names)} names but {len(self.source_ids)} source ids"
             )
         for what, values in (("name", self.names), ("source id", self.source_ids)):
-            repeated = sorted({str(v) for v in values if values.count(v) > 1})
+            repeated = sorted(str(v) for v, count in Counter(values).items() if count > 1)
             if repeated:
                 raise ValueError(
-                    f"ClassMap: {what} {', '.join(repeated)} is given to more than one class"
+                    f"ClassMap: {what} {', '.join(repeated[:LISTED_CLASSES])} is given to more "
+                    "than one class"
                 )
 
     @classmethod
@@ -58,9 +61,15 @@ class ClassMap:
 
     def index_of_name(self, name: str) -> int:
         """Return the index of a class name; raises KeyError naming the known classes."""
-        if name not in self.names:
-            raise KeyError(f"unknown class '{name}', expected one of: {', '.join(self.names)}")
-        return self.names.index(name)
+        if name not in self._indices:
+            more = ", ..." if len(self) > LISTED_CLASSES else ""
+            known = ", ".join(self.names[:LISTED_CLASSES]) + more
+            raise KeyError(f"unknown class '{name}', expected one of: {known}")
+        return self._indices[name]
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
 
     def require_same(self, other: ClassMap, mine: str, theirs: str) -> None:
         """Raise ClassMismatchError printing both lists unless `other` is equal; `mine` and `theirs`
@@ -68,10 +77,9 @@ class ClassMap:
         """
         if self != other:
             raise ClassMismatchError(
-                f"the class lists differ:\n  {mine} ({len(self)}): {self._listing(other)}\n"
-                f"  {theirs} ({len(other)}): {other._listing(self)}\n"
-                "use data with the classes the model was trained on, or train a model for these "
-                "classes"
+                "the class lists differ; use data with the classes the model was trained on, or "
+                f"train a model for these classes:\n  {mine} ({len(self)}): "
+                f"{self._listing(other)}\n  {theirs} ({len(other)}): {other._listing(self)}"
             )
 
     def to_dict(self) -> dict[str, list]:

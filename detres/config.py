@@ -11,19 +11,34 @@ import copy
 import difflib
 import json
 import re
+import types
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+from detres.console import shown
+from detres.user_files import TextError, expanded, read_text, require_file
+
+_LARGEST = 2**63 - 1
+Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Triple = tuple[float, float, float]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+UserPath = Annotated[str, AfterValidator(expanded)]
+"""A path as a user writes it: ~ at its beginning is the home folder."""
+
+_MOST_BYTES = 4 << 20
+_MOST_VALUES = 100_000
+"""Of a YAML file, aliases written out: more than any configuration has, read in a second."""
+
+_DEEPEST = 50
+_MOST_FAULTS = 3
 
 
 class ConfigError(ValueError):
@@ -62,7 +77,7 @@ def load_config(
     the nearest valid one), a wrong type, an impossible pair; FileNotFoundError when there is no
     such file.
     """
-    tree = read_tree(path)
+    tree = _read(path)
     _rename(kind, tree, str(path), notice)
     for override in overrides:
         _apply(kind, tree, override, notice)
@@ -73,13 +88,28 @@ def read_tree(path: str | Path) -> dict:
     """Return a YAML file as it stands, a mapping; raises as `load_config` does, but for unknown
     keys and wrong values.
     """
+    return _settled(_read(path))
+
+
+def _read(path: str | Path) -> dict:
+    """A YAML file as a mapping, its plain scalars open."""
     path = Path(path)
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         known = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, known, n=1)
         hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
         raise FileNotFoundError(f"no config file {path}{hint}")
-    tree = _parse(path.read_text(encoding="utf-8"), str(path))
+    require_file(path, "config file")
+    if path.stat().st_size > _MOST_BYTES:
+        raise ConfigError(
+            f"{path} has {path.stat().st_size} bytes, a configuration at most {_MOST_BYTES}: it is "
+            "another file"
+        )
+    try:
+        text = read_text(path, "config file")
+    except TextError as error:
+        raise ConfigError(str(error)) from None
+    tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(
             f"{path}: expected a mapping of sections (name, data, model, train, eval), got "
@@ -111,12 +141,15 @@ def check(section: type[AnySection], tree: dict, source: str) -> AnySection:
     try:
         # JSON mode takes lists for tuples and is strict about the rest: no "12" for 12, no true
         # for 1.
-        return section.model_validate_json(json.dumps(tree), strict=True)
+        return section.model_validate_json(json.dumps(_settled(tree, section)), strict=True)
     except ValidationError as error:
         by_key = {
             tuple(part for part in e["loc"] if part not in _UNION_TAGS): e for e in error.errors()
         }
         lines = [_explain(section, e, source) for e in by_key.values()]
+        if len(lines) > _MOST_FAULTS:
+            more = len(lines) - (_MOST_FAULTS - 1)
+            lines[_MOST_FAULTS - 1 :] = [f"{source}: and {more} more such errors"]
         raise ConfigError("\n".join(lines)) from None
     except TypeError as error:
         raise ConfigError(f"{source}: {error}") from None
@@ -171,46 +204,164 @@ def _subsections(section: type[Section]) -> dict[str, type[Section]]:
     }
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and reads 1e-4 as a number."""
+class _Resolver(yaml.SafeLoader):
+    """Composes YAML nodes; what a plain scalar is, its form decides: as in YAML 1.2, 0012 is twelve
+    and a date is text, and as in YAML 1.1 yes, no, on and off are booleans. 1e-4 is a number.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
-    loader.flatten_mapping(node)
-    seen: dict = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is not a name", key_node.start_mark
-            )
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key '{key}' is given twice", key_node.start_mark
-            )
-        seen[key] = loader.construct_object(value_node, deep=True)
-    return seen
+_KINDS = {
+    "null": (re.compile(r"~|null|Null|NULL|"), lambda text: None),  # noqa: ARG005
+    "bool": (
+        re.compile(r"yes|no|true|false|on|off", re.IGNORECASE),
+        lambda text: text.lower() in ("yes", "true", "on"),
+    ),
+    "int": (re.compile(r"[-+]?[0-9][0-9_]{0,400}"), lambda text: int(text.replace("_", ""))),
+    "float": (
+        re.compile(r"[-+]?([0-9][0-9_]*)?(\.[0-9_]*)?([eE][-+]?[0-9]+)?"),
+        lambda text: float(text.replace("_", "")),
+    ),
+    "not finite": (
+        re.compile(r"([-+]?)\.(inf|nan)", re.IGNORECASE),
+        lambda text: float(text.replace(".", "")),
+    ),
+}
+"""Kind of plain scalar -> its form, and what makes a value of its text."""
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+@dataclass(frozen=True)
+class _Plain:
+    """A scalar written without quotes: its text, and the value that its form makes of it; which of
+    them is meant, the type of the field decides.
+    """
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    # YAML 1.1 wants a dot in a float, so it takes 1e-4 for a string.
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+    text: str
+    value: object
+
+
+def _plain(text: str) -> str | _Plain:
+    for form, value_of in _KINDS.values():
+        if form.fullmatch(text):
+            try:
+                return _Plain(text, value_of(text))
+            except ValueError:  # a dot or a sign alone
+                return text
+    return text
+
+
+class _Builder:
+    """Makes plain containers of YAML nodes, duplicate keys and other tags than YAML's own refused.
+
+    Counts what it makes: aliases of aliases write a file of 1 kB out to gigabytes.
+    """
+
+    def __init__(self) -> None:
+        self.left = _MOST_VALUES
+
+    def build(self, node: yaml.Node, depth: int = 0) -> object:
+        self.left -= 1
+        if self.left < 0:
+            raise _problem(node, f"more than {_MOST_VALUES} values, aliases written out")
+        if depth > _DEEPEST:
+            raise _problem(node, f"nested more than {_DEEPEST} deep")
+        tag = node.tag.removeprefix("tag:yaml.org,2002:")
+        if isinstance(node, yaml.ScalarNode) and tag == "str":
+            return _plain(node.value) if node.style is None else node.value
+        if isinstance(node, yaml.SequenceNode) and tag == "seq":
+            return [self.build(item, depth + 1) for item in node.value]
+        if isinstance(node, yaml.MappingNode) and tag == "map":
+            return self._mapping(node, depth)
+        raise _problem(node, f"could not determine a constructor for the tag {node.tag!r}")
+
+    def _mapping(self, node: yaml.MappingNode, depth: int) -> dict:
+        own, merged = {}, {}
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+            plain = isinstance(key_node, yaml.ScalarNode) and key_node.style is None
+            if not isinstance(key_node, yaml.ScalarNode) or (
+                plain and isinstance(_plain(key), _Plain)
+            ):
+                raise _problem(key_node, f"key {key} is not a name")
+            value = self.build(value_node, depth + 1)
+            if key == "<<" and plain:
+                for part in reversed(value if isinstance(value, list) else [value]):
+                    if not isinstance(part, dict):
+                        raise _problem(value_node, "<< takes a mapping")
+                    merged |= part
+            elif key in own:
+                raise _problem(key_node, f"key '{key}' is given twice")
+            else:
+                own[key] = value
+        return merged | own
+
+
+def _problem(node: yaml.Node, what: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark)
 
 
 def _parse(text: str, source: str) -> object:
+    """The document as containers of text and _Plain scalars."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=_Resolver)
+        return None if node is None else _Builder().build(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{source}:{mark.line + 1}" if mark else source
-        raise ConfigError(f"{where}: {error.problem}") from None
+        goes_on = error.problem.startswith("but") and error.context
+        what = f"{error.context}, {error.problem}" if goes_on else error.problem
+        raise ConfigError(f"{where}: {what}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not YAML: {error}") from None
+        raise ConfigError(f"{source}: not YAML: {shown(str(error))}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested more than {_DEEPEST} deep") from None
+
+
+def _settled(tree: object, wanted: object = None) -> object:
+    """`tree` with plain scalars as `wanted`, the type of the field or a Section, asks for: their
+    text where it takes text alone, their value elsewhere.
+    """
+    options = _options(wanted)
+    if isinstance(tree, _Plain):
+        kinds = [option for option in options if option is not type(None)]
+        text = bool(kinds) and all(_is_text(kind) for kind in kinds)
+        nothing = tree.value is None and type(None) in options
+        return tree.text if text and not nothing else tree.value
+    if isinstance(tree, list):
+        items = _item_types(options, len(tree))
+        return [_settled(item, kind) for item, kind in zip(tree, items, strict=True)]
+    if isinstance(tree, dict):
+        section = isinstance(wanted, type) and issubclass(wanted, Section)
+        fields = wanted.model_fields if section else {}
+        return {
+            key: _settled(value, fields[key].annotation if key in fields else None)
+            for key, value in tree.items()
+        }
+    return tree
+
+
+def _options(wanted: object) -> list[object]:
+    """The types that a field of type `wanted` takes."""
+    if get_origin(wanted) is Annotated:
+        return _options(get_args(wanted)[0])
+    if get_origin(wanted) in (Union, types.UnionType):
+        return [option for part in get_args(wanted) for option in _options(part)]
+    return [] if wanted is None else [wanted]
+
+
+def _is_text(kind: object) -> bool:
+    """Whether a type takes text alone."""
+    words = get_args(kind) if get_origin(kind) is Literal else ()
+    return kind is str or (bool(words) and all(isinstance(word, str) for word in words))
+
+
+def _item_types(options: list[object], number: int) -> list[object]:
+    """The types of the items of a list of that length, None where they are unknown."""
+    inside = next((get_args(kind) for kind in options if get_origin(kind) is tuple), ())
+    if inside[1:] == (...,):
+        return [inside[0]] * number
+    return [*inside, *[None] * number][:number]
 
 
 def _apply(section: type[Section], tree: dict, override: str, notice: Notice) -> None:
@@ -258,7 +409,7 @@ def _explain(section: type[Section], error: dict, source: str) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("value_error", "missing"):
         return f"{source}: {key}: {message}"
-    return f"{source}: {key}: {message}, got {error['input']!r}"
+    return f"{source}: {key}: {message}, got {shown(error['input'])}"
 
 
 def _all_keys(section: type[Section]) -> list[str]:

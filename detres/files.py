@@ -16,6 +16,7 @@ from backbones.files import (
     replacing,
     write_safetensors,
 )
+from detres.user_files import expanded
 
 __all__ = [
     "CheckpointError",
@@ -105,4 +106,5 @@ def first_line(error: Exception) -> str:
 
 def cache_folder() -> Path:
     """Return the environment variable DETRES_CACHE, else ~/.cache/detres; it need not exist."""
-    return Path(os.environ.get("DETRES_CACHE") or Path.home() / ".cache" / "detres")
+    given = os.environ.get("DETRES_CACHE")
+    return Path(expanded(given)) if given else Path.home() / ".cache" / "detres"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from backbones import Backbone, create_backbone
-from detres.config import Section
+from detres.config import Section, UserPath
 
 
 class NetworkConfig(Section):
@@ -21,7 +21,7 @@ class NetworkConfig(Section):
     stride_placement: Literal["original", "torchvision"] | None = None
     norm: Literal["batch", "frozen", "sync", "group"] | None = None
     zero_init_residual: bool | None = None  # not in the paper
-    weights: str | None = None  # a file, or a published name such as torchvision/resnet101.v1
+    weights: UserPath | None = None  # a file, or a published name such as torchvision/resnet101.v1
 
 
 def build_network(

@@ -17,10 +17,12 @@ SHARED = {  # the rooms both wings stand on
     "detres.class_map",
     "detres.config",
     "detres.engine",
+    "detres.console",
     "detres.files",
     "detres.images",
     "detres.network",
     "detres.runs",
+    "detres.user_files",
 }
 BASE = {"torch", "numpy"}
 D, C = "detres.detection", "detres.classification"
@@ -29,23 +31,28 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "backbones": (set(), {"torch", "safetensors"}),
     "detres.boxes": (set(), {"torch", "torchvision", "numpy"}),
     "detres.class_map": (set(), set()),
-    "detres.config": (set(), {"pydantic", "yaml"}),
-    "detres.files": ({"backbones"}, {"torch", "safetensors"}),  # the one writer of files is there
+    "detres.console": (set(), set()),
+    "detres.user_files": (set(), set()),
+    "detres.values": (set(), set()),
+    "detres.config": ({"detres.console", "detres.user_files"}, {"pydantic", "yaml"}),
+    # the one writer of files is backbones.files
+    "detres.files": ({"backbones", "detres.user_files"}, {"torch", "safetensors"}),
     "detres.network": ({"backbones", "detres.config"}, set()),
     "detres.images": (
-        {"backbones", "detres.class_map", "detres.files"},
+        {"backbones", "detres.class_map", "detres.console", "detres.files", "detres.user_files"},
         BASE | {"cv2", "PIL", "fsspec"},
     ),
-    "detres.engine": ({"detres.files"}, BASE | {"cv2", "tqdm"}),
+    "detres.engine": ({"detres.console", "detres.files"}, BASE | {"cv2", "tqdm"}),
     "detres.runs": (
-        {"detres.engine", "detres.files", "detres.config"},
+        {"detres.engine", "detres.files", "detres.config", "detres.user_files"},
         BASE | {"torchvision", "cv2", "pydantic"},
     ),
     f"{D}.structures": ({"detres.class_map"}, BASE),
     f"{D}.annotations": ({"detres.class_map", f"{D}.structures"}, BASE),
     f"{D}.config": ({"detres.config", "detres.network", "detres.runs"}, {"pydantic"}),
     f"{D}.data": (
-        {"detres.boxes", "detres.class_map", "detres.files", "detres.images"}
+        {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
+        | {"detres.user_files", "detres.values"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.config"},
         BASE | {"cv2", "albumentations", "defusedxml"},
     ),
@@ -54,12 +61,13 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         {"torch", "torchvision"},
     ),
     f"{D}.inference": (
-        {"detres.boxes", "detres.class_map", "detres.files", "detres.images"}
+        {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.models", f"{D}.data.batch"},
         BASE | {"cv2", "tqdm"},
     ),
     f"{D}.evaluation": (
-        {"detres.boxes", "detres.class_map", "detres.files", "detres.images.decode"}
+        {"detres.boxes", "detres.class_map", "detres.console", "detres.files"}
+        | {"detres.images.decode", "detres.user_files", "detres.values"}
         | {f"{D}.structures", f"{D}.annotations"},
         BASE | {"pycocotools"},
     ),

@@ -393,3 +393,138 @@ def test_overrides_of_a_checked_configuration_say_a_new_name(tmp_path):
     assert changed.model.input.short_side == 96
     assert len(notices) == 1
     assert "model.input.short_side" in notices[0]
+
+
+# --- scalars, by the type of their field
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2024-05-01", "0012", "1e-4", "yes", "off", "null", "~x", "1_0", "12:30:00", ".5", "true"],
+)
+def test_text_stays_text_where_the_field_is_text(tmp_path, text):
+    config = load_config(write(tmp_path, SMALL), DetectionConfig, [f"data.train=[{text}, b]"])
+    assert config.data.train == (text, "b")
+    path = write(tmp_path, SMALL.replace("[train]", f"[{text}]", 1))
+    assert load_config(path, DetectionConfig).data.train == (text,)
+    config = load_config(write(tmp_path, SMALL), DetectionConfig, [f"data.root={text}"])
+    assert config.data.root == (None if text == "null" else text)
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "expected"),
+    [
+        ("train.steps=0012", "train", "steps", 12),
+        ("train.steps=1_000", "train", "steps", 1000),
+        ("train.lr=1e-4", "train", "lr", 1e-4),
+        ("train.lr=1", "train", "lr", 1.0),
+        ("train.lr=.5", "train", "lr", 0.5),
+        ("train.clip_grad_norm=~", "train", "clip_grad_norm", None),
+        ("train.clip_grad_norm=", "train", "clip_grad_norm", None),
+        ("data.classes=[no, 1, null, 20-1]", "data", "classes", ("no", "1", "null", "20-1")),
+        ("data.classes=null", "data", "classes", None),
+        ("data.root='~'", "data", "root", str(Path.home())),
+    ],
+)  # fmt: skip
+def test_scalars_are_what_their_field_takes(tmp_path, override, section, key, expected):
+    config = load_config(write(tmp_path, SMALL), DetectionConfig, [override])
+    assert getattr(getattr(config, section), key) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [("yes", True), ("Off", False), ("TRUE", True)])
+def test_words_for_booleans(text, expected):
+    base = CONFIGS / "imagenet_resnet50.yaml"
+    config = load_config(base, ClassificationConfig, [f"data.in_memory={text}"])
+    assert config.data.in_memory is expected
+    auto = load_config(base, ClassificationConfig, ["train.compile=auto"])
+    assert auto.train.compile == "auto"
+
+
+def test_home_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = [
+        "data.root=~/data",
+        "data.train=[~/a]",
+        "data.val=[~/b]",
+        "model.backbone.weights=~/w.pth",
+    ]
+    config = load_config(write(tmp_path, SMALL), DetectionConfig, given)
+    assert (config.data.root, config.data.train) == ("/home/me/data", ("/home/me/a",))
+    assert (config.data.val, config.model.backbone.weights) == (("/home/me/b",), "/home/me/w.pth")
+
+
+def test_a_value_that_is_written_twice_by_alias_counts_for_both(tmp_path):
+    text = SMALL.replace("[train]", "&list [train]").replace("[val]", "*list")
+    config = load_config(write(tmp_path, text), DetectionConfig)
+    assert config.data.val == config.data.train == ("train",)
+
+
+def test_merged_keys_give_way_to_own_ones(tmp_path):
+    text = SMALL.replace("train:\n", "train:\n  <<: [{lr: 0.5, momentum: 0.1}, {lr: 9.0}]\n")
+    train = load_config(write(tmp_path, text), DetectionConfig).train
+    assert (train.steps, train.lr, train.momentum) == (100, 0.5, 0.1)
+    own = load_config(write(tmp_path, text + "  lr: 0.25\n"), DetectionConfig).train
+    assert own.lr == 0.25
+
+
+# --- size and depth
+
+
+def laughs(depth):
+    lists = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, depth)]
+    return "\n".join(["a0: &a0 [x, x]", *lists, "name: x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (laughs(12), "more than 100000 values, aliases written out"),
+        ("a: &a {b: *a}\n", "nested more than 50 deep|found undefined alias"),
+        ("name: " + "[" * 60 + "]" * 60, "nested more than 50 deep"),
+        ("name: " + "[" * 100_000, "nested more than 50 deep"),
+        (SMALL.replace("100", "9" * 5000), "train.steps: Input should be a valid integer"),
+        (SMALL.replace("100", "9" * 400), "train.steps"),
+        ("name: '", r"small\.yaml:"),
+        ("name: a\n---\nname: b\n", "expected a single document"),
+        ("x: {[1]: 2}", "key a list or mapping is not a name"),
+        ("name: \0", "not YAML"),
+        ("<<: 3\n", "<< takes a mapping"),
+    ],
+)  # fmt: skip
+def test_a_file_beyond_all_measure_is_refused_in_few_lines(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(write(tmp_path, text), DetectionConfig)
+    assert str(caught.value).count("\n") <= 2
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_file_of_another_size_is_not_parsed(tmp_path):
+    path = write(tmp_path, "#" * (5 << 20))
+    with pytest.raises(ConfigError, match="a configuration at most 4194304: it is another file"):
+        load_config(path, DetectionConfig)
+
+
+def test_many_faults_are_three_lines(tmp_path):
+    text = SMALL + "".join(f"  key{n}: 1\n" for n in range(20))
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text), DetectionConfig)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "unknown key 'train.key0'" in lines[0]
+    assert lines[2].endswith("and 18 more such errors")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-16-le"])
+def test_a_configuration_in_other_encodings(tmp_path, encoding):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(SMALL.encode(encoding))
+    assert load_config(path, DetectionConfig).train.steps == 100
+    path.write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: byte 0xe9 at offset 9 \(line 1\) is not"):
+        load_config(path, DetectionConfig)
+
+
+def test_a_configuration_that_is_no_file(tmp_path):
+    (tmp_path / "link.yaml").symlink_to("gone.yaml")
+    with pytest.raises(FileNotFoundError, match=r"link\.yaml is a link to gone\.yaml"):
+        load_config(tmp_path / "link.yaml", DetectionConfig)

@@ -10,7 +10,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from detres.config import Count, Fraction, Positive, PositiveFloat, RunName, Section, read_tree
+from detres.config import (
+    Count,
+    Fraction,
+    Positive,
+    PositiveFloat,
+    RunName,
+    Section,
+    UserPath,
+    read_tree,
+)
 from detres.network import NetworkConfig
 from detres.runs.settings import TrainConfig
 
@@ -38,11 +47,11 @@ class ClassificationDataConfig(Section):
     format: Literal["shapes", "folder", "shards", "cifar10"]
     # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder;
     # shards: or a URL
-    root: str | None = None
+    root: UserPath | None = None
     # folder: the sub-folder with a folder a class; shards: a sub-folder of *.tar, or
     # train-{000..146}.tar
-    train: str = "train"
-    val: str = "val"
+    train: UserPath = "train"
+    val: UserPath = "val"
     # folder: only to train on a subset; shards: names of 0, 1, ...
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     # training images that cannot be read: skipped ones are listed in skipped.txt

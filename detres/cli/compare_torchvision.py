@@ -15,6 +15,7 @@ from detres.cli.flags import (
     ending,
 )
 from detres.detection.config import DetectionConfig
+from detres.user_files import expanded
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     add_config_flags(parser)
     add_seed_flag(parser)
     parser.add_argument(
-        "--out", metavar="DIR", help="folder for both runs (default: runs/NAME-comparison)"
+        "--out",
+        type=expanded,
+        metavar="DIR",
+        help="folder for both runs (default: runs/NAME-comparison)",
     )
     arguments = parser.parse_args(argv)
     with ending(parser) as end:

@@ -44,6 +44,7 @@ from detres.files import CheckpointError, replacing, write_text
 from detres.images.source import LabelledImages
 from detres.runs.folder import CLASSIFIER_WEIGHTS, DETECTOR_WEIGHTS, STATE
 from detres.runs.settings import with_data_root
+from detres.user_files import expanded
 
 PROTOCOLS = ("coco", "voc07", "voc12")
 WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections", "--save-probabilities")
@@ -83,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--weights",
+        type=expanded,
         metavar="FILE",
         nargs="+",
         help="a run's best.safetensors (detector) or weights.safetensors (classifier; several "
@@ -92,11 +94,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--detections",
+        type=expanded,
         metavar="FILE_OR_FOLDER",
         help="COCO results JSON, or a folder of VOC comp3/comp4 text files",
     )
     parser.add_argument(
         "--annotations",
+        type=expanded,
         metavar="FILE_OR_FOLDER",
         help="with --detections: COCO JSON, or VOCdevkit/VOCyyyy",
     )
@@ -118,16 +122,21 @@ def make_parser() -> argparse.ArgumentParser:
         help="VOC protocols: IoU from which a detection is right (default: 0.5)",
     )
     parser.add_argument(
-        "--json", metavar="OUT", help="also write the numbers, as fractions, to this file"
+        "--json",
+        type=expanded,
+        metavar="OUT",
+        help="also write the numbers, as fractions, to this file",
     )
     parser.add_argument(
         "--save-detections",
+        type=expanded,
         metavar="OUT",
         help="with --weights: also write the detections as COCO results",
     )
     parser.add_argument(
         "--save-probabilities",
         "--save-scores",
+        type=expanded,
         metavar="OUT",
         help="with a classifier's --weights: also write probabilities and labels, .npz",
     )
@@ -318,8 +327,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     protocol = arguments.protocol or evaluation.protocol
     iou_thresh = own_iou(protocol, arguments.iou)
     data = with_data_root(data, arguments.data)
-    truth = read_split(data, "val")
-    class_map.require_same(truth.class_map, weights, truth.source)
+    truth = read_split(data, "val").matched_to(class_map, weights)
     batches = eval_loader(
         build_val_set(config.model, truth),
         batch_size=evaluation.batch_size,

@@ -14,12 +14,15 @@ from typing import TypeVar
 import torch
 
 from detres.config import Section, load_config
+from detres.console import accept_any_text, write_line
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.probes import faster_precision
 from detres.engine.stop import Interrupted
+from detres.images.locate import OutsideFolderError
 from detres.runs.folder import NoRunError, RunFolderError, newest_run
 from detres.runs.run import MAY_CHANGE, ResumeLine, SavedRun
 from detres.runs.settings import DataRootError, ShapesRootError, with_data_root
+from detres.user_files import expanded
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
 
@@ -48,6 +51,10 @@ HINTS = {
         "leave --data out, or name a configuration of your data with --cfg",
         "leave --data out",
     ),
+    OutsideFolderError: (
+        "--set data.outside=allow reads such files all the same",
+        "data.outside=allow in the configuration reads such files all the same",
+    ),
     NonFiniteLossError: (
         "a smaller train.lr or train.clip_grad_norm, both of which --resume --set takes, or a "
         "longer train.warmup_steps usually cures it",
@@ -63,7 +70,7 @@ command has.
 def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
     """Add --cfg, --set, --data and --device."""
     parser.add_argument(
-        "--cfg", metavar="FILE", help=f"YAML configuration (default: {default.name})"
+        "--cfg", type=expanded, metavar="FILE", help=f"YAML configuration (default: {default.name})"
     )
     parser.add_argument(
         "--set",
@@ -74,6 +81,7 @@ def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_
     )
     parser.add_argument(
         "--data",
+        type=expanded,
         metavar="DIR",
         help="data folder (default: data.root of the configuration, then $DETRES_DATA)",
     )
@@ -86,11 +94,13 @@ def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
     add_seed_flag(parser)
     parser.add_argument(
         "--out",
+        type=expanded,
         metavar="DIR",
         help="run folder (default: runs/NAME, else the next free runs/NAME-2, ...)",
     )
     parser.add_argument(
         "--resume",
+        type=expanded,
         metavar="DIR",
         nargs="?",
         const="",
@@ -230,6 +240,7 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
     after a non-finite loss or the end of a worker, 130 after Ctrl-C.
     """
     end = Ending()
+    accept_any_text()
     try:
         yield end
     except Interrupted:  # what to do next was printed where the run folder is known
@@ -238,16 +249,17 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
         sys.stderr.write("\nstopped\n")
         end.status = 130
     except NonFiniteLossError as error:
-        sys.stderr.write(f"error: {_message(error, parser)}\n")
+        write_line(f"error: {_message(error, parser)}", sys.stderr)
         end.status = 1
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {_message(error, parser)}\n")
+        write_line(f"error: {_message(error, parser)}", sys.stderr)
         end.status = 2
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        sys.stderr.write(
-            f"error: {error}. Too little memory is the usual cause: try a smaller data.workers\n"
+        write_line(
+            f"error: {error}. Too little memory is the usual cause: try a smaller data.workers",
+            sys.stderr,
         )
         end.status = 1
 
@@ -267,10 +279,9 @@ def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
 
 def say(line: str) -> None:
     """Print a line at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    write_line(line)
 
 
 def notice(line: str) -> None:
     """Print a line for the user to know, on stderr."""
-    sys.stderr.write(f"note: {line}\n")
+    write_line(f"note: {line}", sys.stderr)

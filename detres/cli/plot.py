@@ -8,7 +8,6 @@ import argparse
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,6 +23,7 @@ from detres.files import replacing, write_text
 from detres.images.source import ImageArrays
 from detres.runs.folder import RECORDS
 from detres.runs.settings import with_data_root
+from detres.user_files import expanded
 
 RESPONSE_IMAGES = 1000
 
@@ -44,12 +44,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--out",
+        type=expanded,
         metavar="DIR",
         required=True,
         help="where KIND.png and KIND.csv go; what has these names there is replaced",
     )
     parser.add_argument(
-        "--data", metavar="DIR", help="responses: data folder (default: the run's own)"
+        "--data",
+        type=expanded,
+        metavar="DIR",
+        help="responses: data folder (default: the run's own)",
     )
     parser.add_argument(
         "--max-error",
@@ -180,4 +184,4 @@ def write(
     figure.tight_layout()
     with replacing(folder / f"{name}.png") as temporary:
         FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=120)
-    sys.stdout.write(f"{folder / f'{name}.png'}, {folder / f'{name}.csv'}\n")
+    say(f"{folder / f'{name}.png'}, {folder / f'{name}.csv'}")

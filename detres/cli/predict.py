@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,19 +15,24 @@ import torch
 
 from detres.classification.classifier import Classifier
 from detres.classification.weights_file import is_classifier
-from detres.cli.flags import add_device_flag, ending
+from detres.cli.flags import add_device_flag, ending, notice, say
+from detres.console import one_line
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.detector import Detector
-from detres.detection.inference.pictures import captions_of, write_jpeg
+from detres.detection.inference.pictures import PictureError, captions_of, write_jpeg
 from detres.detection.structures import Detections, Predictions
 from detres.files import write_text
 from detres.images.decode import ImageReadError, read_image
 from detres.images.draw import draw_boxes
-from detres.images.source import find_images
+from detres.images.source import find_images, left_out
 from detres.predictors import load
 from detres.runs.folder import PREDICTIONS
+from detres.user_files import expanded
 
 DRAWN_SCORE = 0.5
+LISTED = 5
+"""Of files that are left out, so many are named in a line."""
+
 Images = Iterator[tuple[Path, np.ndarray]]
 
 
@@ -37,15 +42,17 @@ def main(argv: list[str] | None = None) -> int:
         description="detect in images and draw what was found, or classify them, by what the "
         "weights are of"
     )
-    parser.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+")
+    parser.add_argument("images", metavar="IMAGE_OR_FOLDER", type=expanded, nargs="+")
     parser.add_argument(
         "--weights",
+        type=expanded,
         metavar="FILE",
         required=True,
         help="best.safetensors (detector) or weights.safetensors (classifier) of a run",
     )
     parser.add_argument(
         "--out",
+        type=expanded,
         metavar="DIR",
         default="predictions",
         help="where pictures and predictions.json go (default: %(default)s)",
@@ -67,7 +74,14 @@ def predict(arguments: argparse.Namespace) -> None:
 
     Raises ImageReadError at the end when images could not be read; the others are written by then.
     """
-    files = find_images([Path(item) for item in arguments.images])
+    named = [Path(item) for item in arguments.images]
+    if others := left_out(named):
+        listed = ", ".join(one_line(file.name) for file in others[:LISTED])
+        notice(
+            f"{len(others)} image files of other formats are left out: {listed}"
+            f"{', ...' if len(others) > LISTED else ''}; convert them to JPEG or PNG"
+        )
+    files = find_images(named)
     out, unread = Path(arguments.out), []
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder")
@@ -95,17 +109,23 @@ def draw_detections(
     detector: Detector, lowest: float, out: Path, pictures: dict[Path, str], images: Images
 ) -> None:
     """Write a picture an image, with the boxes of at least the `lowest` score, and
-    predictions.json: COCO results whose image_id is the file as given.
+    predictions.json: COCO results whose image_id is the file as given. A picture that cannot be
+    written is passed over, its detections are kept.
     """
     found: dict[Path, Detections] = {}
+    undrawn = 0
     for file, image in images:
         detections = found[file] = detector.predict(image)[0]
         shown = detections.scores >= lowest
         labels = detections.labels[shown].numpy()
         captions = captions_of(detector.class_map, labels, detections.scores[shown].numpy())
         boxes = detections.boxes[shown].numpy()
-        write_jpeg(out / pictures[file], draw_boxes(image, boxes, labels.tolist(), captions))
-        sys.stdout.write(f"{file}: {', '.join(captions) or 'nothing'}\n")
+        say(f"{one_line(str(file))}: {', '.join(captions) or 'nothing'}")
+        try:
+            write_jpeg(out / pictures[file], draw_boxes(image, boxes, labels.tolist(), captions))
+        except PictureError as error:
+            undrawn += 1
+            notice(f"{one_line(str(file))}: no picture of it, {one_line(str(error))}")
     ids = [str(file) for file, each in found.items() for _ in range(len(each))]
     predictions = Predictions(
         class_map=detector.class_map,
@@ -115,9 +135,8 @@ def draw_detections(
         labels=torch.cat([each.labels for each in found.values()]).numpy(),
     )
     write_text(out / PREDICTIONS, json.dumps(to_coco_results(predictions)))
-    sys.stdout.write(
-        f"{len(found)} pictures and {PREDICTIONS} ({len(predictions)} detections) in {out}\n"
-    )
+    drawn = len(found) - undrawn
+    say(f"{drawn} pictures and {PREDICTIONS} ({len(predictions)} detections) in {out}")
 
 
 def name_classes(classifier: Classifier, out: Path, images: Images) -> None:
@@ -129,9 +148,9 @@ def name_classes(classifier: Classifier, out: Path, images: Images) -> None:
         (best,) = classifier.predict(image)
         records.append({"image": str(file), "classes": best})
         named = ", ".join(f"{name} {probability:.2f}" for name, probability in best.items())
-        sys.stdout.write(f"{file}: {named}\n")
+        say(f"{one_line(str(file))}: {named}")
     write_text(out / PREDICTIONS, json.dumps(records, indent=1))
-    sys.stdout.write(f"{PREDICTIONS} ({len(records)} images) in {out}\n")
+    say(f"{PREDICTIONS} ({len(records)} images) in {out}")
 
 
 def readable(files: list[Path], unread: list[str]) -> Images:
@@ -145,7 +164,7 @@ def readable(files: list[Path], unread: list[str]) -> Images:
             image = read_image(file)
         except ImageReadError as error:
             unread.append(str(error))
-            sys.stdout.write(f"{file}: passed over, it cannot be read\n")
+            say(f"{one_line(str(file))}: passed over, it cannot be read")
         else:
             yield file, image
     if len(unread) == len(files):
@@ -164,10 +183,13 @@ def require_free(out: Path, names: list[str]) -> None:
 def picture_names(files: list[Path]) -> dict[Path, str]:
     """Return file -> name of its picture: STEM.jpg, or STEM-2.jpg and so on where stems repeat."""
     names: dict[Path, str] = {}
+    taken: set[str] = set()
+    number_of: Counter[str] = Counter()
     for file in files:
-        name, number = f"{file.stem}.jpg", 1
-        while name in names.values():
-            number += 1
-            name = f"{file.stem}-{number}.jpg"
+        name = f"{file.stem}.jpg"
+        while name in taken:
+            number_of[file.stem] += 1
+            name = f"{file.stem}-{number_of[file.stem] + 1}.jpg"
+        taken.add(name)
         names[file] = name
     return names

@@ -5,7 +5,6 @@ arguments, on the embedded shapes.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from detres.classification.config import ClassificationConfig
 from detres.classification.training import STATE_KEYS, ClassificationTraining
@@ -48,4 +47,4 @@ def train(arguments: argparse.Namespace) -> None:
     with run:
         run.train()
         training.average_batch_norm(run)
-    sys.stdout.write(f"done in {run.duration()}; weights {run.folder / CLASSIFIER_WEIGHTS}\n")
+    say(f"done in {run.duration()}; weights {run.folder / CLASSIFIER_WEIGHTS}")

@@ -5,7 +5,6 @@ the embedded shapes.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from detres.cli.flags import (
     DETECTION_CONFIG,
@@ -15,11 +14,13 @@ from detres.cli.flags import (
     require_resumable,
     resume_line_of,
     saved_run,
+    say,
 )
 from detres.detection.config import DetectionConfig
 from detres.detection.training import DetectionTraining
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
+from detres.user_files import expanded
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     add_training_flags(parser, DETECTION_CONFIG)
     parser.add_argument(
         "--init-from",
+        type=expanded,
         metavar="FILE",
         help="start from a trained detector's weights (best.safetensors)",
     )
@@ -52,4 +54,4 @@ def train(arguments: argparse.Namespace) -> None:
     with run:
         run.train()
     weights, picture = run.folder / DETECTOR_WEIGHTS, run.folder / PICTURE
-    sys.stdout.write(f"done in {run.duration()}; weights {weights}, picture {picture}\n")
+    say(f"done in {run.duration()}; weights {weights}, picture {picture}")

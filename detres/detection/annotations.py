@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from detres.detection.structures import (
     Predictions,
     Target,
     index_of,
+    label_of,
     require_sides,
     xywh_of,
 )
@@ -43,7 +44,8 @@ class Annotations:
     field where given, else the box area. ids: (M,) int64 annotation ids, unique. crowd, difficult:
     (M,) bool. Such objects are never trained on; each evaluation protocol ignores them by its own
     rule. dropped: reason -> how many records the box policy left out. sides: (M, 2) float64, widths
-    and heights as the file gives them, None where it gives corners.
+    and heights as the file gives them, None where it gives corners. notes: what else is to be said
+    about the data, a line each.
     """
 
     source: str
@@ -60,6 +62,7 @@ class Annotations:
     ids: np.ndarray
     dropped: dict[str, int]
     sides: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         num_images, num_objects = len(self.image_ids), len(self.boxes)
@@ -108,7 +111,7 @@ class Annotations:
 
     def describe(self) -> str:
         """Return one paragraph: where from, how many images, objects and classes, and what the box
-        policy left out.
+        policy left out; then the notes, a line each.
         """
         counts = np.bincount(self.class_indices, minlength=len(self.class_map))
         shown = [
@@ -124,26 +127,62 @@ class Annotations:
         flags = {"crowd": int(self.crowd.sum()), "difficult": int(self.difficult.sum())}
         parts += [f"{count} {flag}" for flag, count in flags.items() if count]
         parts += [f"{count} {reason}" for reason, count in self.dropped.items()]
-        return "; ".join(parts)
+        return "\n".join(["; ".join(parts), *(f"note: {note}" for note in self.notes)])
+
+    def matched_to(self, class_map: ClassMap, theirs: str) -> Annotations:
+        """Return the same data with the classes of `class_map`, told by their names, in its order;
+        source ids stay those of these files. Classes that it lacks must have no object here and are
+        left out.
+
+        theirs: where `class_map` is from, for messages. Raises ClassMismatchError where the names
+        are otherwise not the same.
+        """
+        own = self.class_map
+        if own == class_map:
+            return self
+        index_there = {name: index for index, name in enumerate(class_map.names)}
+        new_index = np.array([index_there.get(name, -1) for name in own.names], np.int64)
+        indices = new_index[self.class_indices]
+        if (new_index >= 0).sum() < len(class_map) or (indices < 0).any():
+            class_map.require_same(own, theirs, self.source)
+        id_of = dict(zip(own.names, own.source_ids, strict=True))
+        matched = ClassMap(class_map.names, tuple(id_of[name] for name in class_map.names))
+        other = [
+            f"{name} is {there} there and {here} here"
+            for name, there, here in zip(
+                matched.names, class_map.source_ids, matched.source_ids, strict=True
+            )
+            if there != here
+        ]
+        note = (
+            f"{self.source} has the classes of {theirs} under other ids ({other[0]}): told by name"
+            if other
+            else None
+        )
+        notes = (*self.notes, note) if note else self.notes
+        return replace(self, class_map=matched, labels=label_of(indices), notes=notes)
 
     @classmethod
     def concatenate(cls, parts: list[Annotations]) -> Annotations:
-        """Return several data sets with the same classes as one; one part is returned as it is.
+        """Return several data sets with the same classes, told by name, as one with the ids of the
+        first; one part is returned as it is.
 
-        Raises ClassMismatchError when their classes differ, ValueError when an image id is in two
-        of them. Annotation ids that collide are numbered anew.
+        Image ids that are in two of them become text, "SOURCE: ID"; annotation ids that collide are
+        numbered anew. Raises ClassMismatchError when their classes differ, ValueError when an image
+        file is in two of them.
         """
         if len(parts) == 1:
             return parts[0]
-        for part in parts[1:]:
-            parts[0].class_map.require_same(part.class_map, parts[0].source, part.source)
-        image_ids = np.concatenate([part.image_ids for part in parts])
-        unique, counts = np.unique(image_ids, return_counts=True)
-        if len(unique) < len(image_ids):
+        first = parts[0]
+        parts = [first, *(part.matched_to(first.class_map, first.source) for part in parts[1:])]
+        files = np.concatenate([part.image_files for part in parts])
+        unique, counts = np.unique(files, return_counts=True)
+        if len(unique) < len(files):
             raise ValueError(
-                f"image {unique[counts > 1][0]} is in more than one of "
-                f"{', '.join(part.source for part in parts)}"
+                f"image file {unique[counts > 1][0]} is in more than one of "
+                f"{', '.join(part.source for part in parts)} ({int((counts > 1).sum())} such)"
             )
+        image_ids, notes = _told_apart(parts)
         starts = np.cumsum([0] + [part.num_objects for part in parts])
         offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
         ids = np.concatenate([part.ids for part in parts])
@@ -162,6 +201,7 @@ class Annotations:
             ids=ids,
             dropped=dropped,
             sides=np.concatenate([part.xywh()[:, 2:] for part in parts]),
+            notes=(*(note for part in parts for note in part.notes), *notes),
             **rows,
         )
 
@@ -205,3 +245,15 @@ class Annotations:
             crowd=torch.from_numpy(self.crowd[rows].copy()),
             difficult=torch.from_numpy(self.difficult[rows].copy()),
         )
+
+
+def _told_apart(parts: list[Annotations]) -> tuple[np.ndarray, list[str]]:
+    """The image ids (N,) of several data sets as one, and what is to be said about them."""
+    image_ids = np.concatenate([part.image_ids for part in parts])
+    kinds = {part.image_ids.dtype.kind for part in parts}
+    if len(kinds) == 1 and len(np.unique(image_ids)) == len(image_ids):
+        return image_ids, []
+    named = [f"{part.source}: {image_id}" for part in parts for image_id in part.image_ids.tolist()]
+    return np.array(named, dtype=str), [
+        f"image ids are told apart by their file: {len(parts)} files give some of the same"
+    ]

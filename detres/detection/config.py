@@ -10,7 +10,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from detres.config import Count, Fraction, Positive, PositiveFloat, RunName, Section, Triple
+from detres.config import (
+    Count,
+    Fraction,
+    Positive,
+    PositiveFloat,
+    RunName,
+    Section,
+    Triple,
+    UserPath,
+)
 from detres.network import NetworkConfig
 from detres.runs.settings import TrainConfig
 
@@ -146,15 +155,17 @@ class DataConfig(Section):
 
     format: Literal["shapes", "coco", "voc"]
     # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder
-    root: str | None = None
+    root: UserPath | None = None
     # coco: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder
-    train: tuple[str, ...] = ()
-    train_images: tuple[str, ...] = ()  # coco: the image folder of each file
-    val: tuple[str, ...] = ()
-    val_images: tuple[str, ...] = ()
+    train: tuple[UserPath, ...] = ()
+    train_images: tuple[UserPath, ...] = ()  # coco: the image folder of each file
+    val: tuple[UserPath, ...] = ()
+    val_images: tuple[UserPath, ...] = ()
     classes: tuple[str, ...] | None = None  # only to train on a subset; otherwise the data say
     # what becomes of boxes without area or outside their image
     box_policy: Literal["drop", "error"] = "drop"
+    # coco: what becomes of a file_name that leads out of its image folder
+    outside: Literal["error", "allow"] = "error"
     shapes_train: Positive = 2500  # shapes only: images to draw
     shapes_val: Positive = 200
     flip: Fraction = 0.5

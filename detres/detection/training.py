@@ -35,14 +35,15 @@ class DetectionData:
     """The training set and the held-out annotations of one run.
 
     Raises, before anything is written, what the readers raise; AnnotationError when one of the two
-    has no object to learn from or to evaluate on; ClassMismatchError when their classes differ.
+    has no object to learn from or to evaluate on; ClassMismatchError when the names of their
+    classes differ.
     """
 
     def __init__(self, config: DetectionConfig) -> None:
         self.train_set = build_train_set(config)
         self.train = self.train_set.annotations
-        self.val = read_split(config.data, "val")
-        self.train.class_map.require_same(self.val.class_map, self.train.source, self.val.source)
+        val = read_split(config.data, "val")
+        self.val = val.matched_to(self.train.class_map, self.train.source)
         require_objects(self.val, "to evaluate on, so no weights could be chosen as the best")
 
 

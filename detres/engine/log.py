@@ -11,6 +11,7 @@ from typing import TextIO
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from detres.console import printable, write_line
 from detres.engine.meter import Meter
 from detres.engine.progress import Progress
 from detres.files import write_text
@@ -94,10 +95,9 @@ class RunLog:
     def line(self, text: str) -> None:
         """Print one line (or several) without disturbing the progress bar."""
         if self.bar is not None:
-            self.bar.write(text, file=self.console)
+            self.bar.write(printable(text), file=self.console)
         else:
-            self.console.write(text + "\n")
-            self.console.flush()
+            write_line(text, self.console)
 
     def close(self) -> None:
         """Flush and close everything; the log cannot be used afterwards."""

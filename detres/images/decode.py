@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from detres.user_files import fault_of
 
 Picture = np.ndarray | str | Path
 """An image as a user gives it: a (H, W, 3) uint8 RGB array, or a path."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif", ".gif",
+)  # fmt: skip
+"""Of the files that are taken for images in a folder."""
+
+OTHER_SUFFIXES = (
+    ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw",
+    ".raw", ".tga", ".ico", ".ppm", ".pgm",
+)  # fmt: skip
+"""Of image files that are left out of a folder, and this said: they need decoders that not every
+Pillow has.
+"""
+
+_PIXEL_LIMIT = 2 * 89_478_485
+_PIXEL_SETTING = "DETRES_MAX_PIXELS"
+"""Environment variable: largest image that is decoded, in pixels (default: where Pillow
+refuses, half a GiB as RGB); beyond it lie decompression bombs.
+"""
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -41,7 +63,8 @@ _DECODER_ERRORS = (
     IndexError,
     EOFError,
     struct.error,
-    Image.DecompressionBombError,
+    MemoryError,
+    cv2.error,
 )
 
 
@@ -81,13 +104,13 @@ def as_rgb(image: Picture, name: str) -> np.ndarray:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Return an image file as it is; raises ImageReadError when it is missing or cannot be
-    opened.
+    """Return an image file as it is; raises ImageReadError when it is missing, a dangling link, no
+    regular file, or cannot be opened.
     """
+    if fault := fault_of(path):
+        raise ImageReadError(f"image file {path} {fault}")
     try:
         return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise ImageReadError(f"image file {path} does not exist") from None
     except OSError as error:
         raise ImageReadError(f"image file {path} cannot be read: {error}") from None
 
@@ -96,16 +119,19 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
     """Return an encoded image as (H, W, 3) uint8 RGB, C-contiguous and writable, turned as its EXIF
     orientation says.
 
-    Grey, palette, 1-bit and CMYK images become RGB; an alpha channel is dropped and the colours
+    Grey, palette, 1-bit and CMYK images become RGB; of an animated image the first frame is taken;
+    an alpha channel is dropped and the colours
     under it kept, as detection toolkits have it; 16-bit values are scaled by 1/257 (colour: their
     high byte), not clipped. name: of the file, for messages. stated_size: (h, w) px that the
     annotations give, 0 where they do not. When it fits only the pixels as stored, the labels were
     made on those, so they are returned unturned (TIFF excepted: always turned). Raises
-    ImageReadError for data that are truncated, no image, or of 32-bit pixels; ValueError naming
-    file and sizes when the stated size fits neither way.
+    ImageReadError for data that are truncated, no image, of 32-bit pixels, or of more pixels than
+    DETRES_MAX_PIXELS allows; ValueError naming file and sizes when the stated size fits neither
+    way.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _own_limit(), Image.open(io.BytesIO(data)) as image:
+            _require_size(*image.size)
             pixels = (
                 _decode_jpeg(data)
                 if image.format == "JPEG" and image.mode in ("RGB", "L")
@@ -114,11 +140,11 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
             if pixels is None:
                 pixels = _to_rgb(image)
             # Asked for after decoding: Pillow turns TIFF files by itself and then clears the tag.
-            swap, flip_rows, flip_columns = _UPRIGHT.get(
-                image.getexif().get(_EXIF_ORIENTATION, 1), _UPRIGHT[1]
-            )
+            swap, flip_rows, flip_columns = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])
+    except UnidentifiedImageError:
+        raise ImageReadError(f"image file {name} cannot be read: {_what_it_is(data)}") from None
     except _DECODER_ERRORS as error:
-        raise ImageReadError(f"image file {name} cannot be read: {error}") from None
+        raise ImageReadError(f"image file {name} cannot be read: {_reason(error)}") from None
 
     stored = pixels.shape[:2]
     upright = stored[::-1] if swap else stored
@@ -133,6 +159,54 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
             "annotations, or the file"
         )
     return np.ascontiguousarray(pixels)
+
+
+@contextlib.contextmanager
+def _own_limit() -> Iterator[None]:
+    """Within, Pillow's limit on pixels, a global without a setting of ours, is off."""
+    earlier, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = earlier
+
+
+def _require_size(width: int, height: int) -> None:
+    """Raise ValueError for an image of too many pixels, told by its header."""
+    given = os.environ.get(_PIXEL_SETTING, "")
+    limit = int(given) if given.isascii() and given.isdigit() else _PIXEL_LIMIT
+    if width * height > limit:
+        raise ValueError(
+            f"it has {width}x{height} px, more than the {limit} that are allowed; set the "
+            f"environment variable {_PIXEL_SETTING}={width * height} to read it all the same"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, where there is none or the EXIF data are damaged."""
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        return 1
+
+
+def _what_it_is(data: bytes) -> str:
+    """What data that are no known image look like."""
+    if not data:
+        return "the file is empty"
+    kinds = {
+        "HEIC or another format of its family": data[4:8] == b"ftyp",
+        "a page of HTML, not an image": data.lstrip()[:1] == b"<",
+        "a pointer of Git LFS; fetch the file itself": data.startswith(b"version https://git-lfs"),
+    }
+    kind = next((kind for kind, fits in kinds.items() if fits), None)
+    return f"it is {kind}" if kind else "it is no image, or damaged at its beginning"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a decoder raised, without the address of the buffer it read."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"\s*<_io\.BytesIO[^>]*>", " data", text)
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:

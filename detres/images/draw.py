@@ -23,7 +23,7 @@ def draw_boxes(
     and their captions.
 
     Given best first, the best is drawn last and stays on top. Lines and letters grow with the
-    image.
+    image; letters beyond ASCII, which OpenCV's font lacks, are shown as question marks.
     """
     image = image.copy()
     unit = max(1, round(min(image.shape[:2]) / 300))
@@ -34,6 +34,7 @@ def draw_boxes(
         cv2.rectangle(image, (x1, y1), (x2, y2), color, unit)
         if not caption:
             continue
+        caption = caption.encode("ascii", "replace").decode("ascii")
         (width, height), below = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, scale, unit)
         x = min(max(x1, 0), max(image.shape[1] - width, 0))
         y = y1 if y1 >= height + below else min(y1 + height + below, image.shape[0])

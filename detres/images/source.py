@@ -14,7 +14,8 @@ import fsspec
 import numpy as np
 
 from detres.class_map import ClassMap
-from detres.images.decode import IMAGE_SUFFIXES, ImageReadError, read_bytes
+from detres.images.decode import IMAGE_SUFFIXES, OTHER_SUFFIXES, ImageReadError, read_bytes
+from detres.user_files import fault_of
 
 
 class LabelledImages(Protocol):
@@ -77,8 +78,8 @@ class ImageFiles:
     class_map: ClassMap
     files: np.ndarray
     labels: np.ndarray
+    damaged: tuple[str, ...] = ()
     size = None
-    damaged = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -147,14 +148,15 @@ class ImageShards:
 
 
 def find_images(items: Iterable[Path]) -> list[Path]:
-    """Return the image files named, and those in the folders named, sorted, each once.
+    """Return the image files named, and those in the folders named, sorted, each once; in a folder,
+    hidden files are passed over, and those of OTHER_SUFFIXES are left out.
 
     Raises FileNotFoundError for a path that is not there, ValueError for a folder without images.
     """
     files = []
     for item in items:
         if item.is_dir():
-            inside = sorted(p for p in item.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = _inside(item, IMAGE_SUFFIXES)
             if not inside:
                 raise ValueError(
                     f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {item} (folders in it are "
@@ -164,5 +166,24 @@ def find_images(items: Iterable[Path]) -> list[Path]:
         elif item.is_file():
             files.append(item)
         else:
-            raise FileNotFoundError(f"no image or folder {item}")
+            fault = fault_of(item)
+            named = f"image {item} {fault}"
+            raise FileNotFoundError(
+                f"no image or folder {item}" if fault == "does not exist" else named
+            )
     return list(dict.fromkeys(files))
+
+
+def left_out(items: Iterable[Path]) -> list[Path]:
+    """Return the image files in the folders named that `find_images` leaves out, sorted: those of
+    OTHER_SUFFIXES. No folders: none.
+    """
+    return [file for item in items if item.is_dir() for file in _inside(item, OTHER_SUFFIXES)]
+
+
+def _inside(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
+    )

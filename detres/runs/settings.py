@@ -15,6 +15,7 @@ from torch import nn
 from detres.config import Count, Fraction, Positive, PositiveFloat, Section
 from detres.engine.optimizers import adamw, sgd
 from detres.engine.schedule import Schedule
+from detres.user_files import expanded
 
 
 class DataRootError(ValueError):
@@ -130,6 +131,7 @@ def with_data_root(data: DataSettings, root: str | Path | None) -> DataSettings:
     that holds other files, FileNotFoundError when the folder is not there.
     """
     chosen = root or data.root or os.environ.get("DETRES_DATA")
+    chosen = expanded(str(chosen)) if chosen else None
     if data.format == "shapes":
         cache = root or data.root
         if cache and _holds_other_files(Path(cache)):

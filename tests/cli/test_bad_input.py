@@ -130,7 +130,7 @@ def test_a_config_file(text: str, message: str, refused: Callable[..., str]) -> 
     [
         (["--cfg", "gone.yaml"], "no config file gone.yaml"),
         (["--cfg", "tiny.yml"], "no config file tiny.yml; did you mean tiny.yaml?"),
-        (["--cfg", "runs"], "no config file runs"),
+        (["--cfg", "runs"], "config file runs is a folder, expected a file"),
         (
             ["--cfg", "tiny.yaml", "--set", "train.lrr=1"],
             "unknown key 'train.lrr'; did you mean 'train.lr'?",
@@ -232,6 +232,13 @@ def test_missing_images(coco: Path, refused: Callable[..., str]) -> None:
     assert message.endswith("photographs/train: 000002.jpg, 000003.jpg\n")
 
 
+def test_a_file_name_that_leads_out_of_its_folder(coco: Path, refused: Callable[..., str]) -> None:
+    change_train_json(coco, lambda content: content["images"][1].update(file_name="../../x.jpg"))
+    message = refused(*ON_COCO)
+    assert "file_name '../../x.jpg' lies outside the image folder" in message
+    assert message.endswith("(1 such): --set data.outside=allow reads such files all the same\n")
+
+
 def test_an_image_listed_twice(coco: Path, refused: Callable[..., str]) -> None:
     change_train_json(coco, lambda content: content["images"][1].update(id=1))
     message = refused(*ON_COCO)
@@ -246,7 +253,7 @@ def test_the_same_file_twice_among_the_splits(coco: Path, refused: Callable[...,
         "data.train=[annotations/train.json, annotations/train.json]",
         "data.train_images=[train, train]",
     ]
-    assert "image 1 is in more than one of" in refused(*ON_COCO, *twice)
+    assert "photographs/train/000001.jpg is in more than one of" in refused(*ON_COCO, *twice)
     assert coco.is_dir()
 
 

@@ -5,8 +5,10 @@ nothing overwritten.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import cv2
@@ -281,3 +283,63 @@ def test_the_installed_command_is_the_script(
     monkeypatch.setattr("sys.argv", ["detres", "predict", *arguments])
     assert cli.main() == 0
     assert list(found_in(Path("out"))) == ["photos/000001.jpg"]
+
+
+def test_a_picture_that_jpeg_cannot_hold_costs_nothing_else(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite("photos/000000.png", np.full((4, 66_000, 3), 128, np.uint8))
+    assert run(finished, photos, "--out", "out", "--score", "0") == 0
+    shown = capsys.readouterr()
+    assert "note: photos/000000.png: no picture of it, out/000000.jpg: 66000x4 px" in shown.err
+    assert f"{VAL_IMAGES} pictures and predictions.json" in shown.out
+    assert not Path("out/000000.jpg").exists()
+    assert "photos/000001.jpg" in found_in(Path("out"))
+    assert "photos/000000.png" in found_in(Path("out"))
+
+
+def test_image_files_that_are_left_out_are_counted_and_named(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.heic", "b.AVIF", "._000001.jpg", ".DS_Store"):
+        (photos / name).write_bytes(b"\0\5\26\7")
+    (photos / "folder.jpg").mkdir()
+    assert run(finished, photos, "--out", "out") == 0
+    shown = capsys.readouterr()
+    assert "note: 2 image files of other formats are left out: a.heic, b.AVIF;" in shown.err
+    assert "passed over" not in shown.out
+
+
+def test_links_and_fifos_are_passed_over_by_name(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "link.jpg").symlink_to("gone.jpg")
+    os.mkfifo(photos / "x.jpg")
+    assert run(finished, photos, "--out", "out") == 2
+    shown = capsys.readouterr()
+    assert "photos/link.jpg: passed over" in shown.out
+    assert "photos/x.jpg: passed over" in shown.out
+    assert "photos/link.jpg is a link to gone.jpg, which is not there" in shown.err
+    assert len(found_in(Path("out"))) == VAL_IMAGES
+    assert run(finished, photos / "x.jpg", "--out", "again") == 2
+    assert "image photos/x.jpg is a FIFO, expected a file" in capsys.readouterr().err
+
+
+def test_a_name_does_not_steer_the_console(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "000001.jpg").rename(photos / "a\x1b[2J\nb.jpg")
+    assert run(finished, photos, "--out", "out") == 0
+    shown = capsys.readouterr().out
+    assert "photos/a\\x1b[2J b.jpg: " in shown
+    assert "\x1b" not in shown
+
+
+def test_pictures_are_named_in_linear_time() -> None:
+    files = [Path(f"{n}/a.jpg") for n in range(20_000)] + [Path("a-3.jpg"), Path("b.jpg")]
+    start = time.perf_counter()
+    names = predict.picture_names(files)
+    assert time.perf_counter() - start < 2
+    assert len(set(names.values())) == len(files)
+    assert [names[file] for file in files[:3]] == ["a.jpg", "a-2.jpg", "a-3.jpg"]
+    assert names[Path("b.jpg")] == "b.jpg"

@@ -115,7 +115,9 @@ def test_data_sets_are_put_together():
 
 
 def test_an_image_in_two_data_sets_or_other_classes_are_refused():
-    with pytest.raises(ValueError, match="image 10 is in more than one of here, here"):
+    with pytest.raises(
+        ValueError, match=r"image file 10\.jpg is in more than one of here, here \(2 such\)"
+    ):
         Annotations.concatenate([annotations(), annotations(first_object=100)])
     with pytest.raises(ClassMismatchError):
         Annotations.concatenate(
@@ -180,3 +182,40 @@ def test_predictions_of_other_images_or_classes_or_not_finite_have_no_rows():
             truth.rows_of(predictions_of([("a", 1, 0.5, BOX), ("a", 1, score, box)]))
     with pytest.raises(ClassMismatchError, match="1=owl"):
         truth.rows_of(predictions_of([], ClassMap(("owl",), (1,))))
+
+
+def test_classes_are_matched_by_name_and_keep_their_own_ids():
+    other = ClassMap(("owl", "cat", "none", "dog"), (1, 2, 3, 4))
+    data = annotations(per_image=(2, 0), class_map=other)  # an owl, a cat
+    matched = data.matched_to(CLASSES, "train.json")
+    assert matched.class_map == ClassMap(("cat", "dog", "owl"), (2, 4, 1))
+    assert matched.labels.tolist() == [3, 1]
+    assert matched.boxes is data.boxes
+    (note,) = matched.notes
+    assert note == (
+        "here has the classes of train.json under other ids (cat is 3 there and 2 here): told by "
+        "name"
+    )
+    assert matched.describe().endswith(f"\nnote: {note}")
+    assert data.matched_to(other, "x") is data
+
+
+def test_the_same_ids_in_another_order_are_nothing_to_say():
+    other = ClassMap(("owl", "cat", "dog"), (90, 3, 7))
+    matched = annotations(class_map=other).matched_to(CLASSES, "train.json")
+    assert (matched.class_map, matched.labels.tolist(), matched.notes) == (CLASSES, [3, 1], ())
+
+
+def test_a_class_that_is_lacking_or_has_objects_of_its_own_is_a_mismatch():
+    lacking = annotations(class_map=ClassMap(("cat", "dog"), (3, 7)))
+    more = annotations(class_map=ClassMap(("elk", "cat", "dog", "owl"), (1, 3, 7, 90)))
+    for data in (lacking, more):
+        with pytest.raises(ClassMismatchError, match=r"train\.json \(3\): 3=cat"):
+            data.matched_to(CLASSES, "train.json")
+
+
+def test_ids_of_other_kinds_are_told_apart_too():
+    first, second = annotations(ids=(1, 2)), annotations(ids=(3, 4), source="there")
+    second = dataclasses.replace(second, image_ids=np.array(["3", "4"]))
+    both = Annotations.concatenate([first, second])
+    assert both.image_ids.tolist() == ["here: 1", "here: 2", "there: 3", "there: 4"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -48,15 +49,16 @@ def png_16_bit(values: np.ndarray, path: Path) -> Path:
 def test_every_suffix_is_read_as_contiguous_rgb(
     tmp_path: Path, photo: np.ndarray, suffix: str
 ) -> None:
-    options = {".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}}.get(
-        suffix, {}
-    )
+    lossy = suffix in (".jpg", ".jpeg", ".jfif")
+    options = {"quality": 95} if lossy else {"lossless": True} if suffix == ".webp" else {}
+    if suffix == ".gif":  # 256 colours
+        photo = (photo // 64) * 64
     image = read_image(save(photo, tmp_path / f"a{suffix}", **options))
     assert image.shape == (24, 40, 3)
     assert image.dtype == np.uint8
     assert image.flags.c_contiguous
     assert image.flags.writeable
-    assert np.abs(image.astype(int) - photo).max() <= (12 if "jp" in suffix else 0)
+    assert np.abs(image.astype(int) - photo).max() <= (12 if lossy else 0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -214,8 +216,20 @@ def test_missing_empty_and_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "folder.jpg").mkdir()
-    for name in ("empty.jpg", "text.jpg", "folder.jpg"):
-        with pytest.raises(ImageReadError, match=rf"{name} cannot be read"):
+    (tmp_path / "page.jpg").write_text("<!DOCTYPE html>")
+    (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    (tmp_path / "link.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(tmp_path / "fifo.jpg")
+    for name, why in {
+        "empty.jpg": "cannot be read: the file is empty",
+        "text.jpg": "cannot be read: it is no image, or damaged at its beginning",
+        "page.jpg": "cannot be read: it is a page of HTML, not an image",
+        "phone.jpg": "cannot be read: it is HEIC or another format of its family",
+        "folder.jpg": "is a folder, expected a file",
+        "link.jpg": "is a link to nowhere.jpg, which is not there",
+        "fifo.jpg": "is a FIFO, expected a file",
+    }.items():
+        with pytest.raises(ImageReadError, match=f"{name} {why}$"):
             read_image(tmp_path / name)
     assert issubclass(ImageReadError, OSError)
 
@@ -263,3 +277,46 @@ def test_as_rgb_names_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ImageReadError, match=r"text\.png cannot be read"):
         as_rgb(str(tmp_path / "text.png"), "image 7")
+
+
+def test_the_limit_on_pixels_is_a_setting(
+    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(photo, tmp_path / "a.png")  # 40x24 px
+    monkeypatch.setenv("DETRES_MAX_PIXELS", "960")
+    np.testing.assert_array_equal(read_image(path), photo)
+    monkeypatch.setenv("DETRES_MAX_PIXELS", "959")
+    with pytest.raises(
+        ImageReadError, match=r"it has 40x24 px, more than the 959 .* DETRES_MAX_PIXELS=960 to"
+    ):
+        read_image(path)
+
+
+def test_pillows_own_limit_is_neither_asked_nor_changed(
+    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    np.testing.assert_array_equal(read_image(save(photo, tmp_path / "a.png")), photo)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    monkeypatch.delenv("DETRES_MAX_PIXELS", raising=False)
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", header), (b"IDAT", b"x")):
+        bomb += struct.pack(">I", len(body)) + kind + body
+        bomb += struct.pack(">I", zlib.crc32(kind + body))
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    with pytest.raises(ImageReadError, match=r"100000x100000 px, more than the 178956970"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_the_first_frame_of_an_animation_is_the_image(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 4), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), np.full((4, 6, 3), (255, 0, 0)))
+
+
+def test_damaged_exif_data_leave_the_image_upright(tmp_path: Path, photo: np.ndarray) -> None:
+    whole = save(photo, tmp_path / "a.jpg", 6).read_bytes()
+    at = whole.index(b"Exif\0\0") + 6
+    (tmp_path / "a.jpg").write_bytes(whole[:at] + b"XX" + whole[at + 2 :])
+    assert read_image(tmp_path / "a.jpg").shape == (24, 40, 3)

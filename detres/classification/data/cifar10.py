@@ -10,6 +10,7 @@ from torchvision.datasets import CIFAR10
 
 from detres.class_map import ClassMap
 from detres.images.source import ImageArrays
+from detres.user_files import fault_of, read_text
 
 CIFAR10_FILES = {
     "train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)),
@@ -114,12 +115,12 @@ def hold_out(images: ImageArrays, number: int) -> tuple[ImageArrays, ImageArrays
 
 
 def _cifar_names(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
+    if fault_of(path) == "does not exist":
         raise FileNotFoundError(
             f"{path} is missing: expected CIFAR-10's folder {_CIFAR_FOLDER}, or the one that holds "
             "it"
         )
-    names = tuple(path.read_text(encoding="utf-8").split())
+    names = tuple(read_text(path, "class list").split())
     if len(names) != 10:
         raise ValueError(f"{path} names {len(names)} classes, expected CIFAR-10's ten")
     return names

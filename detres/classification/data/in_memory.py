@@ -141,7 +141,11 @@ def decode_in_memory(
     if left_out:
         pixels = pixels[good]
     return ImageArrays(
-        images.source, images.class_map, pixels, images.labels[good], tuple(left_out)
+        images.source,
+        images.class_map,
+        pixels,
+        images.labels[good],
+        (*images.damaged, *left_out),
     )
 
 

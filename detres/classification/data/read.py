@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from detres.classification.data.shards import read_shards
 from detres.detection.data.coco import read_coco
 from detres.detection.data.shapes import ensure_shapes
 from detres.images.source import EncodedImages, LabelledImages
+from detres.user_files import tidied
 
 MEAN_IMAGES = 5000
 """Of this many crops the mean of a pixel is known to about 1 of 255."""
@@ -45,7 +47,7 @@ def read_class_splits(
         else:
             val = read_cifar10(Path(data.root), "test")
     else:
-        train = _read_encoded(data, data.train, data.classes, show)
+        train = _read_encoded(data, data.train, data.classes, show, damaged=data.damaged)
         classes = train.class_map.names if data.format == "shards" else data.classes
         val = _read_encoded(data, data.val, classes, show)
         if data.in_memory:
@@ -110,11 +112,17 @@ def _read_shapes(data: ClassificationDataConfig, split: str) -> LabelledImages:
 
 
 def _read_encoded(
-    data: ClassificationDataConfig, split: str, classes: Sequence[str] | None, show: Show
+    data: ClassificationDataConfig,
+    split: str,
+    classes: Sequence[str] | None,
+    show: Show,
+    *,
+    damaged: Literal["error", "skip"] = "error",
 ) -> EncodedImages:
+    """The images of a split; damaged: of a folder, see read_image_folder."""
     if data.format == "shards":
         return read_shards(data.root, split, classes=classes, show=show)
-    return read_image_folder(Path(data.root) / split, classes=classes)
+    return read_image_folder(tidied(Path(data.root) / split), classes=classes, damaged=damaged)
 
 
 def _require_one_size(

@@ -32,6 +32,8 @@ from detres.images.source import ImageShards
 
 _INDEX_VERSION = 2
 _THREADS = 8
+_MOST_SHARDS = 100_000
+_LONGEST_NUMBER = 64  # bytes of a class number and blanks around it
 _BLOCK = 512  # bytes of a tar header
 # bytes; tar fills its last record, of 10 KiB unless told otherwise, with zeros
 _LONGEST_END = 1 << 20
@@ -155,7 +157,7 @@ def _expand(root: str, pattern: str) -> list[str]:
 
 def _expand_ranges(pattern: str) -> list[str]:
     text, *others = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
-    choices = [[text]]
+    choices, number = [[text]], 1
     for first, last, text in zip(others[::3], others[1::3], others[2::3], strict=True):
         padded = len(first) > 1 and first.startswith("0")
         if int(first) > int(last) or (padded and len(first) != len(last)):
@@ -163,8 +165,14 @@ def _expand_ranges(pattern: str) -> list[str]:
                 f"{pattern}: expected a rising range, {{0..146}}, or with numbers of one width, "
                 f"{{000..146}}"
             )
+        number *= int(last) - int(first) + 1
+        if number > _MOST_SHARDS:
+            raise ValueError(
+                f"{pattern}: its ranges name more than {_MOST_SHARDS} shards; give the numbers "
+                "that are there"
+            )
         choices.append(
-            [f"{number:0{len(first)}d}{text}" for number in range(int(first), int(last) + 1)]
+            [f"{each:0{len(first)}d}{text}" for each in range(int(first), int(last) + 1)]
         )
     return ["".join(choice) for choice in itertools.product(*choices)]
 
@@ -327,7 +335,8 @@ def _take_member(
     if is_image:
         images[key] = (member.name, member.offset_data, member.size)
     else:
-        labels[key] = _class_number(tar.extractfile(member).read(), f"{url}, {member.name}")
+        content = tar.extractfile(member).read(_LONGEST_NUMBER)
+        labels[key] = _class_number(content, f"{url}, {member.name}")
 
 
 def _require_end(file: BinaryIO, url: str, end: int) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from detres.class_map import LISTED_CLASSES
 from detres.detection.annotations import Annotations
 
 BoxPolicy = Literal["drop", "error", "keep"]
@@ -18,11 +19,15 @@ CLIP_TOLERANCE = 1.0
 """Px. Boxes reaching further than this beyond their image are counted as clipped; less is rounding.
 """
 
+LARGEST_SIDE = 1_000_000
+"""Px of an image; beyond it a size is a slip."""
+
+NOT_FINITE = "box with a number that is not finite"
 OTHER_CLASS = "other class"
 RENUMBERED = "renumbered annotation id"
+REPLACED_AREA = "area that is none, replaced by the box's"
 CLIPPED = "clipped to the image"
-_NOT_FINITE = "box with a number that is not finite"
-_NOT_LEFT_OUT = (RENUMBERED, CLIPPED)
+_NOT_LEFT_OUT = (RENUMBERED, REPLACED_AREA, CLIPPED)
 
 
 class AnnotationError(ValueError):
@@ -50,7 +55,7 @@ def apply_box_policy(
         if not finite.all():
             first = int(np.flatnonzero(~finite)[0])
             raise AnnotationError(
-                f"{describe_row(first)}: {_NOT_FINITE} ({(~finite).sum()} such). Correct it: "
+                f"{describe_row(first)}: {NOT_FINITE} ({(~finite).sum()} such). Correct it: "
                 "ground truth is scored as it stands"
             )
         return boxes.astype(np.float64), finite, {}
@@ -60,7 +65,7 @@ def apply_box_policy(
     clipped = np.clip(boxes, 0, limit)
     outside = finite & ~no_area & _without_area(clipped)
     reasons = {
-        _NOT_FINITE: ~finite,
+        NOT_FINITE: ~finite,
         "box without area": no_area,
         "box outside its image": outside,
     }
@@ -94,13 +99,17 @@ def known_classes(classes: Sequence[str], names: Sequence[str], source: str) -> 
         raise AnnotationError(
             f"classes is an empty list; leave it out to use all classes of {source}"
         )
-    for index, name in enumerate(classes):
-        if name not in names:
+    known, seen = set(names), set()
+    for name in classes:
+        if name not in known:
             near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(names)}"
+            more = ", ..." if len(names) > LISTED_CLASSES else ""
+            listed = ", ".join(names[:LISTED_CLASSES]) + more
+            hint = f"did you mean '{near[0]}'?" if near else f"it has: {listed}"
             raise AnnotationError(f"classes: {source} has no class '{name}'; {hint}")
-        if name in classes[:index]:
+        if name in seen:
             raise AnnotationError(f"classes: '{name}' is given twice")
+        seen.add(name)
     return tuple(classes)
 
 
@@ -122,6 +131,6 @@ def require_objects(annotations: Annotations, purpose: str) -> None:
     raise AnnotationError(
         f"{annotations.source}: {len(annotations)} images but no object {purpose}; "
         f"{'left out: ' + ', '.join(reasons) if reasons else 'the files list no object'} (classes: "
-        f"{', '.join(annotations.class_map.names)}). Check classes, box_policy and the crowd or "
-        "difficult flags"
+        f"{', '.join(annotations.class_map.names[:LISTED_CLASSES])}). Check classes, box_policy "
+        "and the crowd or difficult flags" + "".join(f"\nnote: {n}" for n in annotations.notes[:2])
     )

@@ -15,16 +15,22 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from detres.class_map import ClassMap
+from detres.console import one_line, shown
 from detres.detection.annotations import Annotations, offsets_of
 from detres.detection.data.box_policy import (
+    LARGEST_SIDE,
     OTHER_CLASS,
     AnnotationError,
     BoxPolicy,
     apply_box_policy,
     known_classes,
 )
+from detres.detection.data.doubts import doubts
 from detres.detection.structures import label_of
 from detres.images.decode import IMAGE_SUFFIXES
+from detres.images.locate import Spellings, require_usable, respelled
+from detres.user_files import TextError, fault_of, read_text, require_file
+from detres.values import FLAG, flag_of, integer_of, number_of
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -56,25 +62,32 @@ def read_voc(
     those of the split, so that train and test agree: VOC's twenty in VOC's order when the folders
     are named VOCyyyy and there is no other name, else all names found, sorted. Coordinates in the
     files are 1-based and inclusive: x1 and y1 lose 1, x2 and y2 stay, which makes them continuous.
-    difficult is kept as a flag. The image of a stem has any of IMAGE_SUFFIXES; what the XML says of
-    file names is ignored. box_policy: see apply_box_policy; a box with xmax <= xmin or ymax <= ymin
-    has no area. check_images: False looks for no image file (to evaluate results, none is needed);
-    image_files then hold the stems.
+    difficult is kept as a flag, written as detres.values says. The image of a stem has any of
+    IMAGE_SUFFIXES; a stem that is not there as listed is looked for in other spellings (see
+    images.locate.Spellings), and without the image suffix it may be listed with; what the XML says
+    of file names is ignored. Names that start with a dot are passed over. box_policy: see
+    apply_box_policy; a box with xmax <= xmin or ymax <= ymin has no area. check_images: False looks
+    for no image file (to evaluate results, none is needed); image_files then hold the stems.
 
-    Raises FileNotFoundError for a missing folder, split (naming those that exist), XML or image;
-    AnnotationError for XML that is malformed, no VOC annotation or declares entities, an object
-    without name or box, an image in two splits, an unknown class name, and when no file has an
-    object.
+    Raises FileNotFoundError for a missing folder, split (naming those that exist), XML or image,
+    and for a dangling link or anything but a file in their place; AnnotationError for XML that is
+    malformed, no VOC annotation or declares entities, an object without name or box, a flag that is
+    none, a side beyond LARGEST_SIDE, an image in two splits, an unknown class name, and when no
+    file has an object; TextError for a list in an unknown encoding.
     """
     root = Path(root)
     source = f"{root}: {' + '.join(splits)}"
     images = [image for split in splits for image in _read_split(root, split)]
     if not images:
         raise AnnotationError(f"{root}: no split is given")
-    _require_once([stem for _, stem in images], source)
     folders = list(dict.fromkeys(folder for folder, _ in images))
-    files = _files_of(images, folders, source) if check_images else [stem for _, stem in images]
-    xml_files = _xml_files(images, folders, source)
+    xml_files = _xml_files(folders)
+    images, notes = _respell(images, xml_files, "annotation", source)
+    _require_once([stem for _, stem in images], source)
+    files = [stem for _, stem in images]
+    if check_images:
+        files, respelled_images = _files_of(images, folders, source)
+        notes += respelled_images
     records = {
         path: _read_xml(path) for of_folder in xml_files.values() for path in of_folder.values()
     }
@@ -95,6 +108,10 @@ def read_voc(
             f"{list(item.box)}"
         )
 
+    written = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
+    notes += [
+        f"{source}: {doubt}" for doubt in doubts(written, sizes[image_rows], written_as_sides=False)
+    ]
     xyxy, keep, dropped = apply_box_policy(
         _continuous(objects, box_policy), sizes[image_rows], box_policy, describe_row
     )
@@ -114,6 +131,7 @@ def read_voc(
         difficult=np.array([item.difficult for item in objects], bool)[keep],
         ids=np.arange(1, len(xyxy) + 1),
         dropped=({OTHER_CLASS: others} if others else {}) | dropped,
+        notes=tuple(notes),
     )
 
 
@@ -143,27 +161,68 @@ def _require_once(stems: list[str], source: str) -> None:
         )
 
 
-def _files_of(images: list[tuple[Path, str]], folders: list[Path], source: str) -> list[str]:
-    """The image file of every (folder, stem)."""
-    found = {folder: _image_files(folder / "JPEGImages") for folder in folders}
-    missing = [(folder, stem) for folder, stem in images if stem not in found[folder]]
-    wanted = [folder / "JPEGImages" / f"{stem}.*" for folder, stem in missing]
-    _require(wanted, "image", source)
-    return [found[folder][stem] for folder, stem in images]
-
-
-def _xml_files(
+def _files_of(
     images: list[tuple[Path, str]], folders: list[Path], source: str
-) -> dict[Path, dict[str, Path]]:
-    """Folder -> stem -> XML file, of all in the folder, those of `images` among them."""
-    found = {
-        folder: {path.stem: path for path in sorted((folder / "Annotations").glob("*.xml"))}
+) -> tuple[list[str], list[str]]:
+    """The image file of every (folder, stem), and what is to be said about them."""
+    found = {folder: _image_files(folder / "JPEGImages") for folder in folders}
+    images, notes = _respell(images, found, "image", source)
+    files = [found[folder][stem] for folder, stem in images]
+    require_usable([(file, fault_of(file)) for file in files], len(files), source)
+    return files, notes
+
+
+def _xml_files(folders: list[Path]) -> dict[Path, dict[str, Path]]:
+    """Folder -> stem -> XML file, of all in the folder but hidden ones."""
+    return {
+        folder: {
+            path.stem: path
+            for path in sorted((folder / "Annotations").glob("*.xml"))
+            if not path.name.startswith(".")
+        }
         for folder in folders
     }
-    missing = [(folder, stem) for folder, stem in images if stem not in found[folder]]
-    wanted = [folder / "Annotations" / f"{stem}.xml" for folder, stem in missing]
-    _require(wanted, "annotation", source)
-    return found
+
+
+def _respell(
+    images: list[tuple[Path, str]],
+    found: dict[Path, dict[str, Path | str]],
+    what: str,
+    source: str,
+) -> tuple[list[tuple[Path, str]], list[str]]:
+    """(folder, stem) of every image with its stem as it is `found`, and what is to be said about
+    it; raises FileNotFoundError for stems that are not there in any spelling.
+    """
+    missing = {row for row, (folder, stem) in enumerate(images) if stem not in found[folder]}
+    if not missing:
+        return images, []
+    spellings = {folder: Spellings(stems) for folder, stems in found.items()}
+    images, lost, pairs = list(images), [], []
+    for row in sorted(missing):
+        folder, stem = images[row]
+        bare, suffix = os.path.splitext(stem)
+        spelt = spellings[folder].match(stem)
+        if spelt is None and suffix.lower() in IMAGE_SUFFIXES:
+            spelt = bare if bare in found[folder] else spellings[folder].match(bare)
+        if spelt is None:
+            lost.append((folder, stem))
+        else:
+            images[row] = (folder, spelt)
+            pairs.append((stem, spelt))
+    if lost:
+        places = {"image": ("JPEGImages", "*"), "annotation": ("Annotations", "xml")}
+        below, suffix = places[what]
+        first = ", ".join(str(folder / below / f"{stem}.{suffix}") for folder, stem in lost[:3])
+        folder, stem = lost[0]
+        near = Spellings(set(found[folder]) - {own for at, own in images if at == folder}).nearest(
+            stem
+        )
+        raise FileNotFoundError(
+            f"{source}: {len(lost)} {what} file{'s' if len(lost) > 1 else ''} missing: {first}"
+            + (", ..." if len(lost) > 3 else "")
+            + (f"; the nearest to the first is {near}" if near else "")
+        )
+    return images, respelled(pairs, len(images), what)
 
 
 def _names_of(records: Iterable[_Record], folders: list[Path]) -> tuple[str, ...]:
@@ -197,12 +256,10 @@ def _read_split(root: Path, split: str) -> list[tuple[Path, str]]:
             f"split {split}: no folder {folders[0] / 'ImageSets' / 'Main'}{hint}"
         )
     path = folder / "ImageSets" / "Main" / f"{name}.txt"
-    if not path.is_file():
-        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt")))
+    if fault_of(path) == "does not exist":
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("[!.]*.txt")))
         raise FileNotFoundError(f"split {split}: no file {path}; there are: {known or 'none'}")
-    lines = [
-        line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
-    ]
+    lines = [line.strip() for line in read_text(path, "image list").splitlines() if line.strip()]
     if not lines:
         raise AnnotationError(f"{path} lists no image")
     fields = [line.rsplit(maxsplit=1) for line in lines]
@@ -223,21 +280,13 @@ def _image_files(folder: Path) -> dict[str, str]:
     images = [
         (IMAGE_SUFFIXES.index(suffix.lower()), stem, path)
         for (stem, suffix), path in files
-        if suffix.lower() in IMAGE_SUFFIXES
+        if suffix.lower() in IMAGE_SUFFIXES and not stem.startswith(".")
     ]
     return {stem: path for _, stem, path in sorted(images, reverse=True)}
 
 
-def _require(missing: list[Path], what: str, source: str) -> None:
-    if missing:
-        first = ", ".join(map(str, missing[:3])) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(
-            f"{source}: {len(missing)} {what} file{'s' if len(missing) > 1 else ''} missing: "
-            f"{first}"
-        )
-
-
 def _read_xml(path: Path) -> _Record:
+    require_file(path, "annotation file")
     try:
         tree = parse(path, forbid_dtd=True).getroot()
     except DefusedXmlException as error:
@@ -246,21 +295,15 @@ def _read_xml(path: Path) -> _Record:
             "VOC files have none"
         ) from None
     except (ParseError, ValueError, LookupError) as error:
-        raise AnnotationError(f"{path} is not well-formed XML: {error}") from None
+        raise AnnotationError(
+            f"{path} is not well-formed XML: {error}{_encoding_hint(path)}"
+        ) from None
     if tree.tag.lower() != "annotation":
         raise AnnotationError(
             f"{path} is no VOC annotation: its root is <{tree.tag}>, expected <annotation>"
         )
-    try:
-        height, width = (
-            int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width")
-        )
-    except (ValueError, OverflowError):
-        raise AnnotationError(
-            f"{path}: size must have the numbers width and height, or be left out"
-        ) from None
     return _Record(
-        (height, width),
+        (_read_side(tree, "height", path), _read_side(tree, "width", path)),
         [
             _read_object(node, number, path)
             for number, node in enumerate(tree.iter("object"), start=1)
@@ -268,20 +311,46 @@ def _read_xml(path: Path) -> _Record:
     )
 
 
+def _encoding_hint(path: Path) -> str:
+    """What to do about text in an undeclared encoding; nothing where it is in a known one."""
+    try:
+        read_text(path)
+    except TextError as error:
+        return f" ({error}, or declare its encoding)"
+    return ""
+
+
+def _read_side(tree: Element, side: str, path: Path) -> int:
+    """The height or width in px; 0 where it is not given."""
+    text = (tree.findtext(f"size/{side}") or "").strip() or "0"
+    pixels = integer_of(number_of(text))
+    if pixels is None or not 0 <= pixels <= LARGEST_SIDE:
+        raise AnnotationError(
+            f"{path}: size must have the numbers width and height, whole px up to {LARGEST_SIDE}, "
+            f"or be left out; {side} is {shown(text)}"
+        )
+    return pixels
+
+
 def _read_object(node: Element, number: int, path: Path) -> _Object:
-    name = (node.findtext("name") or "").strip()
+    name = one_line((node.findtext("name") or "").strip())
     if not name:
         raise AnnotationError(f"{path}: object {number} has no name")
-    try:
-        box = tuple(
-            float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
-        )
-    except (TypeError, ValueError):
+    box = tuple(
+        number_of(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
+    )
+    if None in box:
         raise AnnotationError(
-            f"{path}: object {number} ({name}) has no bndbox with the numbers xmin, ymin, xmax, "
-            "ymax"
-        ) from None
-    return _Object(number, name, box, (node.findtext("difficult") or "").strip() == "1")
+            f"{path}: object {number} ({name}) has no bndbox with the numbers xmin, ymin, "
+            "xmax, ymax"
+        )
+    difficult = flag_of(node.findtext("difficult"))
+    if difficult is None:
+        raise AnnotationError(
+            f"{path}: object {number} ({name}) has difficult "
+            f"{shown(node.findtext('difficult'))}, expected {FLAG}"
+        )
+    return _Object(number, name, box, difficult)
 
 
 def _class_map(names: tuple[str, ...], classes: Sequence[str] | None, source: str) -> ClassMap:

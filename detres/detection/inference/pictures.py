@@ -14,9 +14,16 @@ from detres.files import replacing
 from detres.images.decode import read_image
 from detres.images.draw import contact_sheet, draw_boxes
 
+_LONGEST_JPEG = 65_500
+"""Px of a side that libjpeg writes."""
+
 SHEET_IMAGES = 12
 SHEET_SCORE = 0.5
 """Of the lowest detection on a sheet."""
+
+
+class PictureError(ValueError):
+    """A picture that cannot be drawn or written; the message names it."""
 
 
 def captions_of(class_map: ClassMap, labels: np.ndarray, scores: np.ndarray) -> list[str]:
@@ -44,6 +51,14 @@ def write_sheet(path: Path, truth: Annotations, predictions: Predictions) -> Non
 
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:
-    """Write `image` (H, W, 3) uint8 RGB as a JPEG file, in one step."""
+    """Write `image` (H, W, 3) uint8 RGB as a JPEG file, in one step; raises PictureError for one
+    with a side beyond what JPEG holds.
+    """
+    height, width = image.shape[:2]
+    if max(height, width) > _LONGEST_JPEG:
+        raise PictureError(
+            f"{path}: {width}x{height} px, and a JPEG file holds sides of {_LONGEST_JPEG} px at "
+            "most"
+        )
     with replacing(path) as temporary:
         temporary.write_bytes(cv2.imencode(".jpg", image[:, :, ::-1])[1].tobytes())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +178,65 @@ def test_a_missing_class_lists_eight_of_many(tmp_path: Path) -> None:
         ValueError, match="it has c00, c01, c02, c03, c04, c05, c06, c07 and 3 more"
     ):
         read_image_folder(tmp_path, classes=["x"])
+
+
+# ---- what is there but cannot be read ----
+
+
+def write(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def spoilt(root: Path) -> list[str]:
+    """A class with one good image, a dangling link and a FIFO; the paths of the latter two."""
+    write(root / "a" / "1.png")
+    write(root / "b" / "1.png")
+    (root / "a" / "2.png").symlink_to("gone.png")
+    os.mkfifo(root / "a" / "3.png")
+    return [str(root / "a" / "2.png"), str(root / "a" / "3.png")]
+
+
+def test_a_dangling_link_is_an_error_by_name(tmp_path: Path) -> None:
+    spoilt(tmp_path)
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"a/2\.png is a link to gone\.png, which is not there \(2 of 3 images cannot be used",
+    ):
+        read_image_folder(tmp_path)
+
+
+def test_a_dangling_link_is_listed_where_damage_is_skipped(tmp_path: Path) -> None:
+    bad = spoilt(tmp_path)
+    images = read_image_folder(tmp_path, damaged="skip")
+    assert list(images.damaged) == bad
+    assert images.files.tolist() == [str(tmp_path / "a" / "1.png"), str(tmp_path / "b" / "1.png")]
+    assert images.labels.tolist() == [0, 1]
+
+
+def test_a_class_folder_that_is_a_dangling_link_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "1.png")
+    (tmp_path / "b").symlink_to("gone")
+    with pytest.raises(FileNotFoundError, match=r"class folder \S+/b is a link to gone, which"):
+        read_image_folder(tmp_path)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write(tmp_path / "store" / "deep" / "1.png")
+    write(tmp_path / "set" / "a" / "2.png")
+    (tmp_path / "set" / "a" / "more").symlink_to(tmp_path / "store" / "deep")
+    (tmp_path / "set" / "a" / "round").symlink_to("..")
+    images = read_image_folder(tmp_path / "set")
+    assert images.files.tolist() == [
+        str(tmp_path / "set" / "a" / "2.png"),
+        str(tmp_path / "set" / "a" / "more" / "1.png"),
+    ]
+
+
+def test_hidden_files_are_passed_over_and_other_files_counted(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/._1.png", "a/.DS_Store", ".trash/1.png", "a/.cache/2.png"):
+        write(tmp_path / name)
+    write(tmp_path / "a" / "notes.txt")
+    images = read_image_folder(tmp_path)
+    assert images.files.tolist() == [str(tmp_path / "a" / "1.png")]
+    assert images.source == f"{tmp_path} (1 files that are no images passed over)"

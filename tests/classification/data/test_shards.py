@@ -1003,3 +1003,11 @@ def test_a_name_for_two_classes(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [*sample("x", 0), *sample("y", 1)])
     with pytest.raises(ValueError, match="name cat is given to more than one class"):
         read_shards(str(tmp_path), "a.tar", classes=["cat", "cat"])
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{000000000..999999999}.tar", "{0..999}-{0..999}.tar", "a-{1..100001}.tar"]
+)
+def test_a_range_beyond_all_measure_is_refused_at_once(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"its ranges name more than 100000 shards"):
+        read_shards(str(tmp_path), pattern)

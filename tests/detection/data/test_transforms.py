@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import colorsys
 import os
 import subprocess
 import sys
@@ -221,3 +222,68 @@ def test_importing_opens_no_connection() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("max_side", [20, 21])
+def test_a_cap_equal_to_the_largest_side_is_no_mistake(max_side: int) -> None:
+    """Sides from 1 px up to the cap, both included."""
+    transform = TrainTransform(short_sides=(1, 20), max_side=max_side, flip=0.0)
+    sides = {transform(noise(30, 30), make_target([]), seed)[0].shape[:2] for seed in range(20)}
+    assert sides == {(1, 1), (20, 20)}
+    image, _ = EvalTransform(short_side=20, max_side=max_side)(noise(30, 30), make_target([]))
+    assert image.shape == (20, 20, 3)
+    image, _ = EvalTransform(short_side=1, max_side=1)(noise(30, 30), make_target([]))
+    assert image.shape == (1, 1, 3)
+
+
+def test_a_cap_below_any_of_the_sides_is_refused() -> None:
+    for short_sides in ((10, 22), (22, 10)):
+        with pytest.raises(ValueError, match="must hold sides from 1 px to max_side"):
+            TrainTransform(short_sides=short_sides, max_side=21)
+    with pytest.raises(ValueError, match="must hold sides"):
+        TrainTransform(short_sides=(10, 0), max_side=21)
+    with pytest.raises(ValueError, match="short_side must be"):
+        EvalTransform(short_side=0, max_side=21)
+    with pytest.raises(ValueError, match="short_side must be"):
+        EvalTransform(short_side=22, max_side=21)
+
+
+@pytest.mark.parametrize("bounds", [{"flip": 0.0}, {"flip": 1.0}, {"color": 0.0}, {"color": 1.0}])
+def test_probability_and_strength_may_be_at_their_bounds(bounds: dict[str, float]) -> None:
+    TrainTransform(short_sides=(10,), max_side=10, **bounds)
+    for name, value in bounds.items():
+        with pytest.raises(ValueError, match="within 0 and 1"):
+            TrainTransform(short_sides=(10,), max_side=10, **{name: value + (2 * value - 1) * 0.01})
+
+
+def jittered(color: float, pixel: tuple[int, int, int], num: int = 300) -> np.ndarray:
+    """(num, 3) colours that the jitter makes of one, as hue, saturation and value in 0..1."""
+    transform = TrainTransform(short_sides=(4,), max_side=4, flip=0.0, color=color)
+    image = np.full((4, 4, 3), pixel, np.uint8)
+    made = [transform(image, make_target([]), seed)[0][0, 0] / 255 for seed in range(num)]
+    return np.array([colorsys.rgb_to_hsv(*rgb) for rgb in made])
+
+
+def test_the_hue_moves_by_up_to_a_tenth_of_the_strength_both_ways() -> None:
+    """Brightness, contrast and saturation leave the hue alone: red of 60, 40, 40 cannot be clipped
+    by them at strength 1. Of the results those have a say whose 8 bits give the hue to 0.0033;
+    OpenCV moves it in steps of a 180th of the circle, rounded down.
+    """
+    hsv = jittered(1.0, (60, 40, 40), num=3000)
+    exact = hsv[:, 1] * hsv[:, 2] * 255 >= 50
+    moved = (hsv[exact, 0] + 0.5) % 1 - 0.5
+    assert len(moved) > 100
+    assert 0.0935 < moved.max() < 0.101
+    assert 0.1015 < -moved.min() < 0.109
+    assert abs(moved.mean()) < 0.01  # evenly on both sides: 3 standard errors of 300 draws
+    assert (np.abs(moved) < 0.05).mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_brightness_goes_from_one_less_the_strength_to_one_more() -> None:
+    """Of a grey image saturation and hue change nothing; contrast blends with its own mean, which
+    is the grey itself, so the factor seen is that of brightness.
+    """
+    factors = jittered(0.3, (100, 100, 100))[:, 2] * 255 / 100
+    assert 0.69 <= factors.min() < 0.72
+    assert 1.28 < factors.max() <= 1.31
+    assert abs(factors.mean() - 1) < 0.04

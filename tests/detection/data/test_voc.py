@@ -4,6 +4,7 @@ get.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -339,3 +340,103 @@ def test_voc_mini_has_the_official_classes_and_its_flags(shared_data) -> None:
     assert result.difficult.sum() == len(re.findall(r"<difficult>1</difficult>", text)) > 0
     assert (result.boxes[:, 2:] > result.boxes[:, :2]).all()
     assert len(read_voc(devkit / "VOC2012", ["trainval"])) == 820
+
+
+# ---- as exporters write it ----
+
+
+@pytest.mark.parametrize(
+    ("text", "difficult"),
+    [("1", True), (" 1 ", True), ("true", True), ("0", False), ("Unspecified", False), ("", False)],
+)
+def test_difficult_however_it_is_written(tmp_path: Path, text: str, difficult: bool) -> None:
+    flag = f"<difficult>{text}</difficult>"
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9), flag))})
+    assert read_voc(root, ["train"]).difficult.tolist() == [difficult]
+
+
+@pytest.mark.parametrize("text", ["2", "-1", "maybe", "01x"])
+def test_difficult_that_is_no_flag_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    flag = f"<difficult>{text}</difficult>"
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9), flag))})
+    with pytest.raises(
+        AnnotationError, match=rf"a\.xml: object 1 \(dog\) has difficult '{text}', expected 0, 1"
+    ):
+        read_voc(root, ["train"])
+
+
+@pytest.mark.parametrize("width", ["1e12", "-5", "96.5", "9" * 400, "nan", "inf"])
+def test_a_side_that_no_image_has(tmp_path: Path, width: str) -> None:
+    size = f"<size><width>{width}</width><height>80</height></size>"
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)), size=size)})
+    with pytest.raises(AnnotationError, match=r"a\.xml: size must have the numbers") as caught:
+        read_voc(root, ["train"])
+    assert len(str(caught.value)) < 400
+
+
+def test_fractions_are_doubted_as_they_are_written(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (0.1, 0.2, 0.5, 0.9)))})
+    (note,) = read_voc(root, ["train"]).notes
+    assert "all 1 boxes lie within 0..1 px of images of up to 100 px" in note
+
+
+def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))})
+    (root / "Annotations" / "._a.xml").write_bytes(b"\0\5\26\7 no XML")
+    (root / "Annotations" / ".DS_Store").touch()
+    (root / "JPEGImages" / "._a.jpg").touch()
+    (root / "ImageSets" / "Main" / "._train.txt").write_bytes(b"\0\5")
+    assert read_voc(root, ["train"]).image_ids.tolist() == ["a"]
+    with pytest.raises(FileNotFoundError, match=r"val\.txt; there are: train$"):
+        read_voc(root, ["val"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_list_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    root = write(tmp_path / "own", {"é": xml(thing("dog", (1, 1, 9, 9)))})
+    path = root / "ImageSets" / "Main" / "train.txt"
+    path.write_bytes("é\r\n".encode(encoding))
+    assert read_voc(root, ["train"]).image_ids.tolist() == ["é"]
+    path.write_bytes("é\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"train\.txt: byte 0xe9 at offset 0 \(line 1\)"):
+        read_voc(root, ["train"])
+
+
+def test_xml_in_its_declared_encoding_and_in_an_undeclared_one(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {"a": ""})
+    path, text = root / "Annotations" / "a.xml", xml(thing("café", (1, 1, 9, 9)))
+    for encoding in ("utf-16", "utf-8-sig"):
+        path.write_bytes(text.encode(encoding))
+        assert read_voc(root, ["train"]).class_map.names == ("café",)
+    latin = text.encode("latin-1")
+    path.write_bytes(b'<?xml version="1.0" encoding="latin-1"?>' + latin)
+    assert read_voc(root, ["train"]).class_map.names == ("café",)
+    path.write_bytes(latin)
+    with pytest.raises(AnnotationError, match=r"a\.xml is not well-formed XML.*byte 0xe9 at"):
+        read_voc(root, ["train"])
+
+
+@pytest.mark.parametrize("listed", ["A", "a.jpg", "A.JPG"])
+def test_a_stem_in_another_spelling_is_found_and_said(tmp_path: Path, listed: str) -> None:
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))}, {"train": listed})
+    result = read_voc(root, ["train"])
+    assert result.image_ids.tolist() == ["a"]
+    assert f"such as 'a' for '{listed}'" in result.notes[0]
+
+
+def test_two_spellings_of_one_image_are_one_listed_twice(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))}, {"train": "a\na.jpg"})
+    with pytest.raises(AnnotationError, match="image a is listed twice"):
+        read_voc(root, ["train"])
+
+
+def test_an_image_and_an_annotation_that_are_no_files(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))})
+    (root / "JPEGImages" / "a.jpg").unlink()
+    (root / "JPEGImages" / "a.jpg").symlink_to("gone.jpg")
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg is a link to gone\.jpg, which is not"):
+        read_voc(root, ["train"])
+    (root / "Annotations" / "a.xml").unlink()
+    os.mkfifo(root / "Annotations" / "a.xml")
+    with pytest.raises(FileNotFoundError, match=r"a\.xml is a FIFO, expected a file"):
+        read_voc(root, ["train"], check_images=False)
