@@ -1,11 +1,18 @@
-"""Files are written to a temporary name, flushed and renamed: a crash leaves the old one."""
+"""Files are written to a temporary name, flushed and renamed: a crash leaves the old one. What is
+read is checked for damage first.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -67,3 +74,167 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
         return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+
+
+class DamagedFileError(ValueError):
+    """A file whose content is not what was written; the message names it and says what to do."""
+
+
+def require_regular_file(path: str | Path) -> None:
+    """Raise FileNotFoundError for a path that is not there, OSError for a folder, a pipe or a
+    device, which reading would never end; nothing is opened.
+    """
+    kind = os.stat(path).st_mode
+    if not stat.S_ISREG(kind):
+        what = next((word for word, is_kind in _KINDS if is_kind(kind)), "something else")
+        raise OSError(f"{path} is not a regular file but {what}")
+
+
+_KINDS = (
+    ("a folder", stat.S_ISDIR),
+    ("a pipe", stat.S_ISFIFO),
+    ("a device", stat.S_ISCHR),
+    ("a device", stat.S_ISBLK),
+    ("a socket", stat.S_ISSOCK),
+)
+
+
+def check_archive(path: str | Path) -> None:
+    """Raise DamagedFileError unless the zip archive at `path`, as torch.save writes them, is whole.
+
+    torch.load does not look at the checksums the archive has. Here every byte counts: those of a
+    member by its CRC-32, those between by what a zip must have there; a member may be neither
+    compressed nor overlap another, so that nothing grows beyond the file. Raises what
+    `require_regular_file` raises.
+    """
+    require_regular_file(path)
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+            if not members or len({member.filename for member in members}) < len(members):
+                raise _Difference("its list of contents")
+            end = 0
+            for member in members:
+                end = _check_member(file, member, end)
+            if end != archive.start_dir:
+                raise _Difference("its list of contents")
+            _check_directory(file, archive)
+    except (_Difference, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+        raise DamagedFileError(
+            f"{path} is damaged ({error}): fetch or copy it again, or use another copy"
+        ) from None
+
+
+class _Difference(Exception):
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is not as it was written")
+
+
+def _check_member(file: BinaryIO, member: zipfile.ZipInfo, begin: int) -> int:
+    """Check the bytes of one member, which begins where the one before ended; return its end."""
+    where = f"the part {member.filename!r}"
+    if member.header_offset != begin or member.compress_type != zipfile.ZIP_STORED:
+        raise _Difference(where)
+    file.seek(begin)
+    header = struct.unpack("<4s5H3L2H", file.read(30))
+    name, extra = file.read(header[9]), file.read(header[10])
+    sizes = (member.CRC, member.compress_size, member.file_size)
+    large = max(sizes[1:]) >= _ZIP32 - 1
+    if member.flag_bits & _SIZES_BEHIND:
+        expected = ((0, 0, 0), (0, _ZIP32, _ZIP32), sizes)
+    else:
+        expected = (sizes, (member.CRC, _ZIP32, _ZIP32))
+    encoded = member.orig_filename.encode("utf-8" if member.flag_bits & _UTF8 else "cp437")
+    same = (
+        header[0] == b"PK\3\4"
+        and header[1:4] == (member.extract_version, member.flag_bits, member.compress_type)
+        and (header[4:6] == _dos_time(member))
+        and header[6:9] in expected
+        and name == encoded
+        and member.file_size == member.compress_size
+        and _is_padding(extra)
+    )
+    if not same:
+        raise _Difference(where)
+    if _crc_of(file, member.file_size) != member.CRC:
+        raise _Difference(where)
+    if member.flag_bits & _SIZES_BEHIND:
+        behind = struct.pack("<4s3L" if not large else "<4sL2Q", b"PK\7\x08", *sizes)
+        if file.read(len(behind)) != behind:
+            raise _Difference(where)
+    return file.tell()
+
+
+_SIZES_BEHIND, _UTF8, _ZIP32 = 0x8, 0x800, 0xFFFFFFFF
+
+
+def _dos_time(member: zipfile.ZipInfo) -> tuple[int, int]:
+    year, month, day, hour, minute, second = member.date_time
+    return (
+        hour << 11 | minute << 5 | second // 2,
+        (year - 1980) << 9 | month << 5 | day,
+    )
+
+
+def _is_padding(extra: bytes) -> bool:
+    """Whether a header's extra fields are those of a large file, and Z up to a multiple of 64
+    bytes, as torch.save has it.
+    """
+    while extra:
+        kind, length = struct.unpack("<HH", extra[:4])
+        value, extra = extra[4 : 4 + length], extra[4 + length :]
+        if len(value) != length or kind not in (1, _PADDING):
+            return False
+        if kind == _PADDING and value != b"Z" * length:
+            return False
+    return True
+
+
+_PADDING = int.from_bytes(b"FB", "little")
+
+
+def _crc_of(file: BinaryIO, size: int) -> int:
+    crc = 0
+    while size:
+        block = file.read(min(size, 1 << 20))
+        if not block:
+            raise _Difference("its end")
+        crc, size = zlib.crc32(block, crc), size - len(block)
+    return crc
+
+
+def _check_directory(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """Check what stands behind the members: the list of contents, and where it begins."""
+    members = archive.infolist()
+    fixed = {
+        (m.create_version, m.create_system, m.reserved, m.volume, m.internal_attr, m.external_attr)
+        for m in members
+    }
+    file.seek(archive.start_dir)
+    rest = file.read()
+    size = sum(
+        46 + len(m.orig_filename.encode("utf-8")) + len(m.extra) + len(m.comment) for m in members
+    )
+    number, start = len(members), archive.start_dir
+    plain = struct.pack(
+        "<4s4H2LH", b"PK\5\6", 0, 0, number, number, size, start, len(archive.comment)
+    )
+    capped = struct.pack(
+        "<4s4H2LH",
+        b"PK\5\6",
+        0,
+        0,
+        min(number, 0xFFFF),
+        min(number, 0xFFFF),
+        size,
+        min(start, _ZIP32),
+        len(archive.comment),
+    )
+    large = [
+        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, made_by, 45, 0, 0, number, number, size, start)
+        + struct.pack("<4sLQL", b"PK\6\7", 0, start + size, 1)
+        + capped
+        for made_by in (0x031E, 45)
+    ]
+    if len(fixed) > 1 or rest[size:] not in [end + archive.comment for end in (plain, *large)]:
+        raise _Difference("its list of contents")
