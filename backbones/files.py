@@ -5,17 +5,19 @@ read is checked for damage first.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -40,11 +42,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+DIGEST = "sha256"
+"""The key of a .safetensors file's metadata whose value covers all of the file but itself."""
+
+
+class DamagedFileError(ValueError):
+    """A file whose content is not what was written; the message names it and says what to do."""
+
+
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
 ) -> None:
     """Write `tensors` of any shape (...,), device and memory format, and string metadata, in one
-    step.
+    step; a digest of both goes into the metadata.
 
     All become contiguous: the format knows no channels_last.
     """
@@ -52,32 +62,126 @@ def write_safetensors(
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    with replacing(path) as temporary:
-        # safetensors' own save_file would make it unreadable for others
-        temporary.write_bytes(save(plain, metadata=metadata))
+    empty = "0" * 64
+    # safetensors' own save_file would make it unreadable for others
+    content = save(plain, metadata={**metadata, DIGEST: empty})
+    begin = 8 + int.from_bytes(content[:8], "little")
+    data = memoryview(content)[begin:]
+    digest = _digest(json.loads(content[8:begin]), [data])
+    # quotes inside a value are escaped: this is the key itself
+    header = content[:begin].replace(
+        f'"{DIGEST}":"{empty}"'.encode(), f'"{DIGEST}":"{digest}"'.encode(), 1
+    )
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        file.write(data)
 
 
 def read_safetensors_metadata(path: str | Path) -> dict[str, str]:
-    """Return the metadata of a .safetensors file, empty when it has none, without its tensors.
+    """Return the metadata of a .safetensors file, empty when it has none, without its tensors, so
+    that their digest is not checked.
 
-    Raises OSError or SafetensorError when it is missing or damaged.
+    Raises as `read_safetensors` does.
     """
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+    require_regular_file(path)
+    with open(path, "rb") as file:
+        header = _read_header(file, path)
+    with _opened(path):  # which checks that the tensors fit the file
+        return _metadata_of(header, path)
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a .safetensors file and its metadata, empty when it has none.
 
-    Raises OSError or SafetensorError when it is missing or damaged.
+    Files of `write_safetensors` have DIGEST among them, and it is checked; others load without.
+    Raises DamagedFileError when the file is damaged or another kind of file, and what
+    `require_regular_file` raises.
     """
-    with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    require_regular_file(path)
+    with open(path, "rb") as file:
+        header = _read_header(file, path)
+        metadata = _metadata_of(header, path)
+        blocks = iter(lambda: file.read(1 << 20), b"")
+        if DIGEST in metadata and _digest(header, blocks) != metadata[DIGEST]:
+            raise DamagedFileError(
+                f"{path} is damaged: its content is not what its {DIGEST} was made of. Fetch or "
+                "copy it again, or use another copy"
+            )
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
-class DamagedFileError(ValueError):
-    """A file whose content is not what was written; the message names it and says what to do."""
+def require_digest(metadata: Mapping[str, str], path: str | Path) -> None:
+    """Raise DamagedFileError when the metadata of a file of ours, which were written with a digest,
+    have lost it.
+    """
+    if DIGEST not in metadata:
+        raise DamagedFileError(
+            f"{path} is damaged or was edited: files of its format carry a {DIGEST}, this one has "
+            "none. Fetch or copy it again, or use another copy"
+        )
+
+
+_LONGEST_HEADER = 32 << 20
+
+
+def _read_header(file: BinaryIO, path: str | Path) -> dict:
+    """The parsed header of a .safetensors file, which is open at its begin; of the size the file
+    says, but no more than a file of weights can need.
+    """
+    size, left = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size - 8
+    try:
+        if size > left or size > _LONGEST_HEADER:
+            raise ValueError(f"its header would be {size} bytes long")
+        header = json.loads(file.read(size), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise _no_safetensors(path, error) from None
+    if not isinstance(header, dict):
+        raise _no_safetensors(path, ValueError("its header is no mapping"))
+    return header
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _metadata_of(header: dict, path: str | Path) -> dict[str, str]:
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _no_safetensors(path, ValueError("its metadata are no mapping of names to text"))
+    return metadata
+
+
+def _digest(header: dict, blocks: Iterable[bytes]) -> str:
+    """SHA-256 of what a .safetensors file says: names, types, shapes, places and metadata, without
+    the digest itself, in the order of their names; then the bytes of the tensors.
+    """
+    metadata = header.get("__metadata__", {})
+    others = {key: value for key, value in metadata.items() if key != DIGEST}
+    said = json.dumps({**header, "__metadata__": others}, sort_keys=True)
+    digest = hashlib.sha256(said.encode())
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise _no_safetensors(path, error) from None
+
+
+def _no_safetensors(path: str | Path, error: Exception) -> DamagedFileError:
+    said = (str(error) or type(error).__name__).splitlines()[0]
+    return DamagedFileError(
+        f"{path} is damaged or no .safetensors file ({said:.200}): fetch or copy it again"
+    )
 
 
 def require_regular_file(path: str | Path) -> None:
