@@ -228,19 +228,24 @@ def file_named(name: str) -> PublishedWeights | None:
 
 
 def known_by_name(path: Path) -> tuple[dict[str, str], InputSpec] | None:
-    """Return traits and input of a ResNet's file by the convention of its name, or of the folder it
-    lies in, None where there is none.
+    """Return traits and input of a ResNet's file by the convention of its name, or of a folder that
+    timm's files lie in, None where there is none.
 
-    The authors' own networks, which "caffe" or "msra" in the name marks, have the stride of a
-    bottleneck in the 1x1; all of timm (resnet50.a1_in1k) and mmpretrain's own (resnet50_8xb32_in1k)
-    have it in the 3x3.
+    The authors' own networks, which "caffe" or "msra" marks, have the stride of a bottleneck in the
+    1x1; all of timm's (resnet50.a1_in1k) and mmpretrain's own (resnet50_8xb32_in1k) in the 3x3.
     """
-    for name in (path.name, path.parent.name):
-        if re.search(r"caffe|msra", name, re.IGNORECASE):
-            return {"stride_placement": "original"}, CAFFE
-        if re.search(r"(^|[^a-z])resnet\d+[._-](\w+_)?(in1k|in21k|imagenet)", name, re.IGNORECASE):
-            return {"stride_placement": "torchvision"}, IMAGENET
+    if re.search(r"caffe|msra", path.name, re.IGNORECASE):
+        return {"stride_placement": "original"}, CAFFE
+    folders = " ".join(part.name for part in list(path.parents)[:3])
+    if _IN_THE_3X3.search(path.name) or _OF_TIMM.search(folders):
+        return {"stride_placement": "torchvision"}, IMAGENET
     return None
+
+
+_OF_TIMM = re.compile(r"(?<![a-z])resnet\d+\.(\w+_)?in\d+k")
+_IN_THE_3X3 = re.compile(
+    rf"{_OF_TIMM.pattern}|(?<![a-z])resnet\d+_(\w+_in\d+k|(8xb|b|batch)\d+(x\d+)?_(in1k|imagenet))"
+)
 
 
 PAPER_ERRORS = {

@@ -139,7 +139,7 @@ def find_network(contents: Contents, own: Mapping[str, Tensor], head_prefix: str
     """
     if not contents.tensors and not contents.modules:
         raise NotFoundError("is not a state dict: expected a mapping of names to tensors")
-    candidates = [_candidate(contents, prefix) for prefix in _prefixes(contents.tensors)]
+    candidates = networks_in(contents)
     complete = [each for each in candidates if _completes(each, own, head_prefix)]
     if not complete and contents.modules:
         raise NotFoundError(
@@ -156,7 +156,12 @@ def find_network(contents: Contents, own: Mapping[str, Tensor], head_prefix: str
             f"holds {len(chosen)} complete networks and does not say which to take: "
             f"{', '.join(_shown(each.prefix) for each in chosen)}. Save the one you mean by itself"
         )
-    return _reported(chosen[0], complete, own, head_prefix)
+    return _reported(chosen[0], complete, _left_over(chosen[0], own, head_prefix), contents.swapped)
+
+
+def networks_in(contents: Contents) -> list[Found]:
+    """Return the tensors behind each prefix that a network's names may have, the shortest first."""
+    return [_candidate(contents, prefix) for prefix in _prefixes(contents.tensors)]
 
 
 _ROOTS = (
@@ -228,7 +233,7 @@ def _rank(prefix: str, swapped: bool) -> tuple[bool, bool]:
     words = [f"_{word}_" for word in prefix.lower().split(".")]
     averaged = any(re.search(r"_(ema|swa|avg|averaged?|teacher)_", word) for word in words)
     if swapped and "_ema_state_dict_" in words:
-        averaged = False
+        return False, False
     follows = any(re.search(r"_(k|key|momentum|target)_", word) for word in words)
     return averaged, not follows
 
@@ -244,31 +249,40 @@ def _shown(prefix: str) -> str:
     return prefix.removesuffix(".") or "the names without a prefix"
 
 
-def _reported(found: Found, complete: list[Found], own: Mapping[str, Tensor], head: str) -> Found:
-    """`found`, with all that is left over of the file, and a line that says so."""
+def _left_over(found: Found, own: Mapping[str, Tensor], head_prefix: str) -> tuple[str, ...]:
     beside = (
-        name
+        found.prefix + name
         for name in found.named.tensors
-        if name not in own and not name.startswith(head) and not name.endswith(_COUNTER)
+        if name not in own and not name.startswith(head_prefix) and not name.endswith(_COUNTER)
     )
-    left_over = (*(found.prefix + name for name in beside), *found.left_over)
-    others = [_shown(each.prefix) for each in complete if each is not found]
+    return (*beside, *found.left_over)
+
+
+def _reported(
+    found: Found, complete: list[Found], left_over: tuple[str, ...], swapped: bool
+) -> Found:
+    """`found`, with a line on what else is in the file, where something is."""
     if not left_over:
         return found
+    others = [_shown(each.prefix) for each in complete if each is not found]
     groups = Counter(_group(name, found.prefix) for name in left_over)
     shown = [
         f"{group} ({number} tensors)" if number > 1 else group
         for group, number in groups.most_common(4)
     ]
     more = f" and {len(groups) - 4} more" if len(groups) > 4 else ""
-    why = f", {_reason(found.prefix)} {', '.join(others)}, also complete" if others else ""
+    why = f", {_reason(found.prefix, swapped)} {', '.join(others)}, also complete" if others else ""
     note = f"taken from {_shown(found.prefix)}{why}; left over: {', '.join(shown)}{more}"
     return replace(found, left_over=left_over, notes=(note,))
 
 
-def _reason(prefix: str) -> str:
-    averaged, _ = _rank(prefix, swapped=False)
-    return "an average, which comes before" if averaged else "which learns itself and comes before"
+def _reason(prefix: str, swapped: bool) -> str:
+    averaged, _ = _rank(prefix, swapped)
+    return (
+        "an average of weights, which comes before"
+        if averaged or swapped
+        else "which learns itself and comes before"
+    )
 
 
 def _group(name: str, prefix: str) -> str:

@@ -32,7 +32,7 @@ from backbones.files import (
     require_digest,
     write_safetensors,
 )
-from backbones.recognise import recognise
+from backbones.recognise import Looks, recognise
 from backbones.restricted_pickle import ForbiddenPickleError, load_arrays
 from backbones.state_search import (
     Contents,
@@ -40,6 +40,7 @@ from backbones.state_search import (
     NotFoundError,
     contents_of,
     find_network,
+    networks_in,
     unexpected,
 )
 from backbones.torch_files import load_archive, load_earlier_form
@@ -244,6 +245,22 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise WeightsError(str(error)) from None
 
 
+def recognise_file(path: str | Path) -> Looks | None:
+    """Return which network of this package a local weights file is of, by its tensors alone, with
+    what its names tell of how to build it; None where that cannot be told.
+
+    Raises WeightsError as `load_weights` does for a file that cannot be read.
+    """
+    contents = _local(Path(path)).contents
+    for found in networks_in(contents):
+        looks_like = recognise(found.named.tensors)
+        if looks_like is not None:
+            traits = {} if "stride_placement" in found.named.traits else found.named.traits
+            name = looks_like.words.split()[0]
+            return Looks(looks_like.words, {"name": name, **looks_like.settings, **traits})
+    return None
+
+
 # ---- where a file comes from ----
 
 
@@ -273,6 +290,11 @@ def _local(path: Path) -> _File:
     content, metadata, checked = _read(path)
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} is not a state dict: expected a mapping of names to tensors")
+    if content.keys() >= _TRAINING_STATE:
+        raise WeightsError(
+            f"{path} is the state of a training run (last.pt), from which it goes on: give the "
+            "weights of that run, best.safetensors or weights.safetensors"
+        )
     mean_image = None
     if metadata:
         mean_image = content.pop(MEAN_IMAGE, None)
@@ -287,6 +309,9 @@ def _local(path: Path) -> _File:
     unchecked = () if checked or published is not None else (UNCHECKED,)
     return _File(str(path), contents, said, unchecked)
 
+
+_TRAINING_STATE = {"config", "classes", "progress", "model", "optimizer"}
+"""The keys of detres's last.pt, which does not say in words what must agree."""
 
 UNCHECKED = "it carries no checksum: damage would not be noticed"
 """What is said of a file whose tensors nothing covers."""

@@ -30,7 +30,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.boxes": (set(), {"torch", "torchvision", "numpy"}),
     "detres.class_map": (set(), set()),
     "detres.config": (set(), {"pydantic", "yaml"}),
-    "detres.files": ({"backbones"}, {"torch", "safetensors"}),  # the one writer of files is there
+    "detres.files": ({"backbones"}, {"torch"}),  # the one writer of files is there
     "detres.network": ({"backbones", "detres.config"}, set()),
     "detres.images": (
         {"backbones", "detres.class_map", "detres.files"},
@@ -71,7 +71,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         BASE | {"torchvision", "cv2", "fsspec", "pydantic", "tqdm"},
     ),
     "detres.benchmarks": (SHARED | {D, C}, BASE | {"torchvision", "cv2", "PIL"}),
-    "detres.predictors": ({D, C}, set()),
+    "detres.predictors": ({D, C, "detres.config"}, set()),
     "detres.cli": (
         SHARED | {D, C, "detres.benchmarks", "detres.predictors"},
         BASE | {"matplotlib"},

@@ -266,7 +266,7 @@ def load_classifiers(
         elif weights in bare:
             models.append(bare_classifier(config.model, Path(weights)))
         else:
-            model, own_config, own_classes = load_classifier(Path(weights))
+            model, own_config, own_classes = load_classifier(Path(weights), notice)
             config = config or own_config
             if class_map is None:
                 class_map, class_source = own_classes, weights
@@ -299,7 +299,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     """
     weights, device = arguments.weights[0], arguments.device
     try:
-        detector, config, class_map = load_detector(Path(weights))
+        detector, config, class_map = load_detector(Path(weights), notice)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}. Bare weights of a classifier are evaluated with --cfg, which says their "

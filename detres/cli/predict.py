@@ -15,7 +15,7 @@ import torch
 
 from detres.classification.classifier import Classifier
 from detres.classification.weights_file import is_classifier
-from detres.cli.flags import add_device_flag, ending
+from detres.cli.flags import add_device_flag, ending, notice
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.detector import Detector
 from detres.detection.inference.pictures import captions_of, write_jpeg
@@ -78,7 +78,7 @@ def predict(arguments: argparse.Namespace) -> None:
             f"--score goes with a detector's boxes; {arguments.weights} is a classifier"
         )
     require_free(out, [*([] if classifies else pictures.values()), PREDICTIONS])
-    predictor = load(arguments.weights).to(arguments.device)
+    predictor = load(arguments.weights, notice).to(arguments.device)
     if classifies:
         name_classes(predictor, out, readable(files, unread))
     else:

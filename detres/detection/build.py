@@ -30,7 +30,7 @@ from detres.detection.models.rpn import RPN, ProposalCounts, RPNHead, RPNSetting
 from detres.detection.models.sampler import Sampler
 from detres.engine.batches import StepSampler, make_loader, once_in_order
 from detres.images.normalize import PixelNormalizer
-from detres.network import build_network
+from detres.network import build_network, settings_named
 
 SHARED_STAGE, HEAD_STAGE = "conv4", "conv5"
 """The C4 layout (paper, appendix A): conv1..conv4 are shared, conv5 goes over every region."""
@@ -135,7 +135,8 @@ def build_backbone(config: ModelConfig, *, pretrained: bool) -> Backbone:
         )
     backbone = build_network(settings, num_classes=0, freeze_at=settings.freeze_at)
     if pretrained and settings.weights is not None:
-        expected = load_backbone_weights(backbone, settings.weights).input_spec
+        with settings_named(settings):
+            expected = load_backbone_weights(backbone, settings.weights).input_spec
         if expected is not None and not _same_input(config.input, expected):
             raise ValueError(
                 f"the backbone's weights {settings.weights} expect another input than model.input "

@@ -18,6 +18,8 @@ from detres.runs.settings import TrainConfig
 class BackboneConfig(NetworkConfig):
     """Which residual network feeds the detector, and what of it learns."""
 
+    at: ClassVar[str] = "model.backbone"
+
     name: str = "resnet101"
     stride_placement: Literal["original", "torchvision"] = "original"
     # paper, appendix A: batch norm is fixed in detection
