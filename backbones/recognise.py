@@ -14,7 +14,7 @@ class Looks:
     """What a state dict looks like.
 
     words: "resnet34 with shortcut C". settings: the arguments of `create_backbone` that make it,
-    empty where this package makes no such network, or where several would fit.
+    the residual one where a plain net has the same tensors; empty where this package makes none.
     """
 
     words: str
@@ -63,7 +63,7 @@ def _of_cifar(tensors: Mapping[str, Tensor], depths: tuple[int, ...]) -> Looks |
         width = tensors["conv1.weight"].shape[0]
         return Looks(f"{name} with {width} channels in conv1, where the paper's have 16")
     if not projections:
-        return Looks(f"{name} or {name.replace('resnet', 'plain')}")
+        return Looks(f"{name} or {name.replace('resnet', 'plain')}", {"name": name})
     shortcut = "C" if projections > 2 else "B"
     return Looks(f"{name} with shortcut {shortcut}", {"name": name, "shortcut": shortcut})
 
@@ -84,8 +84,7 @@ def _residual(tensors: Mapping[str, Tensor], depths: tuple[int, ...]) -> Looks |
         return Looks(f"{name} {unusual}, which is none of the paper's")
     if projections == 0:
         plain = f", or plain{number}" if in_block == 2 else ""
-        settings = {} if plain else {"name": name, "shortcut": "A"}
-        return Looks(f"{name} with shortcut A{plain}", settings)
+        return Looks(f"{name} with shortcut A{plain}", {"name": name, "shortcut": "A"})
     if projections > (3 if in_block == 2 else 4):
         return Looks(f"{name} with shortcut C", {"name": name, "shortcut": "C"})
     return Looks(name, {"name": name})

@@ -255,9 +255,8 @@ def recognise_file(path: str | Path) -> Looks | None:
     for found in networks_in(contents):
         looks_like = recognise(found.named.tensors)
         if looks_like is not None:
-            traits = {} if "stride_placement" in found.named.traits else found.named.traits
-            name = looks_like.words.split()[0]
-            return Looks(looks_like.words, {"name": name, **looks_like.settings, **traits})
+            settings = looks_like.settings and {**looks_like.settings, **found.named.traits}
+            return Looks(looks_like.words, settings)
     return None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones import PUBLISHED, Backbone
+from backbones.weights import recognise_file
 from detres.class_map import ClassMap
 from detres.classification.config import ClassificationConfig, is_classification
 from detres.classification.data.read import read_held_out
@@ -154,6 +155,8 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
     classifier = first in PUBLISHED or is_classifier(Path(first))
     if not classifier and not detector and arguments.cfg:
         classifier = is_classification(config_path(arguments.cfg))
+    if not (classifier or detector or arguments.cfg):
+        require_said(first)
     if classifier:
         evaluate_classifiers(arguments)
     elif detector and (len(arguments.weights) > 1 or arguments.save_probabilities):
@@ -163,6 +166,20 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
         )
     else:
         evaluate_detector(arguments)
+
+
+def require_said(weights: str) -> None:
+    """Raise ValueError for the bare weights of a network, naming it and what is needed to evaluate
+    it; WeightsError for a file that cannot be read.
+    """
+    looks_like = recognise_file(weights)
+    if looks_like is not None:
+        settings = " ".join(f"model.network.{key}={v}" for key, v in looks_like.settings.items())
+        how = f" --set {settings}" if settings else ""
+        raise ValueError(
+            f"{weights} holds the weights of a network alone, by its tensors {looks_like.words}: "
+            f"evaluate it as a classifier with --cfg, which says its data{how and ', and' + how}"
+        )
 
 
 def evaluate_classifiers(arguments: argparse.Namespace) -> None:
