@@ -223,7 +223,9 @@ def check_archive(path: str | Path) -> None:
             if end != archive.start_dir:
                 raise _Difference("its list of contents")
             _check_directory(file, archive)
-    except (_Difference, zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # what damage makes zipfile raise has no bounds
         raise DamagedFileError(
             f"{path} is damaged ({error}): fetch or copy it again, or use another copy"
         ) from None
@@ -309,36 +311,38 @@ def _crc_of(file: BinaryIO, size: int) -> int:
 
 def _check_directory(file: BinaryIO, archive: zipfile.ZipFile) -> None:
     """Check what stands behind the members: the list of contents, and where it begins."""
-    members = archive.infolist()
+    members, start = archive.infolist(), archive.start_dir
+    file.seek(start)
+    rest, size = file.read(), 0
+    for member in members:
+        name = member.orig_filename.encode("utf-8" if member.flag_bits & _UTF8 else "cp437")
+        lengths = (len(name), len(member.extra), len(member.comment))
+        # zipfile takes what is there where the last of them is too long
+        if struct.unpack("<3H", rest[size + 28 : size + 34]) != lengths:
+            raise _Difference("its list of contents")
+        size += 46 + sum(lengths)
     fixed = {
         (m.create_version, m.create_system, m.reserved, m.volume, m.internal_attr, m.external_attr)
         for m in members
     }
-    file.seek(archive.start_dir)
-    rest = file.read()
-    size = sum(
-        46 + len(m.orig_filename.encode("utf-8")) + len(m.extra) + len(m.comment) for m in members
-    )
-    number, start = len(members), archive.start_dir
-    plain = struct.pack(
-        "<4s4H2LH", b"PK\5\6", 0, 0, number, number, size, start, len(archive.comment)
-    )
-    capped = struct.pack(
-        "<4s4H2LH",
-        b"PK\5\6",
-        0,
-        0,
-        min(number, 0xFFFF),
-        min(number, 0xFFFF),
-        size,
-        min(start, _ZIP32),
-        len(archive.comment),
-    )
-    large = [
-        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, made_by, 45, 0, 0, number, number, size, start)
-        + struct.pack("<4sLQL", b"PK\6\7", 0, start + size, 1)
-        + capped
-        for made_by in (0x031E, 45)
-    ]
-    if len(fixed) > 1 or rest[size:] not in [end + archive.comment for end in (plain, *large)]:
+    ends = _possible_ends(len(members), size, start, len(archive.comment))
+    if len(fixed) > 1 or rest[size:] not in [end + archive.comment for end in ends]:
         raise _Difference("its list of contents")
+
+
+def _possible_ends(number: int, size: int, start: int, comment: int) -> list[bytes]:
+    """The records that may end an archive whose list of contents is `size` bytes and begins at
+    `start`: the one of small archives, and those of large ones, as torch.save writes and as others
+    do.
+    """
+
+    def last(number: int, start: int) -> bytes:
+        return struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, number, number, size, start, comment)
+
+    capped = last(min(number, 0xFFFF), min(start, _ZIP32))
+    place = struct.pack("<4sLQL", b"PK\6\7", 0, start + size, 1)
+    large = [
+        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, by, 45, 0, 0, number, number, size, start)
+        for by in (0x031E, 45)
+    ]
+    return [capped, *(record + place + capped for record in large)]

@@ -142,12 +142,8 @@ def test_a_missing_and_a_damaged_file_cannot_be_read(tmp_path, read):
     path = tmp_path / "w.safetensors"
     write_safetensors(path, {"w": torch.ones(100)}, {})
     os.truncate(path, 200)
-    with pytest.raises(
-        DamagedFileError, match=r"w\.safetensors is damaged"
-    ):
+    with pytest.raises(DamagedFileError, match=r"w\.safetensors is damaged"):
         read(path)
     path.write_text("no weights")
-    with pytest.raises(
-        DamagedFileError, match=r"w\.safetensors is damaged"
-    ):
+    with pytest.raises(DamagedFileError, match=r"w\.safetensors is damaged"):
         read(path)
