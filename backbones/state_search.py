@@ -264,7 +264,8 @@ def _reported(
     """`found`, with a line on what else is in the file, where something is."""
     if not left_over:
         return found
-    others = [_shown(each.prefix) for each in complete if each is not found]
+    rank = _rank(found.prefix, swapped)
+    others = [_shown(each.prefix) for each in complete if _rank(each.prefix, swapped) != rank]
     groups = Counter(_group(name, found.prefix) for name in left_over)
     shown = [
         f"{group} ({number} tensors)" if number > 1 else group
