@@ -217,11 +217,11 @@ def check_archive(path: str | Path) -> None:
             members = sorted(archive.infolist(), key=lambda member: member.header_offset)
             if not members or len({member.filename for member in members}) < len(members):
                 raise _Difference("its list of contents")
-            end = 0
-            for member in members:
-                end = _check_member(file, member, end)
-            if end != archive.start_dir:
-                raise _Difference("its list of contents")
+            if members[0].header_offset != 0:
+                raise _Difference("its begin")
+            ends = [*(member.header_offset for member in members[1:]), archive.start_dir]
+            for member, end in zip(members, ends, strict=True):
+                _check_member(file, member, end)
             _check_directory(file, archive)
     except OSError:
         raise
@@ -236,16 +236,15 @@ class _Difference(Exception):
         super().__init__(f"{what} is not as it was written")
 
 
-def _check_member(file: BinaryIO, member: zipfile.ZipInfo, begin: int) -> int:
-    """Check the bytes of one member, which begins where the one before ended; return its end."""
+def _check_member(file: BinaryIO, member: zipfile.ZipInfo, end: int) -> None:
+    """Check the bytes of one member, all up to where the next thing begins."""
     where = f"the part {member.filename!r}"
-    if member.header_offset != begin or member.compress_type != zipfile.ZIP_STORED:
+    if member.compress_type != zipfile.ZIP_STORED:
         raise _Difference(where)
-    file.seek(begin)
+    file.seek(member.header_offset)
     header = struct.unpack("<4s5H3L2H", file.read(30))
     name, extra = file.read(header[9]), file.read(header[10])
     sizes = (member.CRC, member.compress_size, member.file_size)
-    large = max(sizes[1:]) >= _ZIP32 - 1
     if member.flag_bits & _SIZES_BEHIND:
         expected = ((0, 0, 0), (0, _ZIP32, _ZIP32), sizes)
     else:
@@ -264,11 +263,15 @@ def _check_member(file: BinaryIO, member: zipfile.ZipInfo, begin: int) -> int:
         raise _Difference(where)
     if _crc_of(file, member.file_size) != member.CRC:
         raise _Difference(where)
-    if member.flag_bits & _SIZES_BEHIND:
-        behind = struct.pack("<4s3L" if not large else "<4sL2Q", b"PK\7\x08", *sizes)
-        if file.read(len(behind)) != behind:
-            raise _Difference(where)
-    return file.tell()
+    behind = file.read(max(end - file.tell(), 0))
+    forms = (
+        ("<4s3L", "<4sL2Q") if max(sizes) <= _ZIP32 else ("<4sL2Q",)
+    )  # of large files the second
+    expected = [struct.pack(form, b"PK\7\x08", *sizes) for form in forms]
+    if file.tell() != end or behind not in (
+        expected if member.flag_bits & _SIZES_BEHIND else [b""]
+    ):
+        raise _Difference(where)
 
 
 _SIZES_BEHIND, _UTF8, _ZIP32 = 0x8, 0x800, 0xFFFFFFFF

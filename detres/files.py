@@ -68,12 +68,19 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     what it is, and where a run's weights are.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = [
+            name for name in ("best.safetensors", "weights.safetensors") if (path / name).is_file()
+        ]
+        advice = f"give {path / inside[0]}" if inside else WHERE_WEIGHTS_ARE
+        raise CheckpointError(f"{path} is a folder; {advice}")
     try:
         kind = weights_kind(path)
         if kind != "safetensors":
+            what = "a pickle" if kind == "pickle" else "a file of torch.save"
             raise CheckpointError(
-                f"{path} is not a .safetensors file but a {kind} (a run's last.pt is one: the "
-                f"state from which it goes on); {WHERE_WEIGHTS_ARE}"
+                f"{path} is {what}, not a run's .safetensors (last.pt is one: the state from which "
+                f"the run goes on); {WHERE_WEIGHTS_ARE}"
             )
         return read_safetensors(path)
     except FileNotFoundError:

@@ -112,14 +112,17 @@ def test_weights_files_that_cannot_be_read(tmp_path):
     os.truncate(tmp_path / "w.safetensors", 200)
     with pytest.raises(CheckpointError, match=r"w\.safetensors is damaged"):
         load_weights(tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match=r"is not a regular file but a folder; a detector's"):
+    with pytest.raises(CheckpointError, match=r"is a folder; a detector's weights are best"):
         load_weights(tmp_path)
+    write_safetensors(tmp_path / "run" / "best.safetensors", {}, {})
+    with pytest.raises(CheckpointError, match=r"run is a folder; give \S*run\Wbest\.safetensors"):
+        load_weights(tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"no weights file at \S*gone$"):
         load_weights(tmp_path / "gone")
     with pytest.raises(CheckpointError, match=r"no weights file at .*v1: that is the name of"):
         load_weights(Path("torchvision/resnet50.v1"))
     torch.save({"w": torch.ones(1)}, tmp_path / "last.pt")
-    with pytest.raises(CheckpointError, match=r"last\.pt is not a \.safetensors file but a torch"):
+    with pytest.raises(CheckpointError, match=r"last\.pt is a file of torch\.save, not a run's"):
         load_weights(tmp_path / "last.pt")
 
 

@@ -144,7 +144,7 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
     """
     first = arguments.weights[0]
     for weights in arguments.weights:
-        if weights not in PUBLISHED and not Path(weights).is_file():
+        if weights not in PUBLISHED and not Path(weights).exists():
             raise FileNotFoundError(f"no weights file at {weights}")
         if Path(weights).name == STATE:
             raise ValueError(
@@ -174,11 +174,13 @@ def require_said(weights: str) -> None:
     """
     looks_like = recognise_file(weights)
     if looks_like is not None:
+        what = f"{weights} holds the weights of a network alone, by its tensors {looks_like.words}"
+        if not looks_like.settings:
+            raise ValueError(what)
         settings = " ".join(f"model.network.{key}={v}" for key, v in looks_like.settings.items())
-        how = f" --set {settings}" if settings else ""
         raise ValueError(
-            f"{weights} holds the weights of a network alone, by its tensors {looks_like.words}: "
-            f"evaluate it as a classifier with --cfg, which says its data{how and ', and' + how}"
+            f"{what}: evaluate it as a classifier with --cfg, which says its data, and --set "
+            f"{settings}"
         )
 
 

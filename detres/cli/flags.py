@@ -263,7 +263,8 @@ def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
     hints = next((HINTS[kind] for kind in type(error).__mro__ if kind in HINTS), ())
     flags = set(_FLAG.findall(parser.format_help()))
     if isinstance(error, NetworkWeightsError) and "--set" in flags:
-        return f"{text}: --set {' '.join(f'{key}={value}' for key, value in error.keys.items())}"
+        settings = " ".join(f"{key}={value}" for key, value in error.keys.items())
+        return f"{text.removesuffix('.')}. Give --set {settings}"
     hint = next((hint for hint in hints if flags >= set(_FLAG.findall(hint))), None)
     return f"{text}: {hint}" if hint else text
 
