@@ -294,13 +294,12 @@ def _local(path: Path) -> _File:
             f"{path} is the state of a training run (last.pt), from which it goes on: give the "
             "weights of that run, best.safetensors or weights.safetensors"
         )
-    mean_image = None
-    if metadata:
-        mean_image = content.pop(MEAN_IMAGE, None)
     try:
         contents = contents_of(content)
     except NotFoundError as error:
         raise WeightsError(f"{path}: {error}") from None
+    wrapped = next((name for name in contents.tensors if name.endswith(MEAN_IMAGE)), MEAN_IMAGE)
+    mean_image = contents.tensors.pop(wrapped, None)
     if published is not None:
         said = _Said(dict(published.traits), published.input_spec)
     else:
