@@ -29,7 +29,8 @@ class LoadReport:
     source: the published name or the path. naming: whose names the tensors had. matched: our names
     of the tensors that went in. skipped: name -> why it did not (of the classifier, or norm
     counters). input_spec: what the weights expect as input, None where nothing tells; the network
-    then keeps the one it had.
+    then keeps the one it had. left_over: names in the file of tensors that are of no part of the
+    network. notes: what the user should know, a line each.
     """
 
     source: str
@@ -37,6 +38,8 @@ class LoadReport:
     matched: tuple[str, ...]
     skipped: dict[str, str]
     input_spec: InputSpec | None
+    left_over: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -47,6 +50,7 @@ class LoadReport:
             names = [name for name, why in self.skipped.items() if why == reason]
             more = f" and {len(names) - 2} more" if len(names) > 2 else ""
             lines.append(f"  {', '.join(names[:2])}{more}: {reason}")
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
 

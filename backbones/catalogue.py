@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -189,6 +191,62 @@ PUBLISHED = {
 """By name. v1 is the recipe nearest to the paper's, v2 a newer, longer one; vgg16.features has no
 usable fc6, fc7, fc8.
 """
+
+PUBLISHED |= {
+    f"timm/resnet{depth}.{tag}_in1k": PUBLISHED[f"torchvision/resnet{depth}.{version}"]
+    for tag, version, depths in (
+        ("tv", "v1", (18, 34, 50, 101, 152)),
+        ("tv2", "v2", (50, 101, 152)),
+    )
+    for depth in depths
+}
+"""timm's names for the same files."""
+
+_EARLIER_FILES = {
+    "resnet18-5c106cde.pth": "torchvision/resnet18.v1",
+    "resnet34-333f7ec4.pth": "torchvision/resnet34.v1",
+    "resnet50-19c8e357.pth": "torchvision/resnet50.v1",
+    "resnet101-5d3b4d8f.pth": "torchvision/resnet101.v1",
+    "resnet152-b121ed2d.pth": "torchvision/resnet152.v1",
+}
+"""How torchvision published its v1 weights before version 0.9 -> their name now."""
+
+
+def _known_files() -> list[PublishedWeights]:
+    earlier = (replace(PUBLISHED[name], file=file) for file, name in _EARLIER_FILES.items())
+    return [*PUBLISHED.values(), *earlier]
+
+
+def known_file(digest: str) -> PublishedWeights | None:
+    """Return the published file whose sha256 is `digest`, whatever it is called."""
+    return next((entry for entry in _known_files() if digest.startswith(entry.sha256_prefix)), None)
+
+
+def file_named(name: str) -> PublishedWeights | None:
+    """Return the published file called `name`, which carries its checksum."""
+    return next((entry for entry in _known_files() if entry.file == name), None)
+
+
+def known_by_name(path: Path) -> tuple[dict[str, str], InputSpec] | None:
+    """Return traits and input of a ResNet's file by the convention of its name, or of a folder that
+    timm's files lie in, None where there is none.
+
+    The authors' own networks, which "caffe" or "msra" marks, have the stride of a bottleneck in the
+    1x1; all of timm's (resnet50.a1_in1k) and mmpretrain's own (resnet50_8xb32_in1k) in the 3x3.
+    """
+    if re.search(r"caffe|msra", path.name, re.IGNORECASE):
+        return {"stride_placement": "original"}, CAFFE
+    folders = " ".join(part.name for part in list(path.parents)[:3])
+    if _IN_THE_3X3.search(path.name) or _OF_TIMM.search(folders):
+        return {"stride_placement": "torchvision"}, IMAGENET
+    return None
+
+
+_OF_TIMM = re.compile(r"(?<![a-z])resnet\d+\.(\w+_)?in\d+k")
+_IN_THE_3X3 = re.compile(
+    rf"{_OF_TIMM.pattern}|(?<![a-z])resnet\d+_(\w+_in\d+k|(8xb|b|batch)\d+(x\d+)?_(in1k|imagenet))"
+)
+
 
 PAPER_ERRORS = {
     "plain18": "27.94 top-1, 10 crops",

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,7 +46,8 @@ def load_arrays(path: Path) -> object:
     """
     with Path(path).open("rb") as file:
         try:
-            return _plain(_ArrayUnpickler(file, encoding="latin1").load())
+            room = Room(Path(path).stat().st_size)
+            return to_plain(ArrayUnpickler(file, room).load(), room)
         except ForbiddenPickleError:
             raise
         except (
@@ -52,23 +56,60 @@ def load_arrays(path: Path) -> object:
             raise ValueError(f"damaged or not a pickle ({type(error).__name__}: {error})") from None
 
 
-class _ArrayUnpickler(pickle._Unpickler):
+class Room:
+    """The bytes that a pickle of `size` bytes may still make: a few could name the same large array
+    many times over.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.left = 4 * size + (1 << 20)
+
+    def take(self, size: int) -> None:
+        """Raise ValueError when `size` more bytes are too many."""
+        self.left -= size
+        if self.left < 0:
+            raise ValueError("it would grow far beyond its size")
+
+
+class ArrayUnpickler(pickle._Unpickler):
     """The unpickler in Python: the one in C makes room for whatever number of objects a stream of a
     few bytes names.
     """
 
+    def __init__(self, file: BinaryIO, room: Room) -> None:
+        super().__init__(file, encoding="latin1")
+        self.room = room
+
     def find_class(self, module: str, name: str) -> object:
+        """Return what stands in for a name of arrays or containers; raises ForbiddenPickleError for
+        any other.
+        """
         home = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
+        if (home, name) == ("_codecs", "encode"):
+            return StandIn(self._latin1)
         standing_in = _STAND_INS.get((home, name))
         if standing_in is None:
             raise ForbiddenPickleError(f"{module}.{name}")
         return standing_in
 
     def persistent_load(self, pid: object) -> object:
+        """Raise ForbiddenPickleError: arrays are in the stream itself."""
         raise ForbiddenPickleError(f"a persistent id, a {type(pid).__name__}")
 
+    def _latin1(self, text: str, _encoding: str) -> bytes:
+        self.room.take(len(text))
+        return text.encode("latin1")
 
-class _StandIn:
+    def _load_bytearray8(self) -> None:
+        """Unlike pickle's, no room is made before the bytes are there."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))
+
+    dispatch: ClassVar[dict] = {**pickle._Unpickler.dispatch}
+    dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray8
+
+
+class StandIn:
     """Takes the place of a function or class a pickle names. A pickle can call it, and change
     nothing of it.
     """
@@ -83,6 +124,10 @@ class _StandIn:
 
     def __setstate__(self, state: object) -> None:
         raise ValueError("a state for a name")
+
+    def plain(self) -> object:
+        """Raise ForbiddenPickleError unless a subclass is something where data belong."""
+        raise ForbiddenPickleError("a function or type where data belong")
 
 
 class _DType:
@@ -118,10 +163,22 @@ class _DType:
         )
 
 
-class _Array:
-    """numpy.ndarray: type, shape, order and bytes, once. It becomes a tensor after the unpickler is
-    done, out of its reach.
+class Pending:
+    """A tensor to be: it is made by `to_plain`, after the unpickler is done and out of its reach.
+
+    size: bytes that making it takes.
     """
+
+    __slots__ = ()
+    size = 0
+
+    def tensor(self) -> Tensor:
+        """Return the tensor, of any shape (...,); raises ValueError unless a subclass makes one."""
+        raise ValueError("an array of no content")
+
+
+class _Array(Pending):
+    """numpy.ndarray: type, shape, order and bytes, once."""
 
     __slots__ = ("parts",)
 
@@ -133,6 +190,10 @@ class _Array:
             raise ValueError("a second state for an array")
         _version, shape, dtype, fortran, data = state
         self.parts = (dtype, shape, bool(fortran), data)
+
+    @property
+    def size(self) -> int:
+        return len(self.parts[-1])
 
     def tensor(self) -> Tensor:
         dtype, shape, fortran, data = self.parts
@@ -151,47 +212,71 @@ def _from_buffer(data: object, dtype: _DType, shape: tuple[int, ...], order: str
 
 
 def _scalar(dtype: _DType, data: object) -> int | float | bool:
+    if len(data) > 2 * 8:  # in text, a byte may take two
+        raise ValueError("a number of many bytes")
     return dtype.tensor(_bytes(data), (), False).item()
 
 
-def _latin1(text: str, _encoding: str) -> bytes:
-    return text.encode("latin1")
-
-
 _STAND_INS = {
-    ("numpy.core.multiarray", "_reconstruct"): _StandIn(lambda *_: _Array()),
-    ("numpy.core.multiarray", "scalar"): _StandIn(_scalar),
-    ("numpy.core.numeric", "_frombuffer"): _StandIn(_from_buffer),
-    ("numpy", "ndarray"): _StandIn(lambda *_: _Array()),
-    ("numpy", "dtype"): _StandIn(_DType),
-    ("collections", "OrderedDict"): _StandIn(dict),
-    ("_codecs", "encode"): _StandIn(_latin1),
-    ("builtins", "bytes"): _StandIn(lambda: b""),  # how protocol 2 writes no bytes at all
+    ("numpy.core.multiarray", "_reconstruct"): StandIn(lambda *_: _Array()),
+    ("numpy.core.multiarray", "scalar"): StandIn(_scalar),
+    ("numpy.core.numeric", "_frombuffer"): StandIn(_from_buffer),
+    ("numpy", "ndarray"): StandIn(lambda *_: _Array()),
+    ("numpy", "dtype"): StandIn(_DType),
+    ("collections", "OrderedDict"): StandIn(dict),
+    ("builtins", "bytes"): StandIn(lambda: b""),  # how protocol 2 writes no bytes at all
 }
 
 
-def _plain(value: object, done: dict[int, object] | None = None) -> object:
+class Record(dict):
+    """An object of a class that is neither imported nor run: its name, and what it holds as far as
+    that is a mapping.
+    """
+
+    def __init__(self, name: str, content: Mapping = MappingProxyType({})) -> None:
+        super().__init__(content)
+        self.name = name
+
+    __hash__ = object.__hash__
+
+    def __setstate__(self, state: object) -> None:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.update(part)
+
+    def append(self, _item: object) -> None:
+        """Pass over what a list would keep."""
+
+    extend = add = append
+
+
+def to_plain(value: object, room: Room, done: dict[int, object] | None = None) -> object:
     """The same containers with tensors where arrays stood; what stands in several places is made
     once.
 
-    Raises ValueError for a container that holds itself.
+    Raises ValueError for a container that holds itself, and for arrays that have no room.
     """
     done = {} if done is None else done
     if id(value) in done:
         if done[id(value)] is _IN_WORK:
             raise ValueError("a container that holds itself")
         return done[id(value)]
-    if isinstance(value, (_StandIn, _DType)):
-        raise ForbiddenPickleError("a function or type where data belong")
-    if not isinstance(value, (_Array, dict, list, tuple)):
+    if isinstance(value, StandIn):
+        return value.plain()
+    if isinstance(value, _DType):
+        raise ForbiddenPickleError("a type where data belong")
+    if not isinstance(value, (Pending, dict, list, tuple)):
         return value
     done[id(value)] = _IN_WORK
-    if isinstance(value, _Array):
+    if isinstance(value, Pending):
+        room.take(value.size)
         plain = value.tensor()
     elif isinstance(value, dict):
-        plain = {key: _plain(item, done) for key, item in value.items()}
+        plain = {key: to_plain(item, room, done) for key, item in value.items()}
+        if isinstance(value, Record):
+            plain = Record(value.name, plain)
     else:
-        plain = [_plain(item, done) for item in value]
+        plain = [to_plain(item, room, done) for item in value]
     done[id(value)] = plain
     return plain
 

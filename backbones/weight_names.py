@@ -34,28 +34,19 @@ class Named:
 def to_own_names(tensors: Mapping[str, Tensor], author: str | None = None) -> Named:
     """Return `tensors` under our names; names that nobody's reader knows stay as they are.
 
-    Prefixes of wrappers (DataParallel, torch.compile, a detector's backbone) are taken off. author:
-    what detectron2's own files state beside the tensors. The bias of a convolution that a norm
-    follows (MSRA's conv1) goes into that norm's mean, which gives the same outputs. Raises
-    ValueError when two tensors would get one name.
+    author: what detectron2's own files state beside the tensors. The bias of a convolution that a
+    norm follows (MSRA's conv1) goes into that norm's mean, which gives the same outputs.
     """
-    bare: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        own = _WRAPPERS.sub("", name)
-        if own in bare:
-            raise ValueError(f"{own} is there twice, once behind a prefix")
-        bare[own] = tensor
+    bare = dict(tensors)
     named = (
         _detectron(bare)
         or _detectron2(bare, author)
         or _cifar_port(bare)
         or _timm_vgg(bare)
+        or _transformers(bare)
         or Named("torchvision", bare)
     )
     return Named(named.naming, _without_conv_biases(named.tensors), named.traits, named.input_spec)
-
-
-_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|backbone\.|bottom_up\.)+")
 
 
 def _detectron(tensors: dict[str, Tensor]) -> Named | None:
@@ -151,6 +142,33 @@ def _timm_vgg(tensors: dict[str, Tensor]) -> Named | None:
             tensor.flatten(1) if own.startswith("classifier.") and tensor.dim() == 4 else tensor
         )
     return Named("timm", found)
+
+
+def _transformers(tensors: dict[str, Tensor]) -> Named | None:
+    """transformers' ResNet: stages and layers from 0, stride in the 3x3."""
+    if "embedder.embedder.convolution.weight" not in tensors:
+        return None
+    found = {}
+    for name, tensor in tensors.items():
+        own = re.sub(
+            r"^encoder\.stages\.(\d+)\.layers\.(\d+)\.",
+            lambda match: f"layer{int(match[1]) + 1}.{match[2]}.",
+            name,
+        )
+        own = re.sub(r"\.shortcut\.(convolution|normalization)\.", _downsample, own)
+        own = re.sub(r"\.layer\.(\d)\.(convolution|normalization)\.", _numbered, own)
+        own = own.replace("embedder.embedder.convolution.", "conv1.")
+        own = own.replace("embedder.embedder.normalization.", "bn1.")
+        found[own] = tensor
+    return Named("transformers", found, {"stride_placement": "torchvision"}, IMAGENET)
+
+
+def _downsample(match: re.Match) -> str:
+    return f".downsample.{0 if match[1] == 'convolution' else 1}."
+
+
+def _numbered(match: re.Match) -> str:
+    return f".{'conv' if match[2] == 'convolution' else 'bn'}{int(match[1]) + 1}."
 
 
 def _without_conv_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,12 +4,10 @@ in a file is ever executed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import pickle
 import re
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,14 +16,44 @@ import torch
 from torch import Tensor
 
 from backbones.backbone import Backbone, LoadReport
-from backbones.catalogue import CAFFE, PUBLISHED, InputSpec, PublishedWeights
-from backbones.files import read_safetensors, read_safetensors_metadata, write_safetensors
+from backbones.catalogue import (
+    PUBLISHED,
+    InputSpec,
+    PublishedWeights,
+    file_named,
+    known_by_name,
+    known_file,
+)
+from backbones.file_kinds import NotWeightsError, weights_kind
+from backbones.files import (
+    DIGEST,
+    DamagedFileError,
+    read_safetensors,
+    require_digest,
+    write_safetensors,
+)
+from backbones.recognise import Looks, recognise
 from backbones.restricted_pickle import ForbiddenPickleError, load_arrays
-from backbones.weight_names import to_own_names
+from backbones.state_search import (
+    Contents,
+    Found,
+    NotFoundError,
+    contents_of,
+    find_network,
+    networks_in,
+    unexpected,
+)
+from backbones.torch_files import load_archive, load_earlier_form
 
-FORMAT = "backbones-1"
-"""What a .safetensors file of `save_weights` calls itself in its metadata."""
+FORMAT = "backbones-2"
+"""What a .safetensors file of `save_weights` calls itself in its metadata; backbones-1 had no
+digest.
+"""
 
+OF_BACKBONE = "backbone"
+"""The key under which the file of a larger model says what `backbone_facts` gives of the network in
+it.
+"""
 
 MEAN_IMAGE = "input.mean_image"
 """The tensor of such a file that belongs to the input, not to the network."""
@@ -34,20 +62,33 @@ MEAN_IMAGE = "input.mean_image"
 class WeightsError(ValueError):
     """Weights that cannot be used; the message names the file or the published name and says what
     to do.
+
+    settings: arguments of `create_backbone` that would make the network the weights are of.
     """
+
+    def __init__(self, message: str, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.settings = dict(settings or {})
 
 
 @dataclass(frozen=True)
 class _File:
-    """A weights file under our names. traits: what a network must agree on; input_spec: None where
+    """A weights file as it was found. traits: what a network must agree on; input_spec: None where
     the file does not tell.
     """
 
     source: str
-    naming: str
-    tensors: dict[str, Tensor]
-    traits: dict[str, str]
-    input_spec: InputSpec | None
+    contents: Contents
+    said: _Said
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a file, or its name, tells of the network and its input; None where nothing does."""
+
+    traits: dict[str, str] | None = None
+    input_spec: InputSpec | None = None
 
 
 def load_weights(
@@ -61,34 +102,47 @@ def load_weights(
     return what was done.
 
     A published file is downloaded only when asked for by its name, into torch's hub cache; its
-    checksum is verified, also when it is there already. Local files: .pth or .pt (state dicts, also
-    inside {"state_dict": ...}, {"model": ...}), .safetensors (save_weights, timm, any), .pkl
-    (Detectron, detectron2; see restricted_pickle). Names of torchvision, timm, the widely used
-    CIFAR port, Detectron and detectron2 are known; so are the prefixes of wrappers.
+    checksum is verified, also when it is there already. Local files: of torch.save (torch_files),
+    .safetensors (save_weights, timm, any), .pkl (Detectron, detectron2; see restricted_pickle).
+    Names of torchvision, timm, the widely used CIFAR port, Detectron and detectron2 are known,
+    under any one prefix and in any containers (state_search, which also says what is taken where a
+    file holds several networks).
+
+    Checksums that a file has are verified: those of a zip archive, and a digest in the metadata;
+    the report says where there are none.
 
     input_spec: what the file expects as input, where you know better. Without, the published entry,
     the file's own metadata or its names say; a name with "caffe" or "msra" in it means the authors'
-    convention (BGR, stride in the 1x1); otherwise the network keeps the one it has.
+    convention (BGR, stride in the 1x1), one of timm's or torchvision's the 3x3; otherwise the
+    network keeps the one it has.
 
     resize_classifier: give a network that has a classifier one for as many classes as the file's
     tells apart.
 
     The classifier may be missing, of another size, or not finite: it is skipped and reported.
-    Anything else missing, unexpected, mis-shaped or not finite raises WeightsError, naming the
-    architecture the file looks like; so does a file trained with another stride placement or
-    shortcut padding, which would fit and be wrong. The network is then unchanged.
+    Anything else missing, unexpected in the trunk, mis-shaped, of another kind of number or not
+    finite raises WeightsError, naming the architecture the file looks like; so does a file trained
+    with another stride placement or shortcut padding, which would fit and be wrong. The network is
+    then unchanged.
     """
     source = str(weights)
     if source in PUBLISHED:  # before anything is downloaded
         _require_same_traits(source, dict(PUBLISHED[source].traits), net.traits)
         _require_architecture(source, net)
     file = _published(source) if source in PUBLISHED else _local(Path(weights))
-    _require_same_traits(file.source, file.traits, net.traits)
-    tensors, own = file.tensors, net.state_dict()
+    own = net.state_dict()
+    try:
+        found = find_network(file.contents, own, net.head_prefix)
+    except NotFoundError as error:
+        raise WeightsError(f"{file.source} {error}") from None
+    tensors, traits, expected = found.named.tensors, found.named.traits, found.named.input_spec
+    if file.said.traits is not None:
+        traits, expected = file.said.traits, file.said.input_spec
+    _require_same_traits(file.source, traits, net.traits)
     num_classes = _resized(net, own, tensors) if resize_classifier else None
     skipped = _skipped(own, tensors, net.head_prefix)
     used = {name: tensor for name, tensor in tensors.items() if name in own and name not in skipped}
-    _require_fit(file, own, used, skipped)
+    _require_fit(file, found, own, used, skipped, net.head_prefix)
     if any(tensor.is_meta for tensor in own.values()):
         raise WeightsError(
             f"the network has no memory for {source}: it was built on the meta device; call "
@@ -97,9 +151,11 @@ def load_weights(
     if num_classes is not None:
         net.reset_classifier(num_classes)
     net.load_state_dict(used, strict=False)
-    expected = input_spec or file.input_spec
-    net.input_spec = expected or net.input_spec
-    net.load_report = LoadReport(file.source, file.naming, tuple(used), skipped, expected)
+    net.input_spec = input_spec or expected or net.input_spec
+    net.load_report = LoadReport(
+        file.source, found.named.naming, tuple(used), skipped, input_spec or expected,
+        found.left_over, (*found.notes, *file.notes),
+    )  # fmt: skip
     return net.load_report
 
 
@@ -115,6 +171,8 @@ def _skipped(
         if name.endswith("num_batches_tracked") and (name not in own or name not in tensors):
             kept = "not in the file; the counter keeps its value"
             skipped[name] = kept if name in own else "the network does not count batches"
+        elif name.endswith("num_batches_tracked") and tensors[name].dtype not in _WHOLE:
+            skipped[name] = "no whole number in the file; the counter keeps its value"
         elif is_head and name not in tensors:
             skipped[name] = "not in the file; stays as initialised"
         elif is_head and name not in own:
@@ -154,33 +212,52 @@ def save_weights(net: Backbone, path: str | Path, metadata: dict[str, str] | Non
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: give a name that ends in .safetensors")
-    facts = {
-        **(metadata or {}),
-        "format": FORMAT,
-        "traits": json.dumps(net.traits),
-        "input_spec": net.input_spec.to_json(),
-    }
+    facts = {**(metadata or {}), "format": FORMAT, **backbone_facts(net)}
     tensors = net.state_dict()
     if net.input_spec.mean_image is not None:
         tensors[MEAN_IMAGE] = net.input_spec.mean_image
     write_safetensors(path, tensors, facts)
 
 
+def backbone_facts(net: Backbone) -> dict[str, str]:
+    """Return what the tensors of a network do not show: what must agree, and its input, as text."""
+    return {"traits": json.dumps(net.traits), "input_spec": net.input_spec.to_json()}
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Return what a .safetensors file says beside its tensors; nothing for a file that says
     nothing.
 
-    Raises WeightsError for a file that is missing or no .safetensors file.
+    The file's digest is checked, where it has one. Raises WeightsError for a file that is missing,
+    damaged or no .safetensors file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"no weights file {path}")
+    _require_there(path)
     try:
-        return read_safetensors_metadata(path)
-    except Exception as error:
-        raise WeightsError(
-            f"{path} is not a readable .safetensors file ({_first_line(error)})"
-        ) from None
+        kind = weights_kind(path)
+        if kind != "safetensors":
+            raise WeightsError(
+                f"{path} is no .safetensors file but a {kind}, which says nothing beside its "
+                "tensors"
+            )
+        return read_safetensors(path)[1]
+    except (DamagedFileError, NotWeightsError, OSError) as error:
+        raise WeightsError(str(error)) from None
+
+
+def recognise_file(path: str | Path) -> Looks | None:
+    """Return which network of this package a local weights file is of, by its tensors alone, with
+    what its names tell of how to build it; None where that cannot be told.
+
+    Raises WeightsError as `load_weights` does for a file that cannot be read.
+    """
+    contents = _local(Path(path)).contents
+    for found in networks_in(contents):
+        looks_like = recognise(found.named.tensors)
+        if looks_like is not None:
+            settings = looks_like.settings and {**looks_like.settings, **found.named.traits}
+            return Looks(looks_like.words, settings)
+    return None
 
 
 # ---- where a file comes from ----
@@ -206,135 +283,155 @@ def _published(name: str) -> _File:
 
 
 def _local(path: Path) -> _File:
-    if not path.is_file():
+    _require_there(path)
+    # those that are published by a name with a digest are of torch.save
+    published = _published_file(path) if path.suffix != ".safetensors" else None
+    content, metadata, checked = _read(path)
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} is not a state dict: expected a mapping of names to tensors")
+    if content.keys() >= _TRAINING_STATE:
+        raise WeightsError(
+            f"{path} is the state of a training run (last.pt), from which it goes on: give the "
+            "weights of that run, best.safetensors or weights.safetensors"
+        )
+    try:
+        contents = contents_of(content)
+    except NotFoundError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    wrapped = next((name for name in contents.tensors if name.endswith(MEAN_IMAGE)), MEAN_IMAGE)
+    mean_image = contents.tensors.pop(wrapped, None)
+    if published is not None:
+        said = _Said(dict(published.traits), published.input_spec)
+    else:
+        said = _said_in(metadata, mean_image, path) or _said_by_name(path, contents)
+    unchecked = () if checked or published is not None else (UNCHECKED,)
+    return _File(str(path), contents, said, unchecked)
+
+
+_TRAINING_STATE = {"config", "classes", "progress", "model", "optimizer"}
+"""The keys of detres's last.pt, which does not say in words what must agree."""
+
+UNCHECKED = "it carries no checksum: damage would not be noticed"
+"""What is said of a file whose tensors nothing covers."""
+
+
+def _require_there(path: Path) -> None:
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; give the weights file in it")
+    if not path.exists():
         near = get_close_matches(str(path), PUBLISHED, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         raise WeightsError(
             f"no weights file {path}; {hint}Published names are: {', '.join(PUBLISHED)}"
         )
-    published = next((entry for entry in PUBLISHED.values() if entry.file == path.name), None)
-    if published is not None:
-        _require_checksum(path, published)
-    content, metadata = _read(path)
-    author = content.get("__author__") if isinstance(content, dict) else None
-    tensors = _state_dict(content, path)
-    mean_image = tensors.pop(MEAN_IMAGE, None)
+
+
+def _said_in(metadata: Mapping[str, str], mean_image: Tensor | None, path: Path) -> _Said | None:
+    """What the metadata say of the network, None where they are not of this package."""
+    written = re.fullmatch(r"backbones-(\d+)", metadata.get("format", ""))
+    if written and int(written[1]) > int(FORMAT.rpartition("-")[2]):
+        raise WeightsError(
+            f"{path} has the format {written[0]}, written by a newer version of this package, "
+            f"which reads up to {FORMAT}: update it"
+        )
     try:
-        named = to_own_names(tensors, str(author) if author else None)
-    except ValueError as error:
-        raise WeightsError(f"{path}: {error}") from None
-    traits, input_spec = named.traits, named.input_spec
-    if published is not None:
-        traits, input_spec = dict(published.traits), published.input_spec
-    elif metadata.get("format") == FORMAT:
-        try:
-            traits, input_spec = (
-                json.loads(metadata["traits"]),
-                InputSpec.from_json(metadata["input_spec"]),
-            )
+        if metadata.get("format") == FORMAT:
+            require_digest(metadata, path)
+        facts = metadata if written else _facts_of_larger(metadata)
+        if facts is not None:
+            traits = json.loads(facts["traits"])
             if not isinstance(traits, dict):
-                raise ValueError(f"traits are {metadata['traits']}")
-            input_spec = replace(input_spec, mean_image=mean_image)
-        except (KeyError, ValueError) as error:
-            raise WeightsError(f"{path}: its metadata are damaged ({error})") from None
-    elif mean_image is not None:
+                raise ValueError(f"traits are {facts['traits']}")
+            spec = InputSpec.from_json(facts["input_spec"])
+            return _Said(traits, replace(spec, mean_image=mean_image))
+    except DamagedFileError as error:
+        raise WeightsError(str(error)) from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: its metadata are damaged ({error})") from None
+    if mean_image is not None:
         raise WeightsError(
             f"{path} holds a mean image but not the rest of what the network expects as input: "
             "give the file it was taken from"
         )
-    elif (
-        named.naming == "torchvision"
-        and "layer4.0.conv1.weight" in named.tensors
-        and re.search(r"caffe|msra", path.name, re.IGNORECASE)
-    ):
-        traits, input_spec = {"stride_placement": "original"}, CAFFE
-    return _File(str(path), named.naming, named.tensors, traits, input_spec)
+    return None
 
 
-def _require_checksum(path: Path, published: PublishedWeights) -> None:
-    digest = hashlib.sha256()
+def _facts_of_larger(metadata: Mapping[str, str]) -> Mapping[str, str] | None:
+    """What the file of a larger model says of the network in it.
+
+    Earlier detectors say it in the configuration of their model alone.
+    """
+    if OF_BACKBONE in metadata:
+        return json.loads(metadata[OF_BACKBONE])
+    if not metadata.get("format", "").startswith("detres-detector-"):
+        return None
+    model = json.loads(metadata["model"])
+    given = {key: model["input"][key] for key in ("channel_order", "mean", "std")}
+    traits = {
+        key: model["backbone"][key]
+        for key in ("shortcut", "stride_placement")
+        if model["backbone"].get(key) in ("A", "original", "torchvision")
+    }
+    spec = {**json.loads(InputSpec().to_json()), **given}
+    return {"traits": json.dumps(traits), "input_spec": json.dumps(spec)}
+
+
+def _said_by_name(path: Path, contents: Contents) -> _Said:
+    """What the name of a file of torchvision's names tells."""
+    if not any(name.endswith("layer4.0.conv1.weight") for name in contents.tensors):
+        return _Said()
+    known = known_by_name(path)
+    return _Said() if known is None else _Said(*known)
+
+
+def _published_file(path: Path) -> PublishedWeights | None:
+    """What a file was published as, known by its sha256; raises WeightsError for one that is named
+    after another.
+    """
+    if not path.is_file():
+        return None
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if not digest.hexdigest().startswith(published.sha256_prefix):
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    named = file_named(path.name)
+    if named is not None and not digest.startswith(named.sha256_prefix):
         raise WeightsError(
-            f"{path} is not the file it is named after: its sha256 starts with "
-            f"{digest.hexdigest()[:8]}, not {published.sha256_prefix}. It is damaged or was "
-            "changed: fetch it again, or give it another name"
+            f"{path} is not the file it is named after: its sha256 starts with {digest[:8]}, not "
+            f"{named.sha256_prefix}. It is damaged or was changed: fetch it again, or give it "
+            "another name"
         )
+    return known_file(digest)
 
 
-def _read(path: Path) -> tuple[object, dict[str, str]]:
-    """Return the content of a file and its metadata, of which only .safetensors has any."""
+def _read(path: Path) -> tuple[object, dict[str, str], bool]:
+    """Return the content of a file, its metadata, of which only .safetensors has any, and whether a
+    checksum covers it.
+    """
     try:
-        if path.suffix == ".safetensors":
-            return read_safetensors(path)
-        if path.suffix in (".pkl", ".pickle") and not zipfile.is_zipfile(path):
-            return load_arrays(path), {}
-        return torch.load(path, map_location="cpu", weights_only=True), {}
-    except (pickle.UnpicklingError, ForbiddenPickleError) as error:
-        named = error.name if isinstance(error, ForbiddenPickleError) else None
-        with contextlib.suppress(AttributeError, IndexError, TypeError):
-            named = named or re.search(r"GLOBAL (\S+)", str(error))[1]
+        kind = weights_kind(path)
+        if kind == "safetensors":
+            tensors, metadata = read_safetensors(path)
+            return tensors, metadata, DIGEST in metadata
+        if kind == "torch archive":
+            return load_archive(path), {}, True
+        if kind == "earlier torch file":
+            return load_earlier_form(path), {}, False
+        return load_arrays(path), {}, False
+    except ForbiddenPickleError as error:
         raise WeightsError(
-            f"{path} holds objects other than tensors{f' ({named})' if named else ''}; it was not "
-            "loaded, because loading could run code. Save the weights with "
-            "torch.save(net.state_dict(), ...) or as .safetensors"
+            f"{path} holds objects other than tensors ({error.name}); it was not loaded, because "
+            "loading could run code. Save the weights with torch.save(net.state_dict(), ...) or "
+            "as .safetensors"
         ) from None
-    except Exception as error:  # what a damaged file makes torch's reader raise has no bounds
+    except (DamagedFileError, NotWeightsError) as error:
+        raise WeightsError(str(error)) from None
+    except Exception as error:  # what a damaged file makes a reader raise has no bounds
         raise WeightsError(
             f"{path} is damaged or not a weights file ({_first_line(error)})"
         ) from None
 
 
-def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file, out of the mappings releases wrap them in."""
-    while isinstance(content, dict):
-        inner = [
-            content[wrapping] for wrapping in _WRAPPINGS if isinstance(content.get(wrapping), dict)
-        ]
-        if not inner:
-            break
-        content = inner[0]
-    if isinstance(content, dict):
-        content = {
-            name: value
-            for name, value in content.items()
-            if isinstance(value, Tensor) or name not in _BESIDE_TENSORS
-        }
-    is_state = (
-        isinstance(content, dict)
-        and content
-        and all(isinstance(name, str) and isinstance(t, Tensor) for name, t in content.items())
-    )
-    if not is_state:
-        raise WeightsError(f"{path} is not a state dict: expected a mapping of names to tensors")
-    odd = [
-        name
-        for name, t in content.items()
-        if t.layout != torch.strided or t.is_quantized or t.is_meta or t.dtype not in _DTYPES
-    ]
-    if odd:
-        tensor = content[odd[0]]
-        raise WeightsError(
-            f"{path}: {odd[0]} is a {tensor.dtype} tensor of layout {tensor.layout}; expected "
-            "plain arrays of numbers"
-        )
-    return content
-
-
-_WRAPPINGS = ("state_dict", "model", "blobs")
-_DTYPES = (
-    torch.float16, torch.bfloat16, torch.float32, torch.float64,
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-)  # fmt: skip
-
-_BESIDE_TENSORS = ("__author__", "matching_heuristics", "weight_order", "cfg")
-"""What Detectron and detectron2 keep beside the arrays."""
-
-
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")[:200]
 
 
 # ---- whether a file fits ----
@@ -346,7 +443,8 @@ def _require_same_traits(source: str, traits: dict[str, str], own: dict[str, str
             raise WeightsError(
                 f"{source} was trained with {trait}='{value}'; this network was built with "
                 f"'{own[trait]}', where these weights would fit and be wrong. Build it with "
-                f"{trait}='{value}'"
+                f"{trait}='{value}'",
+                {trait: value},
             )
 
 
@@ -355,24 +453,37 @@ def _require_architecture(name: str, net: Backbone) -> None:
     is of.
     """
     is_of, looks_like = PUBLISHED[name].architecture, recognise(net.state_dict())
-    if looks_like is not None and looks_like != is_of:
+    if looks_like is not None and looks_like.words != is_of:
         raise WeightsError(
             f"{name} does not fit this network. The file is of {is_of}; the network looks like "
-            f"{looks_like}"
+            f"{looks_like.words}",
+            {"name": is_of},
         )
 
 
 def _require_fit(
-    file: _File, own: dict[str, Tensor], used: dict[str, Tensor], skipped: dict[str, str]
+    file: _File,
+    found: Found,
+    own: dict[str, Tensor],
+    used: dict[str, Tensor],
+    skipped: dict[str, str],
+    head_prefix: str,
 ) -> None:
-    absent = [name for name in own if name not in file.tensors and name not in skipped]
-    extra = [name for name in file.tensors if name not in own and name not in skipped]
+    tensors = found.named.tensors
+    absent = [name for name in own if name not in tensors and name not in skipped]
+    odd = [name for name in absent if found.prefix + name in file.contents.odd]
+    if odd:
+        raise WeightsError(
+            f"{file.source}: {odd[0]} is {file.contents.odd[found.prefix + odd[0]]}; expected a "
+            "plain array of numbers"
+        )
     misshapen = [
         f"{name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
         for name, tensor in used.items()
         if tensor.shape != own[name].shape
     ]
-    if absent or extra or misshapen:
+    if absent or misshapen or unexpected(tensors, own, head_prefix):
+        extra = [name for name in tensors if name not in own and name not in skipped]
         parts = [
             f"{what} {len(names)}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
             for what, names in (
@@ -382,96 +493,67 @@ def _require_fit(
             )
             if names
         ]
-        name = recognise(own)
-        network = f"this network, a {name}" if name else "this network"
+        network = recognise(own)
+        named = f"this network, a {network.words}" if network else "this network"
+        hint, settings = _hint(tensors, own)
         raise WeightsError(
-            f"{file.source} does not fit {network}.{_hint(file.tensors, own)} Tensors "
-            f"{'; '.join(parts)}"
+            f"{file.source} does not fit {named}.{hint} Tensors {'; '.join(parts)}", settings
         )
-    kinds = [
-        name
-        for name, tensor in used.items()
-        if tensor.is_floating_point() != own[name].is_floating_point()
-    ]
-    if kinds:
-        raise WeightsError(
-            f"{file.source}: {kinds[0]} is {used[kinds[0]].dtype}, expected {own[kinds[0]].dtype}"
-        )
+    fault = first_fault(used, own)
+    if fault is not None:
+        raise WeightsError(f"{file.source}: {fault}")
+
+
+def first_fault(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    """Return why `tensors`, of any shapes (...,), cannot take the place of those of `own` with the
+    same names, None where they can: another kind of number, or values that are not finite.
+    """
+    for name, tensor in tensors.items():
+        kinds = next((kinds for kinds in (_REAL, _WHOLE) if own[name].dtype in kinds), ())
+        if tensor.dtype not in (*kinds, own[name].dtype):
+            return f"{name} is {tensor.dtype}, expected {own[name].dtype}"
     sick = [
-        name for name, tensor in used.items() if not tensor.to(own[name].dtype).isfinite().all()
+        name for name, tensor in tensors.items() if not tensor.to(own[name].dtype).isfinite().all()
     ]
     if sick:
-        raise WeightsError(
-            f"{file.source}: {', '.join(sick[:3])} has values that are NaN or infinite; the file "
-            "is damaged"
+        more = f" and {len(sick) - 3} more" if len(sick) > 3 else ""
+        return (
+            f"{', '.join(sick[:3])}{more} has values that are NaN or infinite; the file is "
+            "damaged, or its training had failed"
         )
+    return None
 
 
-def _hint(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    """Return what the file is likely to be, as a sentence that starts with a blank, or nothing."""
-    looks_like = recognise(tensors)
+_REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def _hint(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[str, dict[str, str]]:
+    """Return what the file is likely to be, as a sentence that starts with a blank, or nothing, and
+    the arguments that would make such a network.
+    """
+    looks_like, network = recognise(tensors), recognise(own)
     if (
         looks_like
-        and looks_like == recognise(own)
+        and looks_like == network
         and ("bn1.running_mean" in tensors) != ("bn1.running_mean" in own)
     ):
         if "bn1.running_mean" in tensors:
             return (
                 " The file has batch norm statistics: build the network with norm='frozen' or "
-                "'batch'."
+                "'batch'.",
+                {"norm": "batch"},
             )
         if "conv1.bias" in tensors:
             return (
                 " The batch norms of the file are folded into its convolutions: load the weights "
-                "as they were before, then fold."
+                "as they were before, then fold.",
+                {},
             )
-        return " The file has no batch norm statistics: build the network with norm='group'."
-    return f" The file looks like {looks_like}." if looks_like else ""
-
-
-_DEPTHS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "34", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
-_VGG_CONVOLUTIONS = {13: "vgg16", 16: "vgg19"}
-
-
-def recognise(tensors: dict[str, Tensor]) -> str | None:
-    """Return the network of this package whose tensors, of any shape (...,), these are, by their
-    names, or None: "resnet34", "resnet34 with shortcut C".
-    """
-    convolutions = [
-        name
-        for name, tensor in tensors.items()
-        if name.startswith("features.") and tensor.dim() == 4
-    ]
-    if convolutions:
-        name = _VGG_CONVOLUTIONS.get(len(convolutions))
-        return name and name + (
-            "_bn"
-            if any(key.startswith("features.") and key.endswith("running_mean") for key in tensors)
-            else ""
-        )
-    blocks = {
-        match.group(1, 2) for name in tensors if (match := re.match(r"layer([1-4])\.(\d+)\.", name))
-    }
-    depths = tuple(sum(layer == str(number) for layer, _ in blocks) for number in range(1, 5))
-    projections = sum(name.endswith("downsample.0.weight") for name in tensors)
-    if depths[3] == 0:
-        small = "conv1.weight" in tensors and tensors["conv1.weight"].shape[2:] == (3, 3)
-        if not small or depths[0] == 0 or len(set(depths[:3])) > 1:
-            return None
-        depth = 6 * depths[0] + 2
         return (
-            f"resnet{depth} with shortcut {'C' if projections > 2 else 'B'}"
-            if projections
-            else f"resnet{depth} or plain{depth}"
+            " The file has no batch norm statistics: build the network with norm='group'.",
+            {"norm": "group"},
         )
-    number = _DEPTHS.get(depths)
-    if number == "34" and any(re.match(r"layer1\.0\.conv3\.", name) for name in tensors):
-        number = "50"
-    if number is None:
-        return None
-    usual = 3 if number in ("18", "34") else 4
-    if projections == 0:
-        return f"resnet{number} with shortcut A" + (
-            f", or plain{number}" if number in ("18", "34") else ""
-        )
-    return f"resnet{number}" + (" with shortcut C" if projections > usual else "")
+    if looks_like is None:
+        return "", {}
+    return f" The file looks like {looks_like.words}.", looks_like.settings

@@ -4,18 +4,24 @@ code; and the cache folder.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from backbones import PUBLISHED
+from backbones.file_kinds import NotWeightsError, weights_kind
 from backbones.files import (
+    DamagedFileError,
     read_safetensors,
     read_safetensors_metadata,
     replacing,
     write_safetensors,
 )
+from backbones.weights import first_fault
 from detres.user_files import expanded
 
 __all__ = [
@@ -25,11 +31,25 @@ __all__ = [
     "has_metadata",
     "load_model_state",
     "load_weights",
+    "metadata_field",
     "replacing",
     "require_metadata",
     "write_safetensors",
     "write_text",
 ]
+
+Made = TypeVar("Made")
+
+WHAT_FILES_HOLD = {
+    "a detector": ("format", "model", "classes", "data", "eval", "step"),
+    "a classifier": ("config", "classes", "step"),
+    "a network alone": ("format", "traits", "input_spec"),
+}
+"""What a run's weights file is of -> the metadata it has; the first that fits."""
+
+WHERE_WEIGHTS_ARE = (
+    "a detector's weights are best.safetensors of its run, a classifier's weights.safetensors"
+)
 
 
 class CheckpointError(ValueError):
@@ -45,18 +65,40 @@ def write_text(path: Path, text: str) -> None:
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a .safetensors file: its tensors and its metadata (empty when it has none).
 
-    Raises CheckpointError when there is no such file or it is not one.
+    Raises CheckpointError when there is no such file, it is damaged or not one; the message says
+    what it is, and where a run's weights are.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no weights file at {path}")
+    if path.is_dir():
+        inside = [
+            name for name in ("best.safetensors", "weights.safetensors") if (path / name).is_file()
+        ]
+        advice = f"give {path / inside[0]}" if inside else WHERE_WEIGHTS_ARE
+        raise CheckpointError(f"{path} is a folder; {advice}")
     try:
+        kind = weights_kind(path)
+        if kind != "safetensors":
+            what = "a pickle" if kind == "pickle" else "a file of torch.save"
+            raise CheckpointError(
+                f"{path} is {what}, not a run's .safetensors (last.pt is one: the state from which "
+                f"the run goes on); {WHERE_WEIGHTS_ARE}"
+            )
         return read_safetensors(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable .safetensors file ({first_line(error)}); a detector's "
-            "weights are best.safetensors of its run"
-        ) from None
+    except FileNotFoundError:
+        raise CheckpointError(f"no weights file at {path}{_what_else(path)}") from None
+    except DamagedFileError as error:
+        raise CheckpointError(str(error)) from None
+    except (NotWeightsError, OSError) as error:
+        raise CheckpointError(f"{error}; {WHERE_WEIGHTS_ARE}") from None
+
+
+def _what_else(path: Path) -> str:
+    if path.as_posix() not in PUBLISHED:
+        return ""
+    return (
+        ": that is the name of published weights of a backbone, which neither detects nor knows "
+        "your classes; a model starts from them (weights of its network)"
+    )
 
 
 def has_metadata(path: Path, keys: tuple[str, ...]) -> bool:
@@ -65,23 +107,47 @@ def has_metadata(path: Path, keys: tuple[str, ...]) -> bool:
     """
     try:
         return set(keys) <= read_safetensors_metadata(path).keys()
-    except (SafetensorError, OSError):
+    except (DamagedFileError, OSError):
         return False
 
 
-def require_metadata(metadata: dict[str, str], keys: tuple[str, ...], path: Path) -> None:
-    """Raise CheckpointError unless the metadata of `path` has all `keys`."""
-    missing = [key for key in keys if key not in metadata]
-    if missing:
+def require_metadata(metadata: Mapping[str, str], wanted: str, path: Path) -> None:
+    """Raise CheckpointError unless the metadata of `path` are those of `wanted`, one of
+    WHAT_FILES_HOLD; the message says what it is instead.
+    """
+    missing = [key for key in WHAT_FILES_HOLD[wanted] if key not in metadata]
+    if not missing:
+        return
+    for other, keys in WHAT_FILES_HOLD.items():
+        if set(keys) <= metadata.keys():
+            raise CheckpointError(
+                f"{path} holds the weights of {other}, not of {wanted}; {WHERE_WEIGHTS_ARE}"
+            )
+    raise CheckpointError(
+        f"{path} holds weights but not what {wanted} needs beside them: {', '.join(missing)}; "
+        f"{WHERE_WEIGHTS_ARE}"
+    )
+
+
+def metadata_field(
+    metadata: Mapping[str, str], key: str, path: Path, make: Callable[[object], Made]
+) -> Made:
+    """Return what `make` makes of the JSON that the metadata of `path` have under `key`; raises
+    CheckpointError when it is none, or nothing to make that of.
+    """
+    try:
+        return make(json.loads(metadata[key]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} holds weights but not what a detres detector needs beside them: "
-            f"{', '.join(missing)}"
-        )
+            f"{path} is damaged or was edited: its metadata '{key}' cannot be read "
+            f"({first_line(error):.200}); use another copy"
+        ) from None
 
 
 def load_model_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Load all of `tensors`, of any shape (...,), into all of `model`; raises CheckpointError
-    listing what does not fit, model unchanged.
+    saying what does not fit, model unchanged: names, shapes, kinds of number, and values that are
+    not finite.
     """
     own = model.state_dict()
     problems = [f"missing: {name}" for name in own if name not in tensors]
@@ -92,10 +158,13 @@ def load_model_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -
         if name in tensors and tensors[name].shape != own[name].shape
     ]
     if problems:
-        listing = "\n  ".join(
-            problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise CheckpointError(
+            f"{path} holds weights of another architecture:\n  {'; '.join(problems[:4])}{more}"
         )
-        raise CheckpointError(f"{path} holds weights of another architecture:\n  {listing}")
+    fault = first_fault(tensors, own)
+    if fault is not None:
+        raise CheckpointError(f"{path}: {fault}")
     model.load_state_dict(tensors)
 
 

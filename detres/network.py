@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from backbones import Backbone, create_backbone
+from backbones import Backbone, WeightsError, create_backbone
 from detres.config import Section, UserPath
+
+
+class NetworkWeightsError(WeightsError):
+    """Weights of another network than the settings describe; `keys` are the settings, key -> value,
+    that describe theirs.
+    """
+
+    def __init__(self, error: WeightsError, at: str) -> None:
+        super().__init__(str(error), error.settings)
+        self.keys = {f"{at}.{name}": value for name, value in error.settings.items()}
 
 
 class NetworkConfig(Section):
     """A network of `backbones`; None means the network's own default (paper, section 4.1: shortcut
     B for ResNets, A on CIFAR).
     """
+
+    at: ClassVar[str] = "model.network"  # the key under which it stands
 
     name: str = "resnet50"
     shortcut: Literal["A", "B", "C"] | None = None
@@ -33,16 +47,31 @@ def build_network(
 ) -> Backbone:
     """Return the network of `settings`, with `weights`, not those of the settings, where given.
 
-    The arguments, and what is raised, are those of backbones.create_backbone.
+    The arguments, and what is raised, are those of backbones.create_backbone; where other settings
+    would fit the weights, the error is a NetworkWeightsError.
     """
-    return create_backbone(
-        settings.name,
-        shortcut=settings.shortcut,
-        shortcut_padding=settings.shortcut_padding,
-        stride_placement=settings.stride_placement,
-        norm=settings.norm,
-        num_classes=num_classes,
-        freeze_at=freeze_at,
-        zero_init_residual=settings.zero_init_residual,
-        weights=weights,
-    )
+    with settings_named(settings):
+        return create_backbone(
+            settings.name,
+            shortcut=settings.shortcut,
+            shortcut_padding=settings.shortcut_padding,
+            stride_placement=settings.stride_placement,
+            norm=settings.norm,
+            num_classes=num_classes,
+            freeze_at=freeze_at,
+            zero_init_residual=settings.zero_init_residual,
+            weights=weights,
+        )
+
+
+@contextlib.contextmanager
+def settings_named(settings: NetworkConfig) -> Iterator[None]:
+    """Turn a WeightsError inside the block that knows better settings into a NetworkWeightsError,
+    which has their keys.
+    """
+    try:
+        yield
+    except WeightsError as error:
+        if not error.settings:
+            raise
+        raise NetworkWeightsError(error, settings.at) from None

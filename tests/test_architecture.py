@@ -36,7 +36,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.values": (set(), set()),
     "detres.config": ({"detres.console", "detres.user_files"}, {"pydantic", "yaml"}),
     # the one writer of files is backbones.files
-    "detres.files": ({"backbones", "detres.user_files"}, {"torch", "safetensors"}),
+    "detres.files": ({"backbones", "detres.user_files"}, {"torch"}),
     "detres.network": ({"backbones", "detres.config"}, set()),
     "detres.images": (
         {"backbones", "detres.class_map", "detres.console", "detres.files", "detres.user_files"},
@@ -79,7 +79,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         BASE | {"torchvision", "cv2", "fsspec", "pydantic", "tqdm"},
     ),
     "detres.benchmarks": (SHARED | {D, C}, BASE | {"torchvision", "cv2", "PIL"}),
-    "detres.predictors": ({D, C}, set()),
+    "detres.predictors": ({D, C, "detres.config"}, set()),
     "detres.cli": (
         SHARED | {D, C, "detres.benchmarks", "detres.predictors"},
         BASE | {"matplotlib"},

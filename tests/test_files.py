@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from detres.files import (
+    WHAT_FILES_HOLD,
     CheckpointError,
     cache_folder,
     first_line,
     has_metadata,
     load_model_state,
     load_weights,
+    metadata_field,
     replacing,
     require_metadata,
     write_safetensors,
@@ -61,7 +64,7 @@ def test_weights_come_back_with_their_metadata_and_contiguous(tmp_path):
     }
     write_safetensors(tmp_path / "w.safetensors", tensors, {"model": "{}", "classes": "ä"})
     read, metadata = load_weights(tmp_path / "w.safetensors")
-    assert metadata == {"model": "{}", "classes": "ä"}
+    assert metadata == {"model": "{}", "classes": "ä", "sha256": ANY}
     assert set(read) == set(tensors)
     for name, tensor in tensors.items():
         assert read[name].dtype == tensor.dtype
@@ -77,19 +80,68 @@ def test_weights_without_our_metadata(tmp_path):
     assert list(tensors) == ["w"]
     assert metadata == {}
     with pytest.raises(
-        CheckpointError, match=r"w\.safetensors holds weights but not .*: classes, model"
+        CheckpointError,
+        match=r"w\.safetensors holds weights but not what a classifier needs beside them: config, "
+        r"classes, step; a detector's weights are best\.safetensors of its run",
     ):
-        require_metadata(metadata, ("classes", "model"), tmp_path / "w.safetensors")
-    require_metadata({"classes": "", "model": ""}, ("classes", "model"), tmp_path)
+        require_metadata(metadata, "a classifier", tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("wanted", list(WHAT_FILES_HOLD))
+def test_weights_of_another_kind_are_called_what_they_are(wanted):
+    for other, keys in WHAT_FILES_HOLD.items():
+        metadata = dict.fromkeys(keys, "")
+        if other == wanted:
+            require_metadata(metadata, wanted, Path("w"))
+            continue
+        with pytest.raises(
+            CheckpointError, match=rf"w holds the weights of {other}, not of {wanted}; a det"
+        ):
+            require_metadata(metadata, wanted, Path("w"))
+
+
+def test_metadata_that_cannot_be_read_are_named():
+    assert metadata_field({"a": "[1]"}, "a", Path("w"), list) == [1]
+    for text in ("{", "[" * 100_000, '"1"x', "1"):
+        with pytest.raises(CheckpointError, match="w is damaged or was edited: its metadata 'a'"):
+            metadata_field({"a": text}, "a", Path("w"), list)
 
 
 def test_weights_files_that_cannot_be_read(tmp_path):
     write_safetensors(tmp_path / "w.safetensors", {"w": torch.ones(100)}, {})
     os.truncate(tmp_path / "w.safetensors", 200)
-    with pytest.raises(CheckpointError, match=r"w\.safetensors is not a readable"):
+    with pytest.raises(CheckpointError, match=r"w\.safetensors is damaged"):
         load_weights(tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match="no weights file at"):
+    with pytest.raises(CheckpointError, match=r"is a folder; a detector's weights are best"):
         load_weights(tmp_path)
+    write_safetensors(tmp_path / "run" / "best.safetensors", {}, {})
+    with pytest.raises(CheckpointError, match=r"run is a folder; give \S*run\Wbest\.safetensors"):
+        load_weights(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"no weights file at \S*gone$"):
+        load_weights(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"no weights file at .*v1: that is the name of"):
+        load_weights(Path("torchvision/resnet50.v1"))
+    torch.save({"w": torch.ones(1)}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"last\.pt is a file of torch\.save, not a run's"):
+        load_weights(tmp_path / "last.pt")
+
+
+def test_weights_that_are_not_numbers_of_the_model_s_kind_change_nothing():
+    model = nn.BatchNorm1d(2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, wrong, message in (
+        ("weight", torch.tensor([1.0, float("nan")]), "weight has values that are NaN or infinite"),
+        ("weight", torch.tensor([1, 2]), "weight is torch.int64, expected torch.float32"),
+        ("weight", torch.ones(2).to(torch.float8_e4m3fn), "weight is torch.float8_e4m3fn"),
+        ("bias", torch.ones(2, dtype=torch.complex64), "bias is torch.complex64"),
+        ("num_batches_tracked", torch.tensor(1.0), "num_batches_tracked is torch.float32"),
+        ("running_var", torch.full((2,), 1e300, dtype=torch.float64), "running_var has values"),
+    ):
+        with pytest.raises(CheckpointError, match=f"w: {message}"):
+            load_model_state(model, {**before, name: wrong}, Path("w"))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    half = {name: tensor.half() if tensor.dim() else tensor for name, tensor in before.items()}
+    load_model_state(model, half, Path("w"))
 
 
 def test_a_model_takes_its_own_weights_and_keeps_its_memory_format():
@@ -118,12 +170,10 @@ def test_weights_of_another_architecture_are_listed_and_change_nothing():
         load_model_state(model, tensors, Path("other.safetensors"))
     assert str(caught.value).splitlines() == [
         "other.safetensors holds weights of another architecture:",
-        "  missing: 1.bias",
-        "  unexpected: head",
-        "  shape of 0.bias: file (5,), model (3,)",
+        "  missing: 1.bias; unexpected: head; shape of 0.bias: file (5,), model (3,)",
     ]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    with pytest.raises(CheckpointError, match="and 92 more"):
+    with pytest.raises(CheckpointError, match="and 96 more"):
         load_model_state(nn.ModuleList(nn.Linear(1, 1) for _ in range(50)), {}, Path("w"))
 
 

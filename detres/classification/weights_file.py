@@ -12,19 +12,23 @@ from backbones import (
     Backbone,
     WeightsError,
     create_backbone,
-    read_metadata,
     save_weights,
 )
+from backbones.files import DIGEST
+from backbones.weights import UNCHECKED
 from detres.class_map import ClassMap
 from detres.classification.classifier import Classifier
 from detres.classification.config import ClassificationConfig, ClassifierConfig
 from detres.classification.model import ClassificationModel
-from detres.config import check
-from detres.files import CheckpointError, has_metadata
+from detres.config import Notice, check
+from detres.files import (
+    WHAT_FILES_HOLD,
+    has_metadata,
+    load_weights,
+    metadata_field,
+    require_metadata,
+)
 from detres.network import build_network
-
-RUN_METADATA = ("config", "classes", "step")
-"""What is written beside the weights, so that the file alone is enough to evaluate."""
 
 
 def save_classifier(
@@ -47,26 +51,27 @@ def is_classifier(path: Path) -> bool:
     """Whether a weights file is one of `save_classifier`, by its metadata; a file that cannot be
     read is not.
     """
-    return has_metadata(path, RUN_METADATA)
+    return has_metadata(path, WHAT_FILES_HOLD["a classifier"])
 
 
-def load_classifier(path: Path) -> tuple[ClassificationModel, ClassificationConfig, ClassMap]:
+def load_classifier(
+    path: Path, notice: Notice = lambda _: None
+) -> tuple[ClassificationModel, ClassificationConfig, ClassMap]:
     """Rebuild a classifier from a file of `save_classifier`: in eval mode, with its configuration
     and classes.
 
-    Raises CheckpointError for a file of another kind, WeightsError when its weights do not fit its
-    configuration.
+    notice: called with a line when the file, of an earlier version, carries no checksum. Raises
+    CheckpointError for a file that is damaged or of another kind, WeightsError when its weights do
+    not fit its configuration.
     """
-    metadata = read_metadata(path)
-    missing = [key for key in RUN_METADATA if key not in metadata]
-    if missing:
-        raise CheckpointError(
-            f"{path} holds weights but not what a classifier needs beside them: "
-            f"{', '.join(missing)}. Give a run's weights.safetensors"
-        )
-    config = check(ClassificationConfig, json.loads(metadata["config"]), str(path))
-    class_map = ClassMap.from_dict(json.loads(metadata["classes"]))
+    _, metadata = load_weights(path)
+    require_metadata(metadata, "a classifier", path)
+    tree = metadata_field(metadata, "config", path, dict)
+    config = check(ClassificationConfig, tree, str(path))
+    class_map = metadata_field(metadata, "classes", path, ClassMap.from_dict)
     net = build_network(config.model.network, num_classes=len(class_map), weights=path)
+    if DIGEST not in metadata:
+        notice(f"{path}: {UNCHECKED}")
     model = ClassificationModel(net=net, label_smoothing=config.model.label_smoothing)
     return model.to(memory_format=torch.channels_last).eval(), config, class_map
 
@@ -102,7 +107,7 @@ def _with_own_head(net: Backbone) -> ClassificationModel:
     return ClassificationModel(net=net).to(memory_format=torch.channels_last).eval()
 
 
-def as_classifier(path: Path) -> Classifier:
+def as_classifier(path: Path, notice: Notice = lambda _: None) -> Classifier:
     """Return a file of `save_classifier` as a user calls it; raises as `load_classifier` does."""
-    model, _, class_map = load_classifier(path)
+    model, _, class_map = load_classifier(path, notice)
     return Classifier(model, class_map)

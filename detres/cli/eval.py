@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from backbones import PUBLISHED, Backbone
+from backbones.weights import recognise_file
 from detres.class_map import ClassMap
 from detres.classification.config import ClassificationConfig, is_classification
 from detres.classification.data.read import read_held_out
@@ -153,7 +154,7 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
     """
     first = arguments.weights[0]
     for weights in arguments.weights:
-        if weights not in PUBLISHED and not Path(weights).is_file():
+        if weights not in PUBLISHED and not Path(weights).exists():
             raise FileNotFoundError(f"no weights file at {weights}")
         if Path(weights).name == STATE:
             raise ValueError(
@@ -164,6 +165,8 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
     classifier = first in PUBLISHED or is_classifier(Path(first))
     if not classifier and not detector and arguments.cfg:
         classifier = is_classification(config_path(arguments.cfg))
+    if not (classifier or detector or arguments.cfg):
+        require_said(first)
     if classifier:
         evaluate_classifiers(arguments)
     elif detector and (len(arguments.weights) > 1 or arguments.save_probabilities):
@@ -173,6 +176,22 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
         )
     else:
         evaluate_detector(arguments)
+
+
+def require_said(weights: str) -> None:
+    """Raise ValueError for the bare weights of a network, naming it and what is needed to evaluate
+    it; WeightsError for a file that cannot be read.
+    """
+    looks_like = recognise_file(weights)
+    if looks_like is not None:
+        what = f"{weights} holds the weights of a network alone, by its tensors {looks_like.words}"
+        if not looks_like.settings:
+            raise ValueError(what)
+        settings = " ".join(f"model.network.{key}={v}" for key, v in looks_like.settings.items())
+        raise ValueError(
+            f"{what}: evaluate it as a classifier with --cfg, which says its data, and --set "
+            f"{settings}"
+        )
 
 
 def evaluate_classifiers(arguments: argparse.Namespace) -> None:
@@ -276,7 +295,7 @@ def load_classifiers(
         elif weights in bare:
             models.append(bare_classifier(config.model, Path(weights)))
         else:
-            model, own_config, own_classes = load_classifier(Path(weights))
+            model, own_config, own_classes = load_classifier(Path(weights), notice)
             config = config or own_config
             if class_map is None:
                 class_map, class_source = own_classes, weights
@@ -309,7 +328,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     """
     weights, device = arguments.weights[0], arguments.device
     try:
-        detector, config, class_map = load_detector(Path(weights))
+        detector, config, class_map = load_detector(Path(weights), notice)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}. Bare weights of a classifier are evaluated with --cfg, which says their "

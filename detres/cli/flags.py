@@ -19,6 +19,7 @@ from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.probes import faster_precision
 from detres.engine.stop import Interrupted
 from detres.images.locate import OutsideFolderError
+from detres.network import NetworkWeightsError
 from detres.runs.folder import NoRunError, RunFolderError, newest_run
 from detres.runs.run import MAY_CHANGE, ResumeLine, SavedRun
 from detres.runs.settings import DataRootError, ShapesRootError, with_data_root
@@ -273,6 +274,9 @@ def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
         text = text.strip().splitlines()[-1].partition(": ")[2]
     hints = next((HINTS[kind] for kind in type(error).__mro__ if kind in HINTS), ())
     flags = set(_FLAG.findall(parser.format_help()))
+    if isinstance(error, NetworkWeightsError) and "--set" in flags:
+        settings = " ".join(f"{key}={value}" for key, value in error.keys.items())
+        return f"{text.removesuffix('.')}. Give --set {settings}"
     hint = next((hint for hint in hints if flags >= set(_FLAG.findall(hint))), None)
     return f"{text}: {hint}" if hint else text
 

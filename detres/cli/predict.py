@@ -92,7 +92,7 @@ def predict(arguments: argparse.Namespace) -> None:
             f"--score goes with a detector's boxes; {arguments.weights} is a classifier"
         )
     require_free(out, [*([] if classifies else pictures.values()), PREDICTIONS])
-    predictor = load(arguments.weights).to(arguments.device)
+    predictor = load(arguments.weights, notice).to(arguments.device)
     if classifies:
         name_classes(predictor, out, readable(files, unread))
     else:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch.utils.data import DataLoader
 
-from backbones import BACKBONES, RESNETS, Backbone, InputSpec
+from backbones import BACKBONES, RESNETS, Backbone, InputSpec, LoadReport, WeightsError
 from backbones import load_weights as load_backbone_weights
 from detres.detection.annotations import Annotations
 from detres.detection.config import (
+    BackboneConfig,
     DetectionConfig,
     InputConfig,
     ModelConfig,
@@ -30,7 +31,7 @@ from detres.detection.models.rpn import RPN, ProposalCounts, RPNHead, RPNSetting
 from detres.detection.models.sampler import Sampler
 from detres.engine.batches import StepSampler, make_loader, once_in_order
 from detres.images.normalize import PixelNormalizer
-from detres.network import build_network
+from detres.network import NetworkWeightsError, build_network, settings_named
 
 SHARED_STAGE, HEAD_STAGE = "conv4", "conv5"
 """The C4 layout (paper, appendix A): conv1..conv4 are shared, conv5 goes over every region."""
@@ -140,7 +141,7 @@ def build_backbone(config: ModelConfig, *, pretrained: bool) -> Backbone:
         )
     backbone = build_network(settings, num_classes=0, freeze_at=settings.freeze_at)
     if pretrained and settings.weights is not None:
-        expected = load_backbone_weights(backbone, settings.weights).input_spec
+        expected = _load_weights(backbone, settings).input_spec
         if expected is not None and not _same_input(config.input, expected):
             raise ValueError(
                 f"the backbone's weights {settings.weights} expect another input than model.input "
@@ -148,6 +149,19 @@ def build_backbone(config: ModelConfig, *, pretrained: bool) -> Backbone:
                 f"'model.input.mean={list(expected.mean)}' 'model.input.std={list(expected.std)}'"
             )
     return backbone
+
+
+def _load_weights(backbone: Backbone, settings: BackboneConfig) -> LoadReport:
+    """As backbones.load_weights; the error names settings that fit where a detector can have
+    them.
+    """
+    try:
+        with settings_named(settings):
+            return load_backbone_weights(backbone, settings.weights)
+    except NetworkWeightsError as error:
+        if error.settings.get("name", settings.name) in RESNETS:
+            raise
+        raise WeightsError(str(error)) from None
 
 
 def input_spec_of(config: InputConfig) -> InputSpec:

@@ -29,6 +29,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 class BackboneConfig(NetworkConfig):
     """Which residual network feeds the detector, and what of it learns."""
 
+    at: ClassVar[str] = "model.backbone"
+
     name: str = "resnet101"
     stride_placement: Literal["original", "torchvision"] = "original"
     # paper, appendix A: batch norm is fixed in detection

@@ -77,13 +77,15 @@ class DetectionTraining:
         torch.manual_seed(config.seed)
         data = DetectionData(config)
         detector = build_detector(config.model, len(data.train.class_map))
+        notes: list[str] = []
         if init_from is not None:
-            trained, _, class_map = load_detector(Path(init_from))
+            trained, _, class_map = load_detector(Path(init_from), notes.append)
             class_map.require_same(data.train.class_map, init_from, data.train.source)
             load_model_state(detector, trained.state_dict(), Path(init_from))
         training = cls(config, detector, data, device)
         if detector.backbone.load_report is not None:
-            training.loaded = str(detector.backbone.load_report)
+            notes.insert(0, str(detector.backbone.load_report))
+        training.loaded = "\n".join(notes) or None
         return training
 
     @classmethod

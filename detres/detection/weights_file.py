@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from backbones.files import DIGEST, DamagedFileError, require_digest
+from backbones.weights import OF_BACKBONE, UNCHECKED, backbone_facts
 from detres.class_map import ClassMap
-from detres.config import check
-from detres.detection.build import build_detector
+from detres.config import Notice, check
+from detres.detection.build import build_detector, input_spec_of
 from detres.detection.config import DetectionConfig
 from detres.detection.inference.detector import Detector
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.files import (
+    WHAT_FILES_HOLD,
+    CheckpointError,
     has_metadata,
     load_model_state,
     load_weights,
+    metadata_field,
     require_metadata,
     write_safetensors,
 )
 
-WEIGHTS_METADATA = ("format", "model", "classes", "data", "eval", "step")
-FORMAT = "detres-detector-2"
+FORMAT = "detres-detector-3"
+"""What the files of `save_detector` call themselves; -1 had other names, -1 and -2 no digest."""
 
 EARLIER_PREFIXES = {"roi_head.conv5.": "roi_head.box_head.conv5."}
 """Of tensors in files of format detres-detector-1 and in last.pt of its time -> as they are now."""
@@ -42,7 +48,7 @@ def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_detector(
-    path: Path, detector: nn.Module, config: DetectionConfig, class_map: ClassMap, step: int
+    path: Path, detector: FasterRCNN, config: DetectionConfig, class_map: ClassMap, step: int
 ) -> None:
     """Write a weights file that is enough by itself: weights, model and data configuration,
     classes, protocol.
@@ -54,6 +60,12 @@ def save_detector(
         "data": config.data.model_dump_json(),
         "eval": config.eval.model_dump_json(),
         "step": str(step),
+        OF_BACKBONE: json.dumps(
+            {
+                **backbone_facts(detector.backbone),
+                "input_spec": input_spec_of(config.model.input).to_json(),
+            }
+        ),
     }
     write_safetensors(path, detector.state_dict(), metadata)
 
@@ -62,29 +74,55 @@ def is_detector(path: Path) -> bool:
     """Whether a weights file is one of `save_detector`, by its metadata; a file that cannot be read
     is not.
     """
-    return has_metadata(path, WEIGHTS_METADATA)
+    return has_metadata(path, WHAT_FILES_HOLD["a detector"])
 
 
-def load_detector(path: Path) -> tuple[FasterRCNN, DetectionConfig, ClassMap]:
+def load_detector(
+    path: Path, notice: Notice = lambda _: None
+) -> tuple[FasterRCNN, DetectionConfig, ClassMap]:
     """Rebuild a detector from a file of `save_detector`: the model in eval mode, its configuration,
     its classes.
 
-    Raises ValueError naming the file when it is no detres weights file or its weights do not fit
-    its configuration.
+    notice: called with a line when the file, of an earlier version, carries no checksum. Raises
+    CheckpointError naming the file when it is damaged, no detres weights file, or of a newer
+    version, and when its weights do not fit its configuration.
     """
     tensors, metadata = load_weights(path)
-    require_metadata(metadata, WEIGHTS_METADATA, path)
-    tree = {key: json.loads(metadata[key]) for key in ("model", "data", "eval")}
-    tree = {"name": Path(path).stem, "train": {"steps": 1}, **tree}
+    require_metadata(metadata, "a detector", path)
+    _require_known_format(metadata, path)
+    if DIGEST not in metadata:
+        notice(f"{path}: {UNCHECKED}")
+    tree = {key: metadata_field(metadata, key, path, dict) for key in ("model", "data", "eval")}
+    tree = {"name": "detector", "train": {"steps": 1}, **tree}
     config = check(DetectionConfig, tree, str(path))
-    class_map = ClassMap.from_dict(json.loads(metadata["classes"]))
+    class_map = metadata_field(metadata, "classes", path, ClassMap.from_dict)
     detector = build_detector(config.model, len(class_map), pretrained=False)
     load_model_state(detector, current_names(tensors), path)
     return detector.eval(), config, class_map
 
 
-def as_detector(path: Path) -> Detector:
+def _require_known_format(metadata: dict[str, str], path: Path) -> None:
+    written, own = (
+        re.fullmatch(r"detres-detector-(\d+)", text) for text in (metadata["format"], FORMAT)
+    )
+    if written is None:
+        raise CheckpointError(
+            f"{path} has the format {metadata['format']!r:.60}, not one of detres: {FORMAT}"
+        )
+    if int(written[1]) > int(own[1]):
+        raise CheckpointError(
+            f"{path} has the format {written[0]}, written by a newer detres; this one reads up to "
+            f"{FORMAT}: update it"
+        )
+    try:
+        if written[0] == FORMAT:
+            require_digest(metadata, path)
+    except DamagedFileError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def as_detector(path: Path, notice: Notice = lambda _: None) -> Detector:
     """Return a file of `save_detector` as a user calls it; raises as `load_detector` does."""
-    model, config, class_map = load_detector(path)
+    model, config, class_map = load_detector(path, notice)
     size = config.model.input
     return Detector(model, class_map, short_side=size.short_side, max_side=size.max_side)

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from backbones import InputSpec
-from backbones.catalogue import normalize_pixels
+from backbones import PUBLISHED, InputSpec
+from backbones.catalogue import (
+    CAFFE,
+    IMAGENET,
+    file_named,
+    known_by_name,
+    known_file,
+    normalize_pixels,
+)
 
 NOW = {
     "channel_order": "bgr",
@@ -90,3 +98,51 @@ def test_the_result_is_new_and_of_the_same_memory_format(order, dtype):
         assert found.data_ptr() != given.data_ptr()
         assert torch.equal(found, images.float() if order == "rgb" else images.flip(1).float())
     assert normalize_pixels(images[:0], order, zero, one, None).shape == (0, 3, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("path", "stride"),
+    [
+        ("resnet50.tv_in1k.safetensors", "torchvision"),
+        ("timm_resnet18.tv_in1k.pth", "torchvision"),
+        ("resnet50.a1_in1k/model.safetensors", "torchvision"),
+        ("models--timm--resnet101.gluon_in1k/snapshots/0a1b/model.safetensors", "torchvision"),
+        ("resnet50.fb_swsl_ig1b_ft_in1k.bin", "torchvision"),
+        ("resnet50_tv2_in1k.pth", "torchvision"),
+        ("resnet50_8xb32_in1k_20210831-ea4938fc.pth", "torchvision"),
+        ("resnet50_batch256_imagenet_20200708-cfb998bf.pth", "torchvision"),
+        ("resnet50_msra-5891d200.pth", "original"),
+        ("resnet101_caffe.pth", "original"),
+        ("resnet50.pth", None),
+        ("resnet50_imagenet.pth", None),
+        ("resnet50_in1k.pth", None),
+        ("caffe/resnet50.pth", None),
+        ("wide_resnet50_2.pth", None),
+    ],
+)
+def test_names_that_tell_where_a_bottleneck_has_its_stride(path, stride):
+    known = known_by_name(Path("/data") / path)
+    assert (known and known[0]) == (stride and {"stride_placement": stride})
+    if known:
+        assert known[1] == (CAFFE if stride == "original" else IMAGENET)
+
+
+def test_published_files_are_known_by_digest_and_by_name():
+    for entry in PUBLISHED.values():
+        assert known_file(f"{entry.sha256_prefix}{'0' * 56}").file == entry.file
+        assert file_named(entry.file).file == entry.file
+    earlier = file_named("resnet50-19c8e357.pth")
+    assert earlier.traits == (("stride_placement", "torchvision"),)
+    assert known_file("19c8e357" + "0" * 56) == earlier
+    assert known_file("0" * 64) is None
+    assert file_named("resnet50.pth") is None
+
+
+def test_timms_names_are_those_of_torchvisions_files():
+    for tag, version, depths in (
+        ("tv", "v1", (18, 34, 50, 101, 152)),
+        ("tv2", "v2", (50, 101, 152)),
+    ):
+        for depth in depths:
+            published = PUBLISHED[f"torchvision/resnet{depth}.{version}"]
+            assert PUBLISHED[f"timm/resnet{depth}.{tag}_in1k"] is published

@@ -325,18 +325,22 @@ def test_a_truncated_file(suffix, trained, tmp_path):
     else:
         save_file(trained.state_dict(), path)
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(WeightsError, match=rf"cut\{suffix} is damaged or not a weights file"):
+    with pytest.raises(WeightsError, match=rf"cut\{suffix} is damaged"):
         load_weights(resnet18(), path)
 
 
 @pytest.mark.parametrize("name", ["text.pth", "text.pt", "text.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"hello, world\n"])
-def test_a_file_of_another_kind(name, content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "damaged or not a weights file: it is empty"),
+        (b"hello, world\n", "a text file that begins with 'hello, world'"),
+    ],
+)
+def test_a_file_of_another_kind(name, content, what, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(
-        WeightsError, match=rf"{re.escape(str(path))} is damaged or not a weights file"
-    ):
+    with pytest.raises(WeightsError, match=rf"{re.escape(str(path))} is {what}"):
         load_weights(resnet18(), path)
 
 
@@ -482,6 +486,8 @@ def test_the_catalogue_agrees_with_torchvisions():
             )
     found = {}
     for key, entry in PUBLISHED.items():
+        if key.startswith("timm/"):  # other names for the same files
+            continue
         spec = entry.input_spec
         values = (
             spec.short_side,

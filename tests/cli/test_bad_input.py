@@ -462,8 +462,8 @@ def test_weights_that_are_no_detectors(
     save_file({"weight": torch.zeros(1)}, "plain.safetensors")
     Path("cut.safetensors").write_bytes(finished.weights.read_bytes()[:1000])
     for file, reason in (
-        ("plain.safetensors", "holds weights but not what a detres detector needs beside them"),
-        ("cut.safetensors", "is not a readable .safetensors file"),
+        ("plain.safetensors", "holds weights but not what a detector needs beside them"),
+        ("cut.safetensors", "is damaged or no .safetensors file"),
         ("gone.safetensors", "no weights file at gone.safetensors"),
         (str(finished.folder / "last.pt"), "a detector's weights are best.safetensors of its run"),
     ):

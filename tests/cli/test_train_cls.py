@@ -908,11 +908,11 @@ def test_bare_weights_are_scored_by_a_configuration(
         ),
         (
             ["--weights", "cut.safetensors", *scored_by],
-            "cut.safetensors is damaged or not a weights file",
+            "cut.safetensors is damaged",
         ),
         (
             ["--weights", "bare.pth", "--save-scores", "s.npz"],
-            "Bare weights of a classifier are evaluated with --cfg",
+            "evaluate it as a classifier with --cfg",
         ),
         (
             ["--weights", "runs/photos/last.pt", *scored_by],
@@ -920,9 +920,9 @@ def test_bare_weights_are_scored_by_a_configuration(
         ),
         (
             ["--weights", "bare.pth", "--cfg", "configs/shapes_r18.yaml"],
-            "bare.pth is not a readable .safetensors file",
+            "bare.pth is a file of torch.save, not a run's .safetensors",
         ),
-        (["--weights", "bare.pth"], "Bare weights of a classifier are evaluated with --cfg"),
+        (["--weights", "bare.pth"], "evaluate it as a classifier with --cfg"),
         (
             ["--weights", str(photo_weights), "bare.pth"],
             "bare.pth does not say what network it is of",

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import random
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from backbones import WeightsError, resnet18, resnet50
+from backbones import load_weights as load_weights_of_backbone
 from detres.class_map import ClassMap
 from detres.config import check
 from detres.detection.build import build_detector
@@ -163,3 +167,121 @@ def test_a_user_s_detector_has_the_classes_and_sizes_of_the_file(saved):
     assert len(found) > 0
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0)
     assert found.labels.tolist() == expected.labels.tolist()
+
+
+# ---- damage, versions, and what else a file is ----
+
+
+def test_no_damage_anywhere_in_a_detectors_file_loads(saved, tmp_path):
+    path, _, _ = saved
+    content, rng = path.read_bytes(), random.Random(0)
+    damaged = tmp_path / "damaged.safetensors"
+    for case in range(30):
+        changed = bytearray(content)
+        at = rng.randrange(len(content))
+        if case % 3 == 0:
+            del changed[at:]
+        elif case % 3 == 1:
+            changed[at] ^= 1 << rng.randrange(8)
+        else:
+            changed[at : at + 64] = bytes(0xA5 for _ in changed[at : at + 64])
+        damaged.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"damaged\.safetensors") as caught:
+            load_detector(damaged)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_class_map_that_was_edited_is_refused(saved, tmp_path):
+    path, _, _ = saved
+    tensors, metadata = load_weights(path)
+    edited = metadata["classes"].replace("cat", "fox")
+    save_file(tensors, tmp_path / "edited.safetensors", {**metadata, "classes": edited})
+    with pytest.raises(CheckpointError, match=r"edited\.safetensors is damaged: its content"):
+        load_detector(tmp_path / "edited.safetensors")
+    del metadata["sha256"]
+    save_file(tensors, tmp_path / "bare.safetensors", metadata)
+    with pytest.raises(CheckpointError, match="files of its format carry a sha256"):
+        load_detector(tmp_path / "bare.safetensors")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_earlier_version_has_no_checksum_and_says_so(version, saved, tmp_path):
+    path, detector, _ = saved
+    tensors, metadata = load_weights(path)
+    del metadata["sha256"], metadata["backbone"]
+    earlier = tmp_path / "earlier.safetensors"
+    save_file(tensors, earlier, {**metadata, "format": f"detres-detector-{version}"})
+    notices: list[str] = []
+    again, _, _ = load_detector(earlier, notices.append)
+    assert_same_detections(detector, again)
+    assert notices == [f"{earlier}: it carries no checksum: damage would not be noticed"]
+    notices.clear()
+    load_detector(path, notices.append)
+    assert notices == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"format": "detres-detector-9"},
+            "the format detres-detector-9, written by a newer detres",
+        ),
+        ({"format": "pt"}, "has the format 'pt', not one of detres: detres-detector-3"),
+        ({"classes": "{"}, "its metadata 'classes' cannot be read"),
+        ({"classes": "[]"}, "its metadata 'classes' cannot be read"),
+        ({"classes": '{"names": ["a", "a"], "source_ids": [1, 2]}'}, "'classes' cannot be read"),
+        ({"model": "3"}, "its metadata 'model' cannot be read"),
+        ({"data": "nonsense"}, "its metadata 'data' cannot be read"),
+    ],
+)
+def test_metadata_that_no_detector_has(change, message, saved, tmp_path):
+    path, _, _ = saved
+    tensors, metadata = load_weights(path)
+    write_safetensors(tmp_path / "odd.safetensors", tensors, {**metadata, **change})
+    with pytest.raises(CheckpointError, match=rf"odd\.safetensors.*{message}"):
+        load_detector(tmp_path / "odd.safetensors")
+
+
+def test_weights_that_are_not_finite_or_no_floats(saved, tmp_path):
+    path, _, _ = saved
+    tensors, metadata = load_weights(path)
+    name = "rpn.head.conv.weight"
+    assert name in tensors
+    for wrong, message in (
+        (torch.full_like(tensors[name], float("nan")), "has values that are NaN or infinite"),
+        (tensors[name].to(torch.int32), r"is torch\.int32, expected torch\.float32"),
+        (tensors[name].to(torch.float8_e5m2), r"is torch\.float8_e5m2, expected torch\.float32"),
+    ):
+        write_safetensors(tmp_path / "w.safetensors", {**tensors, name: wrong}, metadata)
+        with pytest.raises(CheckpointError, match=rf"{name} {message}"):
+            load_detector(tmp_path / "w.safetensors")
+
+
+def test_a_detectors_backbone_starts_another_network(saved, tmp_path):
+    """conv1..conv4 are the detector's backbone, conv5 is in its head; its file says the stride."""
+    path, detector, config = saved
+    net = resnet18(num_classes=0)
+    report = load_weights_of_backbone(net, path)
+    own = detector.state_dict()
+    assert torch.equal(net.layer3[0].conv1.weight, own["backbone.layer3.0.conv1.weight"])
+    conv5 = own["roi_head.box_head.conv5.0.conv1.weight"]
+    assert torch.equal(net.layer4[0].conv1.weight, conv5)
+    assert net.input_spec.mean == config.model.input.mean
+    (note,) = report.notes
+    assert note.startswith("taken from backbone; left over: ")
+    assert "rpn (" in note
+
+    model = {**TINY, "backbone": {"name": "resnet50", "norm": "batch", "freeze_at": 0}}
+    config = coco_config(tmp_path, model=model)
+    deep = build_detector(config.model, len(CLASSES))
+    save_detector(tmp_path / "r50.safetensors", deep, config, CLASSES, 1)
+    tensors, metadata = load_weights(tmp_path / "r50.safetensors")
+    del metadata["backbone"], metadata["sha256"]
+    metadata["format"] = "detres-detector-2"
+    save_file(tensors, tmp_path / "earlier.safetensors", metadata)
+    for name in ("r50.safetensors", "earlier.safetensors"):
+        with pytest.raises(WeightsError, match="was trained with stride_placement='original'"):
+            load_weights_of_backbone(resnet50(num_classes=0), tmp_path / name)
+        fitting = resnet50(num_classes=0, stride_placement="original")
+        assert load_weights_of_backbone(fitting, tmp_path / name).input_spec is not None
