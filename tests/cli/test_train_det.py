@@ -30,7 +30,7 @@ from detres.detection.config import DetectionConfig
 from detres.detection.data.shapes import SHAPES_CLASSES
 from detres.detection.weights_file import load_detector
 from detres.engine.progress import Progress
-from detres.runs.run import STATE_KEYS
+from detres.runs.saved import STATE_KEYS
 from detres.runs.state import load_state
 from tests.cli.conftest import (
     COCO_FLAGS,

@@ -12,7 +12,8 @@ from detres.runs.folder import NoRunError, RunFolderError, new_run_folder, newes
 
 def test_run_folders_are_numbered_and_never_shared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert [str(new_run_folder("bccd", None)) for _ in range(3)] == [
+    locks = [new_run_folder("bccd", None) for _ in range(3)]
+    assert [str(lock.folder) for lock in locks] == [
         "runs/bccd",
         "runs/bccd-2",
         "runs/bccd-3",
@@ -22,8 +23,10 @@ def test_run_folders_are_numbered_and_never_shared(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_chosen_folder_may_be_new_or_empty(tmp_path, kind):
-    assert new_run_folder("x", kind(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
-    assert new_run_folder("x", kind(tmp_path / "a" / "b")).is_dir()
+    for _ in range(2):
+        with new_run_folder("x", kind(tmp_path / "a" / "b")) as lock:
+            assert lock.folder == tmp_path / "a" / "b"
+            assert lock.folder.is_dir()
 
 
 def test_a_folder_in_use_is_refused_and_untouched(tmp_path):

@@ -22,8 +22,10 @@ from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.progress import Progress
 from detres.engine.stop import Interrupted
 from detres.files import CheckpointError
+from detres.runs.fingerprint import DataChangedError, Fingerprint, hashes_of
 from detres.runs.folder import RunFolderError
-from detres.runs.run import STATE_KEYS, ResumeLine, SavedRun, TrainingRun
+from detres.runs.run import ResumeLine, TrainingRun
+from detres.runs.saved import STATE_KEYS, SavedRun
 from detres.runs.settings import TrainConfig, build_optimizer, build_schedule
 from detres.runs.state import load_state, save_state
 from tests.engine.regression import (
@@ -71,6 +73,8 @@ class Fitting:
     metric: step -> the deciding number of an evaluation there.
     """
 
+    wing = "detection"
+
     def __init__(
         self,
         metric: Callable[[int], float | None] = float,
@@ -94,6 +98,10 @@ class Fitting:
 
     def describe_data(self) -> str:
         return "train 80 points\nval   none"
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        records = hashes_of((str(row),) for row in range(self.num_images))
+        return {"train": Fingerprint(records, records, lambda row: f"point {row}")}
 
     def state(self) -> dict:
         return {"classes": ["one"], "more": 7}
@@ -128,7 +136,7 @@ def resumed(
     folder: Path, *overrides: str, metric: Callable[[int], float | None] = float
 ) -> tuple[Fitting, TrainingRun]:
     """What a command does: the model filled from last.pt, the rest left to the run."""
-    saved = SavedRun.read(folder, Config, overrides=overrides)
+    saved = SavedRun.read(folder, Config, wing="detection", overrides=overrides)
     training = Fitting(metric, config=saved.config)
     nn.init.zeros_(training.model.linear.weight)
     training.model.load_state_dict(saved.state["model"])
@@ -174,6 +182,7 @@ def test_a_new_run_has_its_configuration_and_its_environment(tmp_path, monkeypat
         assert load_config(run.folder / "config.yaml", Config) == training.config
         (facts,) = json.loads((run.folder / "env.json").read_text())
         assert facts["start_step"] == 0
+        run.save()
     with start(Fitting(), None) as second:
         assert second.folder == Path("runs/fitting-2")
 
@@ -200,7 +209,7 @@ def test_it_says_what_is_trained_and_how_it_goes(tmp_path, capsys):
         "from  weights of a stranger",
         # 20 images in batches of 8 are three steps an epoch
         f"{folder}: steps 0..10 (3.333 epochs), lr 0.1 at batch 8 (lr 0.05 for 4), device cpu, "
-        f"{torch.get_num_threads()} threads",
+        f"{torch.get_num_threads()} threads, fp32",
     ]
     assert lines[-1] == "AP 10.0, by hand"
 
@@ -293,9 +302,13 @@ def test_a_finished_run_is_evaluated_again_and_nothing_is_written(tmp_path, caps
         weights = {name: tensor.clone() for name, tensor in weights.items()}
         assert run.train().metrics["AP"] == 10.0
     assert training.asked == [("evaluate", 10)]
+    del before["lock.json"]  # given back
     assert files(tmp_path) == before
     assert same_tensors(training.model.state_dict(), weights)
-    assert last_line(capsys) == "AP 10.0, by hand"
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "finished: all 10 steps are done; evaluated once more",
+        "AP 10.0, by hand",
+    ]
 
 
 def test_an_evaluation_that_was_logged_but_not_saved_is_logged_once(tmp_path):
@@ -387,13 +400,19 @@ def test_where_a_batch_cannot_be_made_what_was_learnt_is_kept(tmp_path, capsys, 
     assert same_training((straight.model, straight.optimizer), (again.model, again.optimizer))
 
 
-def test_before_the_first_step_there_is_nothing_to_keep(tmp_path, capsys):
+def test_a_run_that_ends_before_its_first_step_goes_on_from_there(tmp_path, capsys):
+    straight = Fitting()
+    trained(straight, tmp_path / "straight")
     training = Fitting()
     training.given = broken(0, OSError("disk is gone"))
     with pytest.raises(OSError, match="disk is gone"):
-        trained(training, tmp_path)
-    assert "stopped" not in capsys.readouterr().out
-    assert not (tmp_path / "last.pt").exists()
+        trained(training, tmp_path / "run")
+    assert last_line(capsys) == f"stopped; continue with: {resume_line(tmp_path / 'run', {})}"
+    again, run = resumed(tmp_path / "run")
+    assert run.progress.step == 0
+    with run:
+        run.train()
+    assert same_training((straight.model, straight.optimizer), (again.model, again.optimizer))
 
 
 def test_an_end_without_an_error_says_nothing(tmp_path, capsys):
@@ -447,7 +466,9 @@ def test_the_boxes_of_a_non_finite_step_are_written_down(tmp_path, capsys):
         "crowd": [False],
         "difficult": [True],
     }
-    assert "stopped" not in capsys.readouterr().out  # nothing was saved yet
+    assert last_line(capsys) == (
+        f"stopped; continue with: {resume_line(tmp_path, {'train.lr': 0.005})}"
+    )
 
 
 def test_images_that_could_not_be_read_are_listed_once(tmp_path, capsys):
@@ -478,11 +499,12 @@ def test_of_many_images_that_cannot_be_read_a_line_names_the_first(tmp_path, cap
 def test_a_run_on_another_number_of_images_is_not_resumed(tmp_path):
     interrupted(tmp_path, 4)
     before = files(tmp_path)
-    saved = SavedRun.read(tmp_path, Config, overrides=["train.lr=0.01"])
+    saved = SavedRun.read(tmp_path, Config, wing="detection", overrides=["train.lr=0.01"])
     training = Fitting(config=saved.config, num_images=81)
     with pytest.raises(
-        ValueError,
-        match=r"last\.pt is of a run on 80 training images, there are 81 now: put the data back",
+        DataChangedError,
+        match=r"not those that \S*last\.pt was trained on: in train, 80 records then, 81 now, the "
+        r"first that differs is point 80\. Put them back",
     ):
         TrainingRun.resume(saved, training, device=CPU, resume_line=resume_line)
     assert files(tmp_path) == before
@@ -522,7 +544,7 @@ def test_data_that_have_moved_are_a_change_of_the_configuration(tmp_path):
     folder = tmp_path / "run"
     interrupted(folder, 4)
     (tmp_path / "elsewhere").mkdir()
-    saved = SavedRun.read(folder, Config, root=str(tmp_path / "elsewhere"))
+    saved = SavedRun.read(folder, Config, wing="detection", root=str(tmp_path / "elsewhere"))
     assert saved.config.data.root == str(tmp_path / "elsewhere")
     assert saved.earlier.data.root is None
     with TrainingRun.resume(
@@ -532,20 +554,20 @@ def test_data_that_have_moved_are_a_change_of_the_configuration(tmp_path):
     assert load_config(folder / "config.yaml", Config) == saved.config
     assert load_config(folder / "config-until-step-5.yaml", Config) == saved.earlier
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        SavedRun.read(folder, Config, root=str(tmp_path / "nowhere"))
+        SavedRun.read(folder, Config, wing="detection", root=str(tmp_path / "nowhere"))
 
 
 def test_a_saved_run_is_read_with_what_it_must_hold(tmp_path):
     with pytest.raises(CheckpointError, match=r"no training state at .*last\.pt"):
-        SavedRun.read(tmp_path, Config)
+        SavedRun.read(tmp_path, Config, wing="detection")
     interrupted(tmp_path / "run", 4)
-    saved = SavedRun.read(tmp_path / "run", Config, keys=("more",))
+    saved = SavedRun.read(tmp_path / "run", Config, wing="detection", keys=("more",))
     assert (saved.state["more"], saved.folder) == (7, tmp_path / "run")
     assert saved.config == saved.earlier
     with pytest.raises(CheckpointError, match="it lacks weights"):
-        SavedRun.read(tmp_path / "run", Config, keys=("weights",))
+        SavedRun.read(tmp_path / "run", Config, wing="detection", keys=("weights",))
     with pytest.raises(ConfigError, match=r"last\.pt with --set: unknown key 'train\.rate'"):
-        SavedRun.read(tmp_path / "run", Config, overrides=["train.rate=1"])
+        SavedRun.read(tmp_path / "run", Config, wing="detection", overrides=["train.rate=1"])
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_its_scores(tmp_path):

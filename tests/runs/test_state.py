@@ -8,6 +8,7 @@ import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -88,9 +89,9 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     save_state(tmp_path / "last.pt", {"step": 1})
     real_save = torch.save
 
-    def cut_short(state: dict, path: Path) -> None:
-        real_save(state, path)
-        os.truncate(path, 100)
+    def cut_short(state: dict, file: BinaryIO) -> None:
+        real_save(state, file)
+        file.truncate(100)
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", cut_short)
