@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from backbones.files import (
+    check_archive,
     read_safetensors,
     read_safetensors_metadata,
     replacing,
@@ -20,6 +21,7 @@ from backbones.files import (
 __all__ = [
     "CheckpointError",
     "cache_folder",
+    "check_archive",
     "first_line",
     "has_metadata",
     "load_model_state",

@@ -36,7 +36,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         {"backbones", "detres.class_map", "detres.files"},
         BASE | {"cv2", "PIL", "fsspec"},
     ),
-    "detres.engine": ({"detres.files"}, BASE | {"cv2", "tqdm"}),
+    "detres.engine": ({"detres.files"}, BASE | {"cv2", "tqdm", "tensorboard"}),
     "detres.runs": (
         {"detres.engine", "detres.files", "detres.config"},
         BASE | {"torchvision", "cv2", "pydantic"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -157,8 +156,8 @@ def fingerprint_of(annotations: Annotations) -> Fingerprint:
     """Return that of annotated images: id, size and objects of each, in their order, and the files
     they are in.
     """
-    sizes, boxes = annotations.image_sizes, annotations.boxes.astype(np.float64)
-    areas = annotations.areas.astype(np.float64)
+    sizes, boxes = annotations.image_sizes, annotations.boxes.astype("float64")
+    areas = annotations.areas.astype("float64")
     objects = (annotations.labels, annotations.crowd, annotations.difficult)
     bounds = annotations.offsets.tolist()
     ids = annotations.image_ids.tolist()

@@ -66,7 +66,7 @@ class Meter:
                 raise ValueError(f"the sum of {name!r:.40} is no float32 scalar")
         counts = [saved["steps"], saved["images"]]
         times = [saved["step_s"], saved["data_s"]]
-        if not all(type(count) is int and count >= 0 for count in counts):
+        if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
             raise ValueError(f"{counts!r:.60} are no numbers of steps and images")
         if not all(type(time) is float and 0 <= time < math.inf for time in times):
             raise ValueError(f"{times!r:.60} are no seconds")

@@ -31,6 +31,8 @@ def facts_of(device: torch.device) -> dict[str, object]:
 
 def other_facts(earlier: dict[str, object], now: dict[str, object]) -> str | None:
     """Return in words in what two `facts_of` differ; None where they do not."""
+    if not isinstance(earlier, dict):
+        raise TypeError(f"a {type(earlier).__name__}, expected facts by name")
     other = [name for name in now if name in earlier and earlier[name] != now[name]]
     changes = [f"{name} {now[name]} (before: {earlier[name]!s:.40})" for name in other]
     return ", ".join(changes) or None

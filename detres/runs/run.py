@@ -343,19 +343,25 @@ class TrainingRun:
                 "on: only their number was compared"
             )
         with reading_field(saved.path, "data"):
-            for split, earlier in saved.state.get("data", {}).items():
-                found = self.data[split].what_changed(earlier)
+            for split, now_there in (self.data if "data" in saved.state else {}).items():
+                found = now_there.what_changed(saved.state["data"][split])
                 changed = f"in {split}, {found}" if found is not None else changed
                 if found is not None:
                     break
         if changed is None:
+            with reading_field(saved.path, "progress"):
+                self._require_within_schedule()
             return
         if not accepted:
             raise DataChangedError(
-                f"the data are not those that {saved.path} was trained on: {changed}. Put them "
-                "back as they were, or start a new run from its weights"
+                f"the data are not those that {saved.path} was trained on: {changed}; put them "
+                "back as they were"
             )
         self.notes.append(f"goes on with other data than it was trained on: {changed}")
+
+    def _require_within_schedule(self) -> None:
+        if self.progress.step > self.schedule.steps:
+            raise ValueError(f"step {self.progress.step} of {self.schedule.steps}")
 
     def _how_it_stopped(self, error: BaseException) -> str | None:
         """A line for people, with the command that goes on where there is a state to go on from;

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from detres.config import Section, check, with_overrides
+from detres.files import CheckpointError
 from detres.runs import folder as names
 from detres.runs.lock import FolderLock
 from detres.runs.settings import with_data_root
@@ -21,6 +24,9 @@ from detres.runs.state import (
 )
 
 STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
+
+_KEYS_SINCE_2 = ("wing", "data", "environment", "meter")
+"""What states of format 2 hold beside."""
 
 
 class OtherWingError(ValueError):
@@ -78,6 +84,12 @@ class SavedRun:
         state = load_state(path, STATE_KEYS)
         _require_wing(folder, state, wing)
         require_keys(path, state, keys)
+        if state.get("format", 1) >= 2:
+            require_keys(path, state, _KEYS_SINCE_2)
+        with reading_field(path, "num_images"):
+            _require_count(state["num_images"])
+        with reading_field(path, "model"):
+            _require_tensors(state["model"])
         with reading_field(path, "config"):
             tree = json.loads(state["config"])
             if not isinstance(tree, dict):
@@ -144,5 +156,20 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 def _require_wing(folder: Path, state: dict, wing: str) -> None:
     """States of format 1 do not say theirs: a classifier's holds the input of its network."""
     found = state.get("wing", "classification" if "input" in state else "detection")
+    if not isinstance(found, str):
+        raise CheckpointError(f"the training state in {folder} does not say of which wing it is")
     if found != wing:
-        raise OtherWingError(folder, str(found), wing)
+        raise OtherWingError(folder, found[:40], wing)
+
+
+def _require_count(value: object) -> None:
+    if type(value) is not int or not 0 < value < 2**53:
+        raise ValueError(f"{value!r:.40}, expected a number of images")
+
+
+def _require_tensors(value: object) -> None:
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__}, expected tensors by name")
+    other = [name for name, item in value.items() if not isinstance(item, Tensor)]
+    if other or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"no tensor at {other[:1]!s:.60}")

@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backbones.files import check_archive
-from detres.files import CheckpointError, first_line, replacing
+from detres.files import CheckpointError, check_archive, first_line, replacing
 
 FORMAT = 2
 """Of the states that are written; those of format 1 did not say theirs."""
@@ -66,11 +65,11 @@ def require_whole(path: Path) -> None:
         )
     if not path.is_file():
         raise CheckpointError(f"{path} is not a training state: it is no regular file")
-    if not zipfile.is_zipfile(path):
-        raise _no_archive(path)
     try:
+        if not zipfile.is_zipfile(path):
+            raise _no_archive(path)
         check_archive(path)
-    except OSError:
+    except (OSError, CheckpointError):
         raise
     except Exception as error:  # what zipfile raises depends on where the damage is
         raise DamagedStateError(f"{path} is damaged: {first_line(error)}") from None
@@ -133,8 +132,8 @@ def _loaded(path: Path) -> object:
             f"{path} holds objects other than tensors and plain containers, which may be code; it "
             "was not loaded. Only the last.pt of a run can be resumed"
         ) from None
-    except Exception as error:  # an archive of something else: what it raises is up to that
-        raise CheckpointError(f"{path} is not a training state: {first_line(error)}") from None
+    except Exception as error:  # what it raises depends on what the archive holds instead
+        raise DamagedStateError(f"{path} is not a training state: {first_line(error)}") from None
 
 
 def _require_known_format(path: Path, version: object) -> None:

@@ -68,7 +68,14 @@ def test_a_run_leaves_every_file(finished: FinishedRun) -> None:
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {
         *("config.yaml", "env.json", "metrics.jsonl", "tensorboard"),
-        *("last.pt", "best.safetensors", "predictions.json", "metrics.json", "val.jpg"),
+        *(
+            "last.pt",
+            "previous.pt",
+            "best.safetensors",
+            "predictions.json",
+            "metrics.json",
+            "val.jpg",
+        ),
     }
     assert list((finished.folder / "tensorboard").glob("events.out.tfevents.*"))
     assert cv2.imread(str(finished.folder / "val.jpg")).shape == (384, 4 * 384, 3)
@@ -185,7 +192,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_culprit(
     assert error.startswith("error: non-finite loss in step 2: loss_rpn_cls = nan")
     assert error.count("\n") == 1
     assert read_json(Path("runs/tiny/nonfinite.json"))["step"] == 1
-    assert not list(Path("runs/tiny").glob("*.pt"))
+    assert state_of(Path("runs/tiny"))["progress"]["step"] == 0
 
 
 def test_training_starts_from_a_detectors_weights(train: Train, finished: FinishedRun) -> None:

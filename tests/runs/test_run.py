@@ -504,7 +504,7 @@ def test_a_run_on_another_number_of_images_is_not_resumed(tmp_path):
     with pytest.raises(
         DataChangedError,
         match=r"not those that \S*last\.pt was trained on: in train, 80 records then, 81 now, the "
-        r"first that differs is point 80\. Put them back",
+        r"first that differs is point 80; put them back",
     ):
         TrainingRun.resume(saved, training, device=CPU, resume_line=resume_line)
     assert files(tmp_path) == before
