@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
+from detres.cli import train_det
 from tests.cli.conftest import read_json, records, same_tensors, tensors
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -78,7 +81,7 @@ def trained_through(kills: Sequence[tuple[str, int]], tiny: Path, out: Path) -> 
         if run_killed(where, number, flags) == 0:
             return happened
         happened += 1
-    assert run_killed("nowhere", 0, ["--resume", str(out)]) == 0
+    assert train_det.main(["--resume", str(out), "--device", "cpu"]) == 0
     return happened
 
 
@@ -91,12 +94,19 @@ def require_same_run(straight: Path, killed: Path) -> None:
     assert {path.name for path in killed.iterdir()} == {path.name for path in straight.iterdir()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_everywhere() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
 def straight(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("straight") / "run"
-    assert (
-        run_killed("nowhere", 0, ["--cfg", str(tiny), "--set", *SETTINGS, "--out", str(out)]) == 0
-    )
+    flags = ["--cfg", str(tiny), "--set", *SETTINGS, "--out", str(out), "--device", "cpu"]
+    assert train_det.main(flags) == 0
     return out
 
 
@@ -129,41 +139,26 @@ def test_through_twenty_kills_nothing_changes(tiny: Path, straight: Path, tmp_pa
 
 
 def test_a_run_killed_before_its_first_state_leaves_its_folder_to_the_same_command(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     begin = ["--cfg", str(tiny), "--set", *SETTINGS]
-    assert run_killed("renaming", 1, begin) == -signal.SIGKILL
+    assert run_killed("renaming", 3, begin) == -signal.SIGKILL  # before the third, of last.pt
     assert not list(Path("runs/tiny").glob("*.pt"))
     holder = json.loads(Path("runs/tiny/lock.json").read_text())
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys, detres.cli; sys.exit(detres.cli.main())",
-            "train-det",
-            "--resume",
-            "runs/tiny",
-            "--device",
-            "cpu",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
+    assert train_det.main(["--resume", "runs/tiny", "--device", "cpu"]) == 2
+    command = shlex.join(["detres", "train-det", *begin, "--device", "cpu"])
+    assert capsys.readouterr().err == (
+        f"error: nothing was saved yet in runs/tiny; start again with {command}, which uses the "
+        "same folder\n"
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: nothing was saved yet in runs/tiny; start again with ")
-    assert done.stderr.count("\n") == 1
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, "nowhere", "0", *begin, "--device", "cpu"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    assert train_det.main([*begin, "--device", "cpu"]) == 0
     assert (
-        f"note: runs/tiny was left by process {holder['pid']} on {holder['host']}, which has ended: "
-        "taken over"
-    ) in done.stdout
+        f"note: runs/tiny was left by process {holder['pid']} on {holder['host']}, which has "
+        "ended: taken over"
+    ) in capsys.readouterr().out
     assert [path.name for path in Path("runs").iterdir()] == ["tiny"]
     assert not Path("runs/tiny/lock.json").exists()
