@@ -75,7 +75,7 @@ class SavedRun:
         ConfigError for overrides that do not fit, and what with_data_root raises.
         """
         if folder.is_file():
-            raise names.RunFolderError(
+            raise CheckpointError(
                 f"{folder} is a file; a run is resumed by its folder, {folder.parent}"
             )
         FolderLock.require_free(folder / names.LOCK)
@@ -103,12 +103,12 @@ class SavedRun:
     def take_over(self) -> FolderLock:
         """Return the lock of the folder, what was left unfinished in it removed.
 
-        Raises InUseError, and RunFolderError when the state was written since it was read.
+        Raises InUseError, and CheckpointError when the state was written since it was read.
         """
         lock = FolderLock(self.folder / names.LOCK)
         try:
             if _stamp(self.path) != self.stamp:
-                raise names.RunFolderError(
+                raise CheckpointError(
                     f"{self.path} was written by another process while it was read: resume again"
                 )
             names.remove_unfinished(self.folder)

@@ -786,7 +786,7 @@ def test_a_state_written_since_it_was_read_is_not_gone_on_from(tmp_path):
     interrupted(tmp_path, 4)
     saved = SavedRun.read(tmp_path, Config, wing="detection")
     changed(tmp_path, more=8)
-    with pytest.raises(RunFolderError, match="was written by another process while it was read"):
+    with pytest.raises(CheckpointError, match="was written by another process while it was read"):
         TrainingRun.resume(saved, Fitting(config=saved.config), device=CPU, resume_line=resume_line)
     assert not (tmp_path / "lock.json").exists()
 
@@ -796,7 +796,7 @@ def test_a_run_of_the_other_wing_is_called_that(tmp_path):
     with pytest.raises(OtherWingError, match=r"is a run of detection, not of classification$"):
         SavedRun.read(tmp_path, Config, wing="classification", keys=("input",))
     with pytest.raises(
-        RunFolderError, match=f"is a file; a run is resumed by its folder, {tmp_path}$"
+        CheckpointError, match=f"is a file; a run is resumed by its folder, {tmp_path}$"
     ):
         SavedRun.read(tmp_path / "last.pt", Config, wing="detection")
 
