@@ -16,6 +16,7 @@ from backbones import PUBLISHED
 from backbones.file_kinds import NotWeightsError, weights_kind
 from backbones.files import (
     DamagedFileError,
+    check_archive,
     read_safetensors,
     read_safetensors_metadata,
     replacing,
@@ -27,6 +28,7 @@ from detres.user_files import expanded
 __all__ = [
     "CheckpointError",
     "cache_folder",
+    "check_archive",
     "first_line",
     "has_metadata",
     "load_model_state",

@@ -42,7 +42,10 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         {"backbones", "detres.class_map", "detres.console", "detres.files", "detres.user_files"},
         BASE | {"cv2", "PIL", "fsspec"},
     ),
-    "detres.engine": ({"detres.console", "detres.files"}, BASE | {"cv2", "tqdm"}),
+    "detres.engine": (
+        {"detres.console", "detres.files"},
+        BASE | {"cv2", "tqdm", "tensorboard"},
+    ),
     "detres.runs": (
         {"detres.engine", "detres.files", "detres.config", "detres.user_files"},
         BASE | {"torchvision", "cv2", "pydantic"},

@@ -23,8 +23,9 @@ from detres.classification.data.in_memory import ArrayTrainBatches
 from detres.classification.model import ClassificationModel
 from detres.engine.log import RunLog
 from detres.engine.loop import LoopSettings, fit
+from detres.engine.meter import Meter
 from detres.engine.optimizers import sgd
-from detres.engine.probes import faster_precision
+from detres.engine.probes import native_precision
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
 from detres.images.source import ImageArrays
@@ -37,6 +38,7 @@ class UnkeptRun:
 
     def __init__(self, folder: Path) -> None:
         self.progress = Progress()
+        self.meter = Meter()
         self.log = RunLog(
             folder / "records.jsonl",
             folder / "tensorboard",
@@ -59,7 +61,7 @@ def benchmark_cifar(timing: Timing) -> None:
     """
     device, images = timing.device, random_images()
     settings = LoopSettings(
-        seed=0, log_every=STEPS, save_every=STEPS, precision=faster_precision(device)
+        seed=0, log_every=STEPS, save_every=STEPS, precision=native_precision(device)[0]
     )
     model = ClassificationModel(net=create_backbone("resnet20", num_classes=10))
     model = model.to(device, memory_format=torch.channels_last)

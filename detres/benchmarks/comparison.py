@@ -37,12 +37,15 @@ def compare(config: DetectionConfig, out: str | None, *, device: torch.device) -
     that torchvision cannot express.
     """
     require_expressible(config.model)
-    folder = new_run_folder(f"{config.name}-comparison", out)
-    write_text(folder / CONFIG, to_yaml(config))
-    write_environment(folder / ENVIRONMENT, device)
-    results = {name: train_one(name, config, folder, device) for name in ("ours", "torchvision")}
-    metrics = {name: {**e.metrics, "train_s": s} for name, (e, s) in results.items()}
-    write_text(folder / "comparison.json", json.dumps(metrics, indent=2) + "\n")
+    with new_run_folder(f"{config.name}-comparison", out) as lock:
+        folder = lock.folder
+        write_text(folder / CONFIG, to_yaml(config))
+        write_environment(folder / ENVIRONMENT, device)
+        results = {
+            name: train_one(name, config, folder, device) for name in ("ours", "torchvision")
+        }
+        metrics = {name: {**e.metrics, "train_s": s} for name, (e, s) in results.items()}
+        write_text(folder / "comparison.json", json.dumps(metrics, indent=2) + "\n")
     metric = results["ours"][0].best_metric
     for name, found in metrics.items():
         sys.stdout.write(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from backbones import InputSpec, recompute_batch_norm
 from detres.class_map import ClassMap
@@ -26,9 +27,14 @@ from detres.classification.structures import ClassTargets, CropBatch
 from detres.classification.weights_file import save_classifier
 from detres.engine.probes import compile_failure
 from detres.files import load_model_state, write_text
-from detres.images.source import LabelledImages
-from detres.runs.folder import CLASSIFIER_WEIGHTS, METRICS, STATE
-from detres.runs.run import SavedRun, TrainingRun
+from detres.images.source import ImageArrays, ImageShards, LabelledImages
+from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
+from detres.runs.folder import CLASSIFIER_WEIGHTS, METRICS
+from detres.runs.run import TrainingRun
+from detres.runs.saved import SavedRun
+from detres.runs.state import reading_field
+
+WING = "classification"
 
 STATE_KEYS = ("input", "mean_image")
 """What last.pt holds beside what every run has: the input that the training set made."""
@@ -43,6 +49,8 @@ class ClassificationTraining:
     train, val: the images; the weights kept are those of the last evaluation, not of the best:
     choosing by the test set would flatter the number.
     """
+
+    wing = WING
 
     def __init__(
         self,
@@ -83,11 +91,16 @@ class ClassificationTraining:
         """
         config, state = saved.config, saved.state
         train, val = read_class_splits(config.data, show)
-        path = saved.folder / STATE
-        ClassMap.from_dict(state["classes"]).require_same(train.class_map, str(path), train.source)
-        spec = replace(InputSpec.from_json(state["input"]), mean_image=state["mean_image"])
+        path = saved.path
+        with reading_field(path, "classes"):
+            class_map = ClassMap.from_dict(state["classes"])
+        class_map.require_same(train.class_map, str(path), train.source)
+        with reading_field(path, "input"):
+            spec = InputSpec.from_json(state["input"])
+            spec = replace(spec, mean_image=_checked_mean(state["mean_image"]))
         model = build_model(config, len(train.class_map), resumed=spec)
-        load_model_state(model, state["model"], path)
+        with reading_field(path, "model"):
+            load_model_state(model, state["model"], path)
         compile_where_asked(config.train.compile, model, device, show)
         return cls(config, model, train, val, device)
 
@@ -99,6 +112,10 @@ class ClassificationTraining:
             f"train {self.train.source}: {len(self.train)} images of {len(self.train.class_map)} "
             f"classes{damaged}\nval   {self.val.source}: {len(self.val)}"
         )
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Return those of the training and the held-out images."""
+        return {"train": fingerprint_of(self.train), "val": fingerprint_of(self.val)}
 
     def state(self) -> dict:
         """Return what last.pt holds of the classes and the input."""
@@ -157,6 +174,38 @@ class ClassificationTraining:
         for images, targets in batches:
             run.list_skipped(images.damaged)
             yield images, targets
+
+
+def _checked_mean(mean_image: object) -> Tensor | None:
+    is_image = isinstance(mean_image, Tensor) and mean_image.dtype == torch.float32
+    if mean_image is not None and not (is_image and mean_image.dim() == len(mean_image) == 3):
+        raise ValueError("its mean image is no float32 (3, H, W)")
+    return mean_image
+
+
+def fingerprint_of(images: LabelledImages) -> Fingerprint:
+    """Return that of labelled images: the class of each, in their order, and the files they are in;
+    of arrays their pixels, of shards where in them they lie.
+    """
+    labels = [str(label) for label in images.labels.tolist()]
+    if isinstance(images, ImageArrays):
+        places = (row.tobytes() for row in images.pixels)
+    elif isinstance(images, ImageShards):
+        shards = [url.rpartition("/")[2] for url in images.urls]
+        rows = zip(
+            images.shards.tolist(), images.offsets.tolist(), images.keys.tolist(), strict=True
+        )
+        places = (f"{shards[shard]} {offset} {key}" for shard, offset, key in rows)
+    else:
+        places = (str(file).rpartition("/")[2] for file in images.files.tolist())
+    records = hashes_of(zip(labels, places, strict=True))
+    if isinstance(images, ImageArrays):
+        files = hashes_of(() for _ in labels)
+    elif isinstance(images, ImageShards):
+        files = hashes_of((str(size),) for size in images.sizes.tolist())
+    else:
+        files = file_hashes(images.files.tolist())
+    return Fingerprint(records, files, images.name)
 
 
 def compile_where_asked(

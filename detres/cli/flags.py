@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import re
 import shlex
 import sys
@@ -16,12 +17,20 @@ import torch
 from detres.config import Section, load_config
 from detres.console import accept_any_text, write_line
 from detres.engine.flight_recorder import NonFiniteLossError
-from detres.engine.probes import faster_precision
 from detres.engine.stop import Interrupted
 from detres.images.locate import OutsideFolderError
 from detres.network import NetworkWeightsError
-from detres.runs.folder import NoRunError, RunFolderError, newest_run
-from detres.runs.run import MAY_CHANGE, ResumeLine, SavedRun
+from detres.runs.environment import first_arguments
+from detres.runs.fingerprint import DataChangedError
+from detres.runs.folder import (
+    ENVIRONMENT,
+    NoRunError,
+    NothingSavedError,
+    RunFolderError,
+    newest_run,
+)
+from detres.runs.run import MAY_CHANGE, ResumeLine
+from detres.runs.saved import OtherWingError, SavedRun
 from detres.runs.settings import DataRootError, ShapesRootError, with_data_root
 from detres.user_files import expanded
 
@@ -38,12 +47,37 @@ CLASSIFICATION_CONFIG = CONFIGS / "cls_shapes_r18.yaml"
 
 _FLAG = re.compile(r"--[a-z-]+")
 
+_LESS_MEMORY = (
+    "a smaller train.batch_size (eval.batch_size where it evaluates), smaller images or fewer "
+    "data.workers need less"
+)
+_FULL = "free some space, or give another folder"
+_BY_ERRNO = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "the file system or a limit allows no larger file: give another folder",
+    errno.EROFS: "give a folder that can be written",
+    errno.EACCES: "give one that this user may use, or its rights",
+    errno.EPERM: "give one that this user may use, or its rights",
+    errno.EIO: "the disk, or the network behind it, does not answer",
+    errno.ESTALE: "the disk, or the network behind it, does not answer",
+    errno.EMFILE: "more files are open than `ulimit -n` allows: raise it, or data.workers=0",
+    errno.ENOMEM: _LESS_MEMORY,
+}
+"""What can be done about what the system says of a file."""
+
+WINGS = {"detection": "train-det", "classification": "train-cls"}
+"""Wing of a run -> the command that trains it."""
+
 HINTS = {
     RunFolderError: (
         "give another folder with --out; --resume DIR continues a run",
         "give another folder with --out",
     ),
     NoRunError: ("give the folder, --resume DIR",),
+    DataChangedError: ("--resume DIR --accept-data-change goes on with them as they are now",),
+    MemoryError: (_LESS_MEMORY,),
+    torch.OutOfMemoryError: (_LESS_MEMORY,),
     DataRootError: (
         "give --data FOLDER, or data.root in the configuration, or the environment variable "
         "DETRES_DATA",
@@ -107,6 +141,11 @@ def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
         const="",
         help="continue a run (default: the newest of runs/NAME, -2, ...)",
     )
+    parser.add_argument(
+        "--accept-data-change",
+        action="store_true",
+        help="with --resume: go on although the data are not those that the run was trained on",
+    )
 
 
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +183,8 @@ def require_resumable(
     more: such flags beside --seed and --out.
     """
     if arguments.resume is None:
+        if arguments.accept_data_change:
+            parser.error("--accept-data-change goes with --resume")
         return
     given = ("--seed", "--out", *more)
     flags = [flag for flag in given if getattr(arguments, flag[2:].replace("-", "_")) is not None]
@@ -179,28 +220,36 @@ def read_config(path: Path, kind: type[AnyConfig], overrides: list[str]) -> AnyC
 
 
 def config_from(arguments: argparse.Namespace, kind: type[AnyConfig], default: Path) -> AnyConfig:
-    """Return the checked configuration of the flags, precision and data root settled."""
+    """Return the checked configuration of the flags, the data root settled."""
     seed = [f"seed={arguments.seed}"] if arguments.seed is not None else []
     config = read_config(config_path(arguments.cfg, default), kind, [*arguments.set, *seed])
-    precision = config.train.precision
-    if precision == "auto":
-        precision = faster_precision(arguments.device)
-    data = with_data_root(config.data, arguments.data)
-    train = config.train.model_copy(update={"precision": precision})
-    return config.model_copy(update={"data": data, "train": train})
+    return config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
 
 
 def saved_run(
-    arguments: argparse.Namespace, kind: type[Section], default: Path, *more: str
+    arguments: argparse.Namespace, kind: type[Section], default: Path, wing: str, *more: str
 ) -> SavedRun:
     """Return the run of --resume, with --set and --data where given.
 
-    more: keys that its last.pt must have beside those of every run.
+    wing: that it must be of. more: keys that its last.pt must have beside those of every run.
+    Raises what newest_run and SavedRun.read raise, with the command that does what was wanted.
     """
-    folder = Path(arguments.resume or "")
-    if not arguments.resume:
-        folder = newest_run(read_config(config_path(arguments.cfg, default), kind, []).name)
-    return SavedRun.read(folder, kind, keys=more, overrides=arguments.set, root=arguments.data)
+    folder, root = Path(arguments.resume or ""), arguments.data
+    try:
+        if not arguments.resume:
+            folder = newest_run(read_config(config_path(arguments.cfg, default), kind, []).name)
+        return SavedRun.read(folder, kind, wing=wing, keys=more, overrides=arguments.set, root=root)
+    except NothingSavedError as error:
+        begun = first_arguments(error.folder / ENVIRONMENT)
+        again = "the command that began it"
+        if begun is not None:
+            again = shlex.join([*shlex.split(called_as(WINGS[wing])), *begun])
+        raise ValueError(f"{error}; start again with {again}, which uses the same folder") from None
+    except OtherWingError as error:
+        if error.wing not in WINGS:
+            raise
+        line = resume_line_of(WINGS[error.wing])(folder, {})
+        raise ValueError(f"{error}; it goes on with: {line}") from None
 
 
 def called_as(command: str) -> str:
@@ -238,7 +287,8 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
     """Turn how the block ends into an exit status, and an error into a line on stderr.
 
     parser: of the command; hints name no flag that it does not have. Status 0, 2 after bad input, 1
-    after a non-finite loss or the end of a worker, 130 after Ctrl-C.
+    after a non-finite loss, the end of the memory or of a worker, 130 after Ctrl-C. Any other error
+    is a fault of ours and goes on, with a line that asks for a report.
     """
     end = Ending()
     accept_any_text()
@@ -249,20 +299,41 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped\n")
         end.status = 130
-    except NonFiniteLossError as error:
-        write_line(f"error: {_message(error, parser)}", sys.stderr)
-        end.status = 1
     except (ValueError, OSError) as error:
         write_line(f"error: {_message(error, parser)}", sys.stderr)
         end.status = 2
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        write_line(
-            f"error: {error}. Too little memory is the usual cause: try a smaller data.workers",
-            sys.stderr,
-        )
+    except (NonFiniteLossError, MemoryError, torch.OutOfMemoryError) as error:
+        write_line(f"error: {_message(error, parser)}", sys.stderr)
         end.status = 1
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            write_line(
+                f"error: {error}. Too little memory is the usual cause: try a smaller data.workers",
+                sys.stderr,
+            )
+        elif _NO_MEMORY in str(error):
+            write_line(f"error: {_message(MemoryError(_asked_for(error)), parser)}", sys.stderr)
+        else:
+            error.add_note(_REPORT)
+            raise
+        end.status = 1
+    except Exception as error:
+        error.add_note(_REPORT)
+        raise
+
+
+_REPORT = (
+    "This is a fault of detres, not of what it was given: please report it with the lines above."
+)
+
+_NO_MEMORY = "DefaultCPUAllocator"
+"""In the RuntimeError that PyTorch has for a processor without memory."""
+
+
+def _asked_for(error: RuntimeError) -> str:
+    """How much memory PyTorch's allocator did not get."""
+    asked = re.search(r"allocate (\d+) bytes", str(error))
+    return f"{int(asked[1]) / 2**30:.1f} GiB were asked for" if asked else ""
 
 
 def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
@@ -272,7 +343,14 @@ def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
     text = str(error)
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        said = next(iter(text.splitlines()), "")
+        text = "the memory is used up" + (f" ({said.rstrip('.')})" if said else "")
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
     hints = next((HINTS[kind] for kind in type(error).__mro__ if kind in HINTS), ())
+    if isinstance(error, OSError) and not hints and error.errno in _BY_ERRNO:
+        hints = (_BY_ERRNO[error.errno],)
     flags = set(_FLAG.findall(parser.format_help()))
     if isinstance(error, NetworkWeightsError) and "--set" in flags:
         settings = " ".join(f"{key}={value}" for key, value in error.keys.items())

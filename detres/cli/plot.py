@@ -8,6 +8,7 @@ import argparse
 import csv
 import io
 import json
+import operator
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -117,13 +118,16 @@ def read_errors(folder: Path) -> dict[str, list[tuple[int, float]]]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: {folder} is no run folder of train-cls")
     errors: dict[str, list[tuple[int, float]]] = {"train": [], "eval": []}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             record = json.loads(line)
             if record["kind"] in errors and record.get("top1_error") is not None:
-                errors[record["kind"]].append((record["step"], record["top1_error"]))
-        except (ValueError, KeyError, AttributeError) as error:
+                step, error = operator.index(record["step"]), float(record["top1_error"])
+                errors[record["kind"]].append((step, error))
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{path}, line {number} is no record of a run ({error})") from None
+        except RecursionError:
+            raise ValueError(f"{path}, line {number} is no record of a run") from None
     for kind, found in errors.items():
         if not found:
             raise ValueError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 
 from detres.classification.config import ClassificationConfig
-from detres.classification.training import STATE_KEYS, ClassificationTraining
+from detres.classification.training import STATE_KEYS, WING, ClassificationTraining
 from detres.cli.flags import (
     CLASSIFICATION_CONFIG,
     add_training_flags,
@@ -41,9 +41,15 @@ def train(arguments: argparse.Namespace) -> None:
         training = ClassificationTraining.start(config, device, say)
         run = TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
     else:
-        saved = saved_run(arguments, ClassificationConfig, CLASSIFICATION_CONFIG, *STATE_KEYS)
+        saved = saved_run(arguments, ClassificationConfig, CLASSIFICATION_CONFIG, WING, *STATE_KEYS)
         training = ClassificationTraining.resume(saved, device, say)
-        run = TrainingRun.resume(saved, training, device=device, resume_line=resume_line)
+        run = TrainingRun.resume(
+            saved,
+            training,
+            device=device,
+            resume_line=resume_line,
+            accept_data_change=arguments.accept_data_change,
+        )
     with run:
         run.train()
         training.average_batch_norm(run)

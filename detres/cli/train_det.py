@@ -17,7 +17,7 @@ from detres.cli.flags import (
     say,
 )
 from detres.detection.config import DetectionConfig
-from detres.detection.training import DetectionTraining
+from detres.detection.training import WING, DetectionTraining
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
 from detres.user_files import expanded
@@ -48,9 +48,15 @@ def train(arguments: argparse.Namespace) -> None:
         training = DetectionTraining.start(config, device, arguments.init_from)
         run = TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
     else:
-        saved = saved_run(arguments, DetectionConfig, DETECTION_CONFIG)
+        saved = saved_run(arguments, DetectionConfig, DETECTION_CONFIG, WING)
         training = DetectionTraining.resume(saved, device)
-        run = TrainingRun.resume(saved, training, device=device, resume_line=resume_line)
+        run = TrainingRun.resume(
+            saved,
+            training,
+            device=device,
+            resume_line=resume_line,
+            accept_data_change=arguments.accept_data_change,
+        )
     with run:
         run.train()
     weights, picture = run.folder / DETECTOR_WEIGHTS, run.folder / PICTURE

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from detres.class_map import ClassMap
+from detres.detection.annotations import Annotations
 from detres.detection.build import (
     build_detector,
     build_train_set,
@@ -26,9 +27,14 @@ from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.pictures import write_sheet
 from detres.detection.weights_file import current_names, load_detector, save_detector
 from detres.files import load_model_state, write_text
-from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS, STATE
-from detres.runs.run import SavedRun, TrainingRun
+from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
+from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS
+from detres.runs.run import TrainingRun
+from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule
+from detres.runs.state import reading_field
+
+WING = "detection"
 
 
 class DetectionData:
@@ -49,6 +55,8 @@ class DetectionData:
 
 class DetectionTraining:
     """What a TrainingRun trains, evaluates and keeps: a detector on annotated images."""
+
+    wing = WING
 
     def __init__(
         self, config: DetectionConfig, model: nn.Module, data: DetectionData, device: torch.device
@@ -96,16 +104,22 @@ class DetectionTraining:
         CheckpointError when the weights do not fit.
         """
         data = DetectionData(saved.config)
-        path, train = saved.folder / STATE, data.train
-        class_map = ClassMap.from_dict(saved.state["classes"])
+        path, train = saved.path, data.train
+        with reading_field(path, "classes"):
+            class_map = ClassMap.from_dict(saved.state["classes"])
         class_map.require_same(train.class_map, str(path), train.source)
         detector = build_detector(saved.config.model, len(class_map), pretrained=False)
-        load_model_state(detector, current_names(saved.state["model"]), path)
+        with reading_field(path, "model"):
+            load_model_state(detector, current_names(saved.state["model"]), path)
         return cls(saved.config, detector, data, device)
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
         return f"train {self.data.train.describe()}\nval   {self.data.val.describe()}"
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Return those of the training and the held-out annotations."""
+        return {"train": fingerprint_of(self.data.train), "val": fingerprint_of(self.data.val)}
 
     def state(self) -> dict:
         """Return what last.pt holds of the classes."""
@@ -139,3 +153,27 @@ class DetectionTraining:
         metrics = json.dumps({"step": step, **evaluation.result.to_dict()}, indent=2)
         write_text(folder / METRICS, metrics)
         write_sheet(folder / PICTURE, self.data.val, found)
+
+
+def fingerprint_of(annotations: Annotations) -> Fingerprint:
+    """Return that of annotated images: id, size and objects of each, in their order, and the files
+    they are in.
+    """
+    sizes, boxes = annotations.image_sizes, annotations.boxes.astype("float64")
+    areas = annotations.areas.astype("float64")
+    objects = (annotations.labels, annotations.crowd, annotations.difficult)
+    bounds = annotations.offsets.tolist()
+    ids = annotations.image_ids.tolist()
+    records = hashes_of(
+        (
+            str(image_id),
+            sizes[row].tobytes(),
+            *(
+                values[bounds[row] : bounds[row + 1]].tobytes()
+                for values in (boxes, areas, *objects)
+            ),
+        )
+        for row, image_id in enumerate(ids)
+    )
+    files = file_hashes(annotations.image_files.tolist())
+    return Fingerprint(records, files, lambda row: f"image {ids[row]}")

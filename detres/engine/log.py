@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from detres.console import printable, write_line
 from detres.engine.meter import Meter
 from detres.engine.progress import Progress
+from detres.engine.record_files import EventFile, RecordFile
 from detres.files import write_text
 
 
@@ -43,12 +43,12 @@ class RunLog:
         self.start_step = progress.step
         self.started = time.monotonic()
         if records.exists():
-            lines = records.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _is_of(line, progress)]
+            lines = records.read_bytes().splitlines()
+            kept = [line.decode("utf-8") for line in lines if _is_of(line, progress)]
             write_text(records, "".join(f"{line}\n" for line in kept))
-        self.records = records.open("a", encoding="utf-8")
+        self.records = RecordFile(records)
         purge_step = self.start_step + 1 if self.start_step else None
-        self.tensorboard = SummaryWriter(str(tensorboard), purge_step=purge_step)
+        self.tensorboard = EventFile(tensorboard, purge_step=purge_step)
         self.bar = None
         if console.isatty():
             self.bar = tqdm(total=steps, initial=self.start_step, file=console, dynamic_ncols=True)
@@ -99,22 +99,26 @@ class RunLog:
         else:
             write_line(text, self.console)
 
+    def flush(self) -> None:
+        """Return when all records are on the disk."""
+        self.records.flush()
+
     def close(self) -> None:
-        """Flush and close everything; the log cannot be used afterwards."""
+        """Close everything; the log cannot be used afterwards."""
         if self.bar is not None:
             self.bar.close()
         self.records.close()
         self.tensorboard.close()
 
     def _write(self, kind: str, step: int, record: dict) -> None:
-        self.records.write(json.dumps(without_nan({"step": step, "kind": kind, **record})) + "\n")
-        self.records.flush()
+        line = json.dumps(without_nan({"step": step, "kind": kind, **record}))
+        self.records.write(f"{line}\n".encode())
         for name, value in record.items():
             if isinstance(value, (int, float)):
                 self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
 
-def _is_of(line: str, progress: Progress) -> bool:
+def _is_of(line: bytes, progress: Progress) -> bool:
     """Whether a record belongs to what a resumed run has done; a line cut off by a crash does
     not.
     """
@@ -124,7 +128,7 @@ def _is_of(line: str, progress: Progress) -> bool:
             record["kind"] == "eval" and record["step"] in progress.evaluations
         )
         return known and record["step"] <= progress.step
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -42,6 +42,7 @@ class Run(Protocol):
     """What the loop asks of a run, and tells it: detres.runs.run.TrainingRun."""
 
     progress: Progress
+    meter: Meter
     log: RunLog
 
     def evaluate(self) -> None:
@@ -69,7 +70,7 @@ def fit(
     len() and .ids; targets, or each of a list of them, have .to(device). Raises NonFiniteLossError
     before the weights are touched, Interrupted after saving, ValueError when `batches` ends early.
     """
-    progress, meter = run.progress, Meter()
+    progress, meter = run.progress, run.meter
     with StopSignals() as stop:
         model.train()
         if progress.evaluation_is_due(settings.eval_every, schedule.steps):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 
+import torch
 from torch import Tensor
 
 
@@ -45,6 +47,33 @@ class Meter:
         record["images_per_s"] = self.images / max(self.step_s + self.data_s, 1e-9)
         self._clear()
         return record
+
+    def state(self) -> dict:
+        """Return what it holds, for a checkpoint: plain values and scalar tensors."""
+        return {
+            "sums": {name: value.cpu() for name, value in self.sums.items()},
+            "steps": self.steps,
+            "images": self.images,
+            "step_s": self.step_s,
+            "data_s": self.data_s,
+        }
+
+    def restore(self, saved: dict) -> None:
+        """Go on from `state`; raises ValueError, TypeError or KeyError when it is none."""
+        sums = saved["sums"]
+        for name, value in sums.items():
+            if not isinstance(value, Tensor) or value.shape != () or value.dtype != torch.float32:
+                raise ValueError(f"the sum of {name!r:.40} is no float32 scalar")
+        counts = [saved["steps"], saved["images"]]
+        times = [saved["step_s"], saved["data_s"]]
+        if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+            raise ValueError(f"{counts!r:.60} are no numbers of steps and images")
+        if not all(type(time) is float and 0 <= time < math.inf for time in times):
+            raise ValueError(f"{times!r:.60} are no seconds")
+        if bool(sums) != (counts[0] > 0):
+            raise ValueError(f"sums over {counts[0]} steps: {len(sums)}")
+        self.sums = dict(sums)
+        (self.steps, self.images), (self.step_s, self.data_s) = counts, times
 
     def _clear(self) -> None:
         self.sums: dict[str, Tensor] = {}

@@ -49,6 +49,64 @@ def adamw(model: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(filled, lr=0.0, betas=(0.9, 0.99), fused=True)
 
 
+_MOMENTS = {
+    torch.optim.SGD: frozenset({"momentum_buffer"}),
+    torch.optim.AdamW: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+}
+"""What each optimizer keeps of a parameter: tensors of its shape, and "step", a scalar."""
+
+_EXECUTION = {"params", "lr", "foreach", "fused", "capturable", "differentiable"}
+"""Entries of a group that do not say what is computed, and the rate, which is set anew every step.
+"""
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Put `optimizer` where the one was whose state_dict `saved` is.
+
+    Everything is checked first, for the fused kernels trust shapes and strides: groups, what is
+    kept of each parameter, its shape and dtype. Raises ValueError saying what does not fit;
+    `optimizer` is then unchanged.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    _require_same_groups(own, saved["param_groups"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = _MOMENTS[type(optimizer)]
+    state = {}
+    for index, kept in saved["state"].items():
+        if type(index) is not int or not 0 <= index < len(parameters):
+            raise ValueError(f"state of parameter {index!r:.40}, expected 0..{len(parameters) - 1}")
+        kept = {name: value for name, value in kept.items() if value is not None}
+        if kept and kept.keys() != moments:
+            raise ValueError(f"state of parameter {index}: {sorted(kept)}, not {sorted(moments)}")
+        state[index] = {
+            name: _like(parameters[index], value, name, index) for name, value in kept.items()
+        }
+    optimizer.load_state_dict({"state": state, "param_groups": own})
+
+
+def _require_same_groups(own: list[dict], saved: list[dict]) -> None:
+    if [group["params"] for group in own] != [group["params"] for group in saved]:
+        raise ValueError("its groups of parameters are not those of this model")
+    for number, (group, other) in enumerate(zip(own, saved, strict=True)):
+        for name, value in group.items():
+            if name in _EXECUTION or name not in other:
+                continue
+            if type(other[name]) not in (type(value), int, float) or other[name] != value:
+                raise ValueError(f"{name} of group {number} is {other[name]!r:.40}, not {value}")
+
+
+def _like(parameter: Tensor, value: Tensor, name: str, index: int) -> Tensor:
+    """A copy of what was kept, laid out in memory as the parameter is."""
+    step = name == "step"
+    shape, dtype = ((), torch.float32) if step else (parameter.shape, parameter.dtype)
+    if not isinstance(value, Tensor) or value.shape != shape or value.dtype != dtype:
+        found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else value
+        raise ValueError(
+            f"{name} of parameter {index} is {found!s:.60}, expected {dtype} {tuple(shape)}"
+        )
+    return value.clone() if step else torch.empty_like(parameter.detach()).copy_(value)
+
+
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the rate of the next step: `lr` times a group's "lr_scale", where it has one."""
     for group in optimizer.param_groups:

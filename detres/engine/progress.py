@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, field
 _MEMORY = 100
 """Steps over which the running training error is averaged."""
 
+_MOST_STEPS = 2**53
+"""More than any run can take, and exact in every format that a step is written in."""
+
 
 @dataclass
 class Progress:
@@ -59,11 +62,28 @@ class Progress:
 
     @classmethod
     def from_dict(cls, value: dict) -> Progress:
-        """Rebuild from `to_dict`; the evaluations of earlier versions, `scores`, are read too."""
+        """Rebuild from `to_dict`; the evaluations of earlier versions, `scores`, are read too.
+
+        Raises ValueError or TypeError for anything else.
+        """
         value = dict(value)
         if "scores" in value:
             value["evaluations"] = value.pop("scores")
-        return cls(**value)
+        if not {"step", "evaluations"} <= value.keys() or type(value["evaluations"]) is not dict:
+            raise ValueError(f"it has {sorted(value)!r:.60}, expected step and evaluations")
+        progress = cls(**value)
+        evaluations = progress.evaluations
+        if type(progress.step) is not int or not 0 <= progress.step < _MOST_STEPS:
+            raise ValueError(f"step {progress.step!r:.40} is no number of steps")
+        if not all(type(step) is int and 0 <= step <= progress.step for step in evaluations):
+            raise ValueError(
+                f"evaluations at {list(evaluations)!r:.60}, after step {progress.step}"
+            )
+        if not all(metric is None or type(metric) is float for metric in evaluations.values()):
+            raise ValueError(f"evaluations {list(evaluations.values())!r:.60} are no numbers")
+        if type(progress.training_error) is not float or type(progress.warmed_up) is not bool:
+            raise ValueError("its warm-up is no number and no yes or no")
+        return progress
 
 
 def _is_number(value: float | None) -> bool:

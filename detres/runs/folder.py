@@ -1,10 +1,15 @@
-"""The run folder: its place, and every file name in it."""
+"""The run folder: its place, every file name in it, and who may have it."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from detres.runs.lock import FolderLock, InUseError
 
 RUNS = Path("runs")
 """Where run folders are made and looked for, below the working directory."""
@@ -15,6 +20,9 @@ ENVIRONMENT = "env.json"
 RECORDS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 STATE = "last.pt"
+PREVIOUS = "previous.pt"
+DAMAGED = "damaged.pt"
+LOCK = "lock.json"
 NONFINITE = "nonfinite.json"
 SKIPPED = "skipped.txt"
 METRICS = "metrics.json"
@@ -22,6 +30,15 @@ DETECTOR_WEIGHTS = "best.safetensors"
 CLASSIFIER_WEIGHTS = "weights.safetensors"
 PREDICTIONS = "predictions.json"
 PICTURE = "val.jpg"
+
+_BEFORE_A_STATE = {LOCK, CONFIG, ENVIRONMENT, RECORDS, TENSORBOARD}
+"""What a run writes before its first state."""
+
+_WRITTEN = (CONFIG, ENVIRONMENT, RECORDS, STATE, PREVIOUS, NONFINITE, SKIPPED, METRICS)
+_WRITTEN += (DETECTOR_WEIGHTS, CLASSIFIER_WEIGHTS, PREDICTIONS, PICTURE)
+_UNFINISHED = re.compile(
+    rf"\.({'|'.join(map(re.escape, _WRITTEN))}|config-until-step-\d+\.yaml)\.\d+\.tmp"
+)
 
 
 class RunFolderError(ValueError):
@@ -32,39 +49,107 @@ class NoRunError(FileNotFoundError):
     """There is no run that could be resumed."""
 
 
-def new_run_folder(name: str, out: str | Path | None = None) -> Path:
-    """Create and return the folder of a new run: `out`, or runs/<name>, or the first free
+class NothingSavedError(NoRunError):
+    """A run that was stopped before its first state; folder: its own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"nothing was saved yet in {folder}")
+        self.folder = folder
+
+
+def new_run_folder(name: str, out: str | Path | None = None) -> FolderLock:
+    """Make the folder of a new run and return its lock: `out`, or runs/<name>, or the first free
     runs/<name>-2, -3, ...
 
-    Raises RunFolderError when `out` is a file or already holds files; nothing in it is touched.
+    One that is empty, or of a run that was killed before its first state, is free too. Of two
+    processes that ask at once each gets a folder of its own. Raises RunFolderError when `out` is a
+    file, already holds files (nothing in it is touched) or cannot be made, InUseError when another
+    process works in it.
     """
-    folder = Path(out) if out is not None else _next_free(RUNS / name)
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"{folder} is a file")
-    if folder.exists() and any(folder.iterdir()):
-        raise RunFolderError(f"{folder} already holds files and is left as it is")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise RunFolderError(
-            f"the run folder {folder} cannot be made: a part of its path is a file"
-        ) from None
-    return folder
+    if out is not None:
+        return _claim(Path(out))
+    for folder in _numbered(RUNS / name):
+        if folder.exists() and not (folder.is_dir() and _is_free(folder)):
+            continue
+        with contextlib.suppress(_TakenError, InUseError):
+            return _claim(folder)
+    raise AssertionError("there is always another number")
 
 
 def newest_run(name: str) -> Path:
-    """Return runs/NAME or runs/NAME-2, ..., whichever has the newest last.pt.
+    """Return runs/NAME or runs/NAME-2, ..., whichever was saved last.
 
-    Raises NoRunError when none has one.
+    Raises NoRunError when none was, NothingSavedError where one was begun.
     """
     named = re.compile(rf"{re.escape(name)}(-\d+)?")
-    states = [path for path in RUNS.glob(f"*/{STATE}") if named.fullmatch(path.parent.name)]
-    if not states:
-        raise NoRunError(f"no run to resume: no {STATE} in {RUNS / name}, {RUNS / name}-2, ...")
-    return max(states, key=lambda path: path.stat().st_mtime).parent
+    folders = [path for path in RUNS.glob("*") if named.fullmatch(path.name)]
+    states = [folder / file for folder in folders for file in (STATE, PREVIOUS)]
+    saved = [path for path in states if path.is_file()]
+    if saved:
+        return max(saved, key=lambda path: path.stat().st_mtime).parent
+    begun = sorted(folder for folder in folders if (folder / LOCK).is_file())
+    if begun:
+        raise NothingSavedError(begun[-1])
+    raise NoRunError(f"no run to resume: no {STATE} in {RUNS / name}, {RUNS / name}-2, ...")
 
 
-def _next_free(folder: Path) -> Path:
-    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    candidates = itertools.chain([folder], numbered)
-    return next(candidate for candidate in candidates if not candidate.exists())
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files that a process killed while it wrote them had not finished; for who has the
+    lock of `folder`.
+    """
+    for path in folder.iterdir():
+        if _UNFINISHED.fullmatch(path.name):
+            path.unlink()
+
+
+class _TakenError(RunFolderError):
+    """The folder holds files."""
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    yield folder
+    for number in itertools.count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
+
+
+def _claim(folder: Path) -> FolderLock:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise RunFolderError(f"{folder} is a file") from None
+        _require_free(folder)
+    except NotADirectoryError:
+        raise RunFolderError(
+            f"the run folder {folder} cannot be made: a part of its path is a file"
+        ) from None
+    except OSError as error:
+        raise RunFolderError(f"the run folder {folder} cannot be made: {error.strerror}") from None
+    lock = FolderLock(folder / LOCK)
+    try:
+        _require_free(folder)  # now that no other process can fill it
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _require_free(folder: Path) -> None:
+    if not _is_free(folder):
+        FolderLock.require_free(folder / LOCK)
+        raise _TakenError(f"{folder} already holds files and is left as it is")
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a folder is empty, or what a run left that was killed before its first state."""
+    files = {path.name: path for path in folder.iterdir()}
+    if not files:
+        return True
+    unknown = {name for name in files if not _UNFINISHED.fullmatch(name)} - _BEFORE_A_STATE
+    records = files.get(RECORDS)
+    return LOCK in files and not unknown and (records is None or records.stat().st_size == 0)

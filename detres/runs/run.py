@@ -7,28 +7,35 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from detres.config import Section, check, to_yaml, what_differs, with_overrides
+from detres.config import to_yaml, what_differs
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.log import RunLog, without_nan
 from detres.engine.loop import LoopSettings, fit
+from detres.engine.meter import Meter
+from detres.engine.optimizers import restore
+from detres.engine.probes import native_precision
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
 from detres.engine.stop import Interrupted
 from detres.files import write_text
 from detres.runs import folder as names
-from detres.runs.environment import write_environment
-from detres.runs.settings import TrainConfig, with_data_root
-from detres.runs.state import load_state, save_state
-
-STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
+from detres.runs.environment import facts_of, other_facts, write_environment
+from detres.runs.fingerprint import DataChangedError, Fingerprint
+from detres.runs.lock import FolderLock
+from detres.runs.saved import SavedRun
+from detres.runs.settings import TrainConfig
+from detres.runs.state import (
+    FORMAT,
+    reading_field,
+    save_state,
+)
 
 MAY_CHANGE = ("data.workers", "data.damaged", "train.lr", "train.clip_grad_norm")
 """Settings that a resumed run may have otherwise: where and how data are read, and what helps where
@@ -65,9 +72,11 @@ class Evaluation(Protocol):
 class Training(Protocol):
     """What a wing gives a run: what learns, from what, how it is judged, and what is kept of it.
 
-    loaded: what was loaded into the network before the first step, in words; None: nothing.
+    wing: "detection" or "classification". loaded: what was loaded into the network before the first
+    step, in words; None: nothing.
     """
 
+    wing: str
     config: RunConfig
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -77,6 +86,9 @@ class Training(Protocol):
 
     def describe_data(self) -> str:
         """Return what is trained and judged on, in words."""
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Return those of the data, by split."""
 
     def state(self) -> dict:
         """Return what last.pt holds beside the STATE_KEYS that a run knows; "classes" at least."""
@@ -91,77 +103,47 @@ class Training(Protocol):
         """Write into the run folder what is kept of this evaluation."""
 
 
-@dataclass(frozen=True)
-class SavedRun:
-    """A run folder to be resumed: what its last.pt holds, and the configuration to go on with."""
-
-    folder: Path
-    state: dict
-    config: Section
-    earlier: Section
-
-    @classmethod
-    def read(
-        cls,
-        folder: Path,
-        kind: type[Section],
-        *,
-        keys: Sequence[str] = (),
-        overrides: Sequence[str] = (),
-        root: str | None = None,
-    ) -> SavedRun:
-        """Read the last.pt of `folder`.
-
-        kind: of its configuration. keys: what it must hold beside STATE_KEYS. overrides:
-        "key=value" settings that are to be otherwise. root: where the data are now.
-
-        Raises CheckpointError naming the file when it is missing, damaged or of another kind,
-        ConfigError for overrides that do not fit, and what with_data_root raises.
-        """
-        path = folder / names.STATE
-        state = load_state(path, (*STATE_KEYS, *keys))
-        earlier = check(kind, json.loads(state["config"]), str(path))
-        config = with_overrides(earlier, overrides, str(path)) if overrides else earlier
-        if root:
-            config = config.model_copy(update={"data": with_data_root(config.data, root)})
-        return cls(folder, state, config, earlier)
-
-
 class TrainingRun:
-    """A run folder while it is trained in; to be used in a `with` statement, which closes its log
-    and says how to go on after a stop.
+    """A run folder while it is trained in; to be used in a `with` statement, which closes its log,
+    gives the folder back and says how to go on after a stop.
 
-    resume_line: the command line that goes on with a run folder, some settings otherwise; None: it
-    cannot be resumed. saved: of a resumed run; the optimizer is then put where it was, the model
-    must be there already.
+    lock: of the folder. resume_line: the command line that goes on with a run folder, some settings
+    otherwise; None: it cannot be resumed. saved: of a resumed run; the optimizer is then put where
+    it was, the model must be there already. accept_data_change: whether a resumed run may go on
+    with other data than it has learned from.
 
-    Raises ValueError when a resumed run had another number of training images: its schedule and its
-    order would change.
+    Raises DataChangedError for other data, which would change its order and its schedule, and
+    CheckpointError when the state does not fit; nothing is written then.
     """
 
     def __init__(
         self,
-        folder: Path,
+        lock: FolderLock,
         training: Training,
         *,
         device: torch.device,
         resume_line: ResumeLine | None,
         saved: SavedRun | None = None,
+        accept_data_change: bool = False,
     ) -> None:
-        self.folder, self.training, self.device = folder, training, device
-        self.resume_line = resume_line
-        self.config = training.config
+        self.lock, self.folder = lock, lock.folder
+        self.training, self.device, self.resume_line = training, device, resume_line
+        self.config, reason = _settled(training.config, device)
+        self.notes = [lock.taken_over] if lock.taken_over else []
+        if reason is not None:
+            self.notes.append(f"precision {self.config.train.precision}: {reason}")
         self.schedule = training.schedule
-        self.progress = Progress()
+        self.progress, self.meter = Progress(), Meter()
         self.evaluation: Evaluation | None = None
         self.skipped: set[str] | None = None
+        self.data = training.fingerprints() if resume_line is not None else {}
         if saved is not None:
-            self._go_on(saved)
+            self._go_on(saved, accept_data_change)
         self.started = time.monotonic()
-        write_environment(folder / names.ENVIRONMENT, device, start_step=self.progress.step)
+        write_environment(self.folder / names.ENVIRONMENT, device, start_step=self.progress.step)
         self.log = RunLog(
-            folder / names.RECORDS,
-            folder / names.TENSORBOARD,
+            self.folder / names.RECORDS,
+            self.folder / names.TENSORBOARD,
             console=sys.stdout,
             steps=self.schedule.steps,
             progress=self.progress,
@@ -178,18 +160,43 @@ class TrainingRun:
     ) -> TrainingRun:
         """Begin a run in a new folder: `out`, or the next free one of its name under runs/.
 
-        Raises RunFolderError when `out` cannot be used.
+        Raises what new_run_folder raises.
         """
-        folder = names.new_run_folder(training.config.name, out)
-        write_text(folder / names.CONFIG, to_yaml(training.config))
-        return cls(folder, training, device=device, resume_line=resume_line)
+        lock = names.new_run_folder(training.config.name, out)
+        try:
+            config, _ = _settled(training.config, device)
+            write_text(lock.folder / names.CONFIG, to_yaml(config))
+            return cls(lock, training, device=device, resume_line=resume_line)
+        except BaseException:
+            lock.release(keep=True)  # so that the folder is known as one to be used again
+            raise
 
     @classmethod
     def resume(
-        cls, saved: SavedRun, training: Training, *, device: torch.device, resume_line: ResumeLine
+        cls,
+        saved: SavedRun,
+        training: Training,
+        *,
+        device: torch.device,
+        resume_line: ResumeLine,
+        accept_data_change: bool = False,
     ) -> TrainingRun:
-        """Go on with a run where its last.pt left it; raises as the constructor does."""
-        return cls(saved.folder, training, device=device, resume_line=resume_line, saved=saved)
+        """Go on with a run where its last.pt left it; raises as the constructor does, and what
+        SavedRun.take_over raises.
+        """
+        lock = saved.take_over()
+        try:
+            return cls(
+                lock,
+                training,
+                device=device,
+                resume_line=resume_line,
+                saved=saved,
+                accept_data_change=accept_data_change,
+            )
+        except BaseException:
+            lock.release()
+            raise
 
     def __enter__(self) -> TrainingRun:
         return self
@@ -199,7 +206,11 @@ class TrainingRun:
     ) -> None:
         if kind is not None and (line := self._how_it_stopped(error)):
             self.log.line(line)
-        self.log.close()
+        try:
+            self.log.close()
+        finally:
+            begun = self.resume_line is not None and not (self.folder / names.STATE).is_file()
+            self.lock.release(keep=begun)
 
     def train(self) -> Evaluation:
         """Train to the configured end and return the last evaluation; a run that is finished is
@@ -208,10 +219,12 @@ class TrainingRun:
         Raises what `fit` raises.
         """
         self._announce()
-        if self.progress.step >= self.schedule.steps and not self.progress.evaluation_is_due(
-            0, self.schedule.steps
-        ):
+        step, steps = self.progress.step, self.schedule.steps
+        if step >= steps and not self.progress.evaluation_is_due(0, steps):
+            self.log.line(f"finished: all {steps} steps are done; evaluated once more")
             return self._evaluated()
+        if not (self.folder / names.STATE).exists():
+            self.save()  # so that a run that is killed can be resumed from the first step on
         settings = self.config.train
         try:
             fit(
@@ -249,16 +262,22 @@ class TrainingRun:
         """Write last.pt, from which the run goes on; nothing for a run that cannot be resumed."""
         if self.resume_line is None:
             return
+        self.log.flush()
         model = self.training.model.state_dict()
         state = {
+            "format": FORMAT,
+            "wing": self.training.wing,
             "config": self.config.model_dump_json(),
             "num_images": self.training.num_images,
+            "data": {split: found.state() for split, found in self.data.items()},
+            "environment": facts_of(self.device),
             "progress": self.progress.to_dict(),
+            "meter": self.meter.state(),
             "model": {name: tensor.contiguous() for name, tensor in model.items()},
             "optimizer": self.training.optimizer.state_dict(),
             **self.training.state(),
         }
-        save_state(self.folder / names.STATE, state)
+        save_state(self.folder / names.STATE, state, previous=self.folder / names.PREVIOUS)
 
     def list_skipped(self, files: Iterable[str]) -> None:
         """Add the names of images that could not be read to skipped.txt, each once, and say so."""
@@ -282,25 +301,67 @@ class TrainingRun:
         minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
         return f"{minutes} min {seconds} s"
 
-    def _go_on(self, saved: SavedRun) -> None:
-        """Take over the progress and the optimizer of a saved run; write its configuration anew
-        where it has changed, and keep the earlier one beside it.
+    def _go_on(self, saved: SavedRun, accept_data_change: bool) -> None:
+        """Take over the progress, the running means and the optimizer of a saved run; write its
+        configuration anew where it has changed, and keep the earlier one beside it.
         """
-        num_images, path = self.training.num_images, self.folder / names.CONFIG
-        if saved.state["num_images"] != num_images:
-            raise ValueError(
-                f"{saved.folder / names.STATE} is of a run on {saved.state['num_images']} training "
-                f"images, there are {num_images} now: put the data back as they were, or start a "
-                "new run from its weights"
-            )
-        self.training.optimizer.load_state_dict(saved.state["optimizer"])
-        self.progress = Progress.from_dict(saved.state["progress"])
+        state, path = saved.state, saved.path
+        if saved.note is not None:
+            self.notes.append(saved.note)
+        with reading_field(path, "progress"):
+            self.progress = Progress.from_dict(state["progress"])
+        self._compare_data(saved, accept_data_change)
+        with reading_field(path, "environment"):
+            others = other_facts(state.get("environment", {}), facts_of(self.device))
+        if others is not None:
+            self.notes.append(f"{others}: the last digits may differ from a run never stopped")
+        if self.config.train.precision == "bf16":
+            native, reason = native_precision(self.device)
+            if native != "bf16":
+                self.notes.append(f"goes on in bf16, as it began, though {reason}: slower here")
+        if "meter" in state:
+            with reading_field(path, "meter"):
+                self.meter.restore(state["meter"])
+        with reading_field(path, "optimizer"):
+            restore(self.training.optimizer, state["optimizer"])
+        saved.put_in_place()
+        config = self.folder / names.CONFIG
         if saved.config == saved.earlier:
             return
         kept = self.folder / names.CONFIG_UNTIL.format(step=self.progress.step)
-        if path.is_file() and not kept.exists():
-            path.rename(kept)
-        write_text(path, to_yaml(self.config))
+        if config.is_file() and not kept.exists():
+            config.rename(kept)
+        write_text(config, to_yaml(self.config))
+
+    def _compare_data(self, saved: SavedRun, accepted: bool) -> None:
+        """Raise DataChangedError when the data are not those of a saved run, unless `accepted`."""
+        before, now = saved.state["num_images"], self.training.num_images
+        changed = f"{before} training images then, {now} now" if before != now else None
+        if "data" not in saved.state:
+            self.notes.append(
+                f"{saved.path} is of an earlier version and does not say which data it was trained "
+                "on: only their number was compared"
+            )
+        with reading_field(saved.path, "data"):
+            for split, now_there in (self.data if "data" in saved.state else {}).items():
+                found = now_there.what_changed(saved.state["data"][split])
+                changed = f"in {split}, {found}" if found is not None else changed
+                if found is not None:
+                    break
+        if changed is None:
+            with reading_field(saved.path, "progress"):
+                self._require_within_schedule()
+            return
+        if not accepted:
+            raise DataChangedError(
+                f"the data are not those that {saved.path} was trained on: {changed}; put them "
+                "back as they were"
+            )
+        self.notes.append(f"goes on with other data than it was trained on: {changed}")
+
+    def _require_within_schedule(self) -> None:
+        if self.progress.step > self.schedule.steps:
+            raise ValueError(f"step {self.progress.step} of {self.schedule.steps}")
 
     def _how_it_stopped(self, error: BaseException) -> str | None:
         """A line for people, with the command that goes on where there is a state to go on from;
@@ -329,7 +390,10 @@ class TrainingRun:
             f"{self.folder}: steps {step}..{steps} ({epochs:.4g} epochs), lr "
             f"{settings.effective_lr:g} at batch {settings.batch_size} (lr {settings.lr:g} for "
             f"{settings.reference_batch}), device {self.device}, {torch.get_num_threads()} threads"
+            f", {settings.precision}"
         )
+        for note in self.notes:
+            self.log.line(f"note: {note}")
 
     def _evaluated(self) -> Evaluation:
         """Evaluate, show the numbers and write nothing."""
@@ -346,3 +410,9 @@ class TrainingRun:
             if self.progress.step > 0:
                 self.save()
             raise
+
+
+def _settled(config: RunConfig, device: torch.device) -> tuple[RunConfig, str | None]:
+    """The configuration with its precision settled, and why it is that; None: it was."""
+    train, reason = config.train.settled(device)
+    return (config if reason is None else config.model_copy(update={"train": train})), reason

@@ -14,6 +14,7 @@ from torch import nn
 
 from detres.config import Count, Fraction, Positive, PositiveFloat, Section
 from detres.engine.optimizers import adamw, sgd
+from detres.engine.probes import native_precision
 from detres.engine.schedule import Schedule
 from detres.user_files import expanded
 
@@ -52,7 +53,7 @@ class TrainConfig(Section):
     bias_lr_scale: PositiveFloat = 2.0
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     clip_grad_norm: PositiveFloat | None = None
-    # of the forward pass; auto: the faster one here, settled at the start
+    # of the forward pass; auto: bf16 where the device has instructions for it, settled at the start
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     log_every: Positive = 20
     eval_every: Count = 0  # steps; 0: only at the end
@@ -99,6 +100,15 @@ class TrainConfig(Section):
         return max(1, round(self.epochs * per_epoch)), tuple(
             round(m * per_epoch) for m in self.milestones
         )
+
+    def settled(self, device: torch.device) -> tuple[TrainConfig, str | None]:
+        """Return these settings with "auto" replaced by what `device` can do, and why, in words;
+        None where nothing was to be settled.
+        """
+        if self.precision != "auto":
+            return self, None
+        precision, reason = native_precision(device)
+        return self.model_copy(update={"precision": precision}), reason
 
     @property
     def effective_lr(self) -> float:

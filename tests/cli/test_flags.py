@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import shlex
 import sys
@@ -26,6 +27,7 @@ from detres.cli.flags import (
     config_path,
     ending,
     read_config,
+    require_resumable,
     resume_line_of,
     saved_run,
     usable_device,
@@ -36,9 +38,21 @@ from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.stop import Interrupted
 from detres.files import CheckpointError
 from detres.images.decode import ImageReadError
+from detres.runs.fingerprint import DataChangedError
 from detres.runs.folder import NoRunError, RunFolderError
+from detres.runs.saved import STATE_KEYS
 from detres.runs.settings import DataRootError, ShapesRootError
+from detres.runs.state import save_state
 from tests.cli.conftest import TINY
+
+REPORT_LINE = (
+    "This is a fault of detres, not of what it was given: please report it with the lines above."
+)
+
+LESS_MEMORY = (
+    "a smaller train.batch_size (eval.batch_size where it evaluates), smaller images or fewer "
+    "data.workers need less"
+)
 
 IN_A_WORKER = """Caught ImageReadError in DataLoader worker process 0.
 Original Traceback (most recent call last):
@@ -162,6 +176,36 @@ def nonfinite() -> NonFiniteLossError:
             "error: DataLoader worker (pid 7) exited unexpectedly. Too little memory is the usual "
             "cause: try a smaller data.workers\n",
         ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a/last.pt"),
+            2,
+            "error: runs/a/last.pt: No space left on device: free some space, or give another "
+            "folder\n",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error", "photos/a.jpg"),
+            2,
+            "error: photos/a.jpg: Input/output error: the disk, or the network behind it, does not "
+            "answer\n",
+        ),
+        (
+            DataChangedError("other data"),
+            2,
+            "error: other data: --resume DIR --accept-data-change goes on with them as they are "
+            "now\n",
+        ),
+        (
+            MemoryError("Unable to allocate 9 GiB\nand more"),
+            1,
+            f"error: the memory is used up (Unable to allocate 9 GiB): {LESS_MEMORY}\n",
+        ),
+        (MemoryError(), 1, f"error: the memory is used up: {LESS_MEMORY}\n"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+            1,
+            "error: the memory is used up (CUDA out of memory. Tried to allocate 2 GiB): "
+            f"{LESS_MEMORY}\n",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
@@ -197,6 +241,42 @@ def test_an_error_that_is_no_ones_input_is_not_hidden(error: BaseException) -> N
     with pytest.raises(type(error)) as caught:
         end_with(error)
     assert caught.value is error
+    asked = getattr(error, "__notes__", [])
+    assert asked == ([REPORT_LINE] if isinstance(error, Exception) else [])
+
+
+def test_memory_that_a_tensor_does_not_get_is_no_fault_of_ours(capsys):
+    with ending(training_parser()) as end:
+        torch.empty(2**50)
+    assert end.status == 1
+    assert capsys.readouterr().err == (
+        f"error: the memory is used up (4194304.0 GiB were asked for): {LESS_MEMORY}\n"
+    )
+
+
+def test_the_change_of_data_is_accepted_by_a_resumed_run_only(capsys):
+    parser = training_parser()
+    require_resumable(parser, parser.parse_args(["--resume", "x", "--accept-data-change"]))
+    with pytest.raises(SystemExit):
+        require_resumable(parser, parser.parse_args(["--accept-data-change"]))
+    assert "--accept-data-change goes with --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wing", "other", "command"),
+    [("detection", "classification", "train-cls"), ("classification", "detection", "train-det")],
+)
+def test_a_run_of_the_other_wing_is_named_with_the_command_that_goes_on(
+    tmp_path, wing, other, command
+):
+    keys = dict.fromkeys(STATE_KEYS, 1) | {"wing": other}
+    save_state(tmp_path / "run" / "last.pt", keys)
+    arguments = training_arguments("--resume", str(tmp_path / "run"))
+    said = (
+        f"is a run of {other}, not of {wing}; it goes on with: detres {command} --resume {tmp_path}"
+    )
+    with pytest.raises(ValueError, match=said):
+        saved_run(arguments, DetectionConfig, DETECTION_CONFIG, wing)
 
 
 def test_flags_of_a_mistaken_command_are_advised(
@@ -246,14 +326,14 @@ def test_shipped_configurations_are_found_from_any_directory(
     assert config_path("configs/coco_r50.yaml") == Path("configs/coco_r50.yaml")
 
 
-def test_the_flags_settle_seed_precision_and_data(tmp_path: Path) -> None:
+def test_the_flags_settle_seed_and_data(tmp_path: Path) -> None:
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump({**TINY, "data": VOC}))
     flags = ["--cfg", str(file), "--data", str(tmp_path)]
     flags += ["--seed", "9", "--set", "train.precision=auto", "train.lr=0.5"]
     config = config_from(training_arguments(*flags), DetectionConfig, DETECTION_CONFIG)
     assert (config.seed, config.train.lr, config.data.root) == (9, 0.5, str(tmp_path))
-    assert config.train.precision in ("fp32", "bf16")
+    assert config.train.precision == "auto"  # the run settles it, which knows the device
     with pytest.raises(DataRootError):
         config_from(training_arguments("--cfg", str(file)), DetectionConfig, DETECTION_CONFIG)
     with pytest.raises(ConfigError, match=r"seed: .*got -1"):
@@ -287,9 +367,14 @@ def test_earlier_names_are_said_on_stderr_once_each(
 def test_a_run_to_resume_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NoRunError):
-        saved_run(training_arguments("--resume"), DetectionConfig, DETECTION_CONFIG)
+        saved_run(training_arguments("--resume"), DetectionConfig, DETECTION_CONFIG, "detection")
     with pytest.raises(CheckpointError, match=r"nowhere/last\.pt"):
-        saved_run(training_arguments("--resume", "nowhere"), DetectionConfig, DETECTION_CONFIG)
+        saved_run(
+            training_arguments("--resume", "nowhere"),
+            DetectionConfig,
+            DETECTION_CONFIG,
+            "detection",
+        )
 
 
 def test_a_device_is_tried_before_it_is_taken() -> None:

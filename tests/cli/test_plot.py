@@ -110,6 +110,10 @@ def test_responses_have_a_row_for_every_3x3_layer(runs: Path, tmp_path: Path) ->
             "has no eval record with a top-1 error",
         ),
         ('{"step": 1, "kind": "train", "top1_error": 0.5}\n{"ste', "line 2 is no record of a run"),
+        ('{"step": 1, "kind": "train", "top1_error": "x"}\n', "line 1 is no record of a run"),
+        ('{"step": [1], "kind": "train", "top1_error": 0.5}\n', "line 1 is no record of a run"),
+        ('{"step": 1, "kind": ["train"]}\n', "line 1 is no record of a run"),
+        ("[" * 100_000, "line 1 is no record of a run"),
     ],
 )
 def test_a_folder_that_is_no_run(

@@ -502,7 +502,11 @@ def test_a_damaged_image_costs_no_steps_and_can_be_passed_over_on_resuming(
     assert Path("stopped/skipped.txt").read_text() == f"{damaged}\n"
     damaged.unlink()
     assert train("--resume", "stopped") == 2
-    assert "is of a run on 24 training images, there are 23 now" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "error: the data are not those that stopped/last.pt was trained on: in train, 24 records "
+        f"then, 23 now, the first that differs is {data / 'train' / 'dark' / '8.jpg'}; put them "
+        "back as they were: --resume DIR --accept-data-change goes on with them as they are now\n"
+    )
 
 
 def test_a_run_whose_loss_became_infinite_goes_on_with_a_smaller_rate(
@@ -625,7 +629,8 @@ def test_a_resumed_run_keeps_its_mean_and_asks_for_no_other_weights(
     for file in (data / "train").rglob("*.jpg"):
         cv2.imwrite(str(file), np.zeros((40, 48, 3), np.uint8))
     for folder in ("mean", "started"):  # both networks learned on that mean
-        assert train("--resume", folder) == 0
+        assert train("--resume", folder) == 2  # the files have another size
+        assert train("--resume", folder, "--accept-data-change") == 0
         assert torch.equal(load_file(f"{folder}/weights.safetensors")["input.mean_image"], mean)
         assert [record["step"] for record in records(Path(folder), "eval")] == [6]
 

@@ -30,7 +30,8 @@ from detres.detection.config import DetectionConfig
 from detres.detection.data.shapes import SHAPES_CLASSES
 from detres.detection.weights_file import load_detector
 from detres.engine.progress import Progress
-from detres.runs.run import STATE_KEYS
+from detres.runs.lock import FolderLock
+from detres.runs.saved import STATE_KEYS
 from detres.runs.state import load_state
 from tests.cli.conftest import (
     COCO_FLAGS,
@@ -68,7 +69,14 @@ def test_a_run_leaves_every_file(finished: FinishedRun) -> None:
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {
         *("config.yaml", "env.json", "metrics.jsonl", "tensorboard"),
-        *("last.pt", "best.safetensors", "predictions.json", "metrics.json", "val.jpg"),
+        *(
+            "last.pt",
+            "previous.pt",
+            "best.safetensors",
+            "predictions.json",
+            "metrics.json",
+            "val.jpg",
+        ),
     }
     assert list((finished.folder / "tensorboard").glob("events.out.tfevents.*"))
     assert cv2.imread(str(finished.folder / "val.jpg")).shape == (384, 4 * 384, 3)
@@ -185,7 +193,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_culprit(
     assert error.startswith("error: non-finite loss in step 2: loss_rpn_cls = nan")
     assert error.count("\n") == 1
     assert read_json(Path("runs/tiny/nonfinite.json"))["step"] == 1
-    assert not list(Path("runs/tiny").glob("*.pt"))
+    assert state_of(Path("runs/tiny"))["progress"]["step"] == 0
 
 
 def test_training_starts_from_a_detectors_weights(train: Train, finished: FinishedRun) -> None:
@@ -427,3 +435,46 @@ def test_files_of_a_run_with_earlier_names_are_read_without_a_word(
     assert evaluate.main(["--weights", weights, "--json", str(out), "--device", "cpu"]) == 0
     assert capsys.readouterr().err == ""
     assert read_json(out) == {k: v for k, v in finished.numbers().items() if k != "step"}
+
+
+def test_a_run_on_data_that_have_changed_is_resumed_only_where_that_is_accepted(
+    train: Train, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(coco_folder, root)
+    folder = train(*COCO_FLAGS, flags=("--data", str(root)))
+    resume = ["--resume", str(folder), "--device", "cpu"]
+    moved = root.rename(tmp_path / "moved")
+    assert train_det.main([*resume, "--data", str(moved)]) == 0
+    file = moved / "annotations" / "train.json"
+    content = read_json(file)
+    content["annotations"][0]["bbox"][2] += 0.001
+    first = content["annotations"][0]["image_id"]
+    file.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert train_det.main([*resume, "--data", str(moved)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: the data are not those that {folder}/last.pt was trained on: in train, 1 of "
+        f"{TRAIN_IMAGES} records differ, the first is image {first}; put them back as they were: "
+        "--resume DIR --accept-data-change goes on with them as they are now\n"
+    )
+    assert train_det.main([*resume, "--data", str(moved), "--accept-data-change"]) == 0
+    assert "note: goes on with other data than it was trained on: in train" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_running_run_is_evaluated_and_neither_resumed_nor_trained_into(
+    train: Train, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train()
+    with FolderLock(folder / "lock.json"):
+        capsys.readouterr()
+        weights = str(folder / "best.safetensors")
+        assert evaluate.main(["--weights", weights, "--device", "cpu"]) == 0
+        for flags in (["--resume", str(folder)], ["--cfg", str(tiny), "--out", str(folder)]):
+            capsys.readouterr()
+            assert train_det.main([*flags, "--device", "cpu"]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"error: {folder} is in use by process {os.getpid()} on ")
+            assert error.count("\n") == 1

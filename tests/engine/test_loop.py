@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.log import RunLog
 from detres.engine.loop import LoopSettings, fit
+from detres.engine.meter import Meter
 from detres.engine.optimizers import sgd
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
@@ -49,6 +50,7 @@ class Run:
     folder: Path
     steps: int = 10
     progress: Progress = field(default_factory=Progress)
+    meter: Meter = field(default_factory=Meter)
     metric: Callable[[int], float | None] = lambda step: float(step)
     asked: list[tuple[str, int]] = field(default_factory=list)
 
@@ -61,7 +63,8 @@ class Run:
     def resumed(self) -> Run:
         """A fresh model and optimizer, filled from last.pt."""
         state = load_state(self.folder / "last.pt", ("model", "optimizer", "progress"))
-        run = Run(self.folder, self.steps, Progress.from_dict(state["progress"]), self.metric)
+        progress = Progress.from_dict(state["progress"])
+        run = Run(self.folder, self.steps, progress, metric=self.metric)
         nn.init.zeros_(run.model.linear.weight)
         run.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])

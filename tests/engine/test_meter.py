@@ -58,3 +58,17 @@ def test_a_step_that_takes_no_time_has_a_finite_rate(clock):
 def test_a_value_that_was_never_seen_has_no_mean():
     with pytest.raises(KeyError, match="loss"):
         Meter().mean("loss")
+
+
+def test_a_restored_meter_ends_in_the_same_record(clock):
+    meter, other = Meter(), Meter()
+    step(meter, clock, wait=1.0, work=2.0, loss=0.1)
+    step(meter, clock, wait=0.5, work=0.25, loss=0.7)
+    step(other, clock, wait=9.0, work=9.0, loss=9.0)
+    other.restore(meter.state())
+    for each in (meter, other):
+        step(each, clock, wait=1.0, work=1.0, loss=1e-9)
+    assert other.flush() == meter.flush()
+    other.restore(Meter().state())
+    step(other, clock, wait=1.0, work=1.0, loss=2.0)
+    assert other.mean("loss") == 2.0

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from detres.engine.optimizers import adamw, clip_gradients, gradient_norm, set_rate, sgd
+from detres.engine.optimizers import (
+    adamw,
+    clip_gradients,
+    gradient_norm,
+    restore,
+    set_rate,
+    sgd,
+)
 
 
 def test_sgd_groups_follow_the_recipe():
@@ -109,3 +117,97 @@ def test_gradients_are_scaled_down_to_the_limit_together_and_never_up():
         clip_gradients(layer, limit, torch.tensor(7.0))
         assert torch.equal(layer.weight.grad, torch.tensor([[2.0, 3.0]]))
         assert torch.equal(layer.bias.grad, torch.tensor([-6.0]))
+
+
+def stepped(kind: str, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A small network after two steps of an optimizer, in channels last."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(
+        memory_format=torch.channels_last
+    )
+    optimizer = (
+        adamw(model, weight_decay=0.01)
+        if kind == "adamw"
+        else sgd(model, momentum=0.9, weight_decay=1e-3)
+    )
+    for _ in range(2):
+        step(model, optimizer)
+    return model, optimizer
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    set_rate(optimizer, 0.1)
+    optimizer.zero_grad()
+    images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    model(images.to(memory_format=torch.channels_last)).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_restored_optimizer_goes_on_as_the_other_whatever_the_layout_was(kind, layout):
+    model, optimizer = stepped(kind, seed=1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for kept in saved["state"].values():
+        for name, value in kept.items():
+            if value.dim() == 4:
+                kept[name] = value.contiguous(memory_format=layout)
+    other, restored = stepped(kind, seed=2)
+    other.load_state_dict(model.state_dict())
+    restore(restored, saved)
+    for net, optim in ((model, optimizer), (other, restored)):
+        step(net, optim)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def wrong_states() -> list[tuple[str, str, object]]:
+    """(what is said, where, value) of states that do not fit."""
+    buffer = ("state", 0, "momentum_buffer")
+    return [
+        (
+            r"momentum_buffer of parameter 0 is torch.float32 \(4, 3, 3\)",
+            buffer,
+            torch.ones(4, 3, 3),
+        ),
+        (
+            r"momentum_buffer of parameter 0 is torch.float64",
+            buffer,
+            torch.ones(4, 3, 3, 3).double(),
+        ),
+        (r"momentum_buffer of parameter 0 is 7, expected", buffer, 7),
+        (r"state of parameter 9, expected 0\.\.3", ("state", 9), {}),
+        (r"state of parameter True", ("state", True), {}),
+        (r"state of parameter 1: \['x'\]", ("state", 1), {"x": torch.ones(4)}),
+        ("momentum of group 0 is 0.5, not 0.9", ("param_groups", 0, "momentum"), 0.5),
+        ("momentum of group 0 is '0.9'", ("param_groups", 0, "momentum"), "0.9"),
+        ("groups of parameters", ("param_groups", 0, "params"), [3]),
+        ("groups of parameters", ("param_groups",), []),
+    ]
+
+
+@pytest.mark.parametrize(("said", "where", "value"), wrong_states())
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(said, where, value):
+    _, optimizer = stepped("sgd", seed=1)
+    before = copy.deepcopy(optimizer.state_dict())
+    saved = copy.deepcopy(before)
+    place: object = saved
+    for key in where[:-1]:
+        place = place[key]
+    if where == ("state", True):  # which is equal to 1
+        del place[1]
+    place[where[-1]] = value
+    with pytest.raises(ValueError, match=said):
+        restore(optimizer, saved)
+    assert optimizer.state_dict()["param_groups"] == before["param_groups"]
+    for index, kept in before["state"].items():
+        now = optimizer.state_dict()["state"][index]
+        assert torch.equal(now["momentum_buffer"], kept["momentum_buffer"])
+
+
+def test_the_scalar_step_of_adamw_is_checked():
+    _, optimizer = stepped("adamw", seed=1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][2]["step"] = torch.ones(2)
+    with pytest.raises(ValueError, match=r"step of parameter 2 is .* expected torch.float32 \(\)"):
+        restore(optimizer, saved)

@@ -23,6 +23,7 @@ import torch
 from detres.engine.batches import make_loader
 from detres.engine.log import RunLog
 from detres.engine.loop import LoopSettings, fit
+from detres.engine.meter import Meter
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
 from detres.engine.stop import Interrupted
@@ -59,7 +60,7 @@ class Model(torch.nn.Linear):
 
 class Run:
     def __init__(self, folder):
-        self.folder, self.progress = folder, Progress()
+        self.folder, self.progress, self.meter = folder, Progress(), Meter()
         self.log = RunLog(folder / "metrics.jsonl", folder / "tensorboard", console=sys.stderr,
                           steps=1000, progress=self.progress)
     def evaluate(self):

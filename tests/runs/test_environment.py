@@ -38,6 +38,6 @@ def test_the_one_mapping_of_earlier_versions_becomes_the_first_of_the_list(tmp_p
 def test_a_file_that_is_no_json_is_an_error_and_stays(tmp_path):
     path = tmp_path / "env.json"
     path.write_text("{")
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(ValueError, match=rf"^{path} is damaged \(.*\): move it away"):
         write_environment(path, torch.device("cpu"))
     assert path.read_text() == "{"

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from detres.runs.folder import NoRunError, RunFolderError, new_run_folder, newest_run
+from detres.runs.folder import (
+    NoRunError,
+    NothingSavedError,
+    RunFolderError,
+    new_run_folder,
+    newest_run,
+    remove_unfinished,
+)
+from detres.runs.lock import InUseError
 
 
 def test_run_folders_are_numbered_and_never_shared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert [str(new_run_folder("bccd", None)) for _ in range(3)] == [
+    locks = [new_run_folder("bccd", None) for _ in range(3)]
+    assert [str(lock.folder) for lock in locks] == [
         "runs/bccd",
         "runs/bccd-2",
         "runs/bccd-3",
@@ -22,8 +32,10 @@ def test_run_folders_are_numbered_and_never_shared(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_chosen_folder_may_be_new_or_empty(tmp_path, kind):
-    assert new_run_folder("x", kind(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
-    assert new_run_folder("x", kind(tmp_path / "a" / "b")).is_dir()
+    for _ in range(2):
+        with new_run_folder("x", kind(tmp_path / "a" / "b")) as lock:
+            assert lock.folder == tmp_path / "a" / "b"
+            assert lock.folder.is_dir()
 
 
 def test_a_folder_in_use_is_refused_and_untouched(tmp_path):
@@ -79,3 +91,75 @@ def test_without_a_run_there_is_nothing_to_resume(tmp_path, monkeypatch):
     ):
         newest_run("voc")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_that_ask_at_once_get_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        locks = list(threads.map(lambda _: new_run_folder("x"), range(16)))
+    assert len({lock.folder for lock in locks}) == 16
+    assert {lock.folder.name for lock in locks} == {"x"} | {f"x-{n}" for n in range(2, 17)}
+
+
+def test_a_chosen_folder_in_use_is_refused_by_process(tmp_path):
+    lock = new_run_folder("x", tmp_path / "run")
+    with pytest.raises(InUseError, match=f"in use by process {os.getpid()} on "):
+        new_run_folder("x", tmp_path / "run")
+    (tmp_path / "run" / "last.pt").touch()
+    with pytest.raises(InUseError):
+        new_run_folder("x", tmp_path / "run")
+    lock.release()
+
+
+def begun(folder: Path) -> None:
+    """What a run that was killed before its first state leaves."""
+    (folder / "tensorboard").mkdir(parents=True)
+    (folder / "tensorboard" / "events.out.tfevents.1").write_bytes(b"x")
+    for name in ("lock.json", "config.yaml", "env.json", "metrics.jsonl", ".last.pt.77.tmp"):
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize("out", [None, "runs/x"])
+def test_a_folder_in_which_nothing_was_saved_is_used_again(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    begun(Path("runs/x"))
+    with new_run_folder("x", out) as lock:
+        assert [path.name for path in lock.folder.iterdir()] == ["lock.json"]
+    with pytest.raises(NoRunError, match="no run to resume"):
+        newest_run("x")
+
+
+@pytest.mark.parametrize(
+    "kept", ["last.pt", "previous.pt", "best.safetensors", "notes.txt", "metrics.jsonl", None]
+)
+def test_a_folder_that_holds_anything_else_is_left_as_it_is(tmp_path, kept):
+    begun(tmp_path)
+    if kept is None:
+        (tmp_path / "lock.json").unlink()  # a user's own config.yaml
+    else:
+        (tmp_path / kept).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunFolderError, match="already holds files and is left as it is"):
+        new_run_folder("x", tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_saved_nothing_is_named_and_one_with_an_earlier_state_is_found(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    begun(Path("runs/x-2"))
+    with pytest.raises(NothingSavedError, match=r"^nothing was saved yet in runs/x-2$") as caught:
+        newest_run("x")
+    assert caught.value.folder == Path("runs/x-2")
+    Path("runs/x-2/previous.pt").touch()
+    assert newest_run("x") == Path("runs/x-2")
+
+
+def test_files_that_a_killed_process_had_not_finished_are_removed_and_no_others(tmp_path):
+    unfinished = [".last.pt.7.tmp", ".metrics.jsonl.123456.tmp", ".config-until-step-5.yaml.1.tmp"]
+    kept = [".mine.txt.7.tmp", "last.pt", ".last.pt.tmp", "last.pt.7.tmp", ".last.pt.x.tmp"]
+    for name in (*unfinished, *kept):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)

@@ -22,10 +22,13 @@ from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.progress import Progress
 from detres.engine.stop import Interrupted
 from detres.files import CheckpointError
+from detres.runs.fingerprint import DataChangedError, Fingerprint, hashes_of
 from detres.runs.folder import RunFolderError
-from detres.runs.run import STATE_KEYS, ResumeLine, SavedRun, TrainingRun
+from detres.runs.lock import InUseError
+from detres.runs.run import ResumeLine, TrainingRun
+from detres.runs.saved import STATE_KEYS, OtherWingError, SavedRun
 from detres.runs.settings import TrainConfig, build_optimizer, build_schedule
-from detres.runs.state import load_state, save_state
+from detres.runs.state import DamagedStateError, load_state, save_state
 from tests.engine.regression import (
     Batch,
     Regression,
@@ -71,6 +74,8 @@ class Fitting:
     metric: step -> the deciding number of an evaluation there.
     """
 
+    wing = "detection"
+
     def __init__(
         self,
         metric: Callable[[int], float | None] = float,
@@ -94,6 +99,10 @@ class Fitting:
 
     def describe_data(self) -> str:
         return "train 80 points\nval   none"
+
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        records = hashes_of((str(row),) for row in range(self.num_images))
+        return {"train": Fingerprint(records, records, lambda row: f"point {row}")}
 
     def state(self) -> dict:
         return {"classes": ["one"], "more": 7}
@@ -128,7 +137,7 @@ def resumed(
     folder: Path, *overrides: str, metric: Callable[[int], float | None] = float
 ) -> tuple[Fitting, TrainingRun]:
     """What a command does: the model filled from last.pt, the rest left to the run."""
-    saved = SavedRun.read(folder, Config, overrides=overrides)
+    saved = SavedRun.read(folder, Config, wing="detection", overrides=overrides)
     training = Fitting(metric, config=saved.config)
     nn.init.zeros_(training.model.linear.weight)
     training.model.load_state_dict(saved.state["model"])
@@ -174,6 +183,7 @@ def test_a_new_run_has_its_configuration_and_its_environment(tmp_path, monkeypat
         assert load_config(run.folder / "config.yaml", Config) == training.config
         (facts,) = json.loads((run.folder / "env.json").read_text())
         assert facts["start_step"] == 0
+        run.save()
     with start(Fitting(), None) as second:
         assert second.folder == Path("runs/fitting-2")
 
@@ -200,7 +210,7 @@ def test_it_says_what_is_trained_and_how_it_goes(tmp_path, capsys):
         "from  weights of a stranger",
         # 20 images in batches of 8 are three steps an epoch
         f"{folder}: steps 0..10 (3.333 epochs), lr 0.1 at batch 8 (lr 0.05 for 4), device cpu, "
-        f"{torch.get_num_threads()} threads",
+        f"{torch.get_num_threads()} threads, fp32",
     ]
     assert lines[-1] == "AP 10.0, by hand"
 
@@ -293,9 +303,13 @@ def test_a_finished_run_is_evaluated_again_and_nothing_is_written(tmp_path, caps
         weights = {name: tensor.clone() for name, tensor in weights.items()}
         assert run.train().metrics["AP"] == 10.0
     assert training.asked == [("evaluate", 10)]
+    del before["lock.json"]  # given back
     assert files(tmp_path) == before
     assert same_tensors(training.model.state_dict(), weights)
-    assert last_line(capsys) == "AP 10.0, by hand"
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "finished: all 10 steps are done; evaluated once more",
+        "AP 10.0, by hand",
+    ]
 
 
 def test_an_evaluation_that_was_logged_but_not_saved_is_logged_once(tmp_path):
@@ -387,13 +401,19 @@ def test_where_a_batch_cannot_be_made_what_was_learnt_is_kept(tmp_path, capsys, 
     assert same_training((straight.model, straight.optimizer), (again.model, again.optimizer))
 
 
-def test_before_the_first_step_there_is_nothing_to_keep(tmp_path, capsys):
+def test_a_run_that_ends_before_its_first_step_goes_on_from_there(tmp_path, capsys):
+    straight = Fitting()
+    trained(straight, tmp_path / "straight")
     training = Fitting()
     training.given = broken(0, OSError("disk is gone"))
     with pytest.raises(OSError, match="disk is gone"):
-        trained(training, tmp_path)
-    assert "stopped" not in capsys.readouterr().out
-    assert not (tmp_path / "last.pt").exists()
+        trained(training, tmp_path / "run")
+    assert last_line(capsys) == f"stopped; continue with: {resume_line(tmp_path / 'run', {})}"
+    again, run = resumed(tmp_path / "run")
+    assert run.progress.step == 0
+    with run:
+        run.train()
+    assert same_training((straight.model, straight.optimizer), (again.model, again.optimizer))
 
 
 def test_an_end_without_an_error_says_nothing(tmp_path, capsys):
@@ -447,7 +467,9 @@ def test_the_boxes_of_a_non_finite_step_are_written_down(tmp_path, capsys):
         "crowd": [False],
         "difficult": [True],
     }
-    assert "stopped" not in capsys.readouterr().out  # nothing was saved yet
+    assert last_line(capsys) == (
+        f"stopped; continue with: {resume_line(tmp_path, {'train.lr': 0.005})}"
+    )
 
 
 def test_images_that_could_not_be_read_are_listed_once(tmp_path, capsys):
@@ -478,11 +500,12 @@ def test_of_many_images_that_cannot_be_read_a_line_names_the_first(tmp_path, cap
 def test_a_run_on_another_number_of_images_is_not_resumed(tmp_path):
     interrupted(tmp_path, 4)
     before = files(tmp_path)
-    saved = SavedRun.read(tmp_path, Config, overrides=["train.lr=0.01"])
+    saved = SavedRun.read(tmp_path, Config, wing="detection", overrides=["train.lr=0.01"])
     training = Fitting(config=saved.config, num_images=81)
     with pytest.raises(
-        ValueError,
-        match=r"last\.pt is of a run on 80 training images, there are 81 now: put the data back",
+        DataChangedError,
+        match=r"not those that \S*last\.pt was trained on: in train, 80 records then, 81 now, the "
+        r"first that differs is point 80; put them back",
     ):
         TrainingRun.resume(saved, training, device=CPU, resume_line=resume_line)
     assert files(tmp_path) == before
@@ -522,7 +545,7 @@ def test_data_that_have_moved_are_a_change_of_the_configuration(tmp_path):
     folder = tmp_path / "run"
     interrupted(folder, 4)
     (tmp_path / "elsewhere").mkdir()
-    saved = SavedRun.read(folder, Config, root=str(tmp_path / "elsewhere"))
+    saved = SavedRun.read(folder, Config, wing="detection", root=str(tmp_path / "elsewhere"))
     assert saved.config.data.root == str(tmp_path / "elsewhere")
     assert saved.earlier.data.root is None
     with TrainingRun.resume(
@@ -532,20 +555,20 @@ def test_data_that_have_moved_are_a_change_of_the_configuration(tmp_path):
     assert load_config(folder / "config.yaml", Config) == saved.config
     assert load_config(folder / "config-until-step-5.yaml", Config) == saved.earlier
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        SavedRun.read(folder, Config, root=str(tmp_path / "nowhere"))
+        SavedRun.read(folder, Config, wing="detection", root=str(tmp_path / "nowhere"))
 
 
 def test_a_saved_run_is_read_with_what_it_must_hold(tmp_path):
     with pytest.raises(CheckpointError, match=r"no training state at .*last\.pt"):
-        SavedRun.read(tmp_path, Config)
+        SavedRun.read(tmp_path, Config, wing="detection")
     interrupted(tmp_path / "run", 4)
-    saved = SavedRun.read(tmp_path / "run", Config, keys=("more",))
+    saved = SavedRun.read(tmp_path / "run", Config, wing="detection", keys=("more",))
     assert (saved.state["more"], saved.folder) == (7, tmp_path / "run")
     assert saved.config == saved.earlier
     with pytest.raises(CheckpointError, match="it lacks weights"):
-        SavedRun.read(tmp_path / "run", Config, keys=("weights",))
+        SavedRun.read(tmp_path / "run", Config, wing="detection", keys=("weights",))
     with pytest.raises(ConfigError, match=r"last\.pt with --set: unknown key 'train\.rate'"):
-        SavedRun.read(tmp_path / "run", Config, overrides=["train.rate=1"])
+        SavedRun.read(tmp_path / "run", Config, wing="detection", overrides=["train.rate=1"])
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_its_scores(tmp_path):
@@ -565,3 +588,238 @@ def test_a_duration_is_said_in_words(tmp_path):
     with start(Fitting(), tmp_path) as run:
         run.started -= 125
         assert run.duration() in ("2 min 5 s", "2 min 6 s")
+
+
+TIMES = ("step_s", "data_s", "images_per_s")
+
+
+def all_records(folder: Path) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+@pytest.mark.parametrize("stop_at", range(1, 10))
+def test_every_record_of_a_resumed_run_is_that_of_a_straight_one(tmp_path, stop_at):
+    settings = {"log_every": 4, "eval_every": 3}
+    trained(Fitting(**settings), tmp_path / "straight")
+    interrupted(tmp_path / "resumed", stop_at - 1, **settings)
+    _, run = resumed(tmp_path / "resumed")
+    with run:
+        run.train()
+    straight = all_records(tmp_path / "straight")
+    assert all_records(tmp_path / "resumed") == straight
+    assert [(r["kind"], r["step"]) for r in straight] == [
+        *[("eval", 3), ("train", 4), ("eval", 6), ("train", 8), ("eval", 9)],
+        *[("train", 10), ("eval", 10)],
+    ]
+
+
+def test_records_behind_the_state_and_broken_ones_are_cut(tmp_path):
+    trained(Fitting(log_every=2), tmp_path / "straight")
+    interrupted(tmp_path / "run", 4, log_every=2)
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(
+            b'{"step": 6, "kind": "train", "loss": 1}\n{"step": 7}\n\xff\xfe\n{"step": 8, "k'
+        )
+    _, run = resumed(tmp_path / "run")
+    with run:
+        run.train()
+    assert all_records(tmp_path / "run") == all_records(tmp_path / "straight")
+
+
+def with_damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_from_a_damaged_state_it_goes_back_to_the_one_before(tmp_path, capsys, gone):
+    straight = Fitting()
+    trained(straight, tmp_path / "straight")
+    folder = tmp_path / "run"
+    interrupted(folder, 6, save_every=3)
+    last, previous = folder / "last.pt", folder / "previous.pt"
+    assert load_state(previous, ())["progress"]["step"] == 6
+    last.unlink() if gone else with_damage(last)
+    found = None if gone else last.read_bytes()
+    training, run = resumed(folder)
+    assert run.progress.step == 6
+    assert load_state(last, ())["progress"]["step"] == 6
+    assert (folder / "damaged.pt").exists() == (not gone)
+    with run:
+        run.train()
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "previous.pt" in line]
+    if gone:
+        assert note == f"note: there is no {last}: goes on from {previous}"
+    else:
+        assert note.startswith(f"note: {last} is damaged: ")
+        assert note.endswith(f"; goes on from {previous}, and keeps it as damaged.pt")
+        assert (folder / "damaged.pt").read_bytes() == found
+    assert same_training((straight.model, straight.optimizer), (training.model, training.optimizer))
+
+
+def test_where_both_states_are_damaged_the_file_is_named_and_nothing_is_written(tmp_path):
+    interrupted(tmp_path, 6, save_every=3)
+    for name in ("last.pt", "previous.pt"):
+        with_damage(tmp_path / name)
+    before = files(tmp_path)
+    with pytest.raises(DamagedStateError, match=r"previous\.pt is damaged"):
+        SavedRun.read(tmp_path, Config, wing="detection")
+    (tmp_path / "previous.pt").unlink()
+    with pytest.raises(DamagedStateError, match=r"last\.pt is damaged"):
+        SavedRun.read(tmp_path, Config, wing="detection")
+    assert files(tmp_path) == {k: v for k, v in before.items() if k != "previous.pt"}
+
+
+def changed(folder: Path, **fields: object) -> None:
+    save_state(folder / "last.pt", load_state(folder / "last.pt", ()) | fields)
+
+
+WRONG_FIELDS = {
+    "config": [None, 3, "{", "[]", "[" * 100_000, "{}"],
+    "num_images": [None, -1, 0, True, 10**400, "80", torch.ones(2)],
+    "progress": [
+        *(None, [], {}, {"step": 1}, {"step": -1, "evaluations": {}}),
+        *({"step": step, "evaluations": {}} for step in (11, 10**400, True, 5.0)),
+        *({"step": 5, "evaluations": given} for given in ({9: 1.0}, {2: 10**400}, [])),
+        {"step": 5, "evaluations": {}, "more": 1},
+    ],
+    "meter": [
+        *(None, {}, {"sums": {}, "steps": 1, "images": 8, "step_s": 0.1, "data_s": 0.1}),
+        {"sums": {"a": 1}, "steps": 1, "images": 8, "step_s": 0.1, "data_s": 0.1},
+        {"sums": {}, "steps": 0, "images": 0, "step_s": -1.0, "data_s": 0.1},
+    ],
+    "data": [None, {}, {"train": {}}, {"train": {"records": 1, "files": 2}}],
+    "environment": [None, "x", [1]],
+    "model": [None, [], {"a": 1}, {1: torch.ones(1)}],
+    "optimizer": [None, {}, {"state": {}, "param_groups": []}, {"state": 1, "param_groups": 2}],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key, values in WRONG_FIELDS.items() for value in values],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "",
+)
+def test_a_field_that_no_run_writes_is_named_before_anything_is_written(tmp_path, key, value):
+    interrupted(tmp_path, 4)
+    changed(tmp_path, **{key: value})
+    before = files(tmp_path)
+    with pytest.raises(
+        (CheckpointError, ConfigError), match=rf"last\.pt.*{key}|last\.pt: train"
+    ) as e:
+        resumed(tmp_path)
+    assert len(str(e.value)) < 400
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("missing", ["wing", "data", "environment", "meter"])
+def test_a_state_without_what_its_format_has_is_refused(tmp_path, missing):
+    interrupted(tmp_path, 4)
+    state = load_state(tmp_path / "last.pt", ())
+    del state[missing]
+    save_state(tmp_path / "last.pt", state)
+    with pytest.raises(CheckpointError, match=rf"it lacks {missing}; it holds"):
+        SavedRun.read(tmp_path, Config, wing="detection")
+
+
+def test_a_state_of_format_1_goes_on_and_it_is_said_once(tmp_path, capsys):
+    interrupted(tmp_path, 4)
+    state = load_state(tmp_path / "last.pt", ())
+    for key in ("format", "wing", "data", "environment", "meter"):
+        del state[key]
+    save_state(tmp_path / "last.pt", state)
+    _, run = resumed(tmp_path)
+    with run:
+        run.train()
+    assert (
+        capsys.readouterr().out.count("is of an earlier version and does not say which data") == 1
+    )
+    _, run = resumed(tmp_path)
+    with run:
+        run.train()
+    assert "earlier version" not in capsys.readouterr().out
+
+
+def test_other_data_are_gone_on_with_where_that_is_accepted(tmp_path, capsys):
+    interrupted(tmp_path, 4)
+    saved = SavedRun.read(tmp_path, Config, wing="detection")
+    training = Fitting(config=saved.config, num_images=81)
+    training.model.load_state_dict(saved.state["model"])
+    options = {"device": CPU, "resume_line": resume_line, "accept_data_change": True}
+    training.run = TrainingRun.resume(saved, training, **options)
+    with training.run as run:
+        run.train()
+    assert (
+        "note: goes on with other data than it was trained on: in train, 80 records then, 81 now, "
+        "the first that differs is point 80\n"
+    ) in capsys.readouterr().out
+    again = SavedRun.read(tmp_path, Config, wing="detection")  # has learned from these now
+    with TrainingRun.resume(
+        again, Fitting(config=again.config, num_images=81), device=CPU, resume_line=resume_line
+    ):
+        pass
+
+
+def test_what_else_is_otherwise_is_said_in_a_line(tmp_path, capsys):
+    interrupted(tmp_path, 4)
+    facts = load_state(tmp_path / "last.pt", ())["environment"]
+    changed(tmp_path, environment=facts | {"threads": 64, "torch": "1.0"})
+    _, run = resumed(tmp_path)
+    with run:
+        run.train()
+    assert (
+        f"note: torch {torch.__version__} (before: 1.0), threads {torch.get_num_threads()} "
+        "(before: 64): the last digits may differ from a run never stopped\n"
+    ) in capsys.readouterr().out
+
+
+def test_a_run_in_use_is_not_resumed(tmp_path):
+    with start(Fitting(), tmp_path / "run") as run:
+        run.save()
+        with pytest.raises(InUseError, match=f"in use by process {os.getpid()} on "):
+            SavedRun.read(run.folder, Config, wing="detection")
+
+
+def test_a_state_written_since_it_was_read_is_not_gone_on_from(tmp_path):
+    interrupted(tmp_path, 4)
+    saved = SavedRun.read(tmp_path, Config, wing="detection")
+    changed(tmp_path, more=8)
+    with pytest.raises(CheckpointError, match="was written by another process while it was read"):
+        TrainingRun.resume(saved, Fitting(config=saved.config), device=CPU, resume_line=resume_line)
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_a_run_of_the_other_wing_is_called_that(tmp_path):
+    interrupted(tmp_path, 4)
+    with pytest.raises(OtherWingError, match=r"is a run of detection, not of classification$"):
+        SavedRun.read(tmp_path, Config, wing="classification", keys=("input",))
+    with pytest.raises(
+        CheckpointError, match=f"is a file; a run is resumed by its folder, {tmp_path}$"
+    ):
+        SavedRun.read(tmp_path / "last.pt", Config, wing="detection")
+
+
+@pytest.mark.parametrize(
+    ("precision", "native"), [("auto", "bf16"), ("auto", "fp32"), ("bf16", "fp32")]
+)
+def test_the_precision_is_settled_once_said_and_stored(
+    tmp_path, monkeypatch, capsys, precision, native
+):
+    answer = (native, "because it is so")
+    monkeypatch.setattr("detres.runs.settings.native_precision", lambda _device: answer)
+    monkeypatch.setattr("detres.runs.run.native_precision", lambda _device: answer)
+    interrupted(tmp_path, 4, precision=precision)
+    settled = native if precision == "auto" else precision
+    shown = capsys.readouterr().out
+    assert (f"note: precision {settled}: because it is so\n" in shown) == (precision == "auto")
+    assert f" threads, {settled}\n" in shown
+    assert load_config(tmp_path / "config.yaml", Config).train.precision == settled
+    monkeypatch.setattr("detres.runs.run.native_precision", lambda _: ("fp32", "it has none"))
+    _, run = resumed(tmp_path)
+    assert run.config.train.precision == settled
+    with run:
+        run.train()
+    slower = "note: goes on in bf16, as it began, though it has none: slower here\n"
+    assert (slower in capsys.readouterr().out) == (settled == "bf16")

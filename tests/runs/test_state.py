@@ -4,10 +4,15 @@ run code.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
+import random
+import subprocess
+import sys
 from collections import OrderedDict
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -15,7 +20,13 @@ import torch
 from torch import nn
 
 from detres.files import CheckpointError, load_weights, write_safetensors
-from detres.runs.state import load_state, save_state
+from detres.runs.state import (
+    FORMAT,
+    DamagedStateError,
+    load_state,
+    reading_field,
+    save_state,
+)
 
 
 class Malicious:
@@ -88,9 +99,9 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     save_state(tmp_path / "last.pt", {"step": 1})
     real_save = torch.save
 
-    def cut_short(state: dict, path: Path) -> None:
-        real_save(state, path)
-        os.truncate(path, 100)
+    def cut_short(state: dict, file: BinaryIO) -> None:
+        real_save(state, file)
+        file.truncate(100)
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", cut_short)
@@ -134,3 +145,139 @@ def test_files_that_are_no_training_state_say_what_they_are(tmp_path):
     ):
         with pytest.raises(CheckpointError, match=rf"{name}.*{said}|{said}.*{name}"):
             load_state(tmp_path / name, ("step", "optimizer"))
+
+
+def state_of(step: int) -> dict:
+    weights = torch.randn(40, 30, generator=torch.Generator().manual_seed(step))
+    return {"format": FORMAT, "step": step, "model": {"w": weights, "n": torch.tensor(3)}}
+
+
+def damaged(whole: bytes, kind: str, generator: random.Random) -> bytes:
+    content, start = bytearray(whole), generator.randrange(len(whole))
+    if kind == "cut":
+        return whole[:start]
+    if kind == "flip":
+        content[start] ^= 1 << generator.randrange(8)
+    else:
+        length = min(generator.choice((1, 64, 4096)), len(whole) - start)
+        content[start : start + length] = bytes(length)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["cut", "flip", "zeros"])
+def test_no_damage_is_loaded(tmp_path, kind):
+    path, generator = tmp_path / "last.pt", random.Random(len(kind))
+    save_state(path, state_of(1))
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(200):
+        content = damaged(whole, kind, generator)
+        path.write_bytes(content)
+        if content == whole:  # zeros where zeros were
+            assert load_state(path, ("model",))["step"] == 1
+            continue
+        with pytest.raises(DamagedStateError, match=f"^{path} is (damaged|not a training state)"):
+            load_state(path, ("model",))
+        refused += 1
+    assert refused > 150
+
+
+def test_the_previous_state_is_kept_and_one_of_the_two_is_always_there(tmp_path, monkeypatch):
+    path, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    save_state(path, state_of(1), previous=previous)
+    assert files_in(tmp_path) == ["last.pt"]
+    save_state(path, state_of(2), previous=previous)
+    assert [load_state(each, ())["step"] for each in (path, previous)] == [2, 1]
+    real_replace, steps = os.replace, []
+
+    def watched(source: Path, target: Path) -> None:
+        steps.append([load_state(each, ())["step"] for each in (path, previous) if each.exists()])
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    save_state(path, state_of(3), previous=previous)
+    assert steps == [[2, 1], [2]]
+    assert [load_state(each, ())["step"] for each in (path, previous)] == [3, 2]
+
+
+FULL = """
+import resource, signal, sys, torch
+from pathlib import Path
+from detres.runs.state import save_state
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+path = Path(sys.argv[1])
+try:
+    save_state(path, {"model": {"w": torch.ones(300_000)}}, previous=path.with_name("previous.pt"))
+except OSError as error:
+    sys.exit(f"{error.filename}: {error.strerror}")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits")
+@pytest.mark.parametrize("limit", [0, 700, 500_000, 1_199_000])
+def test_where_the_file_system_takes_no_more_the_old_states_stay(tmp_path, limit):
+    path = tmp_path / "last.pt"
+    for step in (1, 2):
+        save_state(path, state_of(step), previous=tmp_path / "previous.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path), str(limit)], capture_output=True, text=True
+    )
+    assert done.stderr == f"{path}: File too large\n"
+    assert files_in(tmp_path) == ["last.pt", "previous.pt"]
+    steps = [load_state(tmp_path / name, ())["step"] for name in ("last.pt", "previous.pt")]
+    assert steps == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (FORMAT + 1, f"is of format {FORMAT + 1}, .* written by a newer detres"),
+        (0, "is of format 0"),
+        ("x", "is of format 'x'"),
+        (True, "is of format True"),
+    ],
+)
+def test_an_unknown_format_is_refused_by_name(tmp_path, version, said):
+    save_state(tmp_path / "last.pt", state_of(1) | {"format": version})
+    with pytest.raises(CheckpointError, match=said) as refused:
+        load_state(tmp_path / "last.pt", ())
+    assert not isinstance(refused.value, DamagedStateError)  # nothing is to be gone back from
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused_wherever_it_is(tmp_path, value):
+    for where in ("model", "optimizer"):
+        tensor = torch.ones(2, 3)
+        tensor[1, 2] = value
+        save_state(tmp_path / "last.pt", {"model": {}, where: {"a": [1, {"b": tensor}]}})
+        with pytest.raises(CheckpointError, match=rf"{where}\.a\.1\.b has values that are not"):
+            load_state(tmp_path / "last.pt", ())
+
+
+def test_a_container_that_holds_itself_ends(tmp_path):
+    loop: dict = {"step": 1}
+    loop["loop"] = loop
+    torch.save(loop, tmp_path / "last.pt")
+    assert load_state(tmp_path / "last.pt", ("step",))["step"] == 1
+
+
+def test_a_pipe_is_no_state(tmp_path):
+    os.mkfifo(tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="it is no regular file"):
+        load_state(tmp_path / "last.pt", ())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("no number"), "no number"),
+        (KeyError("names"), "without 'names'"),
+        (RecursionError("too deep"), "too deep"),
+        (OverflowError("too large"), "too large"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path, error, said):
+    wanted = rf"its 'classes' is not what a run writes \({said}\)"
+    with pytest.raises(CheckpointError, match=wanted), reading_field(tmp_path, "classes"):
+        raise error

@@ -1,0 +1,175 @@
+"""A run that was stopped: what is read of it before it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from detres.config import Section, check, with_overrides
+from detres.files import CheckpointError
+from detres.runs import folder as names
+from detres.runs.lock import FolderLock
+from detres.runs.settings import with_data_root
+from detres.runs.state import (
+    DamagedStateError,
+    load_state,
+    reading_field,
+    require_keys,
+    require_whole,
+)
+
+STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
+
+_KEYS_SINCE_2 = ("wing", "data", "environment", "meter")
+"""What states of format 2 hold beside."""
+
+
+class OtherWingError(ValueError):
+    """A run of the other wing; folder: its own; wing: its own."""
+
+    def __init__(self, folder: Path, wing: str, asked: str) -> None:
+        super().__init__(f"{folder} is a run of {wing}, not of {asked}")
+        self.folder, self.wing = folder, wing
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run folder to be resumed: what its last.pt holds, and the configuration to go on with.
+
+    path: of the state that was read, previous.pt where last.pt is damaged; note: says so, None
+    otherwise. stamp: of that file, to tell whether it has been written since.
+    """
+
+    folder: Path
+    path: Path
+    state: dict
+    config: Section
+    earlier: Section
+    note: str | None
+    stamp: tuple[int, int, int] | None
+
+    @classmethod
+    def read(
+        cls,
+        folder: Path,
+        kind: type[Section],
+        *,
+        wing: str,
+        keys: Sequence[str] = (),
+        overrides: Sequence[str] = (),
+        root: str | None = None,
+    ) -> SavedRun:
+        """Read the last.pt of `folder`.
+
+        kind: of its configuration. wing: that its run must be of. keys: what it must hold beside
+        STATE_KEYS. overrides: "key=value" settings that are to be otherwise. root: where the data
+        are now.
+
+        Raises CheckpointError naming the file when it is missing, or damaged and without an earlier
+        one beside it, or of another kind; OtherWingError, NothingSavedError, InUseError,
+        ConfigError for overrides that do not fit, and what with_data_root raises.
+        """
+        if folder.is_file():
+            raise CheckpointError(
+                f"{folder} is a file; a run is resumed by its folder, {folder.parent}"
+            )
+        FolderLock.require_free(folder / names.LOCK)
+        path, note = _state_to_read(folder)
+        stamp = _stamp(path)
+        state = load_state(path, STATE_KEYS)
+        _require_wing(folder, state, wing)
+        require_keys(path, state, keys)
+        if state.get("format", 1) >= 2:
+            require_keys(path, state, _KEYS_SINCE_2)
+        with reading_field(path, "num_images"):
+            _require_count(state["num_images"])
+        with reading_field(path, "model"):
+            _require_tensors(state["model"])
+        with reading_field(path, "config"):
+            tree = json.loads(state["config"])
+            if not isinstance(tree, dict):
+                raise TypeError(f"a {type(tree).__name__}")
+        earlier = check(kind, tree, str(path))
+        config = with_overrides(earlier, overrides, str(path)) if overrides else earlier
+        if root:
+            config = config.model_copy(update={"data": with_data_root(config.data, root)})
+        return cls(folder, path, state, config, earlier, note, stamp)
+
+    def take_over(self) -> FolderLock:
+        """Return the lock of the folder, what was left unfinished in it removed.
+
+        Raises InUseError, and CheckpointError when the state was written since it was read.
+        """
+        lock = FolderLock(self.folder / names.LOCK)
+        try:
+            if _stamp(self.path) != self.stamp:
+                raise CheckpointError(
+                    f"{self.path} was written by another process while it was read: resume again"
+                )
+            names.remove_unfinished(self.folder)
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+
+    def put_in_place(self) -> None:
+        """Where the state was read from previous.pt, make that last.pt; a damaged last.pt is kept
+        as damaged.pt.
+        """
+        path = self.folder / names.STATE
+        if self.path != path:
+            if path.exists():
+                os.replace(path, self.folder / names.DAMAGED)
+            os.replace(self.path, path)
+
+
+def _state_to_read(folder: Path) -> tuple[Path, str | None]:
+    """The newest whole state of a folder, and what is to be said where that is not last.pt."""
+    path, previous = folder / names.STATE, folder / names.PREVIOUS
+    if not path.exists() and not previous.exists() and (folder / names.LOCK).is_file():
+        raise names.NothingSavedError(folder)
+    if not previous.is_file():
+        return path, None
+    if not path.exists():
+        return previous, f"there is no {path}: goes on from {previous}"
+    try:
+        require_whole(path)
+    except DamagedStateError as error:
+        return previous, f"{error}; goes on from {previous}, and keeps it as {names.DAMAGED}"
+    return path, None
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written anew; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _require_wing(folder: Path, state: dict, wing: str) -> None:
+    """States of format 1 do not say theirs: a classifier's holds the input of its network."""
+    found = state.get("wing", "classification" if "input" in state else "detection")
+    if not isinstance(found, str):
+        raise CheckpointError(f"the training state in {folder} does not say of which wing it is")
+    if found != wing:
+        raise OtherWingError(folder, found[:40], wing)
+
+
+def _require_count(value: object) -> None:
+    if type(value) is not int or not 0 < value < 2**53:
+        raise ValueError(f"{value!r:.40}, expected a number of images")
+
+
+def _require_tensors(value: object) -> None:
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__}, expected tensors by name")
+    other = [name for name, item in value.items() if not isinstance(item, Tensor)]
+    if other or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"no tensor at {other[:1]!s:.60}")
