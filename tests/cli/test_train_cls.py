@@ -15,11 +15,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch._inductor import config as inductor
 
 from backbones import load_weights, read_metadata, resnet_cifar, save_weights
+from backbones.files import write_safetensors
 from detres.class_map import ClassMap
 from detres.classification import training
 from detres.classification.weights_file import load_classifier, save_classifier
@@ -217,7 +218,7 @@ def test_files_of_a_run_with_earlier_names_are_read_without_a_word(
     metadata = read_metadata(folder / "weights.safetensors")
     metadata["config"] = with_earlier_names(metadata["config"])
     old = folder / "old.safetensors"
-    save_file(load_file(folder / "weights.safetensors"), old, metadata)
+    write_safetensors(old, load_file(folder / "weights.safetensors"), metadata)
     assert load_classifier(old)[1] == config
     capsys.readouterr()
     assert evaluate.main(["--weights", str(old), "--json", "out.json", "--device", "cpu"]) == 0

@@ -21,8 +21,8 @@ import cv2
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from backbones.files import write_safetensors
 from detres.cli import eval as evaluate
 from detres.cli import train_det
 from detres.config import load_config
@@ -425,7 +425,7 @@ def test_files_of_a_run_with_earlier_names_are_read_without_a_word(
     with safe_open(finished.weights, framework="pt") as file:
         metadata = file.metadata()
     metadata["model"] = json.dumps(with_earlier_names(json.loads(metadata["model"])))
-    save_file(tensors(folder), folder / "best.safetensors", metadata)
+    write_safetensors(folder / "best.safetensors", tensors(folder), metadata)
     _, config, _ = load_detector(folder / "best.safetensors")
     assert config == load_detector(finished.weights)[1].model_copy(update={"name": config.name})
     assert train_det.main(["--resume", str(folder), "--device", "cpu"]) == 0

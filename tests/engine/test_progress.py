@@ -73,8 +73,10 @@ def test_the_scores_of_earlier_versions_are_its_evaluations():
 
 
 def test_what_is_no_progress_is_refused():
-    with pytest.raises(TypeError, match="epoch"):
+    with pytest.raises(ValueError, match="epoch"):
         Progress.from_dict({"step": 1, "epoch": 2})
+    with pytest.raises(TypeError, match="epoch"):
+        Progress.from_dict({"step": 1, "evaluations": {}, "epoch": 2})
 
 
 def test_one_lucky_batch_does_not_end_the_warm_up():
