@@ -46,6 +46,7 @@ def test_order_over_the_map_is_rows_then_columns_then_cell():
     generator = AnchorGenerator(sizes=(16, 32), aspect_ratios=(1.0,), stride=16, style="detectron2")
     anchors = generator(2, 3).view(2, 3, 2, 4)
     assert generator.num_anchors == 2
+    assert not generator.state_dict()  # they follow from the configuration
     assert (anchors[1, 2, 0] - anchors[0, 0, 0]).tolist() == [32, 16, 32, 16]
 
 

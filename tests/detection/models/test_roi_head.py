@@ -221,3 +221,27 @@ def test_postprocessing_by_hand():
     # of the two equal boxes of an image, NMS keeps one a class
     assert sorted(found[1].labels.tolist()) == [1, 2, 3]
     assert found[1].scores.tolist() == pytest.approx([0.25] * 3)
+
+
+def test_a_score_at_the_threshold_is_no_detection():
+    head = make_head(score_thresh=0.5)
+    boxes = torch.tensor([[0.0, 0, 20, 20]]).view(1, 1, 4).expand(1, NUM_CLASSES, 4)
+    above = math.nextafter(0.5, 1) + 1e-6
+    found = head.detections_of_image(boxes, torch.tensor([[0.5, above, 0.4]]))
+    assert found.labels.tolist() == [2]
+
+
+def test_what_clipping_leaves_below_a_hundredth_of_a_pixel_is_no_detection():
+    head = make_head()
+    sides = [(0.0, 9.0), (0.005, 9.0), (9.0, 0.005), (0.02, 9.0), (9.0, 0.02)]
+    boxes = torch.tensor([[[i * 20.0, 0, i * 20 + w, h]] for i, (w, h) in enumerate(sides)])
+    found = head.detections_of_image(boxes, torch.full((5, 1), 0.9))
+    assert sorted(found.boxes[:, 0].tolist()) == [60, 80]
+
+
+def test_layers_start_as_in_the_prototxt():
+    predictor = BoxPredictor(in_channels=512, num_classes=20)
+    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        assert layer.weight.mean().abs() < std / 10
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
+        assert (layer.bias == 0).all()
