@@ -10,7 +10,7 @@ from torchvision import ops
 from detres.boxes import clip_boxes, large_enough
 from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
-from detres.detection.models.matcher import BELOW, BETWEEN, Matcher
+from detres.detection.models.matcher import BELOW, Matcher
 from detres.detection.models.rpn import RPN, MapOutput, ProposalCounts, RPNHead, RPNSettings
 from detres.detection.models.sampler import Sampler
 from detres.detection.structures import FeatureMap
