@@ -90,6 +90,16 @@ def test_min_size_counts_in_pixels_of_the_original():
     assert len(rpn(features, shrunk, None)[0][0]) > 0
 
 
+@pytest.mark.parametrize(("min_size", "some"), [(63, True), (65, False)])
+def test_min_size_is_scaled_as_the_image_of_unequal_sides_was(min_size, some):
+    """Halved, a side of 32 px, the largest here, was 64 px."""
+    small = make_batch([(64, 96)])
+    halved = type(small)(small.pixels, small.sizes, ((128, 192),), small.ids)
+    features = {"conv4": whole_map(torch.zeros((1, 8, 4, 6)))}
+    (boxes,), _ = make_rpn(min_size=min_size)(features, halved, None)
+    assert bool(len(boxes)) is some
+
+
 @pytest.mark.parametrize("normalizer", ["sampled", "batch_size"])
 @pytest.mark.parametrize("beta", [1 / 9, 0.0])
 def test_losses_by_hand(normalizer, beta):
