@@ -24,6 +24,12 @@ def test_py_faster_rcnn_anchors_are_the_published_ones():
     )
 
 
+def test_py_faster_rcnn_anchors_are_centred_on_their_cell_whatever_its_stride():
+    for stride in (1, 2, 5):
+        (anchor,) = cell_anchors((20.0,), (1.0,), stride=stride, style="py-faster-rcnn").tolist()
+        assert anchor == [stride / 2 - 10] * 2 + [stride / 2 + 10] * 2
+
+
 def test_torchvision_anchors():
     ours = AnchorGenerator(
         sizes=(32, 64, 128), aspect_ratios=RATIOS, stride=16, style="torchvision"

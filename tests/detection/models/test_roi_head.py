@@ -82,6 +82,20 @@ def test_losses_by_hand():
     )  # one RoI, all deltas beyond beta
 
 
+def test_both_losses_are_divided_by_all_that_was_sampled():
+    head = make_head()
+    with torch.no_grad():
+        for layer in (head.predictor.cls_score, head.predictor.bbox_pred):
+            layer.weight.zero_()
+        head.predictor.cls_score.bias[0] = math.log(2)  # background 2/5, each class 1/5
+        head.predictor.bbox_pred.bias.copy_(torch.arange(12.0))
+    background = [random_boxes(20, 20) + 70]
+    losses = head.losses(make_features(), background, [make_target([[10.0, 10, 60, 60]], [2])])
+    cls = (math.log(5) + 7 * math.log(5 / 2)) / 8  # one object, seven of background
+    assert losses["loss_roi_cls"].item() == pytest.approx(cls, rel=1e-5)
+    assert losses["loss_roi_box"].item() == pytest.approx(((4 + 5 + 6 + 7) - 4 * 0.5) / 8)
+
+
 def test_box_loss_of_beta_0_is_l1():
     head = make_head()
     head.settings = dataclasses.replace(head.settings, smooth_l1_beta=0.0)
@@ -134,6 +148,11 @@ def test_crowds_are_not_objects():
         [random_boxes(5, 128)], [make_target([[10, 10, 60, 60]], [2], crowd=[True])]
     )
     assert (labels == 0).all()
+    (rois,), labels, _ = make_head().sample(
+        [EMPTY], [make_target([[10, 10, 60, 60], [0, 0, 9, 9]], [2, 1], crowd=[True, False])]
+    )
+    assert rois.tolist() == [[0, 0, 9, 9]]  # a crowd is no RoI to learn as background either
+    assert labels.tolist() == [1]
 
 
 def test_every_parameter_gets_a_gradient():
