@@ -103,6 +103,20 @@ def test_a_damaged_file_is_named(
         next(iter(loader))
 
 
+@pytest.mark.parametrize("more", [(1, 0), (0, 1)])
+def test_a_file_of_another_size_than_annotated_is_named(
+    annotations: Annotations, more: tuple[int, int]
+) -> None:
+    sizes = annotations.image_sizes.copy()
+    sizes[2] += more
+    wrong = Annotations(**{**vars(annotations), "image_sizes": sizes})
+    dataset = DetectionDataset(wrong, EvalTransform(short_side=96, max_side=200))
+    name = Path(annotations.image_files[2]).name
+    with pytest.raises(ValueError, match=f"{name}: the annotations say"):
+        dataset[2, 0]
+    dataset[3, 0]
+
+
 def test_an_empty_data_set_is_refused(annotations: Annotations) -> None:
     empty = {
         name: value[:0]
