@@ -116,8 +116,12 @@ def test_batch_norm_in_train_mode_uses_the_batch_and_updates_its_statistics():
     assert norm.num_batches_tracked == 1
 
 
-def test_a_convolution_with_bias_is_not_folded(fixed_norm):
-    conv = nn.Conv2d(4, 6, 1)
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv2d(4, 6, 1), nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect", bias=False)],
+    ids=["bias", "reflect"],
+)
+def test_a_convolution_with_bias_or_another_padding_is_not_folded(conv, fixed_norm):
     x = torch.randn(2, 4, 3, 3)
     torch.testing.assert_close(
         conv_norm(conv, fixed_norm, x), batch_norm(conv(x), fixed_norm), rtol=1e-4, atol=1e-5
