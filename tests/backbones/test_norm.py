@@ -128,6 +128,15 @@ def test_a_convolution_with_bias_or_another_padding_is_not_folded(conv, fixed_no
     )
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_the_convolution_and_of_the_norm_run(layer, register, fixed_norm):
+    layers, seen = (nn.Conv2d(4, 6, 1, bias=False), fixed_norm), []
+    getattr(layers[layer], register)(lambda *_: seen.append("called"))
+    conv_norm(*layers, torch.randn(1, 4, 3, 3))
+    assert seen == ["called"]
+
+
 def test_fold_computes_its_scale_in_float32_under_autocast():
     """A variance of 1e-6 beside eps is lost where the scale is taken in bfloat16: 1e-5 + 1e-6
     rounds by up to 0.4 %.
