@@ -315,6 +315,15 @@ def test_recompute_gives_plain_averages_over_batches():
     assert net[1].momentum == 0.1
 
 
+def test_recompute_drops_nothing_out():
+    conv = nn.Conv2d(3, 4, 1, bias=False)
+    net = nn.Sequential(nn.Dropout(0.5), conv, nn.BatchNorm2d(4)).train()
+    x = torch.randn(5, 3, 6, 6) + 2
+    recompute_batch_norm(net, [x])
+    torch.testing.assert_close(net[2].running_mean, conv(x).mean(dim=(0, 2, 3)).detach())
+    assert net[0].training
+
+
 def test_recompute_on_the_training_batch_makes_eval_equal_to_train():
     """With one batch, the fixed statistics are that batch's (but for the unbiased variance)."""
     net = resnet_cifar(8).double().train()
