@@ -377,3 +377,6 @@ def test_recompute_without_batches_or_norms():
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     with pytest.raises(ValueError, match="no batch norm"):
         recompute_batch_norm(resnet_cifar(8, norm="frozen"), [torch.randn(1, 3, 32, 32)])
+    keeps_none = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match="no batch norm"):
+        recompute_batch_norm(keeps_none, [torch.randn(2, 3, 4, 4)])
