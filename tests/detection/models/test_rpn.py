@@ -146,22 +146,22 @@ def test_anchors_in_the_padding_are_neither_negatives_nor_proposals(train_anchor
     rpn.sampler = Sampler(batch_size=1000, positive_fraction=0.5)
     rpn.head.requires_grad_(False)
     rpn.head.objectness.bias.fill_(1.0)
-    values = torch.randn((2, 8, 4, 4))
+    values = torch.randn((2, 8, 4, 6))
     values[1, :, 2:], values[1, :, :, 3:] = 0, 0
-    features = {"conv4": FeatureMap(values, ((4, 4), (2, 3)))}
-    images = make_batch([(64, 64), (20, 40)])
+    features = {"conv4": FeatureMap(values, ((4, 6), (2, 3)))}
+    images = make_batch([(64, 96), (20, 40)])
     proposals, losses = rpn(features, images, [make_target(EMPTY, [])] * 2)
-    rows = rpn.anchors["conv4"].rows_within((2, 3), 4)
-    cells = [(y * 4 + x) * 2 for y in range(2) for x in range(3)]
+    rows = rpn.anchors["conv4"].rows_within((2, 3), 6)
+    cells = [(y * 6 + x) * 2 for y in range(2) for x in range(3)]
     assert rows.tolist() == [row + a for row in cells for a in range(2)]
     logits = rpn.head(values)[0]
     chosen = []
-    for n, anchors in enumerate((torch.arange(32), rows)):
-        matched = rpn.match(rpn.anchors["conv4"](4, 4)[anchors], EMPTY, images.sizes[n])
+    for n, anchors in enumerate((torch.arange(48), rows)):
+        matched = rpn.match(rpn.anchors["conv4"](4, 6)[anchors], EMPTY, images.sizes[n])
         chosen.append(F.softplus(logits[n, anchors[matched == BELOW]]))
     assert losses["loss_rpn_cls"].item() == pytest.approx(torch.cat(chosen).mean().item(), rel=1e-5)
     proposals, _ = rpn(features, images, None)
-    decoded = rpn.box_coder.decode(rpn.anchors["conv4"](4, 4)[rows], rpn.head(values)[1][1, rows])
+    decoded = rpn.box_coder.decode(rpn.anchors["conv4"](4, 6)[rows], rpn.head(values)[1][1, rows])
     expected = large_enough(clip_boxes(decoded, (20, 40)), 0)
     assert len(proposals[1]) == expected.sum() > 0
 
