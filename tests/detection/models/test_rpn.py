@@ -145,6 +145,7 @@ def test_anchors_in_the_padding_are_neither_negatives_nor_proposals(train_anchor
     )
     rpn.sampler = Sampler(batch_size=1000, positive_fraction=0.5)
     rpn.head.requires_grad_(False)
+    torch.nn.init.normal_(rpn.head.objectness.weight)  # logits that differ, in padding too
     rpn.head.objectness.bias.fill_(1.0)
     values = torch.randn((2, 8, 4, 6))
     values[1, :, 2:], values[1, :, :, 3:] = 0, 0
