@@ -116,12 +116,25 @@ def test_batch_norm_in_train_mode_uses_the_batch_and_updates_its_statistics():
     assert norm.num_batches_tracked == 1
 
 
-def test_a_convolution_with_bias_is_not_folded(fixed_norm):
-    conv = nn.Conv2d(4, 6, 1)
+@pytest.mark.parametrize(
+    "conv",
+    [nn.Conv2d(4, 6, 1), nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect", bias=False)],
+    ids=["bias", "reflect"],
+)
+def test_a_convolution_with_bias_or_another_padding_is_not_folded(conv, fixed_norm):
     x = torch.randn(2, 4, 3, 3)
     torch.testing.assert_close(
         conv_norm(conv, fixed_norm, x), batch_norm(conv(x), fixed_norm), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_the_convolution_and_of_the_norm_run(layer, register, fixed_norm):
+    layers, seen = (nn.Conv2d(4, 6, 1, bias=False), fixed_norm), []
+    getattr(layers[layer], register)(lambda *_: seen.append("called"))
+    conv_norm(*layers, torch.randn(1, 4, 3, 3))
+    assert seen == ["called"]
 
 
 def test_fold_computes_its_scale_in_float32_under_autocast():
@@ -302,6 +315,15 @@ def test_recompute_gives_plain_averages_over_batches():
     assert net[1].momentum == 0.1
 
 
+def test_recompute_drops_nothing_out():
+    conv = nn.Conv2d(3, 4, 1, bias=False)
+    net = nn.Sequential(nn.Dropout(0.5), conv, nn.BatchNorm2d(4)).train()
+    x = torch.randn(5, 3, 6, 6) + 2
+    recompute_batch_norm(net, [x])
+    torch.testing.assert_close(net[2].running_mean, conv(x).mean(dim=(0, 2, 3)).detach())
+    assert net[0].training
+
+
 def test_recompute_on_the_training_batch_makes_eval_equal_to_train():
     """With one batch, the fixed statistics are that batch's (but for the unbiased variance)."""
     net = resnet_cifar(8).double().train()
@@ -355,3 +377,6 @@ def test_recompute_without_batches_or_norms():
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     with pytest.raises(ValueError, match="no batch norm"):
         recompute_batch_norm(resnet_cifar(8, norm="frozen"), [torch.randn(1, 3, 32, 32)])
+    keeps_none = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match="no batch norm"):
+        recompute_batch_norm(keeps_none, [torch.randn(2, 3, 4, 4)])

@@ -127,6 +127,13 @@ def test_statistics_of_one_layer_by_hand(kind):
     assert norm.num_batches_tracked == 1
 
 
+def test_a_norm_that_keeps_no_statistics_takes_those_of_the_images_in_eval_mode_too():
+    conv, norm = nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3, track_running_stats=False).eval()
+    x = torch.randn((1, 2, 3, 4))
+    y = conv_norm(conv, norm, x, Padding.of([(3, 2)], (3, 4), x.device))
+    torch.testing.assert_close(y[..., :2], norm(conv(x[..., :2])))
+
+
 def test_group_norm_of_a_padded_image_is_that_of_the_image():
     conv, norm = nn.Conv2d(2, 64, 1, bias=False), make_norm("group", 64)
     nn.init.normal_(norm.weight)

@@ -73,6 +73,12 @@ def test_fc6_and_fc7_are_within_reach(net):
     torch.testing.assert_close(net.get_classifier()(hidden), net.forward_head(x))
 
 
+def test_linear_layers_start_small(net):
+    for layer in (net.fc6, net.fc7, net.get_classifier()):
+        assert layer.weight[:64].std().item() == pytest.approx(0.01, rel=0.03)
+        assert (layer.bias == 0).all()
+
+
 def test_without_classifier_a_new_one_and_popping_the_head():
     net = vgg16(num_classes=0).eval()
     assert net.get_classifier() is None
@@ -115,7 +121,7 @@ def test_freezing_conv1_and_conv2_as_faster_rcnn_does():
 def test_too_small(net):
     with pytest.raises(ValueError, match="conv5 has a stride of 16"):
         net(torch.randn(1, 3, 15, 32))
-    for size in ((16, 16), (31, 40)):
+    for size in ((16, 16), (31, 40), (40, 31)):
         with pytest.raises(ValueError, match="give images of at least 32x32 px"):
             net(torch.randn(1, 3, *size))
         assert net.forward_features(torch.randn(1, 3, *size)).shape[2:] == (

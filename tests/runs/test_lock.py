@@ -21,9 +21,10 @@ import os, sys, time
 from pathlib import Path
 from detres.runs.lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
-child = os.fork() if sys.argv[2:] else 1
-if child:
-    print(os.getpid(), flush=True)
+with_child = len(sys.argv) > 2
+if with_child and os.fork():
+    time.sleep(60)  # the child tells, so that it has run
+print(os.getppid() if with_child else os.getpid(), flush=True)
 time.sleep(60)
 """
 

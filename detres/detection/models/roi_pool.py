@@ -47,7 +47,7 @@ class RoIPooler(nn.Module):
             return self._pool(feature.values, rois)
         return torch.cat(
             [
-                self._pool(feature.values[n : n + 1, :, :height, :width], [rois[n]])
+                self._pool(feature.values[n, :, :height, :width][None], [rois[n]])
                 for n, (height, width) in enumerate(feature.sizes)
             ]
         )

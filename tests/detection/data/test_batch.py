@@ -45,6 +45,8 @@ def test_pad_images_refuses_nothing_and_unequal_lengths() -> None:
     image = np.ones((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="2 images has 1 original sizes and 2 ids"):
         pad_images([image, image], original_sizes=[(8, 8)], ids=[1, 2])
+    with pytest.raises(ValueError, match="1 images has 1 original sizes and 2 ids"):
+        pad_images([image], original_sizes=[(8, 8)], ids=[1, 2])
 
 
 @pytest.mark.parametrize(

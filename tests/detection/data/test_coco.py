@@ -455,3 +455,10 @@ def test_many_classes_are_read_in_linear_time(tmp_path: Path) -> None:
     data = read_coco(write(tmp_path, content), None)
     assert data.labels.tolist() == list(range(num, 0, -1))
     assert time.perf_counter() - start < 5
+
+
+def test_the_largest_side_is_a_size_and_one_px_more_is_none(tmp_path: Path) -> None:
+    data = read_coco(write(tmp_path, changed("images", 0, width=1_000_000)), None)
+    assert data.image_sizes[0].tolist() == [50, 1_000_000]
+    with pytest.raises(AnnotationError, match=r"images\[0\] has width 1000001, expected px up to"):
+        read_coco(write(tmp_path, changed("images", 0, width=1_000_001)), None)

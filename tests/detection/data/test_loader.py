@@ -45,12 +45,10 @@ def test_item_is_the_image_its_target_and_its_size_on_disk(annotations: Annotati
 
 def test_unknown_sizes_count_as_square(annotations: Annotations) -> None:
     sizes = annotations.image_sizes.copy()
-    sizes[3] = 0
+    sizes[3:6] = (0, 0), (0, 50), (50, 0)
     unknown = Annotations(**{**vars(annotations), "image_sizes": sizes})
-    assert (
-        DetectionDataset(unknown, EvalTransform(short_side=96, max_side=200)).aspect_ratios()[3]
-        == 1.0
-    )
+    ratios = DetectionDataset(unknown, EvalTransform(short_side=96, max_side=200)).aspect_ratios()
+    assert ratios[3:6].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_collate_pads_and_keeps_sizes() -> None:
@@ -103,6 +101,20 @@ def test_a_damaged_file_is_named(
     )
     with pytest.raises(ImageReadError, match=r"damaged\.jpg"):
         next(iter(loader))
+
+
+@pytest.mark.parametrize("more", [(1, 0), (0, 1)])
+def test_a_file_of_another_size_than_annotated_is_named(
+    annotations: Annotations, more: tuple[int, int]
+) -> None:
+    sizes = annotations.image_sizes.copy()
+    sizes[2] += more
+    wrong = Annotations(**{**vars(annotations), "image_sizes": sizes})
+    dataset = DetectionDataset(wrong, EvalTransform(short_side=96, max_side=200))
+    name = Path(annotations.image_files[2]).name
+    with pytest.raises(ValueError, match=f"{name}: the annotations say"):
+        dataset[2, 0]
+    dataset[3, 0]
 
 
 def test_an_empty_data_set_is_refused(annotations: Annotations) -> None:

@@ -287,3 +287,21 @@ def test_brightness_goes_from_one_less_the_strength_to_one_more() -> None:
     assert 0.69 <= factors.min() < 0.72
     assert 1.28 < factors.max() <= 1.31
     assert abs(factors.mean() - 1) < 0.04
+
+
+def test_contrast_and_saturation_go_from_one_less_the_strength_to_one_more() -> None:
+    """Of three pixels, two greys and a red: brightness and contrast scale the distance of the greys
+    and the red's largest less smallest channel alike, saturation the latter alone, and the hue
+    leaves both. Brightness scales the greys' distance and sum alike, contrast the distance alone.
+    """
+    pixels = np.array([[[60] * 3, [140] * 3, [140, 80, 80], [100] * 3]], np.uint8)
+    transform = TrainTransform(short_sides=(1,), max_side=4, flip=0.0, color=0.3)
+    made = [transform(pixels, make_target([]), seed)[0].astype(float)[0] for seed in range(300)]
+    dark, light, red = np.array(made).transpose(1, 0, 2)[:3]
+    distance = (light - dark)[:, 0]
+    contrast = distance / (light + dark)[:, 0] * 200 / 80
+    saturation = (red.max(axis=1) - red.min(axis=1)) / distance * 80 / 60
+    for factors in (contrast, saturation):
+        assert 0.65 < factors.min() < 0.75
+        assert 1.25 < factors.max() < 1.36
+        assert abs(factors.mean() - 1) < 0.04  # 4 standard errors of 300 draws

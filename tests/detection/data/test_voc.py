@@ -440,3 +440,14 @@ def test_an_image_and_an_annotation_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(root / "Annotations" / "a.xml")
     with pytest.raises(FileNotFoundError, match=r"a\.xml is a FIFO, expected a file"):
         read_voc(root, ["train"], check_images=False)
+
+
+def test_the_largest_side_is_a_size_and_one_px_more_is_none(tmp_path: Path) -> None:
+    def read(width: int) -> Annotations:
+        size = f"<size><width>{width}</width><height>80</height></size>"
+        text = xml(thing("cell", (11, 21, 30, 60)), size=size)
+        return read_voc(write(tmp_path / "own", {"a": text}), ["train"])
+
+    assert read(1_000_000).image_sizes.tolist() == [[80, 1_000_000]]
+    with pytest.raises(AnnotationError, match="whole px up to 1000000"):
+        read(1_000_001)

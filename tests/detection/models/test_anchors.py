@@ -24,6 +24,12 @@ def test_py_faster_rcnn_anchors_are_the_published_ones():
     )
 
 
+def test_py_faster_rcnn_anchors_are_centred_on_their_cell_whatever_its_stride():
+    for stride in (1, 2, 5):
+        (anchor,) = cell_anchors((20.0,), (1.0,), stride=stride, style="py-faster-rcnn").tolist()
+        assert anchor == [stride / 2 - 10] * 2 + [stride / 2 + 10] * 2
+
+
 def test_torchvision_anchors():
     ours = AnchorGenerator(
         sizes=(32, 64, 128), aspect_ratios=RATIOS, stride=16, style="torchvision"
@@ -46,6 +52,7 @@ def test_order_over_the_map_is_rows_then_columns_then_cell():
     generator = AnchorGenerator(sizes=(16, 32), aspect_ratios=(1.0,), stride=16, style="detectron2")
     anchors = generator(2, 3).view(2, 3, 2, 4)
     assert generator.num_anchors == 2
+    assert not generator.state_dict()  # they follow from the configuration
     assert (anchors[1, 2, 0] - anchors[0, 0, 0]).tolist() == [32, 16, 32, 16]
 
 

@@ -65,8 +65,31 @@ def test_no_candidates_and_impossible_thresholds():
     assert Matcher(fg_iou_thresh=0.7, bg_iou_thresh=0.3, allow_low_quality=True)(
         random_boxes(3), torch.zeros((0, 4))
     ).shape == (0,)
-    with pytest.raises(ValueError, match="thresholds"):
-        Matcher(fg_iou_thresh=0.3, bg_iou_thresh=0.7)
+    for fg, bg, floor in ((0.3, 0.7, 0), (1.01, 0.3, 0), (0.7, 0.3, 0.31), (0.7, 0.3, -0.01)):
+        with pytest.raises(ValueError, match="thresholds"):
+            Matcher(fg_iou_thresh=fg, bg_iou_thresh=bg, bg_iou_floor=floor)
+
+
+def test_an_iou_on_a_threshold_belongs_to_what_is_above_it():
+    gt = torch.tensor([[0.0, 0, 8, 8]])
+    candidates = torch.tensor([[0.0, 0, 8, height] for height in (8, 4, 3, 2, 1, 0.5)])
+    matcher = Matcher(fg_iou_thresh=0.5, bg_iou_thresh=0.25, bg_iou_floor=0.125)
+    assert matcher(gt, candidates).tolist() == [0, 0, BETWEEN, BETWEEN, BELOW, BETWEEN]
+    matcher = Matcher(fg_iou_thresh=1, bg_iou_thresh=1)  # the bounds themselves are no mistake
+    assert matcher(gt, candidates[:2]).tolist() == [0, BELOW]
+    assert Matcher(fg_iou_thresh=0, bg_iou_thresh=0)(gt, candidates[-1:]).tolist() == [0]
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
+def test_of_objects_that_overlap_equally_the_first_is_taken(chunk):
+    gt = torch.tensor([[0.0, 0, 8, 4], [0, 0, 8, 8], [0, 0, 8, 8]])
+    matcher = Matcher(fg_iou_thresh=0.5, bg_iou_thresh=0.5, chunk_elements=chunk)
+    assert matcher(gt, torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 4]])).tolist() == [1, 0]
+
+
+def test_without_objects_all_is_background_whatever_the_floor():
+    matcher = Matcher(fg_iou_thresh=0.5, bg_iou_thresh=0.5, bg_iou_floor=0.1)
+    assert matcher(torch.zeros((0, 4)), random_boxes(3)).tolist() == [BELOW] * 3
 
 
 def test_thousands_of_objects_do_not_need_the_whole_matrix():
@@ -106,5 +129,8 @@ def test_sampler_draws_all_rows_equally_often():
 
 
 def test_sampler_error():
-    with pytest.raises(ValueError, match="batch_size"):
-        Sampler(batch_size=0, positive_fraction=0.5)
+    for batch_size, fraction in ((0, 0.5), (1, -0.01), (1, 1.01)):
+        with pytest.raises(ValueError, match="sampler needs batch_size >= 1"):
+            Sampler(batch_size=batch_size, positive_fraction=fraction)
+    for fraction in (0, 1):
+        assert Sampler(batch_size=1, positive_fraction=fraction).batch_size == 1

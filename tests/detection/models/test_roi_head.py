@@ -82,6 +82,20 @@ def test_losses_by_hand():
     )  # one RoI, all deltas beyond beta
 
 
+def test_both_losses_are_divided_by_all_that_was_sampled():
+    head = make_head()
+    with torch.no_grad():
+        for layer in (head.predictor.cls_score, head.predictor.bbox_pred):
+            layer.weight.zero_()
+        head.predictor.cls_score.bias[0] = math.log(2)  # background 2/5, each class 1/5
+        head.predictor.bbox_pred.bias.copy_(torch.arange(12.0))
+    background = [random_boxes(20, 20) + 70]
+    losses = head.losses(make_features(), background, [make_target([[10.0, 10, 60, 60]], [2])])
+    cls = (math.log(5) + 7 * math.log(5 / 2)) / 8  # one object, seven of background
+    assert losses["loss_roi_cls"].item() == pytest.approx(cls, rel=1e-5)
+    assert losses["loss_roi_box"].item() == pytest.approx(((4 + 5 + 6 + 7) - 4 * 0.5) / 8)
+
+
 def test_box_loss_of_beta_0_is_l1():
     head = make_head()
     head.settings = dataclasses.replace(head.settings, smooth_l1_beta=0.0)
@@ -134,6 +148,11 @@ def test_crowds_are_not_objects():
         [random_boxes(5, 128)], [make_target([[10, 10, 60, 60]], [2], crowd=[True])]
     )
     assert (labels == 0).all()
+    (rois,), labels, _ = make_head().sample(
+        [EMPTY], [make_target([[10, 10, 60, 60], [0, 0, 9, 9]], [2, 1], crowd=[True, False])]
+    )
+    assert rois.tolist() == [[0, 0, 9, 9]]  # a crowd is no RoI to learn as background either
+    assert labels.tolist() == [1]
 
 
 def test_every_parameter_gets_a_gradient():
@@ -221,3 +240,27 @@ def test_postprocessing_by_hand():
     # of the two equal boxes of an image, NMS keeps one a class
     assert sorted(found[1].labels.tolist()) == [1, 2, 3]
     assert found[1].scores.tolist() == pytest.approx([0.25] * 3)
+
+
+def test_a_score_at_the_threshold_is_no_detection():
+    head = make_head(score_thresh=0.5)
+    boxes = torch.tensor([[0.0, 0, 20, 20]]).view(1, 1, 4).expand(1, NUM_CLASSES, 4)
+    above = math.nextafter(0.5, 1) + 1e-6
+    found = head.detections_of_image(boxes, torch.tensor([[0.5, above, 0.4]]))
+    assert found.labels.tolist() == [2]
+
+
+def test_what_clipping_leaves_below_a_hundredth_of_a_pixel_is_no_detection():
+    head = make_head()
+    sides = [(0.0, 9.0), (0.005, 9.0), (9.0, 0.005), (0.02, 9.0), (9.0, 0.02)]
+    boxes = torch.tensor([[[i * 20.0, 0, i * 20 + w, h]] for i, (w, h) in enumerate(sides)])
+    found = head.detections_of_image(boxes, torch.full((5, 1), 0.9))
+    assert sorted(found.boxes[:, 0].tolist()) == [60, 80]
+
+
+def test_layers_start_as_in_the_prototxt():
+    predictor = BoxPredictor(in_channels=512, num_classes=20)
+    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        assert layer.weight.mean().abs() < std / 10
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
+        assert (layer.bias == 0).all()

@@ -127,3 +127,30 @@ def test_the_map_of_its_stage_is_pooled():
     )
     with pytest.raises(KeyError, match="conv4"):
         pooler({"conv3": features["conv3"]}, boxes)
+
+
+@pytest.mark.parametrize(
+    ("box", "value"),
+    [
+        ((3, 0, 5, 2), 7.0),  # one sample at x = 4, y = 1: up to the map's side, the nearest cell
+        ((3.5, 0, 5, 2), 0.0),  # x = 4.25: nothing
+        ((0, 3, 2, 5), 13.0),
+        ((0, 3.5, 2, 5), 0.0),
+        ((-2, 0, 0, 2), 4.0),  # x = -1
+        ((-1.5, 0, 0.5, 2), 4.0),  # x = -0.5
+        ((-2.5, 0, 0, 2), 0.0),  # x = -1.25
+        ((0, -2.5, 2, 0), 0.0),
+        ((2, 1, 4, 2), 9.0),  # x = 3, y = 1.5: between 7 and 11
+    ],
+)
+@pytest.mark.parametrize("sampling", ["ours", "operator"])
+def test_samples_at_and_beyond_the_border_by_hand(box, value, sampling):
+    feature = torch.arange(16.0).view(1, 1, 4, 4)
+    rois = torch.tensor([[0.0, *box]])
+    if sampling == "ours":
+        pooled = roi_align(
+            feature, rois, output_size=1, spatial_scale=1.0, sampling_ratio=1, aligned=False
+        )
+    else:
+        pooled = ops.roi_align(feature, rois, 1, 1.0, 1, False)
+    assert pooled.item() == value

@@ -10,7 +10,7 @@ from torchvision import ops
 from detres.boxes import clip_boxes, large_enough
 from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
-from detres.detection.models.matcher import BELOW, BETWEEN, Matcher
+from detres.detection.models.matcher import BELOW, Matcher
 from detres.detection.models.rpn import RPN, MapOutput, ProposalCounts, RPNHead, RPNSettings
 from detres.detection.models.sampler import Sampler
 from detres.detection.structures import FeatureMap
@@ -90,6 +90,16 @@ def test_min_size_counts_in_pixels_of_the_original():
     assert len(rpn(features, shrunk, None)[0][0]) > 0
 
 
+@pytest.mark.parametrize(("min_size", "some"), [(63, True), (65, False)])
+def test_min_size_is_scaled_as_the_image_of_unequal_sides_was(min_size, some):
+    """Halved, a side of 32 px, the largest here, was 64 px."""
+    small = make_batch([(64, 96)])
+    halved = type(small)(small.pixels, small.sizes, ((128, 192),), small.ids)
+    features = {"conv4": whole_map(torch.zeros((1, 8, 4, 6)))}
+    (boxes,), _ = make_rpn(min_size=min_size)(features, halved, None)
+    assert bool(len(boxes)) is some
+
+
 @pytest.mark.parametrize("normalizer", ["sampled", "batch_size"])
 @pytest.mark.parametrize("beta", [1 / 9, 0.0])
 def test_losses_by_hand(normalizer, beta):
@@ -135,23 +145,24 @@ def test_anchors_in_the_padding_are_neither_negatives_nor_proposals(train_anchor
     )
     rpn.sampler = Sampler(batch_size=1000, positive_fraction=0.5)
     rpn.head.requires_grad_(False)
+    torch.nn.init.normal_(rpn.head.objectness.weight)  # logits that differ, in padding too
     rpn.head.objectness.bias.fill_(1.0)
-    values = torch.randn((2, 8, 4, 4))
+    values = torch.randn((2, 8, 4, 6))
     values[1, :, 2:], values[1, :, :, 3:] = 0, 0
-    features = {"conv4": FeatureMap(values, ((4, 4), (2, 3)))}
-    images = make_batch([(64, 64), (20, 40)])
+    features = {"conv4": FeatureMap(values, ((4, 6), (2, 3)))}
+    images = make_batch([(64, 96), (20, 40)])
     proposals, losses = rpn(features, images, [make_target(EMPTY, [])] * 2)
-    rows = rpn.anchors["conv4"].rows_within((2, 3), 4)
-    cells = [(y * 4 + x) * 2 for y in range(2) for x in range(3)]
+    rows = rpn.anchors["conv4"].rows_within((2, 3), 6)
+    cells = [(y * 6 + x) * 2 for y in range(2) for x in range(3)]
     assert rows.tolist() == [row + a for row in cells for a in range(2)]
     logits = rpn.head(values)[0]
     chosen = []
-    for n, anchors in enumerate((torch.arange(32), rows)):
-        matched = rpn.match(rpn.anchors["conv4"](4, 4)[anchors], EMPTY, images.sizes[n])
+    for n, anchors in enumerate((torch.arange(48), rows)):
+        matched = rpn.match(rpn.anchors["conv4"](4, 6)[anchors], EMPTY, images.sizes[n])
         chosen.append(F.softplus(logits[n, anchors[matched == BELOW]]))
     assert losses["loss_rpn_cls"].item() == pytest.approx(torch.cat(chosen).mean().item(), rel=1e-5)
     proposals, _ = rpn(features, images, None)
-    decoded = rpn.box_coder.decode(rpn.anchors["conv4"](4, 4)[rows], rpn.head(values)[1][1, rows])
+    decoded = rpn.box_coder.decode(rpn.anchors["conv4"](4, 6)[rows], rpn.head(values)[1][1, rows])
     expected = large_enough(clip_boxes(decoded, (20, 40)), 0)
     assert len(proposals[1]) == expected.sum() > 0
 
@@ -166,15 +177,24 @@ def test_proposals_without_extent_are_dropped():
     assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-def test_anchors_over_the_border_are_not_trained_on():
+@pytest.mark.parametrize(
+    ("size", "larger"),
+    [
+        # Centres lie at 0, 16, 32 and 48 px. Anchors of 32 px fit where 16 <= centre <= side - 16,
+        # touching the border at both ends; those of 16 px where 8 <= centre <= side - 8.
+        ((64, 50), {(16, 16), (16, 32), (32, 16), (32, 32), (48, 16), (48, 32)}),
+        ((48, 64), {(16, 16), (16, 32), (16, 48), (32, 16), (32, 32), (32, 48)}),
+        ((48, 48), {(16, 16), (16, 32), (32, 16), (32, 32)}),
+    ],
+)
+def test_anchors_over_the_border_are_not_trained_on(size, larger):
     rpn = make_rpn(train_anchors="inside")
-    anchors = rpn.anchors["conv4"](4, 4)
-    matched = rpn.match(anchors, EMPTY, (64, 50))
-    inside = (
-        (anchors[:, 0] >= 0) & (anchors[:, 1] >= 0) & (anchors[:, 2] <= 50) & (anchors[:, 3] <= 64)
-    )
-    assert 0 < inside.sum() < len(anchors)
-    assert torch.equal(matched == BETWEEN, ~inside)
+    trained = rpn.match(rpn.anchors["conv4"](4, 4), EMPTY, size) == BELOW
+    cells = trained.view(4, 4, 2).nonzero().tolist()
+    assert {(y * 16, x * 16) for y, x, anchor in cells if anchor == 1} == larger
+    smaller = {(y * 16, x * 16) for y, x, anchor in cells if anchor == 0}
+    fits = [[c for c in (16, 32, 48) if c + 8 <= side] for side in size]
+    assert smaller == {(y, x) for y in fits[0] for x in fits[1]}
 
 
 @pytest.mark.parametrize("train_anchors", ["inside", "all"])
@@ -324,3 +344,49 @@ def test_a_map_that_is_not_there_is_an_error():
     rpn = make_rpn_of_two_maps()
     with pytest.raises(KeyError, match="conv5"):
         rpn({"conv4": whole_map(torch.randn((1, 8, 4, 6)))}, make_batch([(64, 96)]), None)
+
+
+@pytest.mark.parametrize(("training", "num"), [(False, 4), (True, 6)])
+def test_the_best_by_objectness_enter_nms_and_training_has_its_own_number(training, num):
+    rpn = make_rpn(min_size=0)
+    rpn.settings = dataclasses.replace(
+        rpn.settings,
+        nms_thresh=1.0,
+        test_counts=ProposalCounts(4, 20),
+        train_counts=ProposalCounts(6, 20),
+    )
+    with torch.no_grad():
+        rpn.head.objectness.weight.normal_(0, 1)
+        rpn.head.deltas.weight.zero_()
+    values = torch.randn((1, 8, 4, 4))
+    targets = [make_target([[10, 10, 42, 42]], [1])] if training else None
+    (boxes,), _ = rpn({"conv4": whole_map(values)}, make_batch([(64, 64)]), targets)
+    best = rpn.head(values)[0][0].argsort(descending=True)[:num]
+    assert boxes.tolist() == clip_boxes(rpn.anchors["conv4"](4, 4)[best], (64, 64)).tolist()
+
+
+@pytest.mark.parametrize("normalizer", ["sampled", "batch_size"])
+def test_a_batch_of_one_image_twice_has_the_losses_of_that_image(normalizer):
+    rpn = make_rpn()
+    rpn.settings = dataclasses.replace(rpn.settings, loss_normalizer=normalizer)
+    rpn.sampler = Sampler(batch_size=100, positive_fraction=0.5)  # leaves none out
+    values, target = torch.randn((1, 8, 4, 4)), make_target([[10, 10, 42, 42]], [1])
+    once, twice = (
+        rpn(
+            {"conv4": whole_map(values.repeat(num, 1, 1, 1))},
+            make_batch([(64, 64)] * num),
+            [target] * num,
+        )[1]
+        for num in (1, 2)
+    )
+    for name, loss in once.items():
+        assert loss > 0
+        assert twice[name].item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_layers_start_as_in_the_prototxt():
+    head = RPNHead(in_channels=64, width=256, num_anchors=9, objectness="softmax")
+    for layer in (head.conv, head.objectness, head.deltas):
+        assert layer.weight.mean().abs() < 0.001
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.06)
+        assert (layer.bias == 0).all()
