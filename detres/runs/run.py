@@ -19,7 +19,7 @@ from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.log import RunLog, without_nan
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
-from detres.engine.optimizers import restore
+from detres.engine.optimizers import restore, saved_state
 from detres.engine.probes import native_precision
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
@@ -274,7 +274,7 @@ class TrainingRun:
             "progress": self.progress.to_dict(),
             "meter": self.meter.state(),
             "model": {name: tensor.contiguous() for name, tensor in model.items()},
-            "optimizer": self.training.optimizer.state_dict(),
+            "optimizer": saved_state(self.training.optimizer),
             **self.training.state(),
         }
         save_state(self.folder / names.STATE, state, previous=self.folder / names.PREVIOUS)
@@ -323,7 +323,8 @@ class TrainingRun:
             with reading_field(path, "meter"):
                 self.meter.restore(state["meter"])
         with reading_field(path, "optimizer"):
-            restore(self.training.optimizer, state["optimizer"])
+            complete = not saved.is_of_format_1
+            restore(self.training.optimizer, state["optimizer"], complete=complete)
         saved.put_in_place()
         config = self.folder / names.CONFIG
         if saved.config == saved.earlier:

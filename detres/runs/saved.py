@@ -25,8 +25,8 @@ from detres.runs.state import (
 
 STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
 
-_KEYS_SINCE_2 = ("wing", "data", "environment", "meter")
-"""What states of format 2 hold beside."""
+_KEYS_SINCE_2 = ("format", "wing", "data", "environment", "meter")
+"""What states of format 2 hold beside; those of format 1 have none of them."""
 
 
 class OtherWingError(ValueError):
@@ -84,7 +84,7 @@ class SavedRun:
         state = load_state(path, STATE_KEYS)
         _require_wing(folder, state, wing)
         require_keys(path, state, keys)
-        if state.get("format", 1) >= 2:
+        if any(key in state for key in _KEYS_SINCE_2):
             require_keys(path, state, _KEYS_SINCE_2)
         with reading_field(path, "num_images"):
             _require_count(state["num_images"])
@@ -99,6 +99,11 @@ class SavedRun:
         if root:
             config = config.model_copy(update={"data": with_data_root(config.data, root)})
         return cls(folder, path, state, config, earlier, note, stamp)
+
+    @property
+    def is_of_format_1(self) -> bool:
+        """Whether an earlier version wrote the state."""
+        return "format" not in self.state
 
     def take_over(self) -> FolderLock:
         """Return the lock of the folder, what was left unfinished in it removed.

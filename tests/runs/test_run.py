@@ -714,7 +714,7 @@ def test_a_field_that_no_run_writes_is_named_before_anything_is_written(tmp_path
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("missing", ["wing", "data", "environment", "meter"])
+@pytest.mark.parametrize("missing", ["format", "wing", "data", "environment", "meter"])
 def test_a_state_without_what_its_format_has_is_refused(tmp_path, missing):
     interrupted(tmp_path, 4)
     state = load_state(tmp_path / "last.pt", ())
@@ -722,6 +722,19 @@ def test_a_state_without_what_its_format_has_is_refused(tmp_path, missing):
     save_state(tmp_path / "last.pt", state)
     with pytest.raises(CheckpointError, match=rf"it lacks {missing}; it holds"):
         SavedRun.read(tmp_path, Config, wing="detection")
+
+
+@pytest.mark.parametrize("place", ["a parameter", "all", "never_used"])
+def test_a_state_whose_optimizer_lost_something_is_refused(tmp_path, place):
+    interrupted(tmp_path, 4)
+    optimizer = load_state(tmp_path / "last.pt", ())["optimizer"]
+    if place == "never_used":
+        del optimizer[place]
+    else:
+        optimizer["state"] = {1: optimizer["state"][1]} if place == "a parameter" else {}
+    changed(tmp_path, optimizer=optimizer)
+    with pytest.raises(CheckpointError, match=r"last\.pt .* its 'optimizer' is not"):
+        resumed(tmp_path)
 
 
 def test_a_state_of_format_1_goes_on_and_it_is_said_once(tmp_path, capsys):
