@@ -77,9 +77,9 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict, *, complete: bool = T
     """Put `optimizer` where the one was of which `saved_state` gave `saved`.
 
     complete: False for a state_dict alone, as earlier versions kept it: what it does not hold had
-    no gradient. Everything is checked first, for the fused kernels trust shapes and strides: groups, what is
-    kept of each parameter, its shape and dtype, and that nothing is missing. Raises ValueError or
-    KeyError saying what does not fit; `optimizer` is then unchanged.
+    no gradient. Everything is checked first, for the fused kernels trust shapes and strides:
+    groups, what is kept of each parameter, its shape and dtype, and that nothing is missing. Raises
+    ValueError or KeyError saying what does not fit; `optimizer` is then unchanged.
     """
     own = optimizer.state_dict()["param_groups"]
     _require_same_groups(own, saved["param_groups"])
