@@ -47,7 +47,8 @@ class SavedRun:
     """A run folder to be resumed: what its last.pt holds, and the configuration to go on with.
 
     path: of the state that was read, previous.pt where last.pt is damaged. notes: what is to be
-    said, that and where config.yaml has other settings than the state. stamp: of that file, to tell whether it has been written since.
+    said, that and where config.yaml has other settings than the state. stamp: of the state's file,
+    to tell whether it has been written since.
     """
 
     folder: Path
