@@ -694,7 +694,8 @@ def test_an_earlier_state_of_another_run_is_not_gone_back_to(tmp_path):
     with pytest.raises(
         CheckpointError,
         match=r"previous\.pt is of another run than its folder: train\.steps is 99 in "
-        r".*config\.yaml, 10 in .*previous\.pt\. Move it away, or config\.yaml where that was changed",
+        r".*config\.yaml, 10 in .*previous\.pt\. Move it away, or config\.yaml where that was "
+        "changed",
     ):
         SavedRun.read(tmp_path, Config, wing="detection")
     assert files(tmp_path) == before
