@@ -28,7 +28,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     over `path`.
 
     A crash or an error inside the block leaves the old file as it was. The folder is made when it
-    is not there. Raises OSError when the file cannot be written.
+    is not there. Raises OSError naming `path` when the file cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,8 +38,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # a full disk shows in a write, which knows no name; else it is the temporary one
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 DIGEST = "sha256"

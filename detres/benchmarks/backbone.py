@@ -4,14 +4,13 @@ bfloat16.
 
 from __future__ import annotations
 
-import sys
-
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from backbones import create_backbone, fold_batch_norm
 from detres.benchmarks.timing import Timing
+from detres.console import write_line
 
 SIDE = 224
 """Px of the images."""
@@ -52,7 +51,7 @@ def benchmark_backbone(timing: Timing, name: str, batch_size: int) -> None:
         timing.row("  its convolutions alone, the floor", lambda: run_calls(calls), reference)
         half, half_images = folded.bfloat16(), last.bfloat16()
         timing.row("  folded, channels last, bfloat16", lambda: half(half_images), reference)
-    sys.stdout.write(f"largest difference of the folded logits: {error:.1e} of the largest logit\n")
+    write_line(f"largest difference of the folded logits: {error:.1e} of the largest logit")
 
 
 def convolutions_of(net: nn.Module, images: Tensor) -> list[tuple[nn.Module, Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 
 from detres.benchmarks.torchvision_parts import TorchvisionParts, require_expressible
 from detres.config import to_yaml
+from detres.console import write_line
 from detres.detection.build import build_detector
 from detres.detection.config import DetectionConfig
 from detres.detection.evaluation.protocol import DetectionEvaluation
@@ -48,18 +48,16 @@ def compare(config: DetectionConfig, out: str | None, *, device: torch.device) -
         write_text(folder / "comparison.json", json.dumps(metrics, indent=2) + "\n")
     metric = results["ours"][0].best_metric
     for name, found in metrics.items():
-        sys.stdout.write(
-            f"{name:<12} {metric} {found[metric]:.4f}  training {found['train_s']:.0f} s\n"
-        )
+        write_line(f"{name:<12} {metric} {found[metric]:.4f}  training {found['train_s']:.0f} s")
     difference = metrics["ours"][metric] - metrics["torchvision"][metric]
-    sys.stdout.write(f"difference   {difference:+.4f}\n")
+    write_line(f"difference   {difference:+.4f}")
 
 
 def train_one(
     name: str, config: DetectionConfig, folder: Path, device: torch.device
 ) -> tuple[DetectionEvaluation, float]:
     """Return the last evaluation of one model, and the seconds of training and that evaluation."""
-    sys.stdout.write(f"== {name}\n")
+    write_line(f"== {name}")
     torch.manual_seed(config.seed)
     # evaluated once, at the end, so that the time is that of training
     train = config.train.model_copy(update={"eval_every": 0})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from detres.console import write_line
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Timing:
                 if repeat:
                     found.append(time.perf_counter() - started)
         mine, other = map(statistics.median, times)
-        sys.stdout.write(
+        write_line(
             f"{job:<58}  {names[0]} {mine:8.4f} s  {names[1]} {other:8.4f} s  "
-            f"{other / mine:6.2f} times as fast\n"
+            f"{other / mine:6.2f} times as fast"
         )
-        sys.stdout.flush()

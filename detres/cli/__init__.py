@@ -8,6 +8,8 @@ import difflib
 import importlib
 import sys
 
+from detres.console import write_line
+
 COMMANDS = {
     "train-cls": "train a classifier, or pretrain a backbone",
     "train-det": "train a Faster R-CNN",
@@ -26,14 +28,12 @@ def main() -> int:
         asked_for_help = sys.argv[1:] in ([], ["-h"], ["--help"])
         if not asked_for_help:
             near = difflib.get_close_matches(sys.argv[1], COMMANDS, n=1)
-            sys.stderr.write(
-                f"unknown command '{sys.argv[1]}'"
-                + (f", did you mean {near[0]}?" if near else "")
-                + "\n"
-            )
+            meant = f", did you mean {near[0]}?" if near else ""
+            write_line(f"unknown command '{sys.argv[1]}'{meant}", sys.stderr)
         width = max(map(len, COMMANDS))
-        sys.stdout.write("usage: detres COMMAND [ARGUMENTS]\n\n")
-        sys.stdout.write("".join(f"  {name:<{width}}  {what}\n" for name, what in COMMANDS.items()))
+        write_line("usage: detres COMMAND [ARGUMENTS]\n")
+        for name, what in COMMANDS.items():
+            write_line(f"  {name:<{width}}  {what}")
         return 0 if asked_for_help else 2
     name = sys.argv.pop(1)
     sys.argv[0] = f"detres {name}"

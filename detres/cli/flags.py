@@ -29,8 +29,8 @@ from detres.runs.folder import (
     RunFolderError,
     newest_run,
 )
-from detres.runs.run import MAY_CHANGE, ResumeLine
-from detres.runs.saved import OtherWingError, SavedRun
+from detres.runs.run import ResumeLine
+from detres.runs.saved import MAY_CHANGE, OtherWingError, SavedRun
 from detres.runs.settings import DataRootError, ShapesRootError, with_data_root
 from detres.user_files import expanded
 
@@ -167,7 +167,7 @@ def usable_device(name: str) -> torch.device:
     """Return the device; raises argparse.ArgumentTypeError where there is none of that name."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" makes tensors, without values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise argparse.ArgumentTypeError(
             f"{name} cannot be used: {str(error).splitlines()[0]}"
@@ -297,7 +297,7 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
     except Interrupted:  # what to do next was printed where the run folder is known
         end.status = 130
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped\n")
+        write_line("\nstopped", sys.stderr)
         end.status = 130
     except (ValueError, OSError) as error:
         write_line(f"error: {_message(error, parser)}", sys.stderr)

@@ -60,28 +60,56 @@ _EXECUTION = {"params", "lr", "foreach", "fused", "capturable", "differentiable"
 """
 
 
-def restore(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Put `optimizer` where the one was whose state_dict `saved` is.
+NEVER_USED = "never_used"
+"""Beside a state_dict: the numbers of the parameters that no step had a gradient for, of which
+nothing is kept, so that what is missing of others is noticed.
+"""
 
-    Everything is checked first, for the fused kernels trust shapes and strides: groups, what is
-    kept of each parameter, its shape and dtype. Raises ValueError saying what does not fit;
-    `optimizer` is then unchanged.
+
+def saved_state(optimizer: torch.optim.Optimizer) -> dict:
+    """Return what `restore` goes on from: the state_dict and NEVER_USED."""
+    state = optimizer.state_dict()
+    parameters = [index for group in state["param_groups"] for index in group["params"]]
+    return {**state, NEVER_USED: [i for i in parameters if not _moments(state["state"], i)]}
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict, *, complete: bool = True) -> None:
+    """Put `optimizer` where the one was of which `saved_state` gave `saved`.
+
+    complete: False for a state_dict alone, as earlier versions kept it: what it does not hold had
+    no gradient. Everything is checked first, for the fused kernels trust shapes and strides:
+    groups, what is kept of each parameter, its shape and dtype, and that nothing is missing. Raises
+    ValueError or KeyError saying what does not fit; `optimizer` is then unchanged.
     """
     own = optimizer.state_dict()["param_groups"]
     _require_same_groups(own, saved["param_groups"])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = _MOMENTS[type(optimizer)]
     state = {}
-    for index, kept in saved["state"].items():
+    for index in saved["state"]:
         if type(index) is not int or not 0 <= index < len(parameters):
             raise ValueError(f"state of parameter {index!r:.40}, expected 0..{len(parameters) - 1}")
-        kept = {name: value for name, value in kept.items() if value is not None}
+        kept = _moments(saved["state"], index)
         if kept and kept.keys() != moments:
             raise ValueError(f"state of parameter {index}: {sorted(kept)}, not {sorted(moments)}")
         state[index] = {
             name: _like(parameters[index], value, name, index) for name, value in kept.items()
         }
+    if complete:
+        _require_complete(state, saved[NEVER_USED], len(parameters))
     optimizer.load_state_dict({"state": state, "param_groups": own})
+
+
+def _moments(state: dict, index: int) -> dict:
+    """What is kept of a parameter; SGD without momentum keeps a None."""
+    return {name: value for name, value in state.get(index, {}).items() if value is not None}
+
+
+def _require_complete(state: dict, never_used: list, number: int) -> None:
+    used = {index for index, kept in state.items() if kept}
+    wrong = sorted(set(range(number)) - used ^ set(never_used))
+    if wrong:
+        raise ValueError(f"the state of parameter {wrong[0]} is missing, or should be")
 
 
 def _require_same_groups(own: list[dict], saved: list[dict]) -> None:

@@ -5,7 +5,7 @@ optimizer.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 _MEMORY = 100
 """Steps over which the running training error is averaged."""
@@ -67,10 +67,12 @@ class Progress:
         Raises ValueError or TypeError for anything else.
         """
         value = dict(value)
-        if "scores" in value:
-            value["evaluations"] = value.pop("scores")
-        if not {"step", "evaluations"} <= value.keys() or type(value["evaluations"]) is not dict:
-            raise ValueError(f"it has {sorted(value)!r:.60}, expected step and evaluations")
+        expected = {each.name for each in fields(cls)}
+        if "scores" in value:  # the first versions had no warm-up that waits
+            value = {**asdict(cls()), **value, "evaluations": value["scores"]}
+            del value["scores"]
+        if value.keys() != expected or type(value["evaluations"]) is not dict:
+            raise ValueError(f"it has {sorted(value)!r:.60}, expected {sorted(expected)}")
         progress = cls(**value)
         evaluations = progress.evaluations
         if type(progress.step) is not int or not 0 <= progress.step < _MOST_STEPS:

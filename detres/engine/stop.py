@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 
+from detres.console import write_line
+
 
 class Interrupted(Exception):
     """Training was stopped by Ctrl-C or SIGTERM; the state after `step` steps is saved."""
@@ -42,7 +44,8 @@ class StopSignals:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        sys.stderr.write(
+        write_line(
             "\nstopping when this step (and the evaluation, if one is under way) is done and saved;"
-            " once more stops at once\n"
+            " once more stops at once",
+            sys.stderr,
         )

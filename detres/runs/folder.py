@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from detres.runs.lock import FolderLock, InUseError
+from detres.runs.lock import FolderLock, InUseError, is_lock
 
 RUNS = Path("runs")
 """Where run folders are made and looked for, below the working directory."""
@@ -152,4 +152,9 @@ def _is_free(folder: Path) -> bool:
         return True
     unknown = {name for name in files if not _UNFINISHED.fullmatch(name)} - _BEFORE_A_STATE
     records = files.get(RECORDS)
-    return LOCK in files and not unknown and (records is None or records.stat().st_size == 0)
+    return (
+        LOCK in files
+        and is_lock(files[LOCK])
+        and not unknown
+        and (records is None or records.stat().st_size == 0)
+    )

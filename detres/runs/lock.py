@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import stat
 import weakref
 from pathlib import Path
 
@@ -19,6 +21,24 @@ class InUseError(ValueError):
     """A folder in which another process works; the message names the process and its host."""
 
 
+class FolderMovedError(ValueError):
+    """A folder that is not where it was when its lock was taken."""
+
+
+def is_lock(path: Path) -> bool:
+    """Whether the file at `path` is one that a lock leaves: it names its holder, or is empty where
+    that could not be written.
+    """
+    try:
+        file = _opened(path, create=False)
+    except OSError:
+        return False
+    try:
+        return os.fstat(file).st_size == 0 or {"pid", "host"} <= (_read(file) or {}).keys()
+    finally:
+        os.close(file)
+
+
 class FolderLock:
     """The right to write in the folder of the file `path`, until `release` or the end of this
     process.
@@ -30,7 +50,7 @@ class FolderLock:
 
     taken_over: what is to be said of a process that ended without giving its lock back; None: there
     was none. Raises InUseError when another process, or another lock of this one, holds it; OSError
-    when the file cannot be written.
+    naming the file when it cannot be written, or is none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +59,7 @@ class FolderLock:
         self._file = -1
         while self._file < 0 or not _is_still_at(path, self._file):
             self.close()  # another process has removed the file since it was opened
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            self._file = _opened(path)
             holder = _read(self._file)
             if not _take(self._file, holder):
                 self.close()
@@ -47,16 +67,20 @@ class FolderLock:
         if holder:
             self.taken_over = (
                 f"{self.folder} was left by process {holder.get('pid')} on {holder.get('host')}, "
-                "which has ended: taken over"
+                f"which {'has it no more' if _may_live(holder) else 'has ended'}: taken over"
             )
-        _write(self._file)
+        try:
+            _write(self._file)
+        except OSError as error:
+            self.release()
+            raise OSError(error.errno, error.strerror, str(path)) from None
         _let_go_in_children(self)
 
     @classmethod
     def require_free(cls, path: Path) -> None:
         """Raise InUseError when another process holds the lock of `path`; changes nothing."""
         try:
-            file = os.open(path, os.O_RDWR)
+            file = _opened(path, create=False)
         except OSError:  # none is there, or none that this process could take
             return
         try:
@@ -66,6 +90,16 @@ class FolderLock:
         finally:
             os.close(file)
 
+    def require_held(self) -> None:
+        """Raise FolderMovedError when the folder is no longer where it was: what is written there
+        would be in another one.
+        """
+        if not _is_still_at(self.path, self._file):
+            raise FolderMovedError(
+                f"{self.folder} was moved or removed, or its {self.path.name} was, while it was "
+                "used: nothing more is written; go on with the folder where it is now"
+            )
+
     def __enter__(self) -> FolderLock:
         return self
 
@@ -74,7 +108,7 @@ class FolderLock:
 
     def release(self, *, keep: bool = False) -> None:
         """Give the lock back and remove its file, or `keep` it as one that a crash had left."""
-        if self._file >= 0 and not keep:
+        if not keep and _is_still_at(self.path, self._file):
             self.path.unlink(missing_ok=True)
         self.close()
 
@@ -83,6 +117,16 @@ class FolderLock:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+
+def _opened(path: Path, *, create: bool = True) -> int:
+    """The open file of a lock, never what a link leads to, nor a pipe."""
+    flags = os.O_RDWR | (os.O_CREAT if create else 0)
+    file = os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def _let_go_in_children(lock: FolderLock) -> None:
@@ -148,7 +192,7 @@ def _refusal(folder: Path, holder: dict | None, path: Path) -> str:
 
 def _is_still_at(path: Path, file: int) -> bool:
     with contextlib.suppress(OSError):
-        return os.path.samestat(os.stat(path), os.fstat(file))
+        return file >= 0 and os.path.samestat(os.stat(path), os.fstat(file))
     return False
 
 

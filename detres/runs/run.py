@@ -19,7 +19,7 @@ from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.log import RunLog, without_nan
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
-from detres.engine.optimizers import restore
+from detres.engine.optimizers import restore, saved_state
 from detres.engine.probes import native_precision
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
@@ -36,12 +36,6 @@ from detres.runs.state import (
     reading_field,
     save_state,
 )
-
-MAY_CHANGE = ("data.workers", "data.damaged", "train.lr", "train.clip_grad_norm")
-"""Settings that a resumed run may have otherwise: where and how data are read, and what helps where
-the loss became infinite.
-"""
-
 
 ResumeLine = Callable[[Path, dict[str, float]], str]
 """Run folder and settings, key -> value, -> the command line that goes on with them."""
@@ -136,6 +130,7 @@ class TrainingRun:
         self.progress, self.meter = Progress(), Meter()
         self.evaluation: Evaluation | None = None
         self.skipped: set[str] | None = None
+        self.unsaved = saved is None  # what it begins with
         self.data = training.fingerprints() if resume_line is not None else {}
         if saved is not None:
             self._go_on(saved, accept_data_change)
@@ -204,9 +199,9 @@ class TrainingRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: object
     ) -> None:
-        if kind is not None and (line := self._how_it_stopped(error)):
-            self.log.line(line)
         try:
+            if kind is not None and (line := self._how_it_stopped(error)):
+                self.log.line(line)
             self.log.close()
         finally:
             begun = self.resume_line is not None and not (self.folder / names.STATE).is_file()
@@ -223,8 +218,8 @@ class TrainingRun:
         if step >= steps and not self.progress.evaluation_is_due(0, steps):
             self.log.line(f"finished: all {steps} steps are done; evaluated once more")
             return self._evaluated()
-        if not (self.folder / names.STATE).exists():
-            self.save()  # so that a run that is killed can be resumed from the first step on
+        if self.unsaved:
+            self.save()  # so that a run that is killed can be resumed from its first step on
         settings = self.config.train
         try:
             fit(
@@ -254,6 +249,7 @@ class TrainingRun:
         """Evaluate at this step, log it, let the training keep what it keeps, and save."""
         evaluation = self._evaluated()
         improved = self.progress.see_metric(evaluation.metrics[evaluation.best_metric])
+        self.lock.require_held()
         self.log.evaluation(self.progress.step, evaluation.metrics)
         self.training.keep(self, evaluation, improved=improved)
         self.save()
@@ -262,6 +258,7 @@ class TrainingRun:
         """Write last.pt, from which the run goes on; nothing for a run that cannot be resumed."""
         if self.resume_line is None:
             return
+        self.lock.require_held()
         self.log.flush()
         model = self.training.model.state_dict()
         state = {
@@ -274,7 +271,7 @@ class TrainingRun:
             "progress": self.progress.to_dict(),
             "meter": self.meter.state(),
             "model": {name: tensor.contiguous() for name, tensor in model.items()},
-            "optimizer": self.training.optimizer.state_dict(),
+            "optimizer": saved_state(self.training.optimizer),
             **self.training.state(),
         }
         save_state(self.folder / names.STATE, state, previous=self.folder / names.PREVIOUS)
@@ -306,8 +303,7 @@ class TrainingRun:
         configuration anew where it has changed, and keep the earlier one beside it.
         """
         state, path = saved.state, saved.path
-        if saved.note is not None:
-            self.notes.append(saved.note)
+        self.notes += saved.notes
         with reading_field(path, "progress"):
             self.progress = Progress.from_dict(state["progress"])
         self._compare_data(saved, accept_data_change)
@@ -323,7 +319,8 @@ class TrainingRun:
             with reading_field(path, "meter"):
                 self.meter.restore(state["meter"])
         with reading_field(path, "optimizer"):
-            restore(self.training.optimizer, state["optimizer"])
+            complete = not saved.is_of_format_1
+            restore(self.training.optimizer, state["optimizer"], complete=complete)
         saved.put_in_place()
         config = self.folder / names.CONFIG
         if saved.config == saved.earlier:
@@ -332,6 +329,7 @@ class TrainingRun:
         if config.is_file() and not kept.exists():
             config.rename(kept)
         write_text(config, to_yaml(self.config))
+        self.unsaved = True
 
     def _compare_data(self, saved: SavedRun, accepted: bool) -> None:
         """Raise DataChangedError when the data are not those of a saved run, unless `accepted`."""

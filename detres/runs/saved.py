@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from detres.config import Section, check, with_overrides
+from detres.config import Section, check, load_config, with_overrides
 from detres.files import CheckpointError
 from detres.runs import folder as names
 from detres.runs.lock import FolderLock
@@ -23,10 +23,15 @@ from detres.runs.state import (
     require_whole,
 )
 
+MAY_CHANGE = ("data.workers", "data.damaged", "train.lr", "train.clip_grad_norm")
+"""Settings that a resumed run may have otherwise: where and how data are read, and what helps where
+the loss became infinite.
+"""
+
 STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
 
-_KEYS_SINCE_2 = ("wing", "data", "environment", "meter")
-"""What states of format 2 hold beside."""
+_KEYS_SINCE_2 = ("format", "wing", "data", "environment", "meter")
+"""What states of format 2 hold beside; those of format 1 have none of them."""
 
 
 class OtherWingError(ValueError):
@@ -41,8 +46,9 @@ class OtherWingError(ValueError):
 class SavedRun:
     """A run folder to be resumed: what its last.pt holds, and the configuration to go on with.
 
-    path: of the state that was read, previous.pt where last.pt is damaged; note: says so, None
-    otherwise. stamp: of that file, to tell whether it has been written since.
+    path: of the state that was read, previous.pt where last.pt is damaged. notes: what is to be
+    said, that and where config.yaml has other settings than the state. stamp: of the state's file,
+    to tell whether it has been written since.
     """
 
     folder: Path
@@ -50,7 +56,7 @@ class SavedRun:
     state: dict
     config: Section
     earlier: Section
-    note: str | None
+    notes: tuple[str, ...]
     stamp: tuple[int, int, int] | None
 
     @classmethod
@@ -84,7 +90,7 @@ class SavedRun:
         state = load_state(path, STATE_KEYS)
         _require_wing(folder, state, wing)
         require_keys(path, state, keys)
-        if state.get("format", 1) >= 2:
+        if any(key in state for key in _KEYS_SINCE_2):
             require_keys(path, state, _KEYS_SINCE_2)
         with reading_field(path, "num_images"):
             _require_count(state["num_images"])
@@ -95,10 +101,18 @@ class SavedRun:
             if not isinstance(tree, dict):
                 raise TypeError(f"a {type(tree).__name__}")
         earlier = check(kind, tree, str(path))
+        notes = () if note is None else (note,)
+        overridden = {setting.partition("=")[0] for setting in overrides}
+        notes += _of_other_settings(folder / names.CONFIG, earlier, path, overridden)
         config = with_overrides(earlier, overrides, str(path)) if overrides else earlier
         if root:
             config = config.model_copy(update={"data": with_data_root(config.data, root)})
-        return cls(folder, path, state, config, earlier, note, stamp)
+        return cls(folder, path, state, config, earlier, notes, stamp)
+
+    @property
+    def is_of_format_1(self) -> bool:
+        """Whether an earlier version wrote the state."""
+        return "format" not in self.state
 
     def take_over(self) -> FolderLock:
         """Return the lock of the folder, what was left unfinished in it removed.
@@ -126,6 +140,38 @@ class SavedRun:
             if path.exists():
                 os.replace(path, self.folder / names.DAMAGED)
             os.replace(self.path, path)
+
+
+def _of_other_settings(
+    file: Path, config: Section, path: Path, overridden: set[str]
+) -> tuple[str, ...]:
+    """What is to be said where config.yaml, the `file`, has other settings than the state at
+    `path`. Raises CheckpointError where the state is an earlier one, and so of another run.
+    """
+    try:
+        written = _flat(load_config(file, type(config)).model_dump(mode="json"))
+    except (ValueError, OSError):  # gone, or edited: the state has all that a run needs
+        return ()
+    found = _flat(config.model_dump(mode="json"))
+    keys = {key for key in {*written, *found} if written.get(key) != found.get(key)}
+    others = sorted(keys - {"data.root"} - overridden)
+    if not others:
+        return ()
+    said = f"{others[0]} is {written.get(others[0])} in {file}, {found.get(others[0])} in {path}"
+    if path.name != names.STATE and not keys <= {"data.root", *MAY_CHANGE}:
+        raise CheckpointError(
+            f"{path} is of another run than its folder: {said}. Move it away, or {file.name} where "
+            "that was changed"
+        )
+    return (f"{said}{f', and {len(others) - 1} more' if others[1:] else ''}: goes on as before",)
+
+
+def _flat(tree: dict, at: str = "") -> dict[str, object]:
+    """Settings by their whole keys."""
+    flat: dict[str, object] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{at}{name}.") if isinstance(value, dict) else {f"{at}{name}": value}
+    return flat
 
 
 def _state_to_read(folder: Path) -> tuple[Path, str | None]:

@@ -32,7 +32,7 @@ def save_state(path: Path, state: dict, *, previous: Path | None = None) -> None
     """
     _require_plain(state, "state")
     with replacing(path) as temporary:
-        _write(state, temporary, path)
+        _write(state, temporary)
         if previous is not None and path.exists():
             os.replace(path, previous)
 
@@ -110,18 +110,16 @@ _WRONG_VALUE = (
 )
 
 
-def _write(state: dict, temporary: Path, path: Path) -> None:
+def _write(state: dict, path: Path) -> None:
     try:
-        with temporary.open("wb") as file:
+        with path.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        # PyTorch's writer has a RuntimeError of its own for what the file said
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError) or cause.errno is None:
+    except RuntimeError as error:  # PyTorch's writer has one of its own for what the file said
+        if not isinstance(error.__context__, OSError):
             raise
-        raise OSError(cause.errno, cause.strerror, str(path)) from None
+        raise error.__context__ from None
 
 
 def _loaded(path: Path) -> object:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from unittest.mock import ANY
 
 import numpy as np
@@ -147,3 +148,26 @@ def test_a_missing_and_a_damaged_file_cannot_be_read(tmp_path, read):
     path.write_text("no weights")
     with pytest.raises(DamagedFileError, match=r"w\.safetensors is damaged"):
         read(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_file_that_cannot_be_written_is_named_and_no_temporary_one(tmp_path, existing):
+    path = tmp_path / "a.safetensors"
+    if existing:
+        path.write_bytes(b"old")
+
+    def write(into: Path) -> None:
+        if not path.is_dir():
+            into.symlink_to("/dev/full")
+        into.write_bytes(b"new")
+
+    with pytest.raises(OSError, match="No space left") as error, replacing(path) as temporary:
+        write(temporary)
+    assert error.value.filename == str(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.safetensors"] * existing
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as error, replacing(path) as temporary:
+        write(temporary)
+    assert error.value.filename == str(path)

@@ -379,6 +379,6 @@ def test_a_run_to_resume_that_is_none(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_device_is_tried_before_it_is_taken() -> None:
     assert usable_device("cpu") == torch.device("cpu")
-    for name in ("gpu", "cuda:99", ""):
+    for name in ("gpu", "cuda:99", "", "meta"):
         with pytest.raises(argparse.ArgumentTypeError, match=f"{name} cannot be used: "):
             usable_device(name)

@@ -14,6 +14,7 @@ from detres.engine.optimizers import (
     clip_gradients,
     gradient_norm,
     restore,
+    saved_state,
     set_rate,
     sgd,
 )
@@ -119,12 +120,18 @@ def test_gradients_are_scaled_down_to_the_limit_together_and_never_up():
         assert torch.equal(layer.bias.grad, torch.tensor([-6.0]))
 
 
-def stepped(kind: str, seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A small network after two steps of an optimizer, in channels last."""
+def stepped(
+    kind: str, seed: int, *, unused: bool = False
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A small network after two steps of an optimizer, in channels last; unused: its first
+    parameter never has a gradient.
+    """
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(
         memory_format=torch.channels_last
     )
+    if unused:
+        model.register_parameter("unused", nn.Parameter(torch.zeros(3)))
     optimizer = (
         adamw(model, weight_decay=0.01)
         if kind == "adamw"
@@ -147,7 +154,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_a_restored_optimizer_goes_on_as_the_other_whatever_the_layout_was(kind, layout):
     model, optimizer = stepped(kind, seed=1)
-    saved = copy.deepcopy(optimizer.state_dict())
+    saved = copy.deepcopy(saved_state(optimizer))
     for kept in saved["state"].values():
         for name, value in kept.items():
             if value.dim() == 4:
@@ -183,13 +190,16 @@ def wrong_states() -> list[tuple[str, str, object]]:
         ("momentum of group 0 is '0.9'", ("param_groups", 0, "momentum"), "0.9"),
         ("groups of parameters", ("param_groups", 0, "params"), [3]),
         ("groups of parameters", ("param_groups",), []),
+        ("state of parameter 1 is missing", ("state", 1), {}),
+        ("state of parameter 1 is missing", ("state", 1, "momentum_buffer"), None),
+        ("state of parameter 2 is missing", ("never_used",), [2]),
     ]
 
 
 @pytest.mark.parametrize(("said", "where", "value"), wrong_states())
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(said, where, value):
     _, optimizer = stepped("sgd", seed=1)
-    before = copy.deepcopy(optimizer.state_dict())
+    before = copy.deepcopy(saved_state(optimizer))
     saved = copy.deepcopy(before)
     place: object = saved
     for key in where[:-1]:
@@ -205,9 +215,38 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(said, where, v
         assert torch.equal(now["momentum_buffer"], kept["momentum_buffer"])
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_what_was_kept_of_every_parameter_must_be_there(kind):
+    """A parameter without a gradient has no state; one whose state is gone is not taken for it."""
+    _, optimizer = stepped(kind, seed=1, unused=True)
+    saved = copy.deepcopy(saved_state(optimizer))
+    assert saved["never_used"] == [0]
+    _, restored = stepped(kind, seed=2, unused=True)
+    restore(restored, saved)
+    assert saved_state(restored)["state"].keys() == saved["state"].keys() == {1, 2, 3, 4}
+    del saved["state"][1]
+    with pytest.raises(ValueError, match="state of parameter 1 is missing"):
+        restore(restored, saved)
+    del saved["never_used"]
+    with pytest.raises(KeyError, match="never_used"):
+        restore(restored, saved)
+    restore(restored, saved, complete=False)
+    assert 1 not in saved_state(restored)["state"]
+
+
+def test_without_momentum_nothing_is_kept_and_nothing_missing():
+    model = nn.Linear(2, 2)
+    optimizer = sgd(model, momentum=0.0, weight_decay=0.0)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    saved = saved_state(optimizer)
+    assert saved["never_used"] == [0, 1]
+    restore(optimizer, saved)
+
+
 def test_the_scalar_step_of_adamw_is_checked():
     _, optimizer = stepped("adamw", seed=1)
-    saved = copy.deepcopy(optimizer.state_dict())
+    saved = copy.deepcopy(saved_state(optimizer))
     saved["state"][2]["step"] = torch.ones(2)
     with pytest.raises(ValueError, match=r"step of parameter 2 is .* expected torch.float32 \(\)"):
         restore(optimizer, saved)

@@ -75,8 +75,21 @@ def test_the_scores_of_earlier_versions_are_its_evaluations():
 def test_what_is_no_progress_is_refused():
     with pytest.raises(ValueError, match="epoch"):
         Progress.from_dict({"step": 1, "epoch": 2})
-    with pytest.raises(TypeError, match="epoch"):
-        Progress.from_dict({"step": 1, "evaluations": {}, "epoch": 2})
+    with pytest.raises(ValueError, match="epoch"):
+        Progress.from_dict({**Progress().to_dict(), "epoch": 2})
+
+
+@pytest.mark.parametrize("missing", ["step", "evaluations", "training_error", "warmed_up"])
+def test_no_part_of_a_progress_may_be_missing(missing):
+    value = Progress(3, {2: 0.5}, 0.7, True).to_dict()
+    assert Progress.from_dict(value) == Progress(3, {2: 0.5}, 0.7, True)
+    del value[missing]
+    with pytest.raises(ValueError, match=f"expected .*'{missing}'"):
+        Progress.from_dict(value)
+
+
+def test_the_first_versions_had_scores_and_no_warm_up_that_waits():
+    assert Progress.from_dict({"step": 3, "scores": {2: 0.5}}) == Progress(3, {2: 0.5})
 
 
 def test_one_lucky_batch_does_not_end_the_warm_up():

@@ -129,6 +129,17 @@ def test_a_folder_in_which_nothing_was_saved_is_used_again(tmp_path, monkeypatch
         newest_run("x")
 
 
+@pytest.mark.parametrize("content", ["{}", '{"packages": []}', "text"])
+def test_a_lock_of_something_else_marks_no_run(tmp_path, content):
+    """Files of these names may be a user's own."""
+    for name in ("config.yaml", "env.json"):
+        (tmp_path / name).write_text("of the user")
+    (tmp_path / "lock.json").write_text(content)
+    with pytest.raises(RunFolderError, match="already holds files"):
+        new_run_folder("x", tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "of the user"
+
+
 @pytest.mark.parametrize(
     "kept", ["last.pt", "previous.pt", "best.safetensors", "notes.txt", "metrics.jsonl", None]
 )

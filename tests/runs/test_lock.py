@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from detres.runs import lock as locks
-from detres.runs.lock import FolderLock, InUseError
+from detres.runs.lock import FolderLock, InUseError, is_lock
 
 HOLD = """
 import os, sys, time
@@ -96,6 +97,49 @@ def test_a_damaged_file_is_taken_over(tmp_path, left):
     path.write_text(left)
     with FolderLock(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+def test_what_is_no_file_is_named_and_stays(tmp_path, kind):
+    path, other = tmp_path / "lock.json", tmp_path / "other"
+    other.write_text("of the user")
+    if kind == "link":
+        path.symlink_to(other)
+    else:
+        path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(OSError, match="") as error:
+        FolderLock(path)
+    assert error.value.filename in (path, str(path))
+    assert not is_lock(path)
+    assert other.read_text() == "of the user"
+    assert names(tmp_path) == ["lock.json", "other"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def write(_: int, text: bytes) -> int:
+        full = os.open("/dev/full", os.O_WRONLY)
+        try:
+            return real_write(full, text)
+        finally:
+            os.close(full)
+
+    real_write = os.write
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match="No space left") as error:
+        FolderLock(tmp_path / "lock.json")
+    assert error.value.filename == str(tmp_path / "lock.json")
+    assert names(tmp_path) == []
+
+
+def test_a_copy_of_a_lock_that_is_held_is_not_called_left_by_the_dead(tmp_path):
+    for folder in ("run", "copy"):
+        (tmp_path / folder).mkdir()
+    with FolderLock(tmp_path / "run/lock.json"):
+        shutil.copy(tmp_path / "run/lock.json", tmp_path / "copy/lock.json")
+        with FolderLock(tmp_path / "copy/lock.json") as lock:
+            assert lock.taken_over.endswith("which has it no more: taken over")
 
 
 def test_a_lock_that_is_kept_looks_like_one_that_was_left(tmp_path):

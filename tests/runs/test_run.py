@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from detres.config import ConfigError, Section, check, load_config
@@ -24,7 +27,7 @@ from detres.engine.stop import Interrupted
 from detres.files import CheckpointError
 from detres.runs.fingerprint import DataChangedError, Fingerprint, hashes_of
 from detres.runs.folder import RunFolderError
-from detres.runs.lock import InUseError
+from detres.runs.lock import FolderMovedError, InUseError
 from detres.runs.run import ResumeLine, TrainingRun
 from detres.runs.saved import STATE_KEYS, OtherWingError, SavedRun
 from detres.runs.settings import TrainConfig, build_optimizer, build_schedule
@@ -676,6 +679,77 @@ def changed(folder: Path, **fields: object) -> None:
     save_state(folder / "last.pt", load_state(folder / "last.pt", ()) | fields)
 
 
+def with_config(folder: Path, **train: object) -> None:
+    """Write into config.yaml what another run, or an editor, would have there."""
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    tree["train"] |= train
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+
+
+def test_an_earlier_state_of_another_run_is_not_gone_back_to(tmp_path):
+    interrupted(tmp_path, 6, save_every=3)
+    with_damage(tmp_path / "last.pt")
+    with_config(tmp_path, steps=99)
+    before = files(tmp_path)
+    with pytest.raises(
+        CheckpointError,
+        match=r"previous\.pt is of another run than its folder: train\.steps is 99 in "
+        r".*config\.yaml, 10 in .*previous\.pt\. Move it away, or config\.yaml where that was "
+        "changed",
+    ):
+        SavedRun.read(tmp_path, Config, wing="detection")
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_settings_that_the_state_does_not_have_are_said(tmp_path, damage):
+    interrupted(tmp_path, 6, save_every=3)
+    if damage:
+        with_damage(tmp_path / "last.pt")
+    with_config(tmp_path, lr=0.5)
+    note = SavedRun.read(tmp_path, Config, wing="detection").notes[-1]
+    assert re.fullmatch(
+        r"train\.lr is 0\.5 in .*config\.yaml, [0-9.]+ in .*\.pt: goes on as before", note
+    )
+    given = SavedRun.read(tmp_path, Config, wing="detection", overrides=["train.lr=0.5"])
+    assert len(given.notes) == damage
+    (tmp_path / "config.yaml").write_text("{")
+    assert len(SavedRun.read(tmp_path, Config, wing="detection").notes) == damage
+
+
+def test_a_setting_given_to_a_resumed_run_is_in_its_state_from_its_first_step_on(tmp_path):
+    interrupted(tmp_path, 4)
+    _, run = resumed(tmp_path, "train.lr=0.5")
+    run.training.given = iter(())
+    with pytest.raises(ValueError, match="batches ended"), run:
+        run.train()
+    assert SavedRun.read(tmp_path, Config, wing="detection").config.train.lr == 0.5
+
+
+@pytest.mark.parametrize("how", ["moved", "removed"])
+def test_nothing_is_written_where_a_folder_no_longer_is(tmp_path, how):
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    training = Fitting(save_every=2)
+
+    def moving() -> Iterator:
+        for step, batch in enumerate(batches(0, 10)):
+            if step == 4:
+                folder.rename(elsewhere)
+                if how == "removed":
+                    shutil.rmtree(elsewhere)
+            yield batch
+
+    training.given = moving()
+    with pytest.raises(FolderMovedError, match=f"{folder} was moved or removed"):
+        trained(training, folder)
+    assert not folder.exists()
+    if how == "moved":
+        assert load_state(elsewhere / "last.pt", ())["progress"]["step"] == 4
+        _, run = resumed(elsewhere)
+        with run:
+            run.train()
+
+
 WRONG_FIELDS = {
     "config": [None, 3, "{", "[]", "[" * 100_000, "{}"],
     "num_images": [None, -1, 0, True, 10**400, "80", torch.ones(2)],
@@ -714,7 +788,7 @@ def test_a_field_that_no_run_writes_is_named_before_anything_is_written(tmp_path
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("missing", ["wing", "data", "environment", "meter"])
+@pytest.mark.parametrize("missing", ["format", "wing", "data", "environment", "meter"])
 def test_a_state_without_what_its_format_has_is_refused(tmp_path, missing):
     interrupted(tmp_path, 4)
     state = load_state(tmp_path / "last.pt", ())
@@ -722,6 +796,19 @@ def test_a_state_without_what_its_format_has_is_refused(tmp_path, missing):
     save_state(tmp_path / "last.pt", state)
     with pytest.raises(CheckpointError, match=rf"it lacks {missing}; it holds"):
         SavedRun.read(tmp_path, Config, wing="detection")
+
+
+@pytest.mark.parametrize("place", ["a parameter", "all", "never_used"])
+def test_a_state_whose_optimizer_lost_something_is_refused(tmp_path, place):
+    interrupted(tmp_path, 4)
+    optimizer = load_state(tmp_path / "last.pt", ())["optimizer"]
+    if place == "never_used":
+        del optimizer[place]
+    else:
+        optimizer["state"] = {1: optimizer["state"][1]} if place == "a parameter" else {}
+    changed(tmp_path, optimizer=optimizer)
+    with pytest.raises(CheckpointError, match=r"last\.pt .* its 'optimizer' is not"):
+        resumed(tmp_path)
 
 
 def test_a_state_of_format_1_goes_on_and_it_is_said_once(tmp_path, capsys):
