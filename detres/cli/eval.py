@@ -363,7 +363,7 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
     """Evaluate a results file or folder against annotations; no image is needed."""
     annotations, detections = Path(arguments.annotations), Path(arguments.detections)
     truth, usual_protocol, split = read_truth(annotations, arguments.split)
-    others = {path.stem for path in (annotations / "Annotations").glob("[!.]*.xml")}
+    others = {path.stem for path in (annotations / "Annotations").glob("[!.]*.[xX][mM][lL]")}
     protocol = arguments.protocol or usual_protocol
     iou_thresh = own_iou(protocol, arguments.iou)
     if detections.is_dir():

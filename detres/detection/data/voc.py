@@ -194,9 +194,7 @@ def _xml_files(folders: list[Path]) -> dict[Path, dict[str, Path]]:
     """Folder -> stem -> XML file, of all in the folder but hidden ones."""
     return {
         folder: {
-            path.stem: path
-            for path in sorted((folder / "Annotations").glob("*.xml"))
-            if not path.name.startswith(".")
+            path.stem: path for path in sorted((folder / "Annotations").glob("[!.]*.[xX][mM][lL]"))
         }
         for folder in folders
     }

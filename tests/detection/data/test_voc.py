@@ -442,6 +442,16 @@ def test_a_stem_in_another_spelling_is_found_and_said(tmp_path: Path, listed: st
     assert f"such as 'a' for '{listed}'" in result.notes[0]
 
 
+def test_suffixes_may_be_capitals(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))})
+    for folder, suffix in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
+        path = root / folder / f"a{suffix}"
+        path.rename(path.with_suffix(suffix.upper()))
+    result = read_voc(root, ["train"])
+    assert result.image_files.tolist() == [str(root / "JPEGImages" / "a.JPG")]
+    assert (len(result.boxes), result.notes) == (1, ())
+
+
 def test_two_spellings_of_one_image_are_one_listed_twice(tmp_path: Path) -> None:
     root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))}, {"train": "a\na.jpg"})
     with pytest.raises(AnnotationError, match="image a is listed twice"):
