@@ -261,10 +261,13 @@ def _left_over(found: Found, own: Mapping[str, Tensor], head_prefix: str) -> tup
 def _reported(
     found: Found, complete: list[Found], left_over: tuple[str, ...], swapped: bool
 ) -> Found:
-    """`found`, with a line on what else is in the file, where something is."""
-    if not left_over:
-        return found
+    """`found`, with a line on what else is in the file, where something is, or that it is an
+    average of weights.
+    """
     rank = _rank(found.prefix, swapped)
+    if not left_over:
+        averaged = f"taken from {_shown(found.prefix)}, an average of weights"
+        return replace(found, notes=(averaged,)) if rank[0] else found
     others = [_shown(each.prefix) for each in complete if _rank(each.prefix, swapped) != rank]
     groups = Counter(_group(name, found.prefix) for name in left_over)
     shown = [
@@ -272,7 +275,9 @@ def _reported(
         for group, number in groups.most_common(4)
     ]
     more = f" and {len(groups) - 4} more" if len(groups) > 4 else ""
-    why = f", {_reason(found.prefix, swapped)} {', '.join(others)}, also complete" if others else ""
+    why = ", an average of weights" if rank[0] else ""
+    if others:
+        why = f", {_reason(found.prefix, swapped)} {', '.join(others)}, also complete"
     note = f"taken from {_shown(found.prefix)}{why}; left over: {', '.join(shown)}{more}"
     return replace(found, left_over=left_over, notes=(note,))
 

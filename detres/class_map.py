@@ -77,8 +77,8 @@ class ClassMap:
         """
         if self != other:
             raise ClassMismatchError(
-                "the class lists differ; use data with the classes the model was trained on, or "
-                f"train a model for these classes:\n  {mine} ({len(self)}): "
+                "the class lists differ: complete the one that lacks a class, or choose among them "
+                f"(classes); a trained model keeps its own:\n  {mine} ({len(self)}): "
                 f"{self._listing(other)}\n  {theirs} ({len(other)}): {other._listing(self)}"
             )
 

@@ -86,7 +86,13 @@ def read_text(path: str | Path, what: str = "file") -> str:
     and its offset for other encodings.
     """
     require_file(path, what)
-    data = Path(path).read_bytes()
+    return text_of(Path(path).read_bytes(), f"{what} {path}")
+
+
+def text_of(data: bytes, name: str) -> str:
+    """Return the text that the bytes of a file are, as `read_text` does; name: of the file, for the
+    message of a TextError.
+    """
     mark, encoding = next(
         ((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", _unmarked(data))
     )
@@ -96,7 +102,7 @@ def read_text(path: str | Path, what: str = "file") -> str:
         offset = len(mark) + error.start
         line = data.count(b"\n", 0, offset) + 1
         raise TextError(
-            f"{what} {path}: byte 0x{data[offset]:02x} at offset {offset} (line {line}) is not "
+            f"{name}: byte 0x{data[offset]:02x} at offset {offset} (line {line}) is not "
             f"{encoding.upper()}; save the file as UTF-8"
         ) from None
 

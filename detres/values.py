@@ -1,5 +1,5 @@
-"""Values of annotations and results as exporters write them: one rule for flags, integers, numbers
-and text, whatever the format of the file.
+"""Values of annotations as exporters write them: one rule for flags, integers and numbers, whatever
+the format of the file.
 
 Each function returns None for a value it cannot read without guessing; the caller, who knows the
 record, says so.

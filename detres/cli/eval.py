@@ -363,7 +363,7 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
     """Evaluate a results file or folder against annotations; no image is needed."""
     annotations, detections = Path(arguments.annotations), Path(arguments.detections)
     truth, usual_protocol, split = read_truth(annotations, arguments.split)
-    others = {path.stem for path in (annotations / "Annotations").glob("*.xml")}
+    others = {path.stem for path in (annotations / "Annotations").glob("[!.]*.[xX][mM][lL]")}
     protocol = arguments.protocol or usual_protocol
     iou_thresh = own_iou(protocol, arguments.iou)
     if detections.is_dir():
@@ -393,7 +393,7 @@ def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | N
                 "--split goes with a VOC folder; a COCO JSON file is a split by itself"
             )
         return read_coco(path, None, box_policy="keep"), "coco", None
-    lists = {file.stem for file in (path / "ImageSets" / "Main").glob("*.txt")}
+    lists = {file.stem for file in (path / "ImageSets" / "Main").glob("[!.]*.txt")}
     usual = "test" if "test" in lists else "val"
     split = split or (min(lists) if len(lists) == 1 else usual)
     year = re.search(r"(19|20)\d\d$", path.resolve().name)

@@ -45,7 +45,8 @@ class Annotations:
     (M,) bool. Such objects are never trained on; each evaluation protocol ignores them by its own
     rule. dropped: reason -> how many records the box policy left out. sides: (M, 2) float64, widths
     and heights as the file gives them, None where it gives corners. notes: what else is to be said
-    about the data, a line each.
+    about the data, a line each. told_apart: whether the image ids were made, because several files
+    or folders have some of the same; results, which refer to those of one, have none of them.
     """
 
     source: str
@@ -63,6 +64,7 @@ class Annotations:
     dropped: dict[str, int]
     sides: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    told_apart: bool = False
 
     def __post_init__(self) -> None:
         num_images, num_objects = len(self.image_ids), len(self.boxes)
@@ -182,7 +184,12 @@ class Annotations:
                 f"image file {unique[counts > 1][0]} is in more than one of "
                 f"{', '.join(part.source for part in parts)} ({int((counts > 1).sum())} such)"
             )
-        image_ids, notes = _told_apart(parts)
+        image_ids, told_apart = _told_apart(parts)
+        notes = [note for part in parts for note in part.notes]
+        if told_apart:
+            notes.append(
+                f"image ids are told apart by their file: {len(parts)} files give some of the same"
+            )
         starts = np.cumsum([0] + [part.num_objects for part in parts])
         offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
         ids = np.concatenate([part.ids for part in parts])
@@ -201,7 +208,8 @@ class Annotations:
             ids=ids,
             dropped=dropped,
             sides=np.concatenate([part.xywh()[:, 2:] for part in parts]),
-            notes=(*(note for part in parts for note in part.notes), *notes),
+            notes=tuple(notes),
+            told_apart=told_apart,
             **rows,
         )
 
@@ -247,13 +255,11 @@ class Annotations:
         )
 
 
-def _told_apart(parts: list[Annotations]) -> tuple[np.ndarray, list[str]]:
-    """The image ids (N,) of several data sets as one, and what is to be said about them."""
+def _told_apart(parts: list[Annotations]) -> tuple[np.ndarray, bool]:
+    """The image ids (N,) of several data sets as one, and whether they had to be told apart."""
     image_ids = np.concatenate([part.image_ids for part in parts])
     kinds = {part.image_ids.dtype.kind for part in parts}
     if len(kinds) == 1 and len(np.unique(image_ids)) == len(image_ids):
-        return image_ids, []
+        return image_ids, False
     named = [f"{part.source}: {image_id}" for part in parts for image_id in part.image_ids.tolist()]
-    return np.array(named, dtype=str), [
-        f"image ids are told apart by their file: {len(parts)} files give some of the same"
-    ]
+    return np.array(named, dtype=str), True

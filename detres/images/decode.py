@@ -14,19 +14,21 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from detres.console import shown
 from detres.user_files import fault_of
 
 Picture = np.ndarray | str | Path
 """An image as a user gives it: a (H, W, 3) uint8 RGB array, or a path."""
 
 IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif", ".gif",
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif", ".gif", ".jpe",
 )  # fmt: skip
 """Of the files that are taken for images in a folder."""
 
 OTHER_SUFFIXES = (
-    ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".nef", ".arw",
-    ".raw", ".tga", ".ico", ".ppm", ".pgm",
+    ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl", ".psd", ".svg", ".dng", ".cr2",
+    ".cr3", ".nef", ".arw", ".raw", ".tga", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".apng", ".mpo",
+    ".exr", ".hdr",
 )  # fmt: skip
 """Of image files that are left out of a folder, and this said: they need decoders that not every
 Pillow has.
@@ -173,8 +175,13 @@ def _own_limit() -> Iterator[None]:
 
 def _require_size(width: int, height: int) -> None:
     """Raise ValueError for an image of too many pixels, told by its header."""
-    given = os.environ.get(_PIXEL_SETTING, "")
-    limit = int(given) if given.isascii() and given.isdigit() else _PIXEL_LIMIT
+    given = os.environ.get(_PIXEL_SETTING) or str(_PIXEL_LIMIT)
+    if not (given.isascii() and given.isdigit()):
+        raise ValueError(
+            f"the environment variable {_PIXEL_SETTING} is {shown(given)}, expected a number of "
+            "pixels"
+        )
+    limit = int(given)
     if width * height > limit:
         raise ValueError(
             f"it has {width}x{height} px, more than the {limit} that are allowed; set the "

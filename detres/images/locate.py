@@ -106,8 +106,8 @@ def respelled(pairs: list[tuple[str, str]], number: int, what: str) -> list[str]
         return []
     name, found = pairs[0]
     return [
-        f"{len(pairs)} of {number} {what} files are spelt otherwise than in the annotations, such "
-        f"as {shown(found)} for {shown(name)}"
+        f"{len(pairs)} of {number} {what} files are spelt otherwise than they are listed, such as "
+        f"{shown(found)} for {shown(name)}"
     ]
 
 

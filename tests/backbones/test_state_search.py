@@ -106,6 +106,23 @@ def test_a_network_is_found_and_what_is_left_over_is_said(content, note, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ({"state_dict_ema": STATE}, "taken from state_dict_ema, an average of weights"),
+        (under("ema_model.module."), "taken from ema_model.module, an average of weights"),
+        (
+            {"swa": STATE, "step": torch.ones(1)},
+            "taken from swa, an average of weights; left over: step",
+        ),
+        ({"schema": under("teachers.")}, None),
+    ],
+)
+def test_an_average_of_weights_is_called_that_also_where_nothing_else_is(content, note, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    assert load_weights(resnet_cifar(8), tmp_path / "w.pth").notes == ((note,) if note else ())
+
+
+@pytest.mark.parametrize(
     "content",
     [
         {**under("rgb."), **under("flow.", OTHER)},

@@ -204,6 +204,7 @@ def test_detections_in_a_folder_of_images_score_against_its_voc_folder(
         (year / "Annotations" / f"{stem}.xml").rename(year / "Annotations" / f"{name}.xml")
     (year / "ImageSets" / "Main").mkdir(parents=True)
     (year / "ImageSets" / "Main" / "held_out.txt").write_text("\n".join([*dotted.values()][:30]))
+    (year / "ImageSets" / "Main" / "._held_out.txt").write_bytes(b"\0\5\x16\7Mac OS X")
     truth = read_voc(year, ["held_out"], box_policy="keep", check_images=False)
     keep = ~truth.difficult
     owners = np.repeat(truth.image_ids, np.diff(truth.offsets))[keep].tolist()

@@ -49,7 +49,7 @@ def png_16_bit(values: np.ndarray, path: Path) -> Path:
 def test_every_suffix_is_read_as_contiguous_rgb(
     tmp_path: Path, photo: np.ndarray, suffix: str
 ) -> None:
-    lossy = suffix in (".jpg", ".jpeg", ".jfif")
+    lossy = suffix in (".jpg", ".jpeg", ".jfif", ".jpe")
     options = {"quality": 95} if lossy else {"lossless": True} if suffix == ".webp" else {}
     if suffix == ".gif":  # 256 colours
         photo = (photo // 64) * 64
@@ -290,6 +290,14 @@ def test_the_limit_on_pixels_is_a_setting(
         ImageReadError, match=r"it has 40x24 px, more than the 959 .* DETRES_MAX_PIXELS=960 to"
     ):
         read_image(path)
+    for nonsense in ("1e9", "-1", "959 "):
+        monkeypatch.setenv("DETRES_MAX_PIXELS", nonsense)
+        with pytest.raises(
+            ImageReadError, match=f"DETRES_MAX_PIXELS is '{nonsense}', expected a number of pixels"
+        ):
+            read_image(path)
+    monkeypatch.setenv("DETRES_MAX_PIXELS", "")
+    np.testing.assert_array_equal(read_image(path), photo)
 
 
 def test_pillows_own_limit_is_neither_asked_nor_changed(

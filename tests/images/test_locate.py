@@ -41,7 +41,7 @@ def test_other_spellings_are_found_and_said(tmp_path, written, there):
     files, notes = locate(folder, ["other.jpg", written], source="x.json")
     assert files == [f"{folder}/other.jpg", f"{folder}/{there}"]
     (note,) = notes
-    assert note.startswith("1 of 2 image files are spelt otherwise than in the annotations")
+    assert note.startswith("1 of 2 image files are spelt otherwise than they are listed")
     assert repr(there) in note
 
 

@@ -49,7 +49,7 @@ def read_image_folder(
     names = list(classes) if classes is not None else found
     for label, name in enumerate(names):
         inside = _files_below(root / name)
-        images = [path for path in inside if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES]
+        images = [path for path in inside if _is_image(path)]
         faults = {path: fault for path in images if (fault := fault_of(path))}
         if faults and damaged == "error":
             path, fault = next(iter(faults.items()))
@@ -59,9 +59,10 @@ def read_image_folder(
             )
         good = [path for path in images if path not in faults]
         if not good:
+            what = f"no image that can be used, of {len(images)}" if images else "no image"
             raise ValueError(
-                f"class folder {root / name} has no image ({', '.join(IMAGE_SUFFIXES)}); remove "
-                "it, or list the others (classes)"
+                f"class folder {root / name} has {what} ({', '.join(IMAGE_SUFFIXES)}); remove it, "
+                "or list the others (classes)"
             )
         other += len(inside) - len(images)
         files += good
@@ -88,6 +89,14 @@ def _class_folders(root: Path) -> list[str]:
         elif entry.is_symlink() and not os.path.exists(entry.path):
             raise FileNotFoundError(f"class folder {entry.path} {fault_of(entry.path)}")
     return sorted(names)
+
+
+def _is_image(path: str) -> bool:
+    """Whether a file is taken for an image: by its ending, and without one where it is a link that
+    leads nowhere, as one to a folder of images may be.
+    """
+    ending = os.path.splitext(path)[1].lower()
+    return ending in IMAGE_SUFFIXES or (not ending and not os.path.exists(path))
 
 
 def _files_below(folder: Path) -> list[str]:

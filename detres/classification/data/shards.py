@@ -29,6 +29,7 @@ from detres.class_map import ClassMap
 from detres.files import cache_folder
 from detres.images.decode import IMAGE_SUFFIXES
 from detres.images.source import ImageShards
+from detres.user_files import TextError, text_of
 
 _INDEX_VERSION = 2
 _THREADS = 8
@@ -354,7 +355,10 @@ def _require_end(file: BinaryIO, url: str, end: int) -> None:
 
 
 def _class_number(content: bytes, where: str) -> int:
-    text = content.strip()
-    if not re.fullmatch(rb"\d{1,6}", text):
-        raise ShardError(f"{where} holds {text[:20]!r}, expected a class number, 0..999999")
+    try:
+        text = text_of(content, where).strip()
+    except TextError:
+        text = ""
+    if not re.fullmatch(r"[0-9]{1,6}", text):
+        raise ShardError(f"{where} holds {content[:20]!r}, expected a class number, 0..999999")
     return int(text)

@@ -32,8 +32,8 @@ def doubts(xyxy: np.ndarray, sizes: np.ndarray, *, written_as_sides: bool) -> li
         return [
             f"{_of(fractions)} boxes lie within 0..1 px"
             + (f" of images of up to {largest} px" if largest else "")
-            + ": they look like fractions of the image, expected are pixels; multiply x and width "
-            "by the width of the image, y and height by its height"
+            + ": they look like fractions of the image, expected are pixels; multiply what runs "
+            "along x by the width of the image, along y by its height"
         ]
     sides = xyxy[:, 2:] - xyxy[:, :2]
     if (sides <= 1).all() and (largest > 10 or largest == 0):

@@ -23,12 +23,17 @@ def read_split(data: DataConfig, split: str, *, box_policy: BoxPolicy | None = N
     box_policy: by default the configuration's for train; ground truth for evaluation is kept as it
     stands ("keep"), so that the numbers are those of the official tools. Classes without an object
     to learn from are noted. Raises what the readers raise, ValueError when held-out images of
-    several files have the same ids: results could not refer to them.
+    several files or folders have the same ids: results could not refer to them.
     """
     policy = box_policy or (data.box_policy if split == "train" else "keep")
     annotations = _read(data, split, policy)
     if split == "train":
         return _with_empty_classes_noted(annotations)
+    if annotations.told_apart:
+        raise ValueError(
+            f"{annotations.source} have the same image ids, and results of held-out images refer "
+            "to the ids of one: number or name the images otherwise, or evaluate on one alone"
+        )
     return annotations
 
 
@@ -53,14 +58,7 @@ def _read(data: DataConfig, split: str, policy: BoxPolicy) -> Annotations:
         )
         for file, folder in zip(files, folders, strict=True)
     ]
-    whole = Annotations.concatenate(parts)
-    if split == "val" and whole.image_ids.dtype != parts[0].image_ids.dtype:
-        raise ValueError(
-            f"{' and '.join(part.source for part in parts)} have the same image ids, and results "
-            "of held-out images refer to the ids of one file: number the images otherwise, or "
-            "evaluate on one of the files"
-        )
-    return whole
+    return Annotations.concatenate(parts)
 
 
 def _with_empty_classes_noted(annotations: Annotations) -> Annotations:

@@ -51,8 +51,8 @@ def read_voc(
     box_policy: BoxPolicy = "drop",
     check_images: bool = True,
 ) -> Annotations:
-    """Read one or more splits of data in the VOC layout; image ids are file stems, source ids are
-    1..K.
+    """Read one or more splits of data in the VOC layout; image ids are file stems, behind their
+    folder ("VOC2007/000001") where folders share some, source ids are 1..K.
 
     root: a VOCdevkit, with splits "VOC2007/trainval" or "2007/trainval", or one year's folder
     (Annotations, ImageSets/Main, JPEGImages), with splits "trainval". Several splits are put
@@ -72,8 +72,8 @@ def read_voc(
     Raises FileNotFoundError for a missing folder, split (naming those that exist), XML or image,
     and for a dangling link or anything but a file in their place; AnnotationError for XML that is
     malformed, no VOC annotation or declares entities, an object without name or box, a flag that is
-    none, a side beyond LARGEST_SIDE, an image in two splits, an unknown class name, and when no
-    file has an object; TextError for a list in an unknown encoding.
+    none, a side beyond LARGEST_SIDE, an image in two splits of a folder, an unknown class name, and
+    when no file has an object; TextError for a list in an unknown encoding.
     """
     root = Path(root)
     source = f"{root}: {' + '.join(splits)}"
@@ -83,7 +83,13 @@ def read_voc(
     folders = list(dict.fromkeys(folder for folder, _ in images))
     xml_files = _xml_files(folders)
     images, notes = _respell(images, xml_files, "annotation", source)
-    _require_once([stem for _, stem in images], source)
+    _require_once(images, source)
+    image_ids, told_apart = _image_ids(images, folders)
+    if told_apart:
+        notes.append(
+            f"image ids are told apart by their folder: {len(folders)} folders have some of the "
+            "same file names"
+        )
     files = [stem for _, stem in images]
     if check_images:
         files, respelled_images = _files_of(images, folders, source)
@@ -120,7 +126,7 @@ def read_voc(
     return Annotations(
         source=source,
         class_map=class_map,
-        image_ids=np.array([stem for _, stem in images], dtype=str),
+        image_ids=image_ids,
         image_files=np.array(files, dtype=str),
         image_sizes=sizes,
         offsets=offsets_of(image_rows[keep], len(images)),
@@ -132,6 +138,7 @@ def read_voc(
         ids=np.arange(1, len(xyxy) + 1),
         dropped=({OTHER_CLASS: others} if others else {}) | dropped,
         notes=tuple(notes),
+        told_apart=told_apart,
     )
 
 
@@ -153,12 +160,23 @@ class _Record(NamedTuple):
     objects: list[_Object]
 
 
-def _require_once(stems: list[str], source: str) -> None:
-    repeated = [stem for stem, count in Counter(stems).items() if count > 1]
+def _require_once(images: list[tuple[Path, str]], source: str) -> None:
+    repeated = [stem for (_, stem), count in Counter(images).items() if count > 1]
     if repeated:
         raise AnnotationError(
             f"{source}: image {repeated[0]} is listed twice ({len(repeated)} such)"
         )
+
+
+def _image_ids(images: list[tuple[Path, str]], folders: list[Path]) -> tuple[np.ndarray, bool]:
+    """The ids (N,) str of images (folder, stem): their stems, told apart by the folder where
+    folders share some.
+    """
+    if len({stem for _, stem in images}) == len(images):
+        return np.array([stem for _, stem in images], dtype=str), False
+    last = os.path.commonpath(folders)
+    named = [f"{folder.relative_to(last).as_posix()}/{stem}" for folder, stem in images]
+    return np.array(named, dtype=str), True
 
 
 def _files_of(
@@ -176,9 +194,7 @@ def _xml_files(folders: list[Path]) -> dict[Path, dict[str, Path]]:
     """Folder -> stem -> XML file, of all in the folder but hidden ones."""
     return {
         folder: {
-            path.stem: path
-            for path in sorted((folder / "Annotations").glob("*.xml"))
-            if not path.name.startswith(".")
+            path.stem: path for path in sorted((folder / "Annotations").glob("[!.]*.[xX][mM][lL]"))
         }
         for folder in folders
     }

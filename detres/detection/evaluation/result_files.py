@@ -16,6 +16,7 @@ import numpy as np
 from detres.detection.annotations import Annotations
 from detres.detection.structures import Predictions, index_of, label_of
 from detres.images.decode import IMAGE_SUFFIXES
+from detres.user_files import TextError, read_text
 
 LARGEST = 1e9
 """Px. No coordinate of a box is larger; areas and overlaps of larger ones would not be numbers."""
@@ -101,12 +102,10 @@ def read_coco_results(
 
 
 def _load_records(path: Path) -> list[dict]:
-    if not path.exists():
-        raise FileNotFoundError(f"no detections file {path}")
-    if not path.is_file():
-        raise DetectionFileError(f"{path} is not a regular file")
     try:
-        records = json.loads(path.read_bytes())
+        records = json.loads(read_text(path, "detections file"))
+    except TextError as error:
+        raise DetectionFileError(str(error)) from None
     except (ValueError, RecursionError) as error:
         raise DetectionFileError(f"{path} is not JSON that can be read: {error}") from None
     if not isinstance(records, list):
@@ -196,10 +195,10 @@ def read_voc_results(
     A line is: image-id score xmin ymin xmax ymax, 1-based inclusive pixels; xmin and ymin lose 1;
     numbers stay float64. A class without a file has no detections; a file of a class that `truth`
     lacks is left out, and so are detections in `others`, ids of images beside those of `truth`.
-    Raises FileNotFoundError for no such folder or files, DetectionFileError for
-    files of more than one competition or split, when no file is of a class of `truth`, and, naming
-    file and line, for a line of another form, xmax < xmin, a number beyond LARGEST or an unknown
-    image.
+    Raises FileNotFoundError for no such folder or files, TextError for one in an unknown encoding,
+    DetectionFileError for files of more than one competition or split, when no file is of a class
+    of `truth`, and, naming file and line, for a line of another form, xmax < xmin, a number beyond
+    LARGEST or an unknown image.
     """
     folder = Path(folder)
     files = {
@@ -261,9 +260,7 @@ def _read_voc_file(
     """Image ids, (D, 5) float64 (score, xmin, ymin, xmax, ymax) as written, and lines on the
     ids.
     """
-    if not path.is_file():
-        raise DetectionFileError(f"{path} is not a regular file")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_text(path, "detections file").splitlines()
     numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
     rows = [
         lines[number - 1].rsplit(maxsplit=5) for number in numbers

@@ -214,6 +214,24 @@ def test_a_dangling_link_is_listed_where_damage_is_skipped(tmp_path: Path) -> No
     assert images.labels.tolist() == [0, 1]
 
 
+def test_a_dangling_link_to_a_folder_of_images_is_one_too(tmp_path: Path) -> None:
+    spoilt(tmp_path)
+    for name in ("more", "README.txt"):
+        (tmp_path / "b" / name).symlink_to("gone")
+    images = read_image_folder(tmp_path, damaged="skip")
+    assert images.damaged[-1] == str(tmp_path / "b" / "more")
+    assert images.source.endswith("(1 files that are no images passed over)")
+    with pytest.raises(FileNotFoundError, match=r"b/more is a link to gone, which is not there"):
+        read_image_folder(tmp_path, classes=["b"])
+
+
+def test_a_class_without_an_image_that_can_be_used_says_so(tmp_path: Path) -> None:
+    spoilt(tmp_path)
+    (tmp_path / "a" / "1.png").unlink()
+    with pytest.raises(ValueError, match=r"a has no image that can be used, of 2 \(\.jpg"):
+        read_image_folder(tmp_path, damaged="skip")
+
+
 def test_a_class_folder_that_is_a_dangling_link_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a" / "1.png")
     (tmp_path / "b").symlink_to("gone")

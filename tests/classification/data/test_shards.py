@@ -207,6 +207,17 @@ def test_relative_roots_links_and_odd_folder_names(
         assert_images_are(read_shards(root, pattern), paths)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_class_numbers_in_every_encoding_that_tells_itself(tmp_path: Path, encoding: str) -> None:
+    members = [
+        (name, content.decode().encode(encoding) if name.endswith(".cls") else content)
+        for label in (0, 1)
+        for name, content in sample(f"s{label}", label)
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    assert read_shards(str(tmp_path), "a.tar").labels.tolist() == [0, 1]
+
+
 def test_hidden_and_other_files_beside_shards_are_passed_over(tmp_path: Path) -> None:
     paths = write_set(tmp_path / "set")
     (tmp_path / "set" / "._train-000.tar").write_bytes(

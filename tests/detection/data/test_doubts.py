@@ -39,7 +39,7 @@ def test_fractions(size):
     (line,) = told(fractions, size)
     assert line.startswith("all 40 boxes lie within 0..1 px")
     assert ("of images of up to 640 px" in line) == (size == SIZE)
-    assert "multiply x and width" in line
+    assert "multiply what runs along x by the width" in line
     (line,) = told([*fractions, (5, 5, 90, 90)], size)
     assert line.startswith("40 of 41 boxes lie within 0..1 px")
     assert told([*fractions[:10], (5, 5, 90, 90)], size) == []  # one in eleven is no slip

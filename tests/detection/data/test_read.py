@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from detres.detection.config import DataConfig
 from detres.detection.data.box_policy import AnnotationError
 from detres.detection.data.read import read_split
 from tests.detection.configs import box, coco_config
@@ -79,6 +80,27 @@ def test_held_out_ids_must_be_those_of_one_file(tmp_path):
     data = data.model_copy(update={"val": data.train, "val_images": data.train_images})
     with pytest.raises(ValueError, match="have the same image ids, and results of held-out"):
         read_split(data, "val")
+
+
+def test_held_out_stems_must_be_those_of_one_folder(tmp_path):
+    sides = "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
+    item = f"<object><name>dog</name><bndbox>{sides}</bndbox></object>"
+    text = f"<annotation>{item}</annotation>"
+    for folder in ("a", "b"):
+        for name, content in (
+            ("Annotations/x.xml", text),
+            ("ImageSets/Main/all.txt", "x"),
+            ("JPEGImages/x.jpg", ""),
+        ):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True)
+            path.write_text(content)
+    both = DataConfig(format="voc", root=str(tmp_path), train=("a/all", "b/all"), val=("a/all",))
+    assert read_split(both, "train").image_ids.tolist() == ["a/x", "b/x"]
+    assert read_split(both, "val").image_ids.tolist() == ["x"]
+    both = both.model_copy(update={"val": both.train})
+    with pytest.raises(ValueError, match="have the same image ids, and results of held-out"):
+        read_split(both, "val")
 
 
 def test_an_image_in_two_files_is_refused(tmp_path):

@@ -140,11 +140,29 @@ def test_years_combine_and_ids_stay_unique(tmp_path: Path) -> None:
     assert names_of(result.class_map, result.labels) == ["dog", "cat"]
 
 
-def test_same_stem_in_two_splits_is_refused(tmp_path: Path) -> None:
-    for year in ("VOC2007", "VOC2012"):
-        write(tmp_path / year, {"same": xml(thing("dog", (1, 1, 9, 9)))})
+def test_the_same_stem_in_two_folders_is_two_images(tmp_path: Path) -> None:
+    for folder, name in (("VOC2007", "dog"), ("own", "cat")):
+        write(tmp_path / folder, {"same": xml(thing(name, (1, 1, 9, 9)))})
+    write(tmp_path / "own", {"b": xml()}, {"train": "same\nb"})
+    result = read_voc(tmp_path, ["own/train", "2007/train"])
+    assert result.image_ids.tolist() == ["own/same", "own/b", "VOC2007/same"]
+    assert result.image_files.tolist() == [
+        str(tmp_path / folder / "JPEGImages" / f"{stem}.jpg")
+        for folder, stem in (("own", "same"), ("own", "b"), ("VOC2007", "same"))
+    ]
+    assert names_of(result.class_map, result.labels) == ["cat", "dog"]
+    assert result.told_apart
+    assert result.notes == (
+        "image ids are told apart by their folder: 2 folders have some of the same file names",
+    )
+
+
+def test_the_same_image_in_two_splits_of_a_folder_is_refused(tmp_path: Path) -> None:
+    files = {stem: xml(thing("dog", (1, 1, 9, 9))) for stem in ("a", "same")}
+    write(tmp_path / "own", files, {"train": "a\nsame", "val": "same"})
+    write(tmp_path / "VOC2007", files)
     with pytest.raises(AnnotationError, match="image same is listed twice"):
-        read_voc(tmp_path, ["2007/train", "2012/train"])
+        read_voc(tmp_path, ["own/train", "2007/train", "own/val"])
 
 
 def test_classes_are_those_of_the_folder_not_of_the_split(tmp_path: Path) -> None:
@@ -422,6 +440,16 @@ def test_a_stem_in_another_spelling_is_found_and_said(tmp_path: Path, listed: st
     result = read_voc(root, ["train"])
     assert result.image_ids.tolist() == ["a"]
     assert f"such as 'a' for '{listed}'" in result.notes[0]
+
+
+def test_suffixes_may_be_capitals(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))})
+    for folder, suffix in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
+        path = root / folder / f"a{suffix}"
+        path.rename(path.with_suffix(suffix.upper()))
+    result = read_voc(root, ["train"])
+    assert result.image_files.tolist() == [str(root / "JPEGImages" / "a.JPG")]
+    assert (len(result.boxes), result.notes) == (1, ())
 
 
 def test_two_spellings_of_one_image_are_one_listed_twice(tmp_path: Path) -> None:

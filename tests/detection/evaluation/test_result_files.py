@@ -27,6 +27,9 @@ from tests.detection.evaluation.scenes import predictions_of, random_scene, trut
 
 TRUTH = truth_of([(7, 1, (0, 0, 10, 10))], [7, 9])
 RECORD = {"image_id": 7, "category_id": 17, "bbox": [1.5, 2, 3, 4], "score": 0.25}
+HIT = (7, 2, 0.25, (1.5, 2, 4.5, 6))
+"""RECORD as a prediction."""
+
 NAMED = truth_of([("000007", 1, (0, 0, 10, 10))], ["000007", "a b"])
 
 
@@ -298,10 +301,40 @@ def test_widths_stay_as_they_are_written(tmp_path: Path) -> None:
 
 def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "comp4_det_val_cat.txt")  # opening it would wait for ever
-    with pytest.raises(DetectionFileError, match=r"cat.txt is not a regular file"):
+    with pytest.raises(FileNotFoundError, match=r"detections file .*cat.txt is a FIFO, expected a"):
         read_voc_results(tmp_path, TRUTH)
-    with pytest.raises(DetectionFileError, match=r"cat.txt is not a regular file"):
+    with pytest.raises(FileNotFoundError, match=r"detections file .*cat.txt is a FIFO, expected a"):
         read_coco_results(tmp_path / "comp4_det_val_cat.txt", TRUTH)
+    (tmp_path / "link.json").symlink_to("gone.json")
+    with pytest.raises(FileNotFoundError, match=r"link.json is a link to gone.json, which is not"):
+        read_coco_results(tmp_path / "link.json", TRUTH)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_results_are_read_in_every_encoding_that_tells_itself(
+    encoding: str, tmp_path: Path
+) -> None:
+    (tmp_path / "d.json").write_bytes(json.dumps([RECORD]).encode(encoding))
+    same(read_coco_results(tmp_path / "d.json", TRUTH)[0], predictions_of([HIT]))
+    (tmp_path / "comp4_det_val_dog.txt").write_bytes("7 0.25 2.5 3 4.5 6\r\n".encode(encoding))
+    same(read_voc_results(tmp_path, TRUTH)[0], predictions_of([HIT]))
+
+
+def test_results_in_another_encoding_are_named_with_the_byte(tmp_path: Path) -> None:
+    byte = r"byte 0xe9 at offset \d+ \(line 1\) is not UTF-8; save the file as UTF-8"
+    text = "café 0.25 2.5 3 4.5 6\n".encode("latin-1")
+    (tmp_path / "comp4_det_val_dog.txt").write_bytes(text)
+    with pytest.raises(ValueError, match=rf"detections file .*dog.txt: {byte}"):
+        read_voc_results(tmp_path, TRUTH)
+    (tmp_path / "d.json").write_bytes(b'[{"image_id": "caf\xe9"}]')
+    with pytest.raises(DetectionFileError, match=rf"detections file .*d.json: {byte}"):
+        read_coco_results(tmp_path / "d.json", TRUTH)
+
+
+def test_hidden_files_beside_results_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "comp4_det_val_dog.txt").write_text("7 0.25 2.5 3 4.5 6\n")
+    (tmp_path / "._comp4_det_val_dog.txt").write_bytes(b"\0\5\x16\7Mac OS X")
+    same(read_voc_results(tmp_path, TRUTH)[0], predictions_of([HIT]))
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
