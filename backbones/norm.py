@@ -100,9 +100,10 @@ def _norm_of_images(norm: nn.Module, x: Tensor, padding: Padding) -> Tensor:
     `norm` takes statistics.
     """
     if isinstance(norm, nn.GroupNorm):  # its statistics are those of one image
-        out = torch.zeros_like(x)
-        for into, image in zip(padding.images(out), padding.images(x), strict=True):
-            into.copy_(norm(image))
+        normed = [norm(image) for image in padding.images(x)]
+        out = torch.zeros_like(x, dtype=normed[0].dtype)  # autocast may widen
+        for into, image in zip(padding.images(out), normed, strict=True):
+            into.copy_(image)
         return out
     if isinstance(norm, _BatchNorm) and (norm.training or norm.running_var is None):
         keep = padding.keep[:, 0]
