@@ -265,6 +265,11 @@ def _shared() -> nn.Module:
     return nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3))
 
 
+def _shared_norm() -> nn.Module:
+    norm = nn.BatchNorm2d(3)
+    return nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 1), norm)
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [
@@ -277,6 +282,7 @@ def _shared() -> nn.Module:
             "1",
         ),
         (_shared, "1"),
+        (_shared_norm, "1"),
     ],
 )
 def test_fold_batch_norm_names_a_norm_it_cannot_fold(make, name):
