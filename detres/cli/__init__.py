@@ -8,6 +8,8 @@ import difflib
 import importlib
 import sys
 
+from detres.console import accept_any_text, one_line, shortened, write_line
+
 COMMANDS = {
     "train-cls": "train a classifier, or pretrain a backbone",
     "train-det": "train a Faster R-CNN",
@@ -25,11 +27,12 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         asked_for_help = sys.argv[1:] in ([], ["-h"], ["--help"])
         if not asked_for_help:
+            accept_any_text()
             near = difflib.get_close_matches(sys.argv[1], COMMANDS, n=1)
-            sys.stderr.write(
-                f"unknown command '{sys.argv[1]}'"
-                + (f", did you mean {near[0]}?" if near else "")
-                + "\n"
+            write_line(
+                f"unknown command '{shortened(one_line(sys.argv[1]))}'"
+                + (f", did you mean {near[0]}?" if near else ""),
+                sys.stderr,
             )
         width = max(map(len, COMMANDS))
         sys.stdout.write("usage: detres COMMAND [ARGUMENTS]\n\n")
