@@ -29,12 +29,14 @@ DEEP = 100_000
 class Case:
     """write: makes the files in a folder that is the working directory then. named: text of which
     an error names at least one. refused: reading it without an error would be accepting nonsense.
+    said: what the output must tell where it is read.
     """
 
     name: str
     write: Callable[[Path], None]
     named: tuple[str, ...]
     refused: bool
+    said: str = ""
 
 
 class Raw:
@@ -77,6 +79,8 @@ RESULTS = [
 
 HUGE = Raw("9" * 400)
 NESTED = Raw("[" * DEEP + "]" * DEEP)
+STEERING = ("\x1b[31mred", "two\nlines", "\r0 faults", "\u202eesrever", "bell\x07", "\ud800")
+"""Text that would change what a terminal shows."""
 NO_NUMBERS = {
     "null": None,
     "text": "much",
@@ -106,11 +110,14 @@ def _json_cases(
 ) -> Iterator[Case]:
     for keys, name, value, refused in changes:
         text = dump(_changed(document, keys, value))
+        # such an area is the box's, by rule
+        said = "replaced by the box's" if keys[-1] == "area" and not refused else ""
         yield Case(
             f"{kind} {'.'.join(map(str, keys))} = {name}",
             _writing({file: text.encode()}),
             (file,),
             refused,
+            said if value is not None else "",
         )
     whole = {
         "empty": b"",
@@ -127,9 +134,33 @@ def _json_cases(
         "latin-1": dump(document).replace("cat", "caf\u00e9").encode("latin-1")[:-1] + b"\xe9}",
         "gzip": zlib.compress(dump(document).encode()),
         "half a surrogate": dump(document).encode()[:-1] + b',"x":"\\ud800"',
+        "half a character": b"\xff\xfe" + dump(document).encode("utf-16-le")[:-1],
+        "a mark alone": b"\xef\xbb\xbf",
+        "another mark": b"\xfe\xff" + dump(document).encode("utf-16-le"),
+        "two marks": b"\xef\xbb\xbf\xef\xbb\xbf" + dump(document).encode(),
+        "a mark within": dump(document).encode().replace(b"[", b"[\xef\xbb\xbf", 1),
+        "lines": b"".join(dump(r).encode() + b"\n" for r in document),
+        "single quotes": dump(document).replace('"', "'").encode(),
+        "a comment": b"// made by hand\n" + dump(document).encode(),
+        "a comma too many": dump(document).encode()[:-1] + b"," + dump(document).encode()[-1:],
     }
     for name, content in whole.items():
         yield Case(f"{kind}: {name}", _writing({file: content}), (file,), True)
+    special: dict[str, Callable[[Path], object]] = {
+        "FIFO": os.mkfifo,
+        "folder": Path.mkdir,
+        "dangling link": lambda path: path.symlink_to("gone"),
+        "link to itself": lambda path: path.symlink_to(path.name),
+        "device": lambda path: path.symlink_to("/dev/zero"),
+    }
+    for name, make in special.items():
+
+        def write(folder: Path, make: Callable[[Path], object] = make) -> None:
+            _writing({})(folder)
+            (folder / file).unlink()
+            make(folder / file)
+
+        yield Case(f"{kind}: {name}", write, (file,), True)
 
 
 def _writing(files: dict[str, bytes]) -> Callable[[Path], None]:
@@ -162,7 +193,9 @@ def coco_cases() -> Iterator[Case]:
         counted = {"NaN", "Infinity", "1e400", "400 digits", "null"}  # boxes the box policy drops
         for keys in numbers:
             for name, value in NO_NUMBERS.items():
-                allowed = (keys[-1], name) in lenient or (keys[-1] == 2 and name in counted)
+                allowed = (keys[-1], name) in lenient or (
+                    keys[-1] in (2, "area") and name in counted
+                )
                 yield keys, name, value, not allowed
         for name in ("text", "list", "object", "400 digits", "nested", "NaN"):
             yield ("annotations", 0, "iscrowd"), name, NO_NUMBERS[name], True
@@ -193,6 +226,13 @@ def coco_cases() -> Iterator[Case]:
         yield ("images", 0, "width"), "negative", -5, True
         yield ("images", 0, "width"), "10^12", 10**12, True
         yield ("images", 0, "id"), "2^70", 2**70, True
+        for text in STEERING:
+            yield ("categories", 0, "name"), repr(text), text, False
+            yield ("images", 0, "file_name"), repr(text), text, False
+        yield ("categories", 0, "name"), "long", "x" * 100_000, False
+        yield ("images", 0, "file_name"), "NUL", "a\0.jpg", True
+        yield ("annotations", 0, "bbox"), "text", ["1", "2", "3", "x"], True
+        yield ("annotations", 0, "bbox"), "bool", [True, 1, 1, 1], True
 
     return _json_cases("annotations", "truth.json", SCENE, changes())
 
@@ -212,6 +252,18 @@ def results_cases() -> Iterator[Case]:
             yield (1,), dump(value), value, True
         yield (0, "image_id"), "2^70", 2**70, True
         yield (0, "image_id"), "1.5", 1.5, True
+        yield (0, "image_id"), "bool", True, True
+        yield (1, "category_id"), "bool", True, True
+        yield (1, "score"), "bool", True, True
+        yield (0, "bbox"), "1e300", [1, 1, 1e300, 1], True
+        yield (0, "bbox"), "negative", [1, 1, -3, 4], True
+        for text in ("0,5", "1_0", "0x10", "\u0661", "NaN", "1e400", "1 2", "--1"):
+            yield (1, "score"), f"text {text}", text, True
+            yield (0, "bbox", 3), f"text {text}", text, True
+        for text in ("1_0", "0x1", "\u0661", "1e0", "1.5", "9" * 400, "", *STEERING):
+            yield (0, "image_id"), f"text {text[:9]!r}", text, True
+            yield (1, "category_id"), f"text {text[:9]!r}", text, True
+        yield (0, "image_id"), "long", "x" * 10**6, True
         yield (0, "category_id"), "0.5", 0.5, True
 
     return _json_cases("results", "found.json", RESULTS, changes())
@@ -241,6 +293,7 @@ def _write_voc(xml: bytes, comp4: bytes, listed: bytes) -> Callable[[Path], None
     return write
 
 
+OF_CAT, OF_DOG = "comp4_det_test_cat.txt", "comp4_det_test_dog.txt"
 COMP4 = b"a 0.9 10 10 40 30\nb 0.4 11 10 40 30\n"
 
 
@@ -286,6 +339,12 @@ def voc_cases() -> Iterator[Case]:
         "other root": b"<html><body/></html>",
         "two roots": XML.encode() * 2,
         "NUL": XML.encode().replace(b"cat", b"c\0t"),
+        "text for a root": b"annotation",
+        "cut character": '<annotation encoding="\u00e9'.encode()[:-1],
+        "control character": XML.encode().replace(b"cat", b"c\x1bt"),
+        "control character, as a reference": XML.encode().replace(b"cat", b"c&#27;t"),
+        "no such entity": XML.encode().replace(b"cat", b"&nobody;"),
+        "empty name": XML.encode().replace(b"cat", b" \n "),
         "long attribute": b'<annotation x="' + b"y" * 10**6 + b"<",
     }
     for name, xml in whole.items():
@@ -299,10 +358,13 @@ def voc_cases() -> Iterator[Case]:
         "NUL": b"a\0\n",
         "twice": b"a\na\nb\n",
         "wrong columns": b"a 1 2 3 4\n",
+        "control characters": b"a\n\x1b[31mred\n",
+        "long": b"a\n" + b"x" * 10**6,
+        "half a character": b"\xff\xfea\0b",
     }
     for name, text in lists.items():
         case = _write_voc(XML.encode(), COMP4, text)
-        yield Case(f"VOC list: {name}", case, ("test.txt", "zzz"), name != "twice")
+        yield Case(f"VOC list: {name}", case, ("test.txt", "zzz"), True)
     lines = {
         "five columns": b"a 0.9 10 10 40\n",
         "seven columns": b"a 0.9 10 10 40 30 5\n",
@@ -318,11 +380,63 @@ def voc_cases() -> Iterator[Case]:
         "NUL": b"a 0.9 10 10 40 3\0\n",
         "underscore": b"a 0.9 1_0 10 40 30\n",
         "other digits": "a 0.9 \u0661\u0660 10 40 30\n".encode(),
+        "latin-1": b"caf\xe9 0.9 10 10 40 30\n",
+        "half a character": "a 0.9 10 10 40 30\n".encode("utf-16")[:-1],
+        "another image": b"zzz 0.9 10 10 40 30\n",
+        "control characters": b"\x1b[31m 0.9 10 10 40 30\n",
+        "long": b"z" * 10**6 + b" 0.9 10 10 40 30\n",
+        "long, without numbers": b"z" * 10**6,
+        "reversed": b"a 0.9 40 30 10 10\n",
+        "1e10": b"a 0.9 10 10 1e10 30\n",
+        "header": b"image score x1 y1 x2 y2\na 0.9 10 10 40 30\n",
     }
     for name, text in lines.items():
         case = _write_voc(XML.encode(), text, b"a\nb\n")
-        lenient = name in ("underscore", "other digits")
-        yield Case(f"comp4: {name}", case, ("comp4_det_test_cat.txt",), not lenient)
+        yield Case(f"comp4: {name}", case, ("comp4_det_test_cat.txt",), True)
+    yield from _comp4_folders()
+
+
+def _comp4_folders() -> Iterator[Case]:
+    """Folders of results files of which one is something else."""
+    odd: dict[str, tuple[Callable[[Path], object], str, bool]] = {
+        "nothing": (lambda results: (results / OF_CAT).unlink(), "results", True),
+        "a FIFO": (lambda results: os.mkfifo(results / OF_DOG), OF_DOG, True),
+        "a folder": (lambda results: (results / OF_DOG).mkdir(), OF_DOG, True),
+        "a dangling link": (lambda results: (results / OF_DOG).symlink_to("gone"), OF_DOG, True),
+        "a device": (lambda results: (results / OF_DOG).symlink_to("/dev/zero"), OF_DOG, True),
+        "two results": (
+            lambda results: (results / "comp3_det_test_cat.txt").write_bytes(COMP4),
+            "comp3",
+            True,
+        ),
+        "two splits": (
+            lambda results: (results / "comp4_det_val_dog.txt").write_bytes(COMP4),
+            "val",
+            True,
+        ),
+        "another class": (
+            lambda results: (results / OF_CAT).rename(results / "comp4_det_test_klingon.txt"),
+            "klingon",
+            True,
+        ),
+        "a class that steers": (  # of none of the classes: left out, by name
+            lambda results: (results / "comp4_det_test_\x1b[31m\n.txt").write_bytes(COMP4),
+            OF_CAT,
+            False,
+        ),
+        "many classes": (
+            lambda results: [(results / f"comp4_det_test_c{n}.txt").touch() for n in range(2000)],
+            OF_CAT,
+            False,
+        ),
+    }
+    for name, (change, named, refused) in odd.items():
+
+        def write(folder: Path, change: Callable[[Path], object] = change) -> None:
+            _write_voc(XML.encode(), COMP4, b"a\nb\n")(folder)
+            change(folder / "VOC2007/results")
+
+        yield Case(f"comp4 folder: {name}", write, (named,), refused)
 
 
 # --- settings: YAML and --set

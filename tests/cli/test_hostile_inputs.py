@@ -93,6 +93,8 @@ def faults(case: Case, outcome: Outcome) -> Iterator[str]:
     elif outcome.status == 0:
         if case.refused:
             yield f"accepted: {outcome.out[-300:]}"
+        if case.said not in outcome.out + outcome.err:
+            yield f"not said: {case.said}"
     else:
         message = outcome.refusal
         if message.count("\n") > MOST_LINES or len(message) > 2000 or not message:
