@@ -483,6 +483,24 @@ def yaml_cases() -> Iterator[Case]:
         "bool": "name: t\ndata: {format: shapes}\ntrain: {steps: yes}\n",
         "binary tag": "name: !!binary aGVsbG8=\n",
         "set": "name: !!set {a, b}\n",
+        "merge of a number": YAML + "<<: 5\n",
+        "merge of a list of numbers": YAML + "<<: [1, 2]\n",
+        "merge of nobody": YAML + "<<: *nobody\n",
+        "merge, in quotes": YAML + "'<<': {seed: 1}\n",
+        "merge into a list": "name: [<<: {a: b}]\n",
+        "merged foreign key": YAML + "<<: {klingon: 1}\n",
+        "merges of merges": "a0: &a0 {x: 1}\n"
+        + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 9)),
+        "long tag": f"name: !{'x' * 9999} y\n",
+        "long anchor": f"name: *{'x' * 9999}\n",
+        "long text": f"name: t\ndata: {{format: '{'x' * 100_000}'}}\n",
+        "many keys": YAML + "".join(f"key{n}: 1\n" for n in range(10_000)),
+        "key that steers": YAML + '"\\e[31mred": 1\n',
+        "key of two lines": YAML + '"a\\nb": 1\n',
+        "half a surrogate": YAML + '"\\ud800": 1\n',
+        "directive": "%YAML 9.9\n---\n" + YAML + "klingon: 1\n",
+        "unclosed quote": "name: 'tiny\n",
+        "JSON of nothing": "{}",
     }
     for name, text in texts.items():
         write = _writing({"bad.yaml": text.encode()})
@@ -538,6 +556,14 @@ SETTINGS = (
     "eval.protocol=klingon", "eval.batch_size=0", "name=", "name=a/b", "name=..", "name=.",
     "seed=-1", "seed=1e99", "eval={protocol: voc07, protocol: coco}", "a" * 100_000 + "=1",
     "train.lr=" + "[" * 5000, "train.lr=" + "9" * 5000, "tr\x1b[31main.lr=1", "train.lr=1\n2: 3",
+    "a." * 50_000 + "b=1", "train." + "b" * 100_000 + "=1", "train.lr=" + "x" * 100_000,
+    "train.lr=!" + "y" * 9999, "train.lr=*" + "z" * 9999, "train.milestones=" + "[2, 1]" * 2,
+    "train.lr={<<: {a: 1}}", "train.lr=<<", "train.<<=1", "<<.lr=1", "<<={lr: 1}", "data=[]",
+    "train.lr=\x1b[31m", "train.lr='\n\n\n\n\n'", "model.anchors.sizes=" + str([-1] * 50_000),
+    "seed=\udcff", "\udcff=1", "name=\u202e", "name=" + "x" * 5000, "data.classes=[1.5]",
+    "data.train=5", "data.train=[[a]]", "data.train=[null]", "data.outside=klingon",
+    "data.box_policy=klingon", "data.shapes_val=-1", "data.damaged=klingon",
+    "eval.batch_size=1e3", "train.steps=9223372036854775808", "seed=18446744073709551616",
 )  # fmt: skip
 """Values of --set that no configuration takes."""
 
@@ -559,6 +585,38 @@ def torch_zip(data: bytes, **more: bytes) -> bytes:
         for name, content in more.items():
             archive.writestr(f"archive/data/{name}", content)
     return buffer.getvalue()
+
+
+NO_METADATA = {
+    "empty": "", "null": "null", "number": "5", "text": '"x"', "list": "[]", "cut": "{",
+    "object": '{"klingon": 1}', "nested": NESTED.text, "5000 digits": "9" * 5000, "NaN": "NaN",
+    "steering": "\x1b[31m\n\n\n\n", "long": '"' + "x" * 10**6 + '"',
+}  # fmt: skip
+
+
+def metadata_changes(
+    metadata: dict[str, str], inner: dict[str, list[object]]
+) -> Iterator[tuple[str, dict[str, str], bool]]:
+    """Name, metadata with one entry that is something else, and whether that is nonsense.
+
+    inner: dotted key inside one of the entries that are JSON -> values that it cannot have.
+    """
+    for key in metadata:
+        if key == "sha256":  # made anew for each
+            continue
+        yield f"without {key}", {k: v for k, v in metadata.items() if k != key}, False
+        for name, value in NO_METADATA.items():
+            # what only tells where the weights come from is not read
+            yield f"{key} = {name}", {**metadata, key: value}, key not in ("step", "arch")
+    for place, values in inner.items():
+        key, *keys = place.split(".")
+        for value in values:
+            text = dump(_changed(json.loads(metadata[key]), tuple(keys), value))
+            yield f"{place} = {text_of(value)}", {**metadata, key: text}, True
+
+
+def text_of(value: object) -> str:
+    return dump(value)[:30]
 
 
 def weights_cases(safetensors: bytes, bare: bytes) -> Iterator[Case]:
@@ -684,6 +742,9 @@ def picture_cases() -> Iterator[Case]:
 
         return write
 
+    for name, content in _strange_pictures(good, whole_png).items():
+        yield Case(f"picture {name}", _pictures({name: content}, good), (name,), False)
+
     made = {
         "FIFO": os.mkfifo,
         "folder": Path.mkdir,
@@ -694,6 +755,58 @@ def picture_cases() -> Iterator[Case]:
     }
     for name, make in made.items():
         yield Case(f"picture: {name}", special(make), ("odd.jpg",), name != "folder")
+
+
+def _strange_pictures(jpeg: bytes, whole_png: bytes) -> dict[str, bytes]:
+    """Pictures that can be seen, with something beside the pixels that is damaged or too much."""
+    rng = np.random.default_rng(1)
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + jpeg[2:]
+
+    def exif(*entries: bytes, offset: int = 8) -> bytes:
+        table = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+        return segment(0xE1, b"Exif\0\0II*\0" + struct.pack("<I", offset) + table)
+
+    def entry(tag: int, kind: int, count: int, value: int) -> bytes:
+        return struct.pack("<HHII", tag, kind, count, value)
+
+    def with_chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        chunk = struct.pack(">I", len(content)) + kind + content + checksum
+        return whole_png[:33] + chunk + whole_png[33:]  # behind the signature and IHDR
+
+    strange = {
+        f"orientation_{value}.jpg": exif(entry(0x112, 3, 1, value)) for value in (0, 9, 65535)
+    }
+    strange |= {
+        "orientation_text.jpg": exif(entry(0x112, 2, 4, 0x41414141)),
+        "orientation_twice.jpg": exif(entry(0x112, 3, 1, 6), entry(0x112, 3, 1, 3)),
+        "orientation_2_32.jpg": exif(entry(0x112, 3, 2**32 - 1, 6)),
+        "orientation_of_no_type.jpg": exif(entry(0x112, 999, 1, 6)),
+        "exif_far.jpg": exif(entry(0x112, 3, 1, 6), offset=2**32 - 1),
+        "exif_loop.jpg": exif(entry(0x8769, 4, 1, 8), entry(0x8825, 4, 1, 8)),
+        "exif_many.jpg": exif(*[entry(0x112, 3, 1, 6)] * 5000),
+        "exif_empty.jpg": segment(0xE1, b"Exif\0\0"),
+        "exif_cut.jpg": segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff"),
+        "icc.jpg": segment(0xE2, b"ICC_PROFILE\0\x01\x01" + bytes(rng.integers(256, size=300))),
+        "adobe.jpg": segment(0xEE, b"Adobe\0d\0\0\0\0\x02"),
+        "comment.jpg": segment(0xFE, b"\x1b[31m" * 1000),
+        "xmp.jpg": segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta" + b"<a>" * 9999),
+        "tail.jpg": jpeg + bytes(10**6),
+        "exif.png": with_chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"),
+        "text.png": with_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200 << 20))),
+        "profile.png": with_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200 << 20))),
+        "palette.png": with_chunk(b"PLTE", b"\1\2"),
+        "gamma.png": with_chunk(b"gAMA", bytes(4)),
+        "animated.png": with_chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)),
+        "chunk.png": with_chunk(b"\x1b[3m", b"x"),
+        "two_headers.png": with_chunk(b"IHDR", struct.pack(">IIBBBBB", 9**9, 9**9, 8, 2, 0, 0, 0)),
+    }
+    for number in range(8):
+        noise = bytes(rng.integers(256, size=200, dtype=np.uint8))
+        strange[f"exif_noise{number}.jpg"] = segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0" + noise)
+    return strange
 
 
 def _pictures(more: dict[str, bytes], good: bytes) -> Callable[[Path], None]:
@@ -764,6 +877,40 @@ def class_folder_cases() -> Iterator[Case]:
     }
     for name, (change, named) in structures.items():
         yield Case(f"class folder: {name}", folder_with(change), (named,), True)
+    for name in ODD_NAMES:
+        odd_class = Path(os.fsdecode(name))
+
+        def renamed(root: Path, odd_class: Path = odd_class) -> None:
+            for split in ("train", "val"):
+                (root / split / "cat").rename(root / split / odd_class)
+
+        def odd_file(root: Path, odd_class: Path = odd_class) -> None:
+            (root / "train/cat" / f"{str(odd_class)[:200]}.jpg").write_bytes(b"no image")
+
+        yield Case(f"class folder: called {name[:20]!r}", folder_with(renamed), ("classes",), False)
+        yield Case(f"class folder: with {name[:20]!r}", folder_with(odd_file), ("classes",), True)
+    more = {
+        "one class in two Unicode forms": lambda root: [
+            (root / split / name).mkdir()
+            for split in ("train", "val")
+            for name in ("\u00e9", "e\u0301")
+        ],
+        "a link to itself for a class": lambda root: (root / "train/cow").symlink_to("cow"),
+        "a FIFO for a class": lambda root: os.mkfifo(root / "train/cow"),
+        "a dangling link for a class": lambda root: (root / "train/cow").symlink_to("gone"),
+        "a loop of folders": lambda root: (root / "train/cat/again").symlink_to(".."),
+        "many classes": lambda root: [(root / f"train/c{n}").mkdir() for n in range(3000)],
+    }
+    for name, change in more.items():
+        yield Case(f"class folder: {name}", folder_with(change), ("classes",), False)
+
+
+ODD_NAMES = (
+    b"two\nlines", b"\x1b[31mred", b"\r0 faults", b"x" * 255, b"caf\xe9", b"\xed\xa0\x80", b"a b",
+    b" ", b"*", b"$(touch it_ran)", b"-rf", b"%s%n", "\u202eesrever".encode(), b"{0..9}", b"a,b",
+    b"'\"", b"con", b"\x7f",
+)  # fmt: skip
+"""Names that a file system takes."""
 
 
 def shard_cases() -> Iterator[Case]:
@@ -811,7 +958,23 @@ def shard_cases() -> Iterator[Case]:
         "FIFO": tar(member("0.jpg", b"", type=tarfile.FIFOTYPE), member("0.cls", b"0")),
         "device": tar(member("0.jpg", b"", type=tarfile.CHRTYPE), member("0.cls", b"0")),
         "page": b"<!DOCTYPE html><html>Not found</html>",
-    }
+        "steering": tar(member("\x1b[31m\n.jpg", b"hello"), member("\x1b[31m\n.cls", b"0")),
+        "surrogate": tar(member("\udcff.jpg", b"hello"), member("\udcff.cls", b"0")),
+        "long name": tar(member("x" * 5000 + ".jpg", b"hello"), member("x" * 5000 + ".cls", b"0")),
+        "far path": tar(member("../../0.jpg", b"hello"), member("../../0.cls", b"0")),
+        "twice": tar(*sample[:2], member("0.jpg", b"hello")),
+        "label of lines": tar(member("0.jpg", good), member("0.cls", b"0\n\n\n1\x1b[31m")),
+        "label long": tar(member("0.jpg", good), member("0.cls", b"x" * 10**6)),
+        "label in other digits": tar(member("0.jpg", good), member("0.cls", "\u0661".encode())),
+        "hard link": tar(
+            member("0.jpg", b"", type=tarfile.LNKTYPE, linkname="0.jpg"), member("0.cls", b"0")
+        ),
+        "pax bomb": tar(
+            member("h", b"9" * 30 + b" path=x\n", type=tarfile.XHDTYPE), *sample[:2],
+            member("1.jpg", b"hello"), member("1.cls", b"1"),
+        ),
+        "gzip": zlib.compress(whole),
+    }  # fmt: skip
     for name, content in shards.items():
 
         def write(folder: Path, content: bytes = content) -> None:
