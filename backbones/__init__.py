@@ -95,6 +95,14 @@ def list_backbones(pattern: str = "") -> list[str]:
     return [name for name in BACKBONES if pattern in name]
 
 
+def require_known(name: str) -> None:
+    """Raise ValueError unless a backbone is called `name`, giving the nearest ones."""
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(BACKBONES)}"
+        raise ValueError(f"unknown backbone {name!r:.60}, {hint}")
+
+
 def create_backbone(
     name: str,
     *,
@@ -118,10 +126,7 @@ def create_backbone(
     Raises ValueError for an unknown name, giving the nearest ones, and for an argument this network
     does not have; WeightsError when the weights cannot be used.
     """
-    if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(BACKBONES)}"
-        raise ValueError(f"unknown backbone '{name}', {hint}")
+    require_known(name)
     options = {
         "shortcut": shortcut,
         "shortcut_padding": shortcut_padding,

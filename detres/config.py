@@ -20,7 +20,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_o
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from detres.console import shown
+from detres.console import one_line, shortened, shown
 from detres.user_files import TextError, expanded, read_text, require_file
 
 _LARGEST = 2**63 - 1
@@ -39,6 +39,8 @@ _MOST_VALUES = 100_000
 
 _DEEPEST = 50
 _MOST_FAULTS = 3
+_LONGEST_FAULT = 1000
+"""Characters of a line of a message."""
 
 
 class ConfigError(ValueError):
@@ -146,7 +148,10 @@ def check(section: type[AnySection], tree: dict, source: str) -> AnySection:
         by_key = {
             tuple(part for part in e["loc"] if part not in _UNION_TAGS): e for e in error.errors()
         }
-        lines = [_explain(section, e, source) for e in by_key.values()]
+        lines = [
+            shortened(one_line(_explain(section, e, source)), _LONGEST_FAULT)
+            for e in by_key.values()
+        ]
         if len(lines) > _MOST_FAULTS:
             more = len(lines) - (_MOST_FAULTS - 1)
             lines[_MOST_FAULTS - 1 :] = [f"{source}: and {more} more such errors"]
@@ -311,7 +316,7 @@ def _parse(text: str, source: str) -> object:
         where = f"{source}:{mark.line + 1}" if mark else source
         goes_on = error.problem.startswith("but") and error.context
         what = f"{error.context}, {error.problem}" if goes_on else error.problem
-        raise ConfigError(f"{where}: {what}") from None
+        raise ConfigError(f"{where}: {shortened(one_line(what), _LONGEST_FAULT)}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not YAML: {shown(str(error))}") from None
     except RecursionError:
@@ -366,24 +371,27 @@ def _item_types(options: list[object], number: int) -> list[object]:
 
 def _apply(section: type[Section], tree: dict, override: str, notice: Notice) -> None:
     key, equals, value = override.partition("=")
+    source = f"--set {shortened(override)}"
     if not equals or not key:
-        raise ConfigError(f"--set {override}: expected key=value, for example --set train.lr=0.01")
+        raise ConfigError(f"{source}: expected key=value, for example --set train.lr=0.01")
     given = key.strip().split(".")
+    if len(given) > _DEEPEST:
+        raise ConfigError(f"{source}: nested more than {_DEEPEST} deep")
     *parents, last = _renamed_key(section, given)
     if [*parents, last] != given:
-        notice(f"--set {override}: this is now called {'.'.join([*parents, last])}")
+        notice(f"{source}: this is now called {'.'.join([*parents, last])}")
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {parent} is a value, not a section")
+            raise ConfigError(f"{source}: {shortened(parent)} is a value, not a section")
     try:
-        node[last] = _parse(value, f"--set {override}")
+        node[last] = _parse(value, source)
     except ConfigError:
         if not value.startswith(("*", "{")):
             raise
         node[last] = value  # a pattern such as *.tar or {00..10}.tar, which is no YAML
-    _rename(section, tree, f"--set {override}", notice)  # also inside a mapping given as value
+    _rename(section, tree, source, notice)  # also inside a mapping given as value
 
 
 _UNION_TAGS = ("bool", "literal['auto']")
@@ -405,7 +413,7 @@ def _explain(section: type[Section], error: dict, source: str) -> str:
             path for path in _all_keys(section) if path.rpartition(".")[2] == location[-1]
         ]
         hint = f"did you mean '{near[0]}'?" if near else f"valid keys are: {', '.join(valid)}"
-        return f"{source}: unknown key '{key}'; {hint}"
+        return f"{source}: unknown key '{shortened(key)}'; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("value_error", "missing"):
         return f"{source}: {key}: {message}"

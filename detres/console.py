@@ -34,7 +34,12 @@ def shown(value: object) -> str:
         text = one_line(repr(value))
     except (ValueError, RecursionError):  # an integer of very many digits; nested very deeply
         return f"a {type(value).__name__} too long to show"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
+    return shortened(text)
+
+
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """Return `text`, cut after `longest` characters with their number said where it is longer."""
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
 
 
 def write_line(text: str, stream: TextIO | None = None) -> None:

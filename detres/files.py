@@ -33,6 +33,7 @@ __all__ = [
     "has_metadata",
     "load_model_state",
     "load_weights",
+    "mapping",
     "metadata_field",
     "replacing",
     "require_metadata",
@@ -146,10 +147,30 @@ def metadata_field(
         ) from None
 
 
+def mapping(value: object) -> dict:
+    """Return `value`, raising TypeError unless it is a dict: what `metadata_field` makes of JSON
+    objects, where dict would take lists of pairs too.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__}, expected an object")
+    return value
+
+
 def load_model_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Load all of `tensors`, of any shape (...,), into all of `model`; raises CheckpointError
     saying what does not fit, model unchanged: names, shapes, kinds of number, and values that are
     not finite.
+    """
+    require_fitting(model, tensors, path)
+    fault = first_fault(tensors, model.state_dict())
+    if fault is not None:
+        raise CheckpointError(f"{path}: {fault}")
+    model.load_state_dict(tensors)
+
+
+def require_fitting(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError unless `tensors`, of any shape (...,), have the names and shapes of
+    those of `model`, which may be on the meta device.
     """
     own = model.state_dict()
     problems = [f"missing: {name}" for name in own if name not in tensors]
@@ -164,10 +185,6 @@ def load_model_state(model: nn.Module, tensors: dict[str, Tensor], path: Path) -
         raise CheckpointError(
             f"{path} holds weights of another architecture:\n  {'; '.join(problems[:4])}{more}"
         )
-    fault = first_fault(tensors, own)
-    if fault is not None:
-        raise CheckpointError(f"{path}: {fault}")
-    model.load_state_dict(tensors)
 
 
 def first_line(error: Exception) -> str:

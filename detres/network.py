@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from backbones import Backbone, WeightsError, create_backbone
+from pydantic import field_validator
+
+from backbones import Backbone, WeightsError, create_backbone, require_known
 from detres.config import Section, UserPath
 
 
@@ -36,6 +38,12 @@ class NetworkConfig(Section):
     norm: Literal["batch", "frozen", "sync", "group"] | None = None
     zero_init_residual: bool | None = None  # not in the paper
     weights: UserPath | None = None  # a file, or a published name such as torchvision/resnet101.v1
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        require_known(name)
+        return name
 
 
 def build_network(

@@ -5,6 +5,7 @@ encoding it is.
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import stat
 from pathlib import Path
@@ -28,6 +29,10 @@ _KINDS = (
 
 class TextError(ValueError):
     """A text file in an unknown encoding; the message names the file and the byte."""
+
+
+class JsonError(ValueError):
+    """A file that is no JSON; the message names it."""
 
 
 def expanded(path: str) -> str:
@@ -105,6 +110,20 @@ def text_of(data: bytes, name: str) -> str:
             f"{name}: byte 0x{data[offset]:02x} at offset {offset} (line {line}) is not "
             f"{encoding.upper()}; save the file as UTF-8"
         ) from None
+
+
+def read_json(path: str | Path, what: str = "file") -> object:
+    """Return what a JSON file holds; raises JsonError naming it when it is none, nested too deeply
+    or holds an integer of thousands of digits, and as `read_text` does.
+    """
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise JsonError(f"{path} is not JSON that can be read: it is nested too deeply") from None
+    except ValueError as error:
+        said = str(error).partition(";")[0]  # Python's hint at a limit of its own is for programs
+        raise JsonError(f"{path} is not JSON: {said}") from None
 
 
 def _unmarked(data: bytes) -> str:

@@ -196,6 +196,33 @@ def test_an_override_that_cannot_be_applied(tmp_path, override):
         load_config(write(tmp_path, SMALL), DetectionConfig, [override])
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "a" * 100_000 + "=1",
+        "train." + "a" * 100_000 + "=1",
+        "name." + "a" * 100_000 + ".b=1",
+        "a" * 100_000,
+        "train.lr=" + "[" * 5000,
+        "train.lr=" + "x" * 100_000,
+        "train.lr=!" + "x" * 100_000,
+        "train.lr=*" + "x" * 100_000,
+        "train.lr={" + "x" * 100_000,
+        "train.lr={" + "x" * 1000 + ": 1, " + "x" * 1000 + ": 2}",
+        "train.milestones=" + str([2, 1] * 50_000),
+        "a." * 50_000 + "b=1",
+        "data.train=[" + ", ".join(["{a: 1}"] * 9999) + "]",
+        'train.lr="\n' + "\n" * 999 + 'x"',
+    ],
+    ids=lambda text: text[:24],
+)
+def test_an_override_of_any_length_has_a_short_message(tmp_path, override):
+    with pytest.raises(ConfigError, match="--set") as caught:
+        load_config(write(tmp_path, SMALL), DetectionConfig, [override])
+    assert str(caught.value).count("\n") <= 2
+    assert len(str(caught.value)) < 3000
+
+
 def test_a_missing_file_is_named_with_the_nearest(tmp_path):
     write(tmp_path, SMALL)
     with pytest.raises(FileNotFoundError, match=r"did you mean .*small\.yaml"):
@@ -489,6 +516,9 @@ def laughs(depth):
         ("x: {[1]: 2}", "key a list or mapping is not a name"),
         ("name: \0", "not YAML"),
         ("<<: 3\n", "<< takes a mapping"),
+        (f"name: !{'x' * 9999} y\n", "for the tag '!xxx.*characters"),
+        (f"a: *{'x' * 9999}\n", "undefined alias 'xxx.*characters"),
+        (f"{'k' * 900}: 1\n{'k' * 900}: 2\n", "small.yaml:2: key 'kkk.* is given twice"),
     ],
 )  # fmt: skip
 def test_a_file_beyond_all_measure_is_refused_in_few_lines(tmp_path, text, message):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from detres.console import accept_any_text, one_line, printable, shown, write_line
+from detres.console import accept_any_text, one_line, printable, shortened, shown, write_line
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,13 @@ def test_every_control_character_is_escaped():
 def test_a_name_is_one_line():
     assert one_line("a\nb\r\u2028c\td") == "a b  c d"
     assert one_line("red  cell") == "red  cell"
+
+
+def test_text_is_cut_where_it_is_longer():
+    assert shortened("x" * 80) == "x" * 80
+    assert shortened("ab" * 45) == "ab" * 40 + "... (90 characters)"
+    assert shortened("abc", 2) == "ab... (3 characters)"
+    assert shortened("") == ""
 
 
 def test_a_value_is_shown_short_and_in_one_line():

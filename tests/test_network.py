@@ -113,10 +113,11 @@ def test_the_weights_are_those_that_are_given_and_not_of_the_settings(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (NetworkConfig(name="resnet19"), "unknown backbone 'resnet19', did you mean"),
-        (NetworkConfig(name="plain18", shortcut="B"), "plain18 has no shortcut"),
+        ({"name": "resnet19"}, "unknown backbone 'resnet19', did you mean"),
+        ({"name": "x" * 9999}, "unknown backbone 'xxx.{50,60}, known: plain18"),
+        ({"name": "plain18", "shortcut": "B"}, "plain18 has no shortcut"),
     ],
 )
 def test_a_network_that_is_not_there(settings, message):
     with pytest.raises(ValueError, match=message):
-        build_network(settings, num_classes=10)
+        build_network(NetworkConfig(**settings), num_classes=10)

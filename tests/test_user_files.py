@@ -4,7 +4,16 @@ import os
 
 import pytest
 
-from detres.user_files import TextError, expanded, fault_of, read_text, require_file, tidied
+from detres.user_files import (
+    JsonError,
+    TextError,
+    expanded,
+    fault_of,
+    read_json,
+    read_text,
+    require_file,
+    tidied,
+)
 
 TEXT = "é: [猫]\n"
 
@@ -50,6 +59,35 @@ def test_another_encoding_is_named_with_its_byte(tmp_path):
     path.write_bytes(b"\xff\xfea\0b")  # half a character at its end
     with pytest.raises(TextError, match=r"byte 0x62 at offset 4 \(line 1\) is not UTF-16-LE"):
         read_text(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_json_in_any_encoding_of_text(tmp_path, encoding):
+    path = tmp_path / "a.json"
+    path.write_text('{"猫": [1, 2.5]}', encoding=encoding)
+    assert read_json(path) == {"猫": [1, 2.5]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ("9" * 5000, "is not JSON: .*has 5000 digits$"),
+        ("", "is not JSON: Expecting value"),
+        ("{}{}", "is not JSON: Extra data"),
+        ('"\x1b"', "is not JSON: Invalid control character"),
+    ],
+)
+def test_what_is_no_json_is_named_in_a_line(tmp_path, text, message):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(JsonError, match=message) as caught:
+        read_json(path, "results")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"no results .*gone\.json"):
+        read_json(tmp_path / "gone.json", "results")
 
 
 def test_what_is_no_file_is_told_without_opening_it(tmp_path):

@@ -25,6 +25,7 @@ from detres.files import (
     WHAT_FILES_HOLD,
     has_metadata,
     load_weights,
+    mapping,
     metadata_field,
     require_metadata,
 )
@@ -66,7 +67,7 @@ def load_classifier(
     """
     _, metadata = load_weights(path)
     require_metadata(metadata, "a classifier", path)
-    tree = metadata_field(metadata, "config", path, dict)
+    tree = metadata_field(metadata, "config", path, mapping)
     config = check(ClassificationConfig, tree, str(path))
     class_map = metadata_field(metadata, "classes", path, ClassMap.from_dict)
     net = build_network(config.model.network, num_classes=len(class_map), weights=path)

@@ -8,7 +8,7 @@ import difflib
 import importlib
 import sys
 
-from detres.console import write_line
+from detres.console import accept_any_text, one_line, shortened, write_line
 
 COMMANDS = {
     "train-cls": "train a classifier, or pretrain a backbone",
@@ -27,9 +27,13 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         asked_for_help = sys.argv[1:] in ([], ["-h"], ["--help"])
         if not asked_for_help:
+            accept_any_text()
             near = difflib.get_close_matches(sys.argv[1], COMMANDS, n=1)
-            meant = f", did you mean {near[0]}?" if near else ""
-            write_line(f"unknown command '{sys.argv[1]}'{meant}", sys.stderr)
+            write_line(
+                f"unknown command '{shortened(one_line(sys.argv[1]))}'"
+                + (f", did you mean {near[0]}?" if near else ""),
+                sys.stderr,
+            )
         width = max(map(len, COMMANDS))
         write_line("usage: detres COMMAND [ARGUMENTS]\n")
         for name, what in COMMANDS.items():

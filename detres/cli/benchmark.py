@@ -14,14 +14,14 @@ from detres.benchmarks.cifar import benchmark_cifar
 from detres.benchmarks.crops import benchmark_crops
 from detres.benchmarks.detector import benchmark_detector, benchmark_padding
 from detres.benchmarks.timing import Timing
-from detres.cli.flags import add_device_flag, ending, say
+from detres.cli.flags import CommandParser, add_device_flag, ending, say
 
 JOBS = ("detector", "padding", "backbone", "cifar", "crops")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and time; returns the exit status."""
-    parser = argparse.ArgumentParser(description="time parts of this toolkit against torchvision's")
+    parser = CommandParser(description="time parts of this toolkit against torchvision's")
     parser.add_argument(
         "what", nargs="?", default="detector", choices=JOBS, help="default: %(default)s"
     )

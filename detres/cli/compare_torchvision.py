@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-import argparse
-
 from detres.benchmarks.comparison import compare
 from detres.cli.flags import (
     DETECTION_CONFIG,
+    CommandParser,
     add_config_flags,
     add_seed_flag,
     config_from,
@@ -20,7 +19,7 @@ from detres.user_files import expanded
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and train both; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="train our detector and one made of torchvision's parts by the same loop"
     )
     add_config_flags(parser)

@@ -25,7 +25,15 @@ from detres.classification.weights_file import (
     load_classifier,
     published_classifier,
 )
-from detres.cli.flags import add_config_flags, config_path, ending, notice, read_config, say
+from detres.cli.flags import (
+    CommandParser,
+    add_config_flags,
+    config_path,
+    ending,
+    notice,
+    read_config,
+    say,
+)
 from detres.config import with_overrides
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_val_set, eval_loader
@@ -79,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of this command's flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="evaluate the weights of a detector or a classifier, or a detections file"
     )
     what = parser.add_mutually_exclusive_group(required=True)

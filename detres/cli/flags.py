@@ -10,12 +10,12 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 
 from detres.config import Section, load_config
-from detres.console import accept_any_text, write_line
+from detres.console import accept_any_text, one_line, printable, shortened, write_line
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.stop import Interrupted
 from detres.images.locate import OutsideFolderError
@@ -44,6 +44,9 @@ CONFIGS = next(
 )
 DETECTION_CONFIG = CONFIGS / "shapes_r18.yaml"
 CLASSIFICATION_CONFIG = CONFIGS / "cls_shapes_r18.yaml"
+
+_LONGEST_MESSAGE = 1000
+"""Characters."""
 
 _FLAG = re.compile(r"--[a-z-]+")
 
@@ -100,6 +103,17 @@ HINTS = {
 """What flags can do about an error of the library, which knows none; the first hint whose flags the
 command has.
 """
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors repeat what the user gave as `write_line` would, and no more of it than
+    a few lines hold.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and end with status 2."""
+        accept_any_text()
+        super().error(printable(shortened(one_line(message), _LONGEST_MESSAGE)))
 
 
 def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:

@@ -19,7 +19,7 @@ from detres.classification.data.in_memory import ArrayEvalBatches
 from detres.classification.data.read import read_held_out
 from detres.classification.evaluation.responses import layer_responses
 from detres.classification.weights_file import load_classifier
-from detres.cli.flags import add_device_flag, ending, say
+from detres.cli.flags import CommandParser, add_device_flag, ending, say
 from detres.files import replacing, write_text
 from detres.images.source import ImageArrays
 from detres.runs.folder import RECORDS
@@ -31,7 +31,7 @@ RESPONSE_IMAGES = 1000
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and draw; returns the exit status."""
-    parser = argparse.ArgumentParser(description="draw the paper's figures from runs of train-cls")
+    parser = CommandParser(description="draw the paper's figures from runs of train-cls")
     parser.add_argument(
         "kind",
         choices=("curves", "responses"),

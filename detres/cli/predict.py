@@ -15,7 +15,7 @@ import torch
 
 from detres.classification.classifier import Classifier
 from detres.classification.weights_file import is_classifier
-from detres.cli.flags import add_device_flag, ending, notice, say
+from detres.cli.flags import CommandParser, add_device_flag, ending, notice, say
 from detres.console import one_line
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.detector import Detector
@@ -38,7 +38,7 @@ Images = Iterator[tuple[Path, np.ndarray]]
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, load, detect or classify, write; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="detect in images and draw what was found, or classify them, by what the "
         "weights are of"
     )

@@ -10,6 +10,7 @@ from detres.classification.config import ClassificationConfig
 from detres.classification.training import STATE_KEYS, WING, ClassificationTraining
 from detres.cli.flags import (
     CLASSIFICATION_CONFIG,
+    CommandParser,
     add_training_flags,
     config_from,
     ending,
@@ -24,7 +25,7 @@ from detres.runs.run import TrainingRun
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train; returns the exit status."""
-    parser = argparse.ArgumentParser(description="train a classifier")
+    parser = CommandParser(description="train a classifier")
     add_training_flags(parser, CLASSIFICATION_CONFIG)
     arguments = parser.parse_args(argv)
     require_resumable(parser, arguments)

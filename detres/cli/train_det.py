@@ -8,6 +8,7 @@ import argparse
 
 from detres.cli.flags import (
     DETECTION_CONFIG,
+    CommandParser,
     add_training_flags,
     config_from,
     ending,
@@ -25,7 +26,7 @@ from detres.user_files import expanded
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, build, train; returns the exit status."""
-    parser = argparse.ArgumentParser(description="train a Faster R-CNN")
+    parser = CommandParser(description="train a Faster R-CNN")
     add_training_flags(parser, DETECTION_CONFIG)
     parser.add_argument(
         "--init-from",

@@ -24,6 +24,9 @@ from detres.network import NetworkConfig
 from detres.runs.settings import TrainConfig
 
 NotNegative = Annotated[float, Field(ge=0)]
+Few = Field(min_length=1, max_length=100)
+AnchorSide = Annotated[float, Field(gt=0, le=1e6)]
+AspectRatio = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
 class BackboneConfig(NetworkConfig):
@@ -66,14 +69,23 @@ class InputConfig(Section):
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
     channel_order: Literal["rgb", "bgr"] = "rgb"
 
+    @model_validator(mode="after")
+    def _short_is_at_most_the_longest(self) -> InputConfig:
+        longest = max((self.short_side, *self.train_short_sides))
+        if longest > self.max_side:
+            raise ValueError(
+                f"short_side {longest} px is more than max_side, {self.max_side} px, allows"
+            )
+        return self
+
 
 class AnchorConfig(Section):
     """Reference boxes: side in px of the square one, and height / width. 3 x 3 on VOC; COCO adds
     side 64 (Ren et al., 4.2).
     """
 
-    sizes: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (128.0, 256.0, 512.0)
-    aspect_ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
+    sizes: Annotated[tuple[AnchorSide, ...], Few] = (128.0, 256.0, 512.0)
+    aspect_ratios: Annotated[tuple[AspectRatio, ...], Few] = (0.5, 1.0, 2.0)
     style: Literal["py-faster-rcnn", "torchvision", "detectron2"] = "py-faster-rcnn"
 
 
@@ -109,7 +121,7 @@ class RoIConfig(Section):
 
     pool: Literal["roi_pool", "roi_align", "roi_align_aligned"] = "roi_pool"
     # before conv5, whose stride halves it (the paper gives no size; every C4 release)
-    pool_size: Positive = 14
+    pool_size: Annotated[int, Field(ge=1, le=64)] = 14
     sampling_ratio: Count = 2  # RoIAlign only; 0 = adaptive
     fg_iou_thresh: Fraction = 0.5
     bg_iou_thresh: Fraction = 0.5

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from backbones.files import DIGEST, DamagedFileError, require_digest
@@ -22,7 +23,9 @@ from detres.files import (
     has_metadata,
     load_model_state,
     load_weights,
+    mapping,
     metadata_field,
+    require_fitting,
     require_metadata,
     write_safetensors,
 )
@@ -92,12 +95,17 @@ def load_detector(
     _require_known_format(metadata, path)
     if DIGEST not in metadata:
         notice(f"{path}: {UNCHECKED}")
-    tree = {key: metadata_field(metadata, key, path, dict) for key in ("model", "data", "eval")}
+    tree = {key: metadata_field(metadata, key, path, mapping) for key in ("model", "data", "eval")}
     tree = {"name": "detector", "train": {"steps": 1}, **tree}
     config = check(DetectionConfig, tree, str(path))
     class_map = metadata_field(metadata, "classes", path, ClassMap.from_dict)
+    tensors = current_names(tensors)
+    with torch.device("meta"):  # which takes no memory, whatever size the file says the model has
+        require_fitting(
+            build_detector(config.model, len(class_map), pretrained=False), tensors, path
+        )
     detector = build_detector(config.model, len(class_map), pretrained=False)
-    load_model_state(detector, current_names(tensors), path)
+    load_model_state(detector, tensors, path)
     return detector.eval(), config, class_map
 
 

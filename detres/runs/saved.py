@@ -30,6 +30,8 @@ the loss became infinite.
 
 STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
 
+_WINGS = ("detection", "classification")
+
 _KEYS_SINCE_2 = ("format", "wing", "data", "environment", "meter")
 """What states of format 2 hold beside; those of format 1 have none of them."""
 
@@ -88,7 +90,7 @@ class SavedRun:
         path, note = _state_to_read(folder)
         stamp = _stamp(path)
         state = load_state(path, STATE_KEYS)
-        _require_wing(folder, state, wing)
+        _require_wing(path, state, wing)
         require_keys(path, state, keys)
         if any(key in state for key in _KEYS_SINCE_2):
             require_keys(path, state, _KEYS_SINCE_2)
@@ -199,13 +201,14 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _require_wing(folder: Path, state: dict, wing: str) -> None:
+def _require_wing(path: Path, state: dict, wing: str) -> None:
     """States of format 1 do not say theirs: a classifier's holds the input of its network."""
     found = state.get("wing", "classification" if "input" in state else "detection")
-    if not isinstance(found, str):
-        raise CheckpointError(f"the training state in {folder} does not say of which wing it is")
+    with reading_field(path, "wing"):
+        if not isinstance(found, str) or found not in _WINGS:
+            raise ValueError(f"{found!r:.40}, expected {' or '.join(_WINGS)}")
     if found != wing:
-        raise OtherWingError(folder, found[:40], wing)
+        raise OtherWingError(path.parent, found, wing)
 
 
 def _require_count(value: object) -> None:

@@ -29,12 +29,14 @@ DEEP = 100_000
 class Case:
     """write: makes the files in a folder that is the working directory then. named: text of which
     an error names at least one. refused: reading it without an error would be accepting nonsense.
+    said: what the output must tell where it is read.
     """
 
     name: str
     write: Callable[[Path], None]
     named: tuple[str, ...]
     refused: bool
+    said: str = ""
 
 
 class Raw:
@@ -77,6 +79,8 @@ RESULTS = [
 
 HUGE = Raw("9" * 400)
 NESTED = Raw("[" * DEEP + "]" * DEEP)
+STEERING = ("\x1b[31mred", "two\nlines", "\r0 faults", "\u202eesrever", "bell\x07", "\ud800")
+"""Text that would change what a terminal shows."""
 NO_NUMBERS = {
     "null": None,
     "text": "much",
@@ -106,11 +110,14 @@ def _json_cases(
 ) -> Iterator[Case]:
     for keys, name, value, refused in changes:
         text = dump(_changed(document, keys, value))
+        # such an area is the box's, by rule
+        said = "replaced by the box's" if keys[-1] == "area" and not refused else ""
         yield Case(
             f"{kind} {'.'.join(map(str, keys))} = {name}",
             _writing({file: text.encode()}),
             (file,),
             refused,
+            said if value is not None else "",
         )
     whole = {
         "empty": b"",
@@ -127,9 +134,33 @@ def _json_cases(
         "latin-1": dump(document).replace("cat", "caf\u00e9").encode("latin-1")[:-1] + b"\xe9}",
         "gzip": zlib.compress(dump(document).encode()),
         "half a surrogate": dump(document).encode()[:-1] + b',"x":"\\ud800"',
+        "half a character": b"\xff\xfe" + dump(document).encode("utf-16-le")[:-1],
+        "a mark alone": b"\xef\xbb\xbf",
+        "another mark": b"\xfe\xff" + dump(document).encode("utf-16-le"),
+        "two marks": b"\xef\xbb\xbf\xef\xbb\xbf" + dump(document).encode(),
+        "a mark within": dump(document).encode().replace(b"[", b"[\xef\xbb\xbf", 1),
+        "lines": b"".join(dump(r).encode() + b"\n" for r in document),
+        "single quotes": dump(document).replace('"', "'").encode(),
+        "a comment": b"// made by hand\n" + dump(document).encode(),
+        "a comma too many": dump(document).encode()[:-1] + b"," + dump(document).encode()[-1:],
     }
     for name, content in whole.items():
         yield Case(f"{kind}: {name}", _writing({file: content}), (file,), True)
+    special: dict[str, Callable[[Path], object]] = {
+        "FIFO": os.mkfifo,
+        "folder": Path.mkdir,
+        "dangling link": lambda path: path.symlink_to("gone"),
+        "link to itself": lambda path: path.symlink_to(path.name),
+        "device": lambda path: path.symlink_to("/dev/zero"),
+    }
+    for name, make in special.items():
+
+        def write(folder: Path, make: Callable[[Path], object] = make) -> None:
+            _writing({})(folder)
+            (folder / file).unlink()
+            make(folder / file)
+
+        yield Case(f"{kind}: {name}", write, (file,), True)
 
 
 def _writing(files: dict[str, bytes]) -> Callable[[Path], None]:
@@ -162,7 +193,9 @@ def coco_cases() -> Iterator[Case]:
         counted = {"NaN", "Infinity", "1e400", "400 digits", "null"}  # boxes the box policy drops
         for keys in numbers:
             for name, value in NO_NUMBERS.items():
-                allowed = (keys[-1], name) in lenient or (keys[-1] == 2 and name in counted)
+                allowed = (keys[-1], name) in lenient or (
+                    keys[-1] in (2, "area") and name in counted
+                )
                 yield keys, name, value, not allowed
         for name in ("text", "list", "object", "400 digits", "nested", "NaN"):
             yield ("annotations", 0, "iscrowd"), name, NO_NUMBERS[name], True
@@ -193,6 +226,13 @@ def coco_cases() -> Iterator[Case]:
         yield ("images", 0, "width"), "negative", -5, True
         yield ("images", 0, "width"), "10^12", 10**12, True
         yield ("images", 0, "id"), "2^70", 2**70, True
+        for text in STEERING:
+            yield ("categories", 0, "name"), repr(text), text, False
+            yield ("images", 0, "file_name"), repr(text), text, False
+        yield ("categories", 0, "name"), "long", "x" * 100_000, False
+        yield ("images", 0, "file_name"), "NUL", "a\0.jpg", True
+        yield ("annotations", 0, "bbox"), "text", ["1", "2", "3", "x"], True
+        yield ("annotations", 0, "bbox"), "bool", [True, 1, 1, 1], True
 
     return _json_cases("annotations", "truth.json", SCENE, changes())
 
@@ -212,6 +252,18 @@ def results_cases() -> Iterator[Case]:
             yield (1,), dump(value), value, True
         yield (0, "image_id"), "2^70", 2**70, True
         yield (0, "image_id"), "1.5", 1.5, True
+        yield (0, "image_id"), "bool", True, True
+        yield (1, "category_id"), "bool", True, True
+        yield (1, "score"), "bool", True, True
+        yield (0, "bbox"), "1e300", [1, 1, 1e300, 1], True
+        yield (0, "bbox"), "negative", [1, 1, -3, 4], True
+        for text in ("0,5", "1_0", "0x10", "\u0661", "NaN", "1e400", "1 2", "--1"):
+            yield (1, "score"), f"text {text}", text, True
+            yield (0, "bbox", 3), f"text {text}", text, True
+        for text in ("1_0", "0x1", "\u0661", "1e0", "1.5", "9" * 400, "", *STEERING):
+            yield (0, "image_id"), f"text {text[:9]!r}", text, True
+            yield (1, "category_id"), f"text {text[:9]!r}", text, True
+        yield (0, "image_id"), "long", "x" * 10**6, True
         yield (0, "category_id"), "0.5", 0.5, True
 
     return _json_cases("results", "found.json", RESULTS, changes())
@@ -241,6 +293,7 @@ def _write_voc(xml: bytes, comp4: bytes, listed: bytes) -> Callable[[Path], None
     return write
 
 
+OF_CAT, OF_DOG = "comp4_det_test_cat.txt", "comp4_det_test_dog.txt"
 COMP4 = b"a 0.9 10 10 40 30\nb 0.4 11 10 40 30\n"
 
 
@@ -286,6 +339,12 @@ def voc_cases() -> Iterator[Case]:
         "other root": b"<html><body/></html>",
         "two roots": XML.encode() * 2,
         "NUL": XML.encode().replace(b"cat", b"c\0t"),
+        "text for a root": b"annotation",
+        "cut character": '<annotation encoding="\u00e9'.encode()[:-1],
+        "control character": XML.encode().replace(b"cat", b"c\x1bt"),
+        "control character, as a reference": XML.encode().replace(b"cat", b"c&#27;t"),
+        "no such entity": XML.encode().replace(b"cat", b"&nobody;"),
+        "empty name": XML.encode().replace(b"cat", b" \n "),
         "long attribute": b'<annotation x="' + b"y" * 10**6 + b"<",
     }
     for name, xml in whole.items():
@@ -299,10 +358,13 @@ def voc_cases() -> Iterator[Case]:
         "NUL": b"a\0\n",
         "twice": b"a\na\nb\n",
         "wrong columns": b"a 1 2 3 4\n",
+        "control characters": b"a\n\x1b[31mred\n",
+        "long": b"a\n" + b"x" * 10**6,
+        "half a character": b"\xff\xfea\0b",
     }
     for name, text in lists.items():
         case = _write_voc(XML.encode(), COMP4, text)
-        yield Case(f"VOC list: {name}", case, ("test.txt", "zzz"), name != "twice")
+        yield Case(f"VOC list: {name}", case, ("test.txt", "zzz"), True)
     lines = {
         "five columns": b"a 0.9 10 10 40\n",
         "seven columns": b"a 0.9 10 10 40 30 5\n",
@@ -318,11 +380,63 @@ def voc_cases() -> Iterator[Case]:
         "NUL": b"a 0.9 10 10 40 3\0\n",
         "underscore": b"a 0.9 1_0 10 40 30\n",
         "other digits": "a 0.9 \u0661\u0660 10 40 30\n".encode(),
+        "latin-1": b"caf\xe9 0.9 10 10 40 30\n",
+        "half a character": "a 0.9 10 10 40 30\n".encode("utf-16")[:-1],
+        "another image": b"zzz 0.9 10 10 40 30\n",
+        "control characters": b"\x1b[31m 0.9 10 10 40 30\n",
+        "long": b"z" * 10**6 + b" 0.9 10 10 40 30\n",
+        "long, without numbers": b"z" * 10**6,
+        "reversed": b"a 0.9 40 30 10 10\n",
+        "1e10": b"a 0.9 10 10 1e10 30\n",
+        "header": b"image score x1 y1 x2 y2\na 0.9 10 10 40 30\n",
     }
     for name, text in lines.items():
         case = _write_voc(XML.encode(), text, b"a\nb\n")
-        lenient = name in ("underscore", "other digits")
-        yield Case(f"comp4: {name}", case, ("comp4_det_test_cat.txt",), not lenient)
+        yield Case(f"comp4: {name}", case, ("comp4_det_test_cat.txt",), True)
+    yield from _comp4_folders()
+
+
+def _comp4_folders() -> Iterator[Case]:
+    """Folders of results files of which one is something else."""
+    odd: dict[str, tuple[Callable[[Path], object], str, bool]] = {
+        "nothing": (lambda results: (results / OF_CAT).unlink(), "results", True),
+        "a FIFO": (lambda results: os.mkfifo(results / OF_DOG), OF_DOG, True),
+        "a folder": (lambda results: (results / OF_DOG).mkdir(), OF_DOG, True),
+        "a dangling link": (lambda results: (results / OF_DOG).symlink_to("gone"), OF_DOG, True),
+        "a device": (lambda results: (results / OF_DOG).symlink_to("/dev/zero"), OF_DOG, True),
+        "two results": (
+            lambda results: (results / "comp3_det_test_cat.txt").write_bytes(COMP4),
+            "comp3",
+            True,
+        ),
+        "two splits": (
+            lambda results: (results / "comp4_det_val_dog.txt").write_bytes(COMP4),
+            "val",
+            True,
+        ),
+        "another class": (
+            lambda results: (results / OF_CAT).rename(results / "comp4_det_test_klingon.txt"),
+            "klingon",
+            True,
+        ),
+        "a class that steers": (  # of none of the classes: left out, by name
+            lambda results: (results / "comp4_det_test_\x1b[31m\n.txt").write_bytes(COMP4),
+            OF_CAT,
+            False,
+        ),
+        "many classes": (
+            lambda results: [(results / f"comp4_det_test_c{n}.txt").touch() for n in range(2000)],
+            OF_CAT,
+            False,
+        ),
+    }
+    for name, (change, named, refused) in odd.items():
+
+        def write(folder: Path, change: Callable[[Path], object] = change) -> None:
+            _write_voc(XML.encode(), COMP4, b"a\nb\n")(folder)
+            change(folder / "VOC2007/results")
+
+        yield Case(f"comp4 folder: {name}", write, (named,), refused)
 
 
 # --- settings: YAML and --set
@@ -369,6 +483,24 @@ def yaml_cases() -> Iterator[Case]:
         "bool": "name: t\ndata: {format: shapes}\ntrain: {steps: yes}\n",
         "binary tag": "name: !!binary aGVsbG8=\n",
         "set": "name: !!set {a, b}\n",
+        "merge of a number": YAML + "<<: 5\n",
+        "merge of a list of numbers": YAML + "<<: [1, 2]\n",
+        "merge of nobody": YAML + "<<: *nobody\n",
+        "merge, in quotes": YAML + "'<<': {seed: 1}\n",
+        "merge into a list": "name: [<<: {a: b}]\n",
+        "merged foreign key": YAML + "<<: {klingon: 1}\n",
+        "merges of merges": "a0: &a0 {x: 1}\n"
+        + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 9)),
+        "long tag": f"name: !{'x' * 9999} y\n",
+        "long anchor": f"name: *{'x' * 9999}\n",
+        "long text": f"name: t\ndata: {{format: '{'x' * 100_000}'}}\n",
+        "many keys": YAML + "".join(f"key{n}: 1\n" for n in range(10_000)),
+        "key that steers": YAML + '"\\e[31mred": 1\n',
+        "key of two lines": YAML + '"a\\nb": 1\n',
+        "half a surrogate": YAML + '"\\ud800": 1\n',
+        "directive": "%YAML 9.9\n---\n" + YAML + "klingon: 1\n",
+        "unclosed quote": "name: 'tiny\n",
+        "JSON of nothing": "{}",
     }
     for name, text in texts.items():
         write = _writing({"bad.yaml": text.encode()})
@@ -424,6 +556,14 @@ SETTINGS = (
     "eval.protocol=klingon", "eval.batch_size=0", "name=", "name=a/b", "name=..", "name=.",
     "seed=-1", "seed=1e99", "eval={protocol: voc07, protocol: coco}", "a" * 100_000 + "=1",
     "train.lr=" + "[" * 5000, "train.lr=" + "9" * 5000, "tr\x1b[31main.lr=1", "train.lr=1\n2: 3",
+    "a." * 50_000 + "b=1", "train." + "b" * 100_000 + "=1", "train.lr=" + "x" * 100_000,
+    "train.lr=!" + "y" * 9999, "train.lr=*" + "z" * 9999, "train.milestones=" + "[2, 1]" * 2,
+    "train.lr={<<: {a: 1}}", "train.lr=<<", "train.<<=1", "<<.lr=1", "<<={lr: 1}", "data=[]",
+    "train.lr=\x1b[31m", "train.lr='\n\n\n\n\n'", "model.anchors.sizes=" + str([-1] * 50_000),
+    "seed=\udcff", "\udcff=1", "name=\u202e", "name=" + "x" * 5000, "data.classes=[1.5]",
+    "data.train=5", "data.train=[[a]]", "data.train=[null]", "data.outside=klingon",
+    "data.box_policy=klingon", "data.shapes_val=-1", "data.damaged=klingon",
+    "eval.batch_size=1e3", "train.steps=9223372036854775808", "seed=18446744073709551616",
 )  # fmt: skip
 """Values of --set that no configuration takes."""
 
@@ -445,6 +585,38 @@ def torch_zip(data: bytes, **more: bytes) -> bytes:
         for name, content in more.items():
             archive.writestr(f"archive/data/{name}", content)
     return buffer.getvalue()
+
+
+NO_METADATA = {
+    "empty": "", "null": "null", "number": "5", "text": '"x"', "list": "[]", "cut": "{",
+    "object": '{"klingon": 1}', "nested": NESTED.text, "5000 digits": "9" * 5000, "NaN": "NaN",
+    "steering": "\x1b[31m\n\n\n\n", "long": '"' + "x" * 10**6 + '"',
+}  # fmt: skip
+
+
+def metadata_changes(
+    metadata: dict[str, str], inner: dict[str, list[object]]
+) -> Iterator[tuple[str, dict[str, str], bool]]:
+    """Name, metadata with one entry that is something else, and whether that is nonsense.
+
+    inner: dotted key inside one of the entries that are JSON -> values that it cannot have.
+    """
+    for key in metadata:
+        if key == "sha256":  # made anew for each
+            continue
+        yield f"without {key}", {k: v for k, v in metadata.items() if k != key}, False
+        for name, value in NO_METADATA.items():
+            # what only tells where the weights come from is not read
+            yield f"{key} = {name}", {**metadata, key: value}, key not in ("step", "arch")
+    for place, values in inner.items():
+        key, *keys = place.split(".")
+        for value in values:
+            text = dump(_changed(json.loads(metadata[key]), tuple(keys), value))
+            yield f"{place} = {text_of(value)}", {**metadata, key: text}, True
+
+
+def text_of(value: object) -> str:
+    return dump(value)[:30]
 
 
 def weights_cases(safetensors: bytes, bare: bytes) -> Iterator[Case]:
@@ -570,6 +742,9 @@ def picture_cases() -> Iterator[Case]:
 
         return write
 
+    for name, content in _strange_pictures(good, whole_png).items():
+        yield Case(f"picture {name}", _pictures({name: content}, good), (name,), False)
+
     made = {
         "FIFO": os.mkfifo,
         "folder": Path.mkdir,
@@ -580,6 +755,58 @@ def picture_cases() -> Iterator[Case]:
     }
     for name, make in made.items():
         yield Case(f"picture: {name}", special(make), ("odd.jpg",), name != "folder")
+
+
+def _strange_pictures(jpeg: bytes, whole_png: bytes) -> dict[str, bytes]:
+    """Pictures that can be seen, with something beside the pixels that is damaged or too much."""
+    rng = np.random.default_rng(1)
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + jpeg[2:]
+
+    def exif(*entries: bytes, offset: int = 8) -> bytes:
+        table = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+        return segment(0xE1, b"Exif\0\0II*\0" + struct.pack("<I", offset) + table)
+
+    def entry(tag: int, kind: int, count: int, value: int) -> bytes:
+        return struct.pack("<HHII", tag, kind, count, value)
+
+    def with_chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        chunk = struct.pack(">I", len(content)) + kind + content + checksum
+        return whole_png[:33] + chunk + whole_png[33:]  # behind the signature and IHDR
+
+    strange = {
+        f"orientation_{value}.jpg": exif(entry(0x112, 3, 1, value)) for value in (0, 9, 65535)
+    }
+    strange |= {
+        "orientation_text.jpg": exif(entry(0x112, 2, 4, 0x41414141)),
+        "orientation_twice.jpg": exif(entry(0x112, 3, 1, 6), entry(0x112, 3, 1, 3)),
+        "orientation_2_32.jpg": exif(entry(0x112, 3, 2**32 - 1, 6)),
+        "orientation_of_no_type.jpg": exif(entry(0x112, 999, 1, 6)),
+        "exif_far.jpg": exif(entry(0x112, 3, 1, 6), offset=2**32 - 1),
+        "exif_loop.jpg": exif(entry(0x8769, 4, 1, 8), entry(0x8825, 4, 1, 8)),
+        "exif_many.jpg": exif(*[entry(0x112, 3, 1, 6)] * 5000),
+        "exif_empty.jpg": segment(0xE1, b"Exif\0\0"),
+        "exif_cut.jpg": segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff"),
+        "icc.jpg": segment(0xE2, b"ICC_PROFILE\0\x01\x01" + bytes(rng.integers(256, size=300))),
+        "adobe.jpg": segment(0xEE, b"Adobe\0d\0\0\0\0\x02"),
+        "comment.jpg": segment(0xFE, b"\x1b[31m" * 1000),
+        "xmp.jpg": segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta" + b"<a>" * 9999),
+        "tail.jpg": jpeg + bytes(10**6),
+        "exif.png": with_chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"),
+        "text.png": with_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200 << 20))),
+        "profile.png": with_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200 << 20))),
+        "palette.png": with_chunk(b"PLTE", b"\1\2"),
+        "gamma.png": with_chunk(b"gAMA", bytes(4)),
+        "animated.png": with_chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)),
+        "chunk.png": with_chunk(b"\x1b[3m", b"x"),
+        "two_headers.png": with_chunk(b"IHDR", struct.pack(">IIBBBBB", 9**9, 9**9, 8, 2, 0, 0, 0)),
+    }
+    for number in range(8):
+        noise = bytes(rng.integers(256, size=200, dtype=np.uint8))
+        strange[f"exif_noise{number}.jpg"] = segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0" + noise)
+    return strange
 
 
 def _pictures(more: dict[str, bytes], good: bytes) -> Callable[[Path], None]:
@@ -650,6 +877,40 @@ def class_folder_cases() -> Iterator[Case]:
     }
     for name, (change, named) in structures.items():
         yield Case(f"class folder: {name}", folder_with(change), (named,), True)
+    for name in ODD_NAMES:
+        odd_class = Path(os.fsdecode(name))
+
+        def renamed(root: Path, odd_class: Path = odd_class) -> None:
+            for split in ("train", "val"):
+                (root / split / "cat").rename(root / split / odd_class)
+
+        def odd_file(root: Path, odd_class: Path = odd_class) -> None:
+            (root / "train/cat" / f"{str(odd_class)[:200]}.jpg").write_bytes(b"no image")
+
+        yield Case(f"class folder: called {name[:20]!r}", folder_with(renamed), ("classes",), False)
+        yield Case(f"class folder: with {name[:20]!r}", folder_with(odd_file), ("classes",), True)
+    more = {
+        "one class in two Unicode forms": lambda root: [
+            (root / split / name).mkdir()
+            for split in ("train", "val")
+            for name in ("\u00e9", "e\u0301")
+        ],
+        "a link to itself for a class": lambda root: (root / "train/cow").symlink_to("cow"),
+        "a FIFO for a class": lambda root: os.mkfifo(root / "train/cow"),
+        "a dangling link for a class": lambda root: (root / "train/cow").symlink_to("gone"),
+        "a loop of folders": lambda root: (root / "train/cat/again").symlink_to(".."),
+        "many classes": lambda root: [(root / f"train/c{n}").mkdir() for n in range(3000)],
+    }
+    for name, change in more.items():
+        yield Case(f"class folder: {name}", folder_with(change), ("classes",), False)
+
+
+ODD_NAMES = (
+    b"two\nlines", b"\x1b[31mred", b"\r0 faults", b"x" * 255, b"caf\xe9", b"\xed\xa0\x80", b"a b",
+    b" ", b"*", b"$(touch it_ran)", b"-rf", b"%s%n", "\u202eesrever".encode(), b"{0..9}", b"a,b",
+    b"'\"", b"con", b"\x7f",
+)  # fmt: skip
+"""Names that a file system takes."""
 
 
 def shard_cases() -> Iterator[Case]:
@@ -697,7 +958,23 @@ def shard_cases() -> Iterator[Case]:
         "FIFO": tar(member("0.jpg", b"", type=tarfile.FIFOTYPE), member("0.cls", b"0")),
         "device": tar(member("0.jpg", b"", type=tarfile.CHRTYPE), member("0.cls", b"0")),
         "page": b"<!DOCTYPE html><html>Not found</html>",
-    }
+        "steering": tar(member("\x1b[31m\n.jpg", b"hello"), member("\x1b[31m\n.cls", b"0")),
+        "surrogate": tar(member("\udcff.jpg", b"hello"), member("\udcff.cls", b"0")),
+        "long name": tar(member("x" * 5000 + ".jpg", b"hello"), member("x" * 5000 + ".cls", b"0")),
+        "far path": tar(member("../../0.jpg", b"hello"), member("../../0.cls", b"0")),
+        "twice": tar(*sample[:2], member("0.jpg", b"hello")),
+        "label of lines": tar(member("0.jpg", good), member("0.cls", b"0\n\n\n1\x1b[31m")),
+        "label long": tar(member("0.jpg", good), member("0.cls", b"x" * 10**6)),
+        "label in other digits": tar(member("0.jpg", good), member("0.cls", "\u0661".encode())),
+        "hard link": tar(
+            member("0.jpg", b"", type=tarfile.LNKTYPE, linkname="0.jpg"), member("0.cls", b"0")
+        ),
+        "pax bomb": tar(
+            member("h", b"9" * 30 + b" path=x\n", type=tarfile.XHDTYPE), *sample[:2],
+            member("1.jpg", b"hello"), member("1.cls", b"1"),
+        ),
+        "gzip": zlib.compress(whole),
+    }  # fmt: skip
     for name, content in shards.items():
 
         def write(folder: Path, content: bytes = content) -> None:

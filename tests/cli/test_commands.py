@@ -40,6 +40,8 @@ def test_alone_it_lists_every_command(
         ("train_det", "unknown command 'train_det', did you mean train-det?\n"),
         ("zzz", "unknown command 'zzz'\n"),
         ("", "unknown command ''\n"),
+        ("\x1b[31mred", "unknown command '\\x1b[31mred'\n"),
+        ("z" * 9999, f"unknown command '{'z' * 80}... (9999 characters)'\n"),
     ],
 )
 def test_an_unknown_command_is_named_with_the_nearest(

@@ -21,6 +21,7 @@ from detres.cli.flags import (
     CLASSIFICATION_CONFIG,
     CONFIGS,
     DETECTION_CONFIG,
+    CommandParser,
     add_training_flags,
     called_as,
     config_from,
@@ -105,8 +106,8 @@ def test_the_line_that_goes_on_quotes_the_folder_and_names_the_settings(monkeypa
 # --- how a command ends
 
 
-def training_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
+def training_parser() -> CommandParser:
+    parser = CommandParser()
     add_training_flags(parser, DETECTION_CONFIG)
     return parser
 
@@ -260,6 +261,29 @@ def test_the_change_of_data_is_accepted_by_a_resumed_run_only(capsys):
     with pytest.raises(SystemExit):
         require_resumable(parser, parser.parse_args(["--accept-data-change"]))
     assert "--accept-data-change goes with --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--\x1b[31mred"],
+        ["--klingon=" + "\n" * 9999],
+        ["--seed", "\x1b[31m" * 999],
+        ["--device", "\x1b[31mcpu"],
+        ["--device", "x\udcff"],
+        ["--resume", "run", "--set", "model.\x1b[31m=" + "x" * 9999],
+    ],
+    ids=lambda given: given[-1][:12].encode("unicode_escape").decode(),
+)
+def test_usage_errors_do_not_repeat_all_that_was_given(arguments, capsys):
+    parser = training_parser()
+    with pytest.raises(SystemExit) as ended:
+        require_resumable(parser, parser.parse_args(arguments))
+    message = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert len(message) < 3000
+    assert message.replace("\n", "").isprintable()
+    assert message[message.index("error: ") :].count("\n") == 1
 
 
 @pytest.mark.parametrize(

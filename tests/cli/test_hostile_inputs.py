@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import faulthandler
 import io
+import math
 import resource
 import shutil
 import signal
@@ -21,6 +22,7 @@ import torch
 import yaml
 
 from backbones import resnet_cifar
+from backbones.files import read_safetensors, write_safetensors
 from detres.cli import eval as evaluate
 from detres.cli import predict, train_cls, train_det
 from tests.cli import hostile
@@ -93,6 +95,8 @@ def faults(case: Case, outcome: Outcome) -> Iterator[str]:
     elif outcome.status == 0:
         if case.refused:
             yield f"accepted: {outcome.out[-300:]}"
+        if case.said not in outcome.out + outcome.err:
+            yield f"not said: {case.said}"
     else:
         message = outcome.refusal
         if message.count("\n") > MOST_LINES or len(message) > 2000 or not message:
@@ -225,6 +229,38 @@ def test_weights(judged, tmp_path, monkeypatch) -> None:
     judged(hostile.weights_cases(content, buffer.getvalue()), command, least=100)
 
 
+DETECTOR_FIELDS = {
+    "model.rpn.width": [0, -1, 10**12, 1.5, None],
+    "model.roi.pool_size": [0, 10**9, "x"],
+    "model.anchors.sizes": [[], [-1], [1e308] * 3, None],
+    "model.backbone.name": ["klingon", "\x1b[31m", 5, "x" * 10**5],
+    "model.input.short_side": [0, 10**12, True],
+    "classes.names": [[], ["a"], ["a"] * 6, 5, [5] * 6, ["x"] * 10**5, [""] * 6],
+    "classes.source_ids": [[], [1] * 6, ["a"] * 6, [2**70] * 6, None, [True] * 6],
+    "eval.batch_size": [0, -1, 10**30],
+    "data.val": [5, [5], {}],
+}
+
+
+def test_weights_metadata_of_a_detector(judged, finished: FinishedRun) -> None:
+    """Metadata that are something else, under a digest that is right."""
+    state, metadata = read_safetensors(finished.weights)
+    changes = {
+        f"weights of a detector: {name}": (changed, refused)
+        for name, changed, refused in hostile.metadata_changes(metadata, DETECTOR_FIELDS)
+    }
+    cases = [
+        Case(name, written(state, changed), ("bad.safetensors",), refused)
+        for name, (changed, refused) in changes.items()
+    ]
+    flags = ["--weights", "bad.safetensors", "--data", str(finished.data), "--device", "cpu"]
+    judged(cases, lambda _: (evaluate.main, flags), least=100)
+
+
+def written(tensors: dict, metadata: dict[str, str]) -> Callable[[Path], None]:
+    return lambda folder: write_safetensors(folder / "bad.safetensors", tensors, metadata)
+
+
 def test_pictures(judged, finished: FinishedRun) -> None:
     flags = ["photos", "--weights", str(finished.weights), "--out", "out", "--device", "cpu"]
 
@@ -268,6 +304,7 @@ def test_shards(judged) -> None:
     judged(hostile.shard_cases(), lambda _: command, least=15)
 
 
+NAMED = ("last.pt", "run is a run of classification")
 RESUME = ["--resume", "run", "--device", "cpu"]
 
 
@@ -290,11 +327,12 @@ def test_states(judged, tmp_path, monkeypatch) -> None:
         return copy
 
     whole = torch.load(origin / "last.pt", weights_only=True)
+    # without a format it is of format 1, which had none
     cases = [
-        Case(f"last.pt: {name}", write(changed), ("last.pt",), True)
+        Case(f"last.pt: {name}", write(changed), NAMED, name != "without format")
         for name, changed in changed_states(whole)
     ]
-    judged(cases, lambda _: (train_det.main, RESUME), least=40)
+    judged(cases, lambda _: (train_det.main, RESUME), least=150)
 
 
 def changed_states(whole: dict) -> Iterator[tuple[str, dict]]:
@@ -307,3 +345,91 @@ def changed_states(whole: dict) -> Iterator[tuple[str, dict]]:
         }.items():
             yield f"{key} = {name}", {**whole, key: value}
         yield f"without {key}", {k: v for k, v in whole.items() if k != key}
+    for path, values in fields_of(whole):
+        for value in values:
+            yield (
+                f"{'.'.join(map(str, path))} = {str(value)[:30]!r}",
+                {**whole, path[0]: replaced(whole[path[0]], path[1:], value)},
+            )
+
+
+def replaced(container: object, path: tuple, value: object) -> object:
+    """A copy of `container` with `value` at `path`; ABSENT: without what is there."""
+    key, *rest = path
+    new = value if not rest else replaced(container[key], tuple(rest), value)
+    if isinstance(container, dict):
+        return {**{k: v for k, v in container.items() if k != key}} | (
+            {} if new is ABSENT else {key: new}
+        )
+    items = list(container)
+    items[key] = new
+    return type(container)(items)
+
+
+ABSENT = "(absent)"
+
+
+def fields_of(whole: dict) -> Iterator[tuple[tuple, list[object]]]:
+    """Where something is in a state, and what cannot be there."""
+    (name, weight), *_ = whole["model"].items()
+    last = list(whole["model"])[-1]
+    state = whole["optimizer"]["state"]
+    first = next(iter(state))
+    momentum = state[first]["momentum_buffer"]
+    yield ("model", name), [None, "x", weight.double(), weight[:1], weight * math.nan,
+                            weight.to_sparse(), weight.reshape(-1), 1.0, ABSENT]  # fmt: skip
+    yield ("model", last), [torch.tensor([]), ABSENT, [1]]
+    yield ("optimizer", "state"), [None, [], {}, "x", {first: {}}, {"a": state[first]}, ABSENT]
+    yield ("optimizer", "state", first), [None, [], {}, {"foreign": momentum}]
+    yield (
+        ("optimizer", "state", first, "momentum_buffer"),
+        [
+            *(None, "x", 1.0, torch.zeros(2), momentum.reshape(-1), momentum.double(), ABSENT),
+            *(
+                momentum * math.nan,
+                momentum.to_sparse(),
+                momentum.bool(),
+                momentum.to(torch.complex64),
+            ),
+        ],
+    )
+    yield ("optimizer", "param_groups"), [None, [], "x", {}, [5], [{}], ABSENT]
+    yield ("optimizer", "param_groups", 0), [None, {}, 5]
+    for key in ("lr", "momentum", "weight_decay"):
+        yield ("optimizer", "param_groups", 0, key), ["x", None, math.nan, -1.0, [1]]
+    yield ("optimizer", "param_groups", 0, "params"), [None, [], [0], [0] * 9, ["a"], [-1], 5]
+    yield ("progress", "step"), [None, "4", -1, 1.5, 10**30, 5, 2**63, math.nan, True, ABSENT]
+    yield ("progress", "evaluations"), [None, [], {4: "x"}, {"a": 1.0}, {4: math.nan}, 5, ABSENT]
+    yield ("progress", "warmed_up"), [None, "x", 2, ABSENT]
+    yield ("progress", "training_error"), ["x", math.nan, [1], ABSENT]
+    yield ("meter", "sums"), [None, [], {"loss": 1.0}, {5: torch.tensor(1.0)}, ABSENT]
+    yield ("meter", "steps"), [None, -1, 1.5, 2**60, "x", ABSENT]
+    yield ("meter", "step_s"), [None, math.nan, -1.0, "x", math.inf, ABSENT]
+    for split in ("train", "val"):
+        for key in ("records", "files"):
+            kept = whole["data"][split][key]
+            yield ("data", split, key), [None, "x", [1], kept.float(), kept[:-1], kept + 1,
+                                         kept.reshape(-1, 1), ABSENT]  # fmt: skip
+        yield ("data", split), [None, [], "x", {}, ABSENT]
+    yield ("environment", "threads"), [None, "x", math.nan]
+    yield ("format",), [0, -1, 3, 99, 1.5, True, 10**30, "2\x1b[31m"]
+    yield ("num_images",), [0, -1, 7, 9, 1.5, True, 10**30]
+    yield ("wing",), ["classification", "\x1b[31m", "detection "]
+    yield ("classes", "names"), [None, [], ["a"], "x", [5] * 6, ABSENT]
+    yield ("classes", "source_ids"), [None, [], ["a"] * 6, [1] * 6, [2**70] * 6, ABSENT]
+    config = whole["config"]
+    yield (
+        ("config",),
+        [
+            *("{}", "[", "null", "[]", config[:-1], config * 2, "[" * 100_000, ""),
+            *(
+                config.replace('"steps":4', f'"steps":{steps}')
+                for steps in ("0", "-1", "1e400", '"4"')
+            ),
+            *(
+                config.replace('"name":"tiny"', f'"name":{n}')
+                for n in ('"../evil"', '"\\u001b"', "5")
+            ),
+            config.replace('"seed":3', '"seed":3,"klingon":1'),
+        ],
+    )

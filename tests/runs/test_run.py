@@ -878,6 +878,16 @@ def test_a_state_written_since_it_was_read_is_not_gone_on_from(tmp_path):
     assert not (tmp_path / "lock.json").exists()
 
 
+@pytest.mark.parametrize("wing", [None, 3, ["detection"], "klingon", "", "d" * 9999])
+def test_a_state_of_no_wing_is_refused_by_name(tmp_path, wing):
+    interrupted(tmp_path, 4)
+    state = load_state(tmp_path / "last.pt", ())
+    save_state(tmp_path / "last.pt", state | {"wing": wing})
+    with pytest.raises(CheckpointError, match=r"last\.pt.* 'wing' .*detection or class") as caught:
+        SavedRun.read(tmp_path, Config, wing="detection")
+    assert len(str(caught.value)) < 400
+
+
 def test_a_run_of_the_other_wing_is_called_that(tmp_path):
     interrupted(tmp_path, 4)
     with pytest.raises(OtherWingError, match=r"is a run of detection, not of classification$"):

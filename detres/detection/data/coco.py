@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from detres.detection.data.box_policy import (
 from detres.detection.data.doubts import doubts
 from detres.detection.structures import label_of
 from detres.images.locate import Outside, locate
-from detres.user_files import TextError, read_text
+from detres.user_files import JsonError, TextError, read_json
 from detres.values import FLAG, INTEGER, NUMBER, flag_of, integer_of, number_of
 
 _SAFE = 2**53
@@ -164,13 +163,9 @@ def _labels(categories: np.ndarray, class_map: ClassMap) -> np.ndarray:
 
 def _load(path: Path) -> dict:
     try:
-        content = json.loads(read_text(path, "annotation file"))
-    except TextError as error:
+        content = read_json(path, "annotation file")
+    except (TextError, JsonError) as error:
         raise AnnotationError(str(error)) from None
-    except ValueError as error:
-        raise AnnotationError(f"{path} is not JSON: {error}") from None
-    except RecursionError:
-        raise AnnotationError(f"{path} is not COCO annotations: it is nested too deeply") from None
     if not isinstance(content, dict):
         what = (
             "a list: perhaps a results file"

@@ -15,7 +15,7 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from detres.class_map import ClassMap
-from detres.console import one_line, shown
+from detres.console import one_line, shortened, shown
 from detres.detection.annotations import Annotations, offsets_of
 from detres.detection.data.box_policy import (
     LARGEST_SIDE,
@@ -80,7 +80,7 @@ def read_voc(
     images = [image for split in splits for image in _read_split(root, split)]
     if not images:
         raise AnnotationError(f"{root}: no split is given")
-    folders = list(dict.fromkeys(folder for folder, _ in images))
+    folders = list(dict.fromkeys(image.folder for image in images))
     xml_files = _xml_files(folders)
     images, notes = _respell(images, xml_files, "annotation", source)
     _require_once(images, source)
@@ -90,7 +90,7 @@ def read_voc(
             f"image ids are told apart by their folder: {len(folders)} folders have some of the "
             "same file names"
         )
-    files = [stem for _, stem in images]
+    files = [image.stem for image in images]
     if check_images:
         files, respelled_images = _files_of(images, folders, source)
         notes += respelled_images
@@ -99,7 +99,7 @@ def read_voc(
     }
     class_map = _class_map(_names_of(records.values(), folders), classes, str(root))
 
-    own = [records[xml_files[folder][stem]] for folder, stem in images]
+    own = [records[xml_files[image.folder][image.stem]] for image in images]
     label_of_name = {name: label_of(index) for index, name in enumerate(class_map.names)}
     wanted = [[item for item in record.objects if item.name in label_of_name] for record in own]
     objects = [item for items in wanted for item in items]
@@ -107,10 +107,10 @@ def read_voc(
     sizes = np.array([record.size for record in own], np.int32)
 
     def describe_row(row: int) -> str:
-        folder, stem = images[image_rows[row]]
+        image = images[image_rows[row]]
         item = objects[row]
         return (
-            f"{xml_files[folder][stem]}: object {item.number} ({item.name}), bndbox "
+            f"{xml_files[image.folder][image.stem]}: object {item.number} ({item.name}), bndbox "
             f"{list(item.box)}"
         )
 
@@ -142,6 +142,14 @@ def read_voc(
     )
 
 
+class _Listed(NamedTuple):
+    """An image of a split: its year's folder, its stem, and the list and line that name it."""
+
+    folder: Path
+    stem: str
+    where: str
+
+
 class _Object(NamedTuple):
     """One object as written: `number` counts from 1 in its file, box is (xmin, ymin, xmax,
     ymax).
@@ -160,32 +168,39 @@ class _Record(NamedTuple):
     objects: list[_Object]
 
 
-def _require_once(images: list[tuple[Path, str]], source: str) -> None:
-    repeated = [stem for (_, stem), count in Counter(images).items() if count > 1]
+def _require_once(images: list[_Listed], source: str) -> None:
+    counts = Counter((image.folder, image.stem) for image in images)
+    repeated = [key for key, count in counts.items() if count > 1]
     if repeated:
+        folder, stem = repeated[0]
+        first, second = [
+            image.where for image in images if (image.folder, image.stem) == (folder, stem)
+        ][:2]
         raise AnnotationError(
-            f"{source}: image {repeated[0]} is listed twice ({len(repeated)} such)"
+            f"{source}: image {shortened(stem)} is listed twice, in {first} and {second} "
+            f"({len(repeated)} such)"
         )
 
 
-def _image_ids(images: list[tuple[Path, str]], folders: list[Path]) -> tuple[np.ndarray, bool]:
-    """The ids (N,) str of images (folder, stem): their stems, told apart by the folder where
+def _image_ids(images: list[_Listed], folders: list[Path]) -> tuple[np.ndarray, bool]:
+    """The ids (N,) str of images: their stems, told apart by the folder where
     folders share some.
     """
-    if len({stem for _, stem in images}) == len(images):
-        return np.array([stem for _, stem in images], dtype=str), False
+    stems = [image.stem for image in images]
+    if len(set(stems)) == len(images):
+        return np.array(stems, dtype=str), False
     last = os.path.commonpath(folders)
-    named = [f"{folder.relative_to(last).as_posix()}/{stem}" for folder, stem in images]
+    named = [f"{image.folder.relative_to(last).as_posix()}/{image.stem}" for image in images]
     return np.array(named, dtype=str), True
 
 
 def _files_of(
-    images: list[tuple[Path, str]], folders: list[Path], source: str
+    images: list[_Listed], folders: list[Path], source: str
 ) -> tuple[list[str], list[str]]:
-    """The image file of every (folder, stem), and what is to be said about them."""
+    """The image file of every image listed, and what is to be said about them."""
     found = {folder: _image_files(folder / "JPEGImages") for folder in folders}
     images, notes = _respell(images, found, "image", source)
-    files = [found[folder][stem] for folder, stem in images]
+    files = [found[image.folder][image.stem] for image in images]
     require_usable([(file, fault_of(file)) for file in files], len(files), source)
     return files, notes
 
@@ -201,41 +216,44 @@ def _xml_files(folders: list[Path]) -> dict[Path, dict[str, Path]]:
 
 
 def _respell(
-    images: list[tuple[Path, str]],
+    images: list[_Listed],
     found: dict[Path, dict[str, Path | str]],
     what: str,
     source: str,
-) -> tuple[list[tuple[Path, str]], list[str]]:
-    """(folder, stem) of every image with its stem as it is `found`, and what is to be said about
+) -> tuple[list[_Listed], list[str]]:
+    """Every image listed with its stem as it is `found`, and what is to be said about
     it; raises FileNotFoundError for stems that are not there in any spelling.
     """
-    missing = {row for row, (folder, stem) in enumerate(images) if stem not in found[folder]}
+    missing = {row for row, image in enumerate(images) if image.stem not in found[image.folder]}
     if not missing:
         return images, []
     spellings = {folder: Spellings(stems) for folder, stems in found.items()}
     images, lost, pairs = list(images), [], []
     for row in sorted(missing):
-        folder, stem = images[row]
+        folder, stem, _ = images[row]
         bare, suffix = os.path.splitext(stem)
         spelt = spellings[folder].match(stem)
         if spelt is None and suffix.lower() in IMAGE_SUFFIXES:
             spelt = bare if bare in found[folder] else spellings[folder].match(bare)
         if spelt is None:
-            lost.append((folder, stem))
+            lost.append(images[row])
         else:
-            images[row] = (folder, spelt)
+            images[row] = images[row]._replace(stem=spelt)
             pairs.append((stem, spelt))
     if lost:
         places = {"image": ("JPEGImages", "*"), "annotation": ("Annotations", "xml")}
         below, suffix = places[what]
-        first = ", ".join(str(folder / below / f"{stem}.{suffix}") for folder, stem in lost[:3])
-        folder, stem = lost[0]
-        near = Spellings(set(found[folder]) - {own for at, own in images if at == folder}).nearest(
-            stem
+        first = ", ".join(
+            shortened(str(image.folder / below / f"{image.stem}.{suffix}"), 200)
+            for image in lost[:3]
         )
+        folder, stem, where = lost[0]
+        others = {image.stem for image in images if image.folder == folder}
+        near = Spellings(set(found[folder]) - others).nearest(stem)
         raise FileNotFoundError(
             f"{source}: {len(lost)} {what} file{'s' if len(lost) > 1 else ''} missing: {first}"
             + (", ..." if len(lost) > 3 else "")
+            + f" (listed in {where})"
             + (f"; the nearest to the first is {near}" if near else "")
         )
     return images, respelled(pairs, len(images), what)
@@ -260,8 +278,8 @@ def _continuous(objects: list[_Object], box_policy: BoxPolicy) -> np.ndarray:
     return xyxy
 
 
-def _read_split(root: Path, split: str) -> list[tuple[Path, str]]:
-    """The (year's folder, stem) of every image of a split."""
+def _read_split(root: Path, split: str) -> list[_Listed]:
+    """Every image of a split."""
     year, _, name = split.rpartition("/")
     folders = [root / year, root / f"VOC{year}"] if year else [root]
     folder = next((folder for folder in folders if (folder / "ImageSets" / "Main").is_dir()), None)
@@ -275,15 +293,16 @@ def _read_split(root: Path, split: str) -> list[tuple[Path, str]]:
     if fault_of(path) == "does not exist":
         known = ", ".join(sorted(other.stem for other in path.parent.glob("[!.]*.txt")))
         raise FileNotFoundError(f"split {split}: no file {path}; there are: {known or 'none'}")
-    lines = [line.strip() for line in read_text(path, "image list").splitlines() if line.strip()]
+    written = enumerate(read_text(path, "image list").splitlines(), start=1)
+    lines = {number: line.strip() for number, line in written if line.strip()}
     if not lines:
         raise AnnotationError(f"{path} lists no image")
-    fields = [line.rsplit(maxsplit=1) for line in lines]
+    fields = {number: line.rsplit(maxsplit=1) for number, line in lines.items()}
     if all(
-        len(field) == 2 and field[1] in ("1", "0", "-1") for field in fields
+        len(field) == 2 and field[1] in ("1", "0", "-1") for field in fields.values()
     ):  # else a stem may hold spaces
-        return [(folder, stem) for stem, flag in fields if flag != "-1"]
-    return [(folder, line) for line in lines]
+        lines = {number: stem for number, (stem, flag) in fields.items() if flag != "-1"}
+    return [_Listed(folder, stem, f"{path}:{number}") for number, stem in lines.items()]
 
 
 def _image_files(folder: Path) -> dict[str, str]:
@@ -338,7 +357,7 @@ def _encoding_hint(path: Path) -> str:
 
 def _read_side(tree: Element, side: str, path: Path) -> int:
     """The height or width in px; 0 where it is not given."""
-    text = (tree.findtext(f"size/{side}") or "").strip() or "0"
+    text = (_text(tree, f"size/{side}") or "").strip() or "0"
     pixels = integer_of(number_of(text))
     if pixels is None or not 0 <= pixels <= LARGEST_SIDE:
         raise AnnotationError(
@@ -348,23 +367,33 @@ def _read_side(tree: Element, side: str, path: Path) -> int:
     return pixels
 
 
+def _text(node: Element, tag: str) -> str | None:
+    """The text of an element, None without one; elements in it, where text alone belongs, as they
+    are written, so that it reads as no number.
+    """
+    found = node.find(tag)
+    if found is None:
+        return None
+    return "".join([found.text or "", *(f"<{child.tag}>{child.tail or ''}" for child in found)])
+
+
 def _read_object(node: Element, number: int, path: Path) -> _Object:
-    name = one_line((node.findtext("name") or "").strip())
-    if not name:
+    name = one_line((_text(node, "name") or "").strip())
+    if not name or node.find("name/*") is not None:
         raise AnnotationError(f"{path}: object {number} has no name")
     box = tuple(
-        number_of(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
+        number_of(_text(node, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
     )
     if None in box:
         raise AnnotationError(
             f"{path}: object {number} ({name}) has no bndbox with the numbers xmin, ymin, "
             "xmax, ymax"
         )
-    difficult = flag_of(node.findtext("difficult"))
+    difficult = flag_of(_text(node, "difficult"))
     if difficult is None:
         raise AnnotationError(
             f"{path}: object {number} ({name}) has difficult "
-            f"{shown(node.findtext('difficult'))}, expected {FLAG}"
+            f"{shown(_text(node, 'difficult'))}, expected {FLAG}"
         )
     return _Object(number, name, box, difficult)
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 import reprlib
-import sys
 import unicodedata
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from detres.detection.annotations import Annotations
 from detres.detection.structures import Predictions, index_of, label_of
 from detres.images.decode import IMAGE_SUFFIXES
-from detres.user_files import TextError, read_text
+from detres.user_files import JsonError, TextError, read_json, read_text
+from detres.values import integer_of, number_of
 
 LARGEST = 1e9
 """Px. No coordinate of a box is larger; areas and overlaps of larger ones would not be numbers."""
@@ -60,11 +61,12 @@ def read_coco_results(
     """Read a COCO results file: a list of {image_id, category_id, bbox [x, y, w, h], score}; return
     it and what the user should know of it, a line each.
 
-    Numbers stay float64, as written. Ids must be those of `truth`, also written as 1.0, or paths of
-    its image files, as predicting on a folder writes them: told by as much of the path's end as it
-    takes. Detections of a category that `truth` lacks are left out, as pycocotools does. Images
-    without detections need no record; an empty list is no predictions. others: ids of images beside
-    those of `truth`, such as another split's, whose detections are left out.
+    Numbers stay float64, as written; ids and numbers are read as detres.values says, so 1.0 and "1"
+    are the id 1. Ids must be those of `truth`, or paths of its image files, as predicting on a
+    folder writes them: told by as much of the path's end as it takes. Detections of a category that
+    `truth` lacks are left out, as pycocotools does. Images without detections need no record; an
+    empty list is no predictions. others: ids of images beside those of `truth`, such as another
+    split's, whose detections are left out.
 
     Raises FileNotFoundError, or DetectionFileError naming file and record: not such a list, a
     missing key, a value of the wrong type, NaN or beyond LARGEST, a negative side, an image that
@@ -76,12 +78,12 @@ def read_coco_results(
     def where(index: int) -> str:
         return f"{path}: record {index}"
 
-    given = [_whole(record["image_id"]) for record in records]
-    image_ids, notes = _ids_in(truth, given, where, others)
-    labels, of_categories = _labels_of([_whole(record["category_id"]) for record in records], truth)
+    found = [_read_record(record, where(index)) for index, record in enumerate(records)]
+    image_ids, notes = _ids_in(truth, [one.image_id for one in found], where, others)
+    labels, of_categories = _labels_of([one.category_id for one in found], truth)
     rows = [row for row, image_id in enumerate(image_ids) if image_id is not None and labels[row]]
-    xywh = np.array([records[row]["bbox"] for row in rows], np.float64).reshape(-1, 4)
-    scores = np.array([records[row]["score"] for row in rows], np.float64)
+    xywh = np.array([found[row].box for row in rows], np.float64).reshape(-1, 4)
+    scores = np.array([found[row].score for row in rows], np.float64)
     predictions = Predictions(
         class_map=truth.class_map,
         image_ids=np.array([image_ids[row] for row in rows], dtype=truth.image_ids.dtype),
@@ -90,71 +92,70 @@ def read_coco_results(
         labels=labels[rows],
         sides=xywh[:, 2:],
     )
-    decimals = [
-        value
-        for record in records
-        for value in (record["image_id"], record["category_id"])
-        if type(value) is float
+    given = [
+        (record[key], taken)
+        for row, record in enumerate(records)
+        for key, taken in (("image_id", image_ids[row]), ("category_id", found[row].category_id))
     ]
-    if decimals:
-        notes.append(f"ids written as decimals, such as {decimals[0]}, are taken as whole numbers")
+    odd = [value for value, taken in given if type(taken) is int and type(value) is not int]
+    odd = [value for value in odd if integer_of(value) is not None]  # else the path of an image
+    if odd:
+        form = "text" if isinstance(odd[0], str) else "decimals"
+        notes.append(f"ids written as {form}, such as {odd[0]!r:.40}, are taken as whole numbers")
     return predictions, [*notes, *of_categories, *_of_scores(scores)]
 
 
-def _load_records(path: Path) -> list[dict]:
+class _Record(NamedTuple):
+    """What a record says: box is (x, y, w, h) px."""
+
+    image_id: int | str
+    category_id: int
+    box: list[float]
+    score: float
+
+
+def _load_records(path: Path) -> list[object]:
     try:
-        records = json.loads(read_text(path, "detections file"))
-    except TextError as error:
+        records = read_json(path, "detections file")
+    except (TextError, JsonError) as error:
         raise DetectionFileError(str(error)) from None
-    except (ValueError, RecursionError) as error:
-        raise DetectionFileError(f"{path} is not JSON that can be read: {error}") from None
     if not isinstance(records, list):
         annotations = isinstance(records, dict) and "annotations" in records
         hint = " (it looks like annotations)" if annotations else ""
         raise DetectionFileError(
             f"{path}: expected a list of detections, found {type(records).__name__}{hint}"
         )
-    for index, record in enumerate(records):
-        _require_record(record, f"{path}: record {index}")
     return records
 
 
-def _require_record(record: object, where: str) -> None:
+def _read_record(record: object, where: str) -> _Record:
     if not isinstance(record, dict) or any(key not in record for key in _KEYS):
         found = _short.repr(sorted(record)) if isinstance(record, dict) else type(record).__name__
         raise DetectionFileError(f"{where} needs the keys {', '.join(_KEYS)}, found {found}")
-    box, score = record["bbox"], record["score"]
+    box, score = record["bbox"], number_of(record["score"])
+    sides = [number_of(value) for value in box] if type(box) is list else []
     if not (
-        type(box) is list
-        and len(box) == 4
-        and all(_within(value, LARGEST) for value in box)
-        and min(box[2:]) >= 0
-        and _within(score, sys.float_info.max)
+        len(sides) == 4
+        and None not in sides
+        and all(-LARGEST <= side <= LARGEST for side in sides)
+        and min(sides[2:]) >= 0
+        and score is not None
+        and math.isfinite(score)
     ):
         raise DetectionFileError(
-            f"{where} has bbox {_short.repr(box)} and score {_short.repr(score)}, expected numbers "
-            f"[x, y, w, h] with w, h >= 0, none beyond {LARGEST:g}, and a finite score"
+            f"{where} has bbox {_short.repr(box)} and score {_short.repr(record['score'])}, "
+            "expected numbers [x, y, w, h] with w, h >= 0, none beyond "
+            f"{LARGEST:g}, and a finite score"
         )
-    image_id, category_id = record["image_id"], record["category_id"]
-    if not (type(image_id) is str or _is_whole(image_id)) or not _is_whole(category_id):
+    image_id, category_id = record["image_id"], integer_of(record["category_id"])
+    if type(image_id) is not str:
+        image_id = integer_of(image_id)
+    if image_id is None or category_id is None:
         raise DetectionFileError(
-            f"{where} has image_id {_short.repr(image_id)} and category_id "
-            f"{_short.repr(category_id)}, expected an integer or text, and an integer"
+            f"{where} has image_id {_short.repr(record['image_id'])} and category_id "
+            f"{_short.repr(record['category_id'])}, expected an integer or text, and an integer"
         )
-
-
-def _within(value: object, limit: float) -> bool:
-    """Whether a value is a number, no bool and no NaN, from -limit to limit."""
-    return type(value) in (int, float) and -limit <= value <= limit
-
-
-def _is_whole(value: object) -> bool:
-    """Whether a value is an integer of 64 bits, also written as 1.0."""
-    return _within(value, 2**63 - 1) and (type(value) is int or value.is_integer())
-
-
-def _whole(value: int | float | str) -> int | str:
-    return int(value) if type(value) is float else value
+    return _Record(image_id, category_id, sides, score)
 
 
 def _labels_of(categories: list[int], truth: Annotations) -> tuple[np.ndarray, list[str]]:
@@ -260,15 +261,15 @@ def _read_voc_file(
     """Image ids, (D, 5) float64 (score, xmin, ymin, xmax, ymax) as written, and lines on the
     ids.
     """
-    lines = read_text(path, "detections file").splitlines()
+    try:
+        lines = read_text(path, "detections file").splitlines()
+    except TextError as error:
+        raise DetectionFileError(str(error)) from None
     numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
     rows = [
         lines[number - 1].rsplit(maxsplit=5) for number in numbers
     ]  # an image id may hold spaces
-    try:
-        table = np.array([row[1:] for row in rows], np.float64).reshape(len(rows), 5)
-    except ValueError:
-        table = np.array([_numbers_of(row) for row in rows], np.float64)
+    table = np.array([_numbers_of(row) for row in rows], np.float64).reshape(len(rows), 5)
     # A box a rounding narrower than a pixel may be written with xmax below xmin, by less than 1.5.
     usable = np.isfinite(table).all(axis=1) & (table[:, 3:] - table[:, 1:3] > -1.5).all(axis=1)
     usable &= (np.abs(table[:, 1:]) <= LARGEST).all(axis=1)
@@ -278,12 +279,7 @@ def _read_voc_file(
             f"{path}:{numbers[row]}: expected 'image-id score xmin ymin xmax ymax' with xmax >= "
             f"xmin and ymax >= ymin, got {_short.repr(lines[numbers[row] - 1].strip())}"
         )
-    image_ids: list = [row[0] for row in rows]
-    if np.issubdtype(truth.image_ids.dtype, np.integer):
-        image_ids = [
-            int(image_id) if re.fullmatch(r"[0-9]{1,19}", image_id) else image_id
-            for image_id in image_ids
-        ]
+    image_ids = [row[0] for row in rows]
     found, notes = _ids_in(truth, image_ids, lambda index: f"{path}:{numbers[index]}", others)
     kept = [row for row, image_id in enumerate(found) if image_id is not None]
     return [found[row] for row in kept], table[kept], notes
@@ -291,11 +287,8 @@ def _read_voc_file(
 
 def _numbers_of(fields: list[str]) -> list[float]:
     """The five numbers of a line, NaN when it has another form."""
-    try:
-        values = [float(field) for field in fields[1:]]
-    except ValueError:
-        values = []
-    return values if len(values) == 5 else [np.nan] * 5
+    values = [number_of(field) for field in fields[1:]]
+    return values if len(values) == 5 and None not in values else [np.nan] * 5
 
 
 def to_voc_results(
@@ -327,14 +320,17 @@ def _ids_in(
     where: Callable[[int], str],
     others: Collection[str],
 ) -> tuple[list[int | str | None], list[str]]:
-    """Return ids of images of `truth` for ids or paths of image files, None for those of `others`,
-    and lines on both.
+    """Return ids of images of `truth` for ids, integers also as text, or paths of image files, None
+    for those of `others`, and lines on both.
 
     where: says of which record, by its index, a message is. Raises DetectionFileError for an image
     that `truth` does not have, a path that may be one of several of its images, and two paths that
     would be one image.
     """
     known = set(truth.image_ids.tolist())
+    if np.issubdtype(truth.image_ids.dtype, np.integer):
+        as_integer = {one: integer_of(one) for one in set(given)}
+        given = [one if as_integer[one] not in known else as_integer[one] for one in given]
     paths = [one for one in dict.fromkeys(given) if isinstance(one, str) and one not in known]
     id_of_path = _ids_of_paths(paths, truth, lambda path: where(given.index(path)))
     left_out = {

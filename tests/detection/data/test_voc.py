@@ -242,7 +242,8 @@ def test_missing_xml_split_and_folder_say_what_exists(tmp_path: Path) -> None:
         {"train": "a\nb\n", "val": "a"},
     )
     (root / "JPEGImages" / "b.jpg").touch()
-    with pytest.raises(FileNotFoundError, match=r"1 annotation file missing: .*b\.xml"):
+    missing = r"1 annotation file missing: .*b\.xml \(listed in .*ImageSets/Main/train\.txt:2\)"
+    with pytest.raises(FileNotFoundError, match=missing):
         read_voc(root, ["train"])
     with pytest.raises(FileNotFoundError, match=r"test\.txt; there are: train, val"):
         read_voc(root, ["test"])
@@ -450,6 +451,38 @@ def test_suffixes_may_be_capitals(tmp_path: Path) -> None:
     result = read_voc(root, ["train"])
     assert result.image_files.tolist() == [str(root / "JPEGImages" / "a.JPG")]
     assert (len(result.boxes), result.notes) == (1, ())
+
+
+@pytest.mark.parametrize("listed", ["../../secret", "/etc/passwd", "a 1 2 3", "x" * 100_000])
+def test_what_is_no_stem_is_named_with_its_line(tmp_path: Path, listed: str) -> None:
+    root = write(
+        tmp_path / "own", {"a": xml(thing("dog", (1, 1, 9, 9)))}, {"train": f"a\n\n{listed}\n"}
+    )
+    with pytest.raises(FileNotFoundError, match=r"train\.txt:3\)") as caught:
+        read_voc(root, ["train"])
+    assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize(
+    ("written", "nonsense", "message"),
+    [
+        ("<width>100</width>", "<width><b/></width>", "width is '<b>'"),
+        ("<height>80</height>", "<height>8<b/>0</height>", "height is '8<b>0'"),
+        ("<xmin>1</xmin>", "<xmin>1<b>2</b></xmin>", "object 1 .dog. has no bndbox"),
+        ("<difficult>0</difficult>", "<difficult>0<b/></difficult>", "has difficult '0<b>'"),
+        ("<name>dog</name>", "<name>dog<b/></name>", "object 1 has no name"),
+    ],
+)
+def test_an_element_where_text_belongs_is_refused(
+    tmp_path: Path, written: str, nonsense: str, message: str
+) -> None:
+    whole = xml(thing("dog", (1, 1, 9, 9)))
+    root = write(tmp_path / "own", {"a": whole.replace(written, nonsense)})
+    with pytest.raises(AnnotationError, match=rf"a\.xml: .*{message}"):
+        read_voc(root, ["train"])
+    commented = whole.replace(written, written.replace("</", "<!-- as measured --></"))
+    write(root, {"a": commented})
+    assert read_voc(root, ["train"]).num_objects == 1
 
 
 def test_two_spellings_of_one_image_are_one_listed_twice(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_no_detections(tmp_path: Path) -> None:
         ([RECORD, 3], "record 1 needs the keys image_id, category_id, bbox, score, found int"),
         ([RECORD, {"image_id": 7}], "record 1 needs the keys .* found .'image_id'."),
         ([RECORD | {"bbox": [1, 2, 3]}], "record 0 has bbox .1, 2, 3."),
-        ([RECORD | {"bbox": [1, 2, 3, "4"]}], "record 0 has bbox"),
+        ([RECORD | {"bbox": [1, 2, 3, "4 px"]}], "record 0 has bbox"),
         ([RECORD, RECORD | {"score": None}], "record 1 has bbox .* and score None"),
         ([RECORD, RECORD | {"score": float("nan")}], "record 1 has .* score nan"),
         ([RECORD | {"bbox": [1, 2, float("inf"), 4]}], "record 0 has bbox .*inf"),
@@ -107,7 +107,8 @@ def test_no_detections(tmp_path: Path) -> None:
             r"record 1: image 8 is not in truth \(1 of 2 detections\); its images are like \[7, "
             r"9\]",
         ),
-        ([RECORD | {"image_id": "7"}], "record 0: image '7' is not in truth"),
+        ([RECORD | {"image_id": "8"}], "record 0: image '8' is not in truth"),
+        ([RECORD | {"image_id": "7.5"}], "record 0: image '7.5' is not in truth"),
         ([RECORD | {"image_id": 2**63 - 1}], "record 0: image 9223372036854775807 is not in"),
         ([RECORD | {"image_id": 2**63}], "record 0 has image_id 9223372036854775808"),
         ([RECORD | {"image_id": 10**400}], r"record 0 has image_id 10000.*\.\.\."),
@@ -131,10 +132,12 @@ def test_no_detections(tmp_path: Path) -> None:
         ([RECORD | {"bbox": [-1e10, 2, 3, 4]}], "record 0 has bbox"),
         ([RECORD | {"score": 10**400}], "record 0 has .* score 10000"),
         ([RECORD | {"score": True}], "record 0 has .* score True"),
-        ([RECORD | {"score": "0.5"}], "record 0 has .* score '0.5'"),
-        ("[" * 100_000, "is not JSON that can be read"),
-        ("[" + "1" * 5000 + "]", "is not JSON that can be read"),
-        ('["\x1b[31m"]', "is not JSON that can be read"),
+        ([RECORD | {"score": "0,5"}], "record 0 has .* score '0,5'"),
+        ([RECORD | {"score": "nan"}], "record 0 has .* score 'nan'"),
+        ([RECORD | {"score": "9" * 400}], "record 0 has .* score '9999"),
+        ("[" * 100_000, "is not JSON that can be read: it is nested too deeply"),
+        ("[" + "1" * 5000 + "]", "is not JSON: .*4300 digits.*5000 digits$"),
+        ('["\x1b[31m"]', "is not JSON"),
         ([[RECORD]], "record 0 needs the keys .* found list"),
         ({f"k{n}": n for n in range(1000)}, "expected a list of detections, found dict$"),
         ([{f"\x1b{n}": n for n in range(1000)}], r"record 0 needs .*'\\x1b0', .*\.\.\."),
@@ -268,6 +271,31 @@ def test_categories_that_the_truth_lacks_are_left_out_as_by_pycocotools(tmp_path
     ]
     with pytest.raises(DetectionFileError, match="record 0: image 8 is not in truth"):
         read_coco_results(write(tmp_path / "d.json", [records[0] | {"image_id": 8}]), TRUTH)
+
+
+def test_numbers_and_ids_written_as_text_are_read(tmp_path: Path) -> None:
+    record = {"image_id": "9", "category_id": "17", "bbox": ["1.5", " 2", 3, "4e0"], "score": "1"}
+    found, notes = read_coco_results(write(tmp_path / "d.json", [RECORD, record]), TRUTH)
+    assert (found.image_ids.tolist(), found.image_ids.dtype) == ([7, 9], np.int64)
+    assert found.boxes[1].tolist() == [1.5, 2, 4.5, 6]
+    assert (found.scores.tolist(), found.labels.tolist()) == ([0.25, 1], [2, 2])
+    assert notes == ["ids written as text, such as '9', are taken as whole numbers"]
+    named = [RECORD | {"image_id": "000007"}]
+    found, notes = read_coco_results(write(tmp_path / "d.json", named), NAMED)
+    assert (found.image_ids.tolist(), notes) == (["000007"], [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_results_with_a_byte_order_mark_are_read(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([RECORD]), encoding=encoding)
+    assert read_coco_results(path, TRUTH)[0].image_ids.tolist() == [7]
+    lines = tmp_path / "comp4_det_val_cat.txt"
+    lines.write_text("7 0.25 1 1 10 20\n", encoding=encoding)
+    assert read_voc_results(tmp_path, TRUTH)[0].boxes.tolist() == [[0, 0, 10, 20]]
+    lines.write_bytes(b"7 0.25 1 1 10 20\nf\xfc 0.5 1 1 2 2\n")
+    with pytest.raises(DetectionFileError, match=r"cat\.txt: byte 0xfc .*line 2"):
+        read_voc_results(tmp_path, TRUTH)
 
 
 @pytest.mark.parametrize(
@@ -429,6 +457,8 @@ def test_longest_class_name_wins(tmp_path: Path) -> None:
         ("000007 0.5 1 1 2e9 20", "cat.txt:2: expected"),
         ("000007 0.5 -2e9 1 10 20", "cat.txt:2: expected"),
         ("000007 1e999 1 1 10 20", "cat.txt:2: expected"),
+        ("000007 0.5 1_0 1 10 20", "cat.txt:2: expected"),
+        ("000007 0.5 1 1 \u0661\u0660 20", "cat.txt:2: expected"),
         (
             "\x1b[31m" + "9" * 9999 + " 0.5 1 1 10",
             r"cat.txt:2: expected .*got '\\x1b\[31m999.*\.\.\.",
