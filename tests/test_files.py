@@ -21,6 +21,7 @@ from detres.files import (
     has_metadata,
     load_model_state,
     load_weights,
+    mapping,
     metadata_field,
     replacing,
     require_metadata,
@@ -102,6 +103,10 @@ def test_weights_of_another_kind_are_called_what_they_are(wanted):
 
 def test_metadata_that_cannot_be_read_are_named():
     assert metadata_field({"a": "[1]"}, "a", Path("w"), list) == [1]
+    assert metadata_field({"a": '{"b": 1}'}, "a", Path("w"), mapping) == {"b": 1}
+    for text in ("[]", '[["b", 1]]', "null", '""'):
+        with pytest.raises(CheckpointError, match=r"metadata 'a' .*expected an object"):
+            metadata_field({"a": text}, "a", Path("w"), mapping)
     for text in ("{", "[" * 100_000, '"1"x', "1"):
         with pytest.raises(CheckpointError, match="w is damaged or was edited: its metadata 'a'"):
             metadata_field({"a": text}, "a", Path("w"), list)

@@ -92,7 +92,7 @@ class AnchorConfig(Section):
 class RPNConfig(Section):
     """The region proposal network; values of py-faster-rcnn unless said."""
 
-    width: Positive = 512
+    width: Annotated[int, Field(ge=1, le=65_536)] = 512
     objectness: Literal["softmax", "sigmoid"] = "softmax"
     train_anchors: Literal["inside", "all"] = "inside"
     fg_iou_thresh: Fraction = 0.7

@@ -560,7 +560,7 @@ SETTINGS = (
     "train.lr=!" + "y" * 9999, "train.lr=*" + "z" * 9999, "train.milestones=" + "[2, 1]" * 2,
     "train.lr={<<: {a: 1}}", "train.lr=<<", "train.<<=1", "<<.lr=1", "<<={lr: 1}", "data=[]",
     "train.lr=\x1b[31m", "train.lr='\n\n\n\n\n'", "model.anchors.sizes=" + str([-1] * 50_000),
-    "seed=\udcff", "\udcff=1", "name=\u202e", "name=" + "x" * 5000, "data.classes=[1.5]",
+    "seed=\udcff", "\udcff=1", "name=\u202e", "name=" + "x" * 5000,
     "data.train=5", "data.train=[[a]]", "data.train=[null]", "data.outside=klingon",
     "data.box_policy=klingon", "data.shapes_val=-1", "data.damaged=klingon",
     "eval.batch_size=1e3", "train.steps=9223372036854775808", "seed=18446744073709551616",
@@ -606,8 +606,9 @@ def metadata_changes(
             continue
         yield f"without {key}", {k: v for k, v in metadata.items() if k != key}, False
         for name, value in NO_METADATA.items():
-            # what only tells where the weights come from is not read
-            yield f"{key} = {name}", {**metadata, key: value}, key not in ("step", "arch")
+            # the step is told, and the backbone's own facts are for those who take it alone
+            nonsense = key not in ("step", "backbone")
+            yield f"{key} = {name}", {**metadata, key: value}, nonsense
     for place, values in inner.items():
         key, *keys = place.split(".")
         for value in values:

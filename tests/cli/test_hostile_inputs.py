@@ -349,7 +349,7 @@ def changed_states(whole: dict) -> Iterator[tuple[str, dict]]:
         for value in values:
             yield (
                 f"{'.'.join(map(str, path))} = {str(value)[:30]!r}",
-                {**whole, path[0]: replaced(whole[path[0]], path[1:], value)},
+                replaced(whole, path, value),
             )
 
 
@@ -358,9 +358,8 @@ def replaced(container: object, path: tuple, value: object) -> object:
     key, *rest = path
     new = value if not rest else replaced(container[key], tuple(rest), value)
     if isinstance(container, dict):
-        return {**{k: v for k, v in container.items() if k != key}} | (
-            {} if new is ABSENT else {key: new}
-        )
+        others = {k: v for k, v in container.items() if k != key}
+        return others if new is ABSENT else {**container, key: new}
     items = list(container)
     items[key] = new
     return type(container)(items)

@@ -18,12 +18,34 @@ from tests.detection.configs import TINY
         ("input", {"std": [1, 0, 1]}, "input.std"),
         ("roi", {"smooth_l1_beta": -1}, "roi.smooth_l1_beta"),
         ("rpn", {"loss_normalizer": "anchors"}, "rpn.loss_normalizer"),
+        ("rpn", {"width": 10**12}, "rpn.width"),
+        ("roi", {"pool_size": 65}, "roi.pool_size"),
+        ("anchors", {"sizes": [1e308]}, "anchors.sizes"),
+        ("anchors", {"sizes": [16.0] * 101}, "anchors.sizes"),
+        ("anchors", {"aspect_ratios": [1e-300]}, "anchors.aspect_ratios"),
+        ("backbone", {"name": "klingon"}, "test: backbone.name: unknown backbone 'klingon'"),
+        (
+            "input",
+            {"short_side": 200, "max_side": 100, "train_short_sides": []},
+            "input: short_side 200 px is more than max_side, 100 px, allows",
+        ),
+        (
+            "input",
+            {"short_side": 90, "max_side": 100, "train_short_sides": [90, 101]},
+            "short_side 101 px is more than max_side",
+        ),
     ],
 )
 def test_impossible_settings_are_named(section, change, message):
     tree = {**TINY, section: {**TINY.get(section, {}), **change}}
     with pytest.raises(ConfigError, match=message):
         check(ModelConfig, tree, "test")
+
+
+def test_the_short_side_may_be_the_longest():
+    sides = {"short_side": 100, "max_side": 100, "train_short_sides": [100]}
+    tree = {**TINY, "input": {**TINY.get("input", {}), **sides}}
+    assert check(ModelConfig, tree, "test").input.short_side == 100
 
 
 def test_thresholds_may_be_equal():

@@ -243,6 +243,32 @@ def test_metadata_that_no_detector_has(change, message, saved, tmp_path):
         load_detector(tmp_path / "odd.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("classes", lambda _: {"names": [f"c{n}" for n in range(10**6)],
+                               "source_ids": list(range(10**6))}),
+        ("model", lambda tree: {**tree, "rpn": {**tree["rpn"], "width": 65_536}}),
+    ],
+)  # fmt: skip
+def test_a_model_far_larger_than_its_weights_is_never_built(
+    key, change, saved, tmp_path, monkeypatch
+):
+    tensors, metadata = load_weights(saved[0])
+    metadata[key] = json.dumps(change(json.loads(metadata[key])))
+    write_safetensors(tmp_path / "huge.safetensors", tensors, metadata)
+    built = []
+
+    def building(*arguments, **options):
+        built.append(torch.get_default_device().type)
+        return build_detector(*arguments, **options)
+
+    monkeypatch.setattr("detres.detection.weights_file.build_detector", building)
+    with pytest.raises(CheckpointError, match=r"huge\.safetensors holds weights of another arch"):
+        load_detector(tmp_path / "huge.safetensors")
+    assert built == ["meta"]
+
+
 def test_weights_that_are_not_finite_or_no_floats(saved, tmp_path):
     path, _, _ = saved
     tensors, metadata = load_weights(path)
