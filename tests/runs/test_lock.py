@@ -21,9 +21,9 @@ import os, sys, time
 from pathlib import Path
 from detres.runs.lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
-child = os.fork() if sys.argv[2:] else 1
-if child:
-    print(os.getpid(), flush=True)
+holder = os.getpid()
+if not sys.argv[2:] or not os.fork():  # the child has let go of the lock by now
+    print(holder, flush=True)
 time.sleep(60)
 """
 
