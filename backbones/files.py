@@ -53,7 +53,14 @@ DIGEST = "sha256"
 
 
 class DamagedFileError(ValueError):
-    """A file whose content is not what was written; the message names it and says what to do."""
+    """A file whose content is not what was written; the message names it and says what to do.
+
+    damage: what is not as it was, where that is known.
+    """
+
+    def __init__(self, message: str, damage: str = "") -> None:
+        super().__init__(message)
+        self.damage = damage
 
 
 def write_safetensors(
@@ -233,7 +240,7 @@ def check_archive(path: str | Path) -> None:
         raise
     except Exception as error:  # what damage makes zipfile raise has no bounds
         raise DamagedFileError(
-            f"{path} is damaged ({error}): fetch or copy it again, or use another copy"
+            f"{path} is damaged ({error}): fetch or copy it again, or use another copy", str(error)
         ) from None
 
 

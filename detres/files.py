@@ -27,6 +27,7 @@ from detres.user_files import expanded
 
 __all__ = [
     "CheckpointError",
+    "DamagedFileError",
     "cache_folder",
     "check_archive",
     "first_line",

@@ -78,7 +78,10 @@ HINTS = {
         "give another folder with --out",
     ),
     NoRunError: ("give the folder, --resume DIR",),
-    DataChangedError: ("--resume DIR --accept-data-change goes on with them as they are now",),
+    DataChangedError: (
+        "put them back as they were, or give --resume DIR --accept-data-change to go on with them "
+        "as they are now",
+    ),
     MemoryError: (_LESS_MEMORY,),
     torch.OutOfMemoryError: (_LESS_MEMORY,),
     DataRootError: (

@@ -352,8 +352,7 @@ class TrainingRun:
             return
         if not accepted:
             raise DataChangedError(
-                f"the data are not those that {saved.path} was trained on: {changed}; put them "
-                "back as they were"
+                f"the data are not those that {saved.path} was trained on: {changed}"
             )
         self.notes.append(f"goes on with other data than it was trained on: {changed}")
 

@@ -13,7 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detres.files import CheckpointError, check_archive, first_line, replacing
+from detres.files import (
+    CheckpointError,
+    DamagedFileError,
+    check_archive,
+    first_line,
+    replacing,
+)
 
 FORMAT = 2
 """Of the states that are written; those of format 1 did not say theirs."""
@@ -71,6 +77,8 @@ def require_whole(path: Path) -> None:
         check_archive(path)
     except (OSError, CheckpointError):
         raise
+    except DamagedFileError as error:
+        raise DamagedStateError(f"{path} is damaged: {error.damage}") from None
     except Exception as error:  # what zipfile raises depends on where the damage is
         raise DamagedStateError(f"{path} is damaged: {first_line(error)}") from None
 

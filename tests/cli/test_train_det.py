@@ -455,8 +455,8 @@ def test_a_run_on_data_that_have_changed_is_resumed_only_where_that_is_accepted(
     assert train_det.main([*resume, "--data", str(moved)]) == 2
     assert capsys.readouterr().err == (
         f"error: the data are not those that {folder}/last.pt was trained on: in train, 1 of "
-        f"{TRAIN_IMAGES} records differ, the first is image {first}; put them back as they were: "
-        "--resume DIR --accept-data-change goes on with them as they are now\n"
+        f"{TRAIN_IMAGES} records differ, the first is image {first}: put them back as they were, "
+        "or give --resume DIR --accept-data-change to go on with them as they are now\n"
     )
     assert train_det.main([*resume, "--data", str(moved), "--accept-data-change"]) == 0
     assert "note: goes on with other data than it was trained on: in train" in (
