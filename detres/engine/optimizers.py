@@ -60,12 +60,13 @@ _EXECUTION = {"params", "lr", "foreach", "fused", "capturable", "differentiable"
 """
 
 
-def restore(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+def restore(optimizer: torch.optim.Optimizer, saved: dict, *, steps: int) -> None:
     """Put `optimizer` where the one was whose state_dict `saved` is.
 
-    Everything is checked first, for the fused kernels trust shapes and strides: groups, what is
-    kept of each parameter, its shape and dtype. Raises ValueError saying what does not fit;
-    `optimizer` is then unchanged.
+    steps: that it had done; after the first it keeps something of every parameter. Everything is
+    checked first, for the fused kernels trust shapes and strides: groups, what is kept of each
+    parameter, its shape and dtype. Raises ValueError saying what does not fit; `optimizer` is then
+    unchanged.
     """
     own = optimizer.state_dict()["param_groups"]
     _require_same_groups(own, saved["param_groups"])
@@ -81,7 +82,23 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict) -> None:
         state[index] = {
             name: _like(parameters[index], value, name, index) for name, value in kept.items()
         }
+    forgotten = [index for index in _remembering(optimizer) if steps > 0 and not state.get(index)]
+    if forgotten:
+        raise ValueError(
+            f"after step {steps} nothing is kept of parameter {forgotten[0]} ({len(forgotten)} of "
+            f"{len(parameters)} such)"
+        )
     optimizer.load_state_dict({"state": state, "param_groups": own})
+
+
+def _remembering(optimizer: torch.optim.Optimizer) -> list[int]:
+    """The parameters, by their place, of which an optimizer keeps something: without momentum, SGD
+    keeps nothing.
+    """
+    keeps = [
+        group.get("momentum") != 0 for group in optimizer.param_groups for _ in group["params"]
+    ]
+    return [index for index, kept in enumerate(keeps) if kept]
 
 
 def _require_same_groups(own: list[dict], saved: list[dict]) -> None:

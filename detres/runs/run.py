@@ -323,7 +323,7 @@ class TrainingRun:
             with reading_field(path, "meter"):
                 self.meter.restore(state["meter"])
         with reading_field(path, "optimizer"):
-            restore(self.training.optimizer, state["optimizer"])
+            restore(self.training.optimizer, state["optimizer"], steps=self.progress.step)
         saved.put_in_place()
         config = self.folder / names.CONFIG
         if saved.config == saved.earlier:

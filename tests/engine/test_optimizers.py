@@ -154,7 +154,7 @@ def test_a_restored_optimizer_goes_on_as_the_other_whatever_the_layout_was(kind,
                 kept[name] = value.contiguous(memory_format=layout)
     other, restored = stepped(kind, seed=2)
     other.load_state_dict(model.state_dict())
-    restore(restored, saved)
+    restore(restored, saved, steps=1)
     for net, optim in ((model, optimizer), (other, restored)):
         step(net, optim)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
@@ -198,11 +198,30 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(said, where, v
         del place[1]
     place[where[-1]] = value
     with pytest.raises(ValueError, match=said):
-        restore(optimizer, saved)
+        restore(optimizer, saved, steps=1)
     assert optimizer.state_dict()["param_groups"] == before["param_groups"]
     for index, kept in before["state"].items():
         now = optimizer.state_dict()["state"][index]
         assert torch.equal(now["momentum_buffer"], kept["momentum_buffer"])
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("kept", [{}, "gone"])
+def test_a_parameter_of_which_nothing_is_kept_is_refused_after_the_first_step(kind, kept):
+    _, optimizer = stepped(kind, seed=1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"].pop(2) if kept == "gone" else saved["state"].update({2: kept})
+    with pytest.raises(ValueError, match=r"after step 7 nothing is kept of parameter 2 \(1 of 4"):
+        restore(optimizer, saved, steps=7)
+    restore(optimizer, {**saved, "state": {}}, steps=0)
+    assert optimizer.state_dict()["state"] == {}
+
+
+def test_sgd_without_momentum_keeps_nothing():
+    model = nn.Conv2d(3, 2, 3)
+    optimizer = sgd(model, momentum=0.0, weight_decay=0.0)
+    step(model, optimizer)
+    restore(optimizer, copy.deepcopy(optimizer.state_dict()), steps=1)
 
 
 def test_the_scalar_step_of_adamw_is_checked():
@@ -210,4 +229,4 @@ def test_the_scalar_step_of_adamw_is_checked():
     saved = copy.deepcopy(optimizer.state_dict())
     saved["state"][2]["step"] = torch.ones(2)
     with pytest.raises(ValueError, match=r"step of parameter 2 is .* expected torch.float32 \(\)"):
-        restore(optimizer, saved)
+        restore(optimizer, saved, steps=1)
