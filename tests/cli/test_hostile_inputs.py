@@ -26,7 +26,7 @@ from backbones.files import read_safetensors, write_safetensors
 from detres.cli import eval as evaluate
 from detres.cli import predict, train_cls, train_det
 from tests.cli import hostile
-from tests.cli.conftest import TINY, FinishedRun, read_json
+from tests.cli.conftest import COCO_FLAGS, TINY, FinishedRun, read_json
 from tests.cli.hostile import Case
 from tests.cli.test_train_cls import write_cifar
 
@@ -157,6 +157,13 @@ VOC = ["--detections", "VOC2007/results", "--annotations", "VOC2007", "--split",
 
 def test_coco_annotations(judged) -> None:
     judged(hostile.coco_cases(), lambda _: (evaluate.main, DETECTIONS), least=150)
+
+
+def test_coco_images(judged, tiny, coco_folder: Path) -> None:
+    all_images = "train.steps=4"  # of 2 each
+    settings = ["--set", *COCO_FLAGS, all_images]
+    flags = ["--cfg", str(tiny), "--data", "data", "--device", "cpu", *settings]
+    judged(hostile.coco_image_cases(coco_folder), lambda _: (train_det.main, flags), least=30)
 
 
 def test_coco_results(judged) -> None:
