@@ -365,6 +365,7 @@ def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
         text = "the memory is used up" + (f" ({said.rstrip('.')})" if said else "")
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}"
+    text = "\n".join(shortened(line, _LONGEST_MESSAGE) for line in text.splitlines())
     hints = next((HINTS[kind] for kind in type(error).__mro__ if kind in HINTS), ())
     if isinstance(error, OSError) and not hints and error.errno in _BY_ERRNO:
         hints = (_BY_ERRNO[error.errno],)

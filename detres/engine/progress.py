@@ -85,6 +85,8 @@ class Progress:
             raise ValueError(f"evaluations {list(evaluations.values())!r:.60} are no numbers")
         if type(progress.training_error) is not float or type(progress.warmed_up) is not bool:
             raise ValueError("its warm-up is no number and no yes or no")
+        if not 0 <= progress.training_error <= 1:
+            raise ValueError(f"training_error {progress.training_error} is no fraction")
         return progress
 
 

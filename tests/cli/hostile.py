@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -235,6 +236,47 @@ def coco_cases() -> Iterator[Case]:
         yield ("annotations", 0, "bbox"), "bool", [True, 1, 1, 1], True
 
     return _json_cases("annotations", "truth.json", SCENE, changes())
+
+
+def coco_image_cases(root: Path) -> Iterator[Case]:
+    """A copy of a COCO folder as `data`, one of whose training images is called, or is, something
+    else.
+    """
+    content = json.loads((root / "annotations/train.json").read_text())
+    first = content["images"][0]["file_name"]
+
+    def changed(change: Callable[[Path], object], name: object = first) -> Callable[[Path], None]:
+        def write(folder: Path) -> None:
+            shutil.copytree(root, folder / "data")
+            changed_file = _changed(content, ("images", 0, "file_name"), name)
+            (folder / "data/annotations/train.json").write_text(dump(changed_file))
+            change(folder / "data/train" / first)
+
+        return write
+
+    names = ("../../../etc/passwd", "/etc/passwd", "..\\..\\passwd", "C:\\passwd", "..", ".", "/",
+             "a\0b", "x" * 5000, "x/" * 3000, "http://localhost/a.jpg", "file:///etc/passwd", "",
+             " ", "%2e%2e/%2e%2e/passwd", "~/a.jpg", "$(touch it_ran)", "*", *STEERING)  # fmt: skip
+    for name in names:
+        write = changed(lambda _: None, name)
+        yield Case(f"file_name {name[:20]!r}", write, ("train.json", "data/train"), True)
+
+    def instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
+        return lambda path: (path.unlink(), make(path))
+
+    files = {
+        "FIFO": os.mkfifo,
+        "folder": Path.mkdir,
+        "dangling link": lambda path: path.symlink_to("gone"),
+        "link to itself": lambda path: path.symlink_to(path.name),
+        "device": lambda path: path.symlink_to("/dev/zero"),
+        "empty": lambda path: path.write_bytes(b""),
+        "text": lambda path: path.write_bytes(b"hello"),
+        "bomb": lambda path: path.write_bytes(png(100_000, 100_000)),
+        "nothing": lambda _: None,
+    }
+    for name, make in files.items():
+        yield Case(f"image: {name}", changed(instead(make)), (first,), True)
 
 
 def results_cases() -> Iterator[Case]:

@@ -263,6 +263,14 @@ def test_the_change_of_data_is_accepted_by_a_resumed_run_only(capsys):
     assert "--accept-data-change goes with --resume" in capsys.readouterr().err
 
 
+def test_a_message_of_any_length_is_cut_line_by_line(capsys):
+    assert end_with(ValueError(f"a.tar: {'x' * 9999}\nnote: {'y' * 9999}")) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[:14] for line in lines] == ["error: a.tar: ", "note: yyyyyyyy"]
+    assert lines[0].endswith("x... (10006 characters)")
+    assert max(map(len, lines)) < 1100
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

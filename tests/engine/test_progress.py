@@ -107,3 +107,12 @@ def test_the_training_error_is_a_mean_over_about_a_hundred_steps():
         progress.see_error(0.7, 0.8)
         steps += 1
     assert steps == math.ceil(math.log(0.5) / math.log(0.99))
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf, -0.01, 1.01])
+def test_a_training_error_that_is_no_fraction_is_refused(error):
+    with pytest.raises(ValueError, match=r"training_error .* is no fraction"):
+        Progress.from_dict({**Progress(1).to_dict(), "training_error": error})
+    for fraction in (0.0, 1.0):
+        value = {**Progress(1).to_dict(), "training_error": fraction}
+        assert Progress.from_dict(value).training_error == fraction

@@ -451,10 +451,10 @@ def test_many_classes_are_read_in_linear_time(tmp_path: Path) -> None:
         ],
         "categories": [{"id": n + 1, "name": f"c{n}"} for n in range(num)],
     }
-    start = time.perf_counter()
+    start = time.process_time()
     data = read_coco(write(tmp_path, content), None)
     assert data.labels.tolist() == list(range(num, 0, -1))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_the_largest_side_is_a_size_and_one_px_more_is_none(tmp_path: Path) -> None:

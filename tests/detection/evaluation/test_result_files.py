@@ -526,7 +526,7 @@ def test_many_records_take_seconds(tmp_path: Path) -> None:
     path = write(tmp_path / "d.json", to_coco_results(many))
     for name, text in to_voc_results(many, split="val").items():
         write(tmp_path / name, text)
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(read_coco_results(path, truth)[0]) == num
     assert len(read_voc_results(tmp_path, truth)[0]) == num
-    assert time.perf_counter() - started < 8
+    assert time.process_time() - started < 8
