@@ -31,12 +31,13 @@ def weights_kind(path: Path) -> WeightsKind:
         return _kind_of_zip(path)
     if start.startswith(EARLIER_FORM):
         return "earlier torch file"
+    # A header's length, below 2^40, then JSON; the length may begin as a pickle or a model does.
+    if start[5:9] == b"\0\0\0{":
+        return "safetensors"
     found = next((words for is_kind, words in _KINDS if is_kind(start)), None)
     found = found or _by_name(path)
     if found is not None:
         raise NotWeightsError(f"{path} is {found}")
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        return "safetensors"
     if start[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
         return "pickle"
     if tarfile.is_tarfile(path):

@@ -109,6 +109,10 @@ def test_weights_are_known_by_their_content_whatever_they_are_called(tmp_path: P
         for name in ("w.pth", "w.safetensors", "w.pkl", "w.bin", "w"):
             write(tmp_path / name)
             assert weights_kind(tmp_path / name) == kind
+    for first, third in ((0x80, 0), (0x08, 0x12)):  # as a pickle, an ONNX model begins
+        length = first + (0x04 << 8) + (third << 16)
+        (tmp_path / "cut.pth").write_bytes(length.to_bytes(8, "little") + b'{"w":{"dtype":"F32",')
+        assert weights_kind(tmp_path / "cut.pth") == "safetensors"  # to be called damaged
     (tmp_path / "old.pkl").write_bytes(pickle.dumps({"w": [1]}, 0))
     assert weights_kind(tmp_path / "old.pkl") == "pickle"
     (tmp_path / "w.safetensors").write_bytes(bytes(20))

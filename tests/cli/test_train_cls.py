@@ -505,8 +505,9 @@ def test_a_damaged_image_costs_no_steps_and_can_be_passed_over_on_resuming(
     assert train("--resume", "stopped") == 2
     assert capsys.readouterr().err == (
         "error: the data are not those that stopped/last.pt was trained on: in train, 24 records "
-        f"then, 23 now, the first that differs is {data / 'train' / 'dark' / '8.jpg'}; put them "
-        "back as they were: --resume DIR --accept-data-change goes on with them as they are now\n"
+        f"then, 23 now, the first that differs is {data / 'train' / 'dark' / '8.jpg'}: put them "
+        "back as they were, or give --resume DIR --accept-data-change to go on with them as they "
+        "are now\n"
     )
 
 
