@@ -299,7 +299,8 @@ SMALL = ["train.steps=2", "train.batch_size=2", "train.reference_batch=2", "trai
 
 def test_class_folders(judged) -> None:
     flags = ["--cfg", "imagenet_resnet18b.yaml", "--data", "classes", "--device", "cpu", "--set"]
-    command = (train_cls.main, [*flags, *SMALL, "data.format=folder"])
+    all_images = "train.steps=4"  # of 2 each
+    command = (train_cls.main, [*flags, *SMALL, all_images, "data.format=folder"])
     judged(hostile.class_folder_cases(), lambda _: command, least=15)
 
 
