@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from detres.class_map import ClassMap, ClassMismatchError
@@ -87,11 +85,10 @@ def test_a_long_class_list_is_told_by_what_differs() -> None:
 
 
 def test_many_classes_are_looked_up_in_linear_time():
-    names = [f"c{n}" for n in range(30_000)]
-    start = time.perf_counter()
+    """So many that looking through all names for each would never end."""
+    names = [f"c{n}" for n in range(300_000)]
     many = ClassMap.of_names(names)
-    assert [many.index_of_name(name) for name in names] == list(range(30_000))
-    assert time.perf_counter() - start < 2
+    assert [many.index_of_name(name) for name in names] == list(range(300_000))
     with pytest.raises(KeyError) as caught:
         many.index_of_name("other")
     assert len(str(caught.value)) < 300

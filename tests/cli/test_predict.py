@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 import cv2
@@ -336,10 +335,9 @@ def test_a_name_does_not_steer_the_console(
 
 
 def test_pictures_are_named_in_linear_time() -> None:
-    files = [Path(f"{n}/a.jpg") for n in range(20_000)] + [Path("a-3.jpg"), Path("b.jpg")]
-    start = time.perf_counter()
+    """So many that looking through all names for each would never end."""
+    files = [Path(f"{n}/a.jpg") for n in range(200_000)] + [Path("a-3.jpg"), Path("b.jpg")]
     names = predict.picture_names(files)
-    assert time.perf_counter() - start < 2
     assert len(set(names.values())) == len(files)
     assert [names[file] for file in files[:3]] == ["a.jpg", "a-2.jpg", "a-3.jpg"]
     assert names[Path("b.jpg")] == "b.jpg"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -442,7 +441,7 @@ def test_line_breaks_in_a_class_name_are_spaces(tmp_path: Path) -> None:
 
 
 def test_many_classes_are_read_in_linear_time(tmp_path: Path) -> None:
-    num = 20_000
+    num = 100_000  # so many that looking through all classes for each would never end
     content = {
         "images": [{"id": 1, "file_name": "a.jpg"}],
         "annotations": [
@@ -451,10 +450,8 @@ def test_many_classes_are_read_in_linear_time(tmp_path: Path) -> None:
         ],
         "categories": [{"id": n + 1, "name": f"c{n}"} for n in range(num)],
     }
-    start = time.process_time()
     data = read_coco(write(tmp_path, content), None)
     assert data.labels.tolist() == list(range(num, 0, -1))
-    assert time.process_time() - start < 5
 
 
 def test_the_largest_side_is_a_size_and_one_px_more_is_none(tmp_path: Path) -> None:
