@@ -21,6 +21,7 @@ def test_benchmark_prints_a_row_a_job(side, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_benchmark_of_the_padding(capsys):
     small = ["padding", "--backbone", "resnet18", "--short-side", "64", "--rois", "5"]
     assert benchmark.main([*small, "--repeats", "1"]) == 0

@@ -192,8 +192,8 @@ def nonfinite() -> NonFiniteLossError:
         (
             DataChangedError("other data"),
             2,
-            "error: other data: --resume DIR --accept-data-change goes on with them as they are "
-            "now\n",
+            "error: other data: put them back as they were, or give --resume DIR "
+            "--accept-data-change to go on with them as they are now\n",
         ),
         (
             MemoryError("Unable to allocate 9 GiB\nand more"),
