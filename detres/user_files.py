@@ -42,6 +42,13 @@ def expanded(path: str) -> str:
     return os.path.expanduser(path)
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is passed over for its name, which starts with a dot: macOS
+    leaves ._a.xml beside a.xml.
+    """
+    return name.startswith(".")
+
+
 def tidied(path: Path) -> Path:
     """Return `path` without "." and ".." where that names the same file, else as it is."""
     tidy = Path(os.path.normpath(path))

@@ -9,6 +9,7 @@ from detres.user_files import (
     TextError,
     expanded,
     fault_of,
+    is_hidden,
     read_json,
     read_text,
     require_file,
@@ -134,3 +135,10 @@ def test_a_path_is_tidied_only_where_it_stays_the_same_file(tmp_path):
     through = tmp_path / "link" / ".."  # that is far, not tmp_path
     assert tidied(through) == through
     assert tidied(tmp_path / "gone" / ".." / "x") == tmp_path / "gone" / ".." / "x"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("._a.xml", True), (".git", True), ("a.xml", False), ("a._b", False)]
+)
+def test_names_that_start_with_a_dot_are_hidden(name, expected):
+    assert is_hidden(name) is expected

@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from detres.console import shown
-from detres.user_files import fault_of, tidied
+from detres.user_files import fault_of, is_hidden, tidied
 
 Outside = Literal["error", "allow"]
 
@@ -143,9 +143,11 @@ def _listing(folder: Path) -> list[str]:
     """The files in a folder and its sub-folders, relative to it, hidden ones left out."""
     found = []
     for path, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         below = os.path.relpath(path, folder)
-        found += [os.path.normpath(os.path.join(below, name)) for name in files if name[:1] != "."]
+        found += [
+            os.path.normpath(os.path.join(below, name)) for name in files if not is_hidden(name)
+        ]
     return sorted(found)
 
 

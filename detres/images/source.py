@@ -15,7 +15,7 @@ import numpy as np
 
 from detres.class_map import ClassMap
 from detres.images.decode import IMAGE_SUFFIXES, OTHER_SUFFIXES, ImageReadError, read_bytes
-from detres.user_files import fault_of
+from detres.user_files import fault_of, is_hidden
 
 
 class LabelledImages(Protocol):
@@ -185,5 +185,5 @@ def _inside(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
+        if path.suffix.lower() in suffixes and not is_hidden(path.name) and not path.is_dir()
     )

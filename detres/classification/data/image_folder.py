@@ -13,7 +13,7 @@ from detres.class_map import ClassMap
 from detres.console import one_line
 from detres.images.decode import IMAGE_SUFFIXES
 from detres.images.source import ImageFiles
-from detres.user_files import fault_of
+from detres.user_files import fault_of, is_hidden
 
 
 def read_image_folder(
@@ -82,7 +82,7 @@ def _class_folders(root: Path) -> list[str]:
     """The names of the folders in `root`, sorted, hidden ones left out."""
     names = []
     for entry in os.scandir(root):
-        if entry.name.startswith("."):
+        if is_hidden(entry.name):
             continue
         if entry.is_dir():
             names.append(entry.name)
@@ -110,8 +110,8 @@ def _files_below(folder: Path) -> list[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(path, name) for name in files if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        found += [Path(path, name) for name in files if not is_hidden(name)]
     return [str(path) for path in sorted(found)]
 
 

@@ -29,7 +29,7 @@ from detres.class_map import ClassMap
 from detres.files import cache_folder
 from detres.images.decode import IMAGE_SUFFIXES
 from detres.images.source import ImageShards
-from detres.user_files import TextError, text_of
+from detres.user_files import TextError, is_hidden, text_of
 
 _INDEX_VERSION = 2
 _THREADS = 8
@@ -190,9 +190,7 @@ def _find(root: str, name: str) -> list[str]:
         name = f"{posixpath.normpath(name.strip('/'))}/*.tar".removeprefix("./")
     files, path = _filesystem(glob.escape(root) + name)
     try:
-        found = sorted(
-            file for file in files.glob(path) if not file.rpartition("/")[2].startswith(".")
-        )
+        found = sorted(file for file in files.glob(path) if not is_hidden(file.rpartition("/")[2]))
     except FileNotFoundError:
         found = []
     except Exception as error:  # each file system of fsspec has errors of its own

@@ -29,7 +29,7 @@ from detres.detection.data.doubts import doubts
 from detres.detection.structures import label_of
 from detres.images.decode import IMAGE_SUFFIXES
 from detres.images.locate import Spellings, require_usable, respelled
-from detres.user_files import TextError, fault_of, read_text, require_file
+from detres.user_files import TextError, fault_of, is_hidden, read_text, require_file
 from detres.values import FLAG, flag_of, integer_of, number_of
 
 VOC_CLASSES = (
@@ -315,7 +315,7 @@ def _image_files(folder: Path) -> dict[str, str]:
     images = [
         (IMAGE_SUFFIXES.index(suffix.lower()), stem, path)
         for (stem, suffix), path in files
-        if suffix.lower() in IMAGE_SUFFIXES and not stem.startswith(".")
+        if suffix.lower() in IMAGE_SUFFIXES and not is_hidden(stem)
     ]
     return {stem: path for _, stem, path in sorted(images, reverse=True)}
 
