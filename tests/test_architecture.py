@@ -52,7 +52,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     f"{D}.structures": ({"detres.class_map"}, BASE),
     f"{D}.annotations": ({"detres.class_map", f"{D}.structures"}, BASE),
-    f"{D}.config": ({"detres.config", "detres.network", "detres.runs"}, {"pydantic"}),
+    f"{D}.config": ({"backbones", "detres.config", "detres.network", "detres.runs"}, {"pydantic"}),
     f"{D}.data": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
         | {"detres.user_files", "detres.values"}

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from backbones import RESNETS
+from backbones.vgg import FC_GRID
 from detres.config import (
     Count,
     Fraction,
@@ -29,17 +31,44 @@ AnchorSide = Annotated[float, Field(gt=0, le=1e6)]
 AspectRatio = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
+VGGS = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
+DETECTOR_BACKBONES = (*RESNETS, *VGGS)
+
+
 class BackboneConfig(NetworkConfig):
-    """Which residual network feeds the detector, and what of it learns."""
+    """Which network feeds the detector, and what of it learns: conv1..conv4 of a ResNet are shared
+    and conv5 goes over every region, conv1..conv5 of a VGG are and fc6, fc7 do.
+
+    None where a network has no such thing: a VGG no stride_placement, and vgg16 and vgg19 no norm.
+    """
 
     at: ClassVar[str] = "model.backbone"
 
     name: str = "resnet101"
-    stride_placement: Literal["original", "torchvision"] = "original"
+    stride_placement: Literal["original", "torchvision"] | None = "original"
     # paper, appendix A: batch norm is fixed in detection
-    norm: Literal["frozen", "batch", "group"] = "frozen"
+    norm: Literal["frozen", "batch", "group"] | None = "frozen"
     # conv1 and conv2_x stay as pretrained (py-faster-rcnn, Detectron)
     freeze_at: Annotated[int, Field(ge=0, le=4)] = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_the_network_has(cls, given: object) -> object:
+        name = given.get("name") if isinstance(given, dict) else None
+        if name not in VGGS:
+            return given
+        absent = ("stride_placement", *(() if name.endswith("_bn") else ("norm",)))
+        return {**dict.fromkeys(absent), **given}
+
+    @field_validator("name")
+    @classmethod
+    def _fits_a_detector(cls, name: str) -> str:
+        if name not in DETECTOR_BACKBONES:
+            raise ValueError(
+                f"{name} gives no map at stride 16 with a head behind it, which a detector needs; "
+                f"expected one of {', '.join(DETECTOR_BACKBONES)}"
+            )
+        return name
 
     @model_validator(mode="after")
     def _frozen_needs_weights(self) -> BackboneConfig:
@@ -117,11 +146,14 @@ class RPNConfig(Section):
 
 
 class RoIConfig(Section):
-    """Pooling, conv5 and the predictor; values of py-faster-rcnn unless said."""
+    """Pooling, box head and predictor; values of py-faster-rcnn unless said."""
 
     pool: Literal["roi_pool", "roi_align", "roi_align_aligned"] = "roi_pool"
-    # before conv5, whose stride halves it (the paper gives no size; every C4 release)
+    # before conv5, whose stride halves it (the paper gives no size; every C4 release); a VGG's fc6
+    # reads 7
     pool_size: Annotated[int, Field(ge=1, le=64)] = 14
+    # behind fc6 and fc7 of a VGG: 0.5 in py-faster-rcnn's networks for VOC, none (0) for COCO
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     sampling_ratio: Count = 2  # RoIAlign only; 0 = adaptive
     fg_iou_thresh: Fraction = 0.5
     bg_iou_thresh: Fraction = 0.5
@@ -160,6 +192,15 @@ class ModelConfig(Section):
     anchors: AnchorConfig = AnchorConfig()
     rpn: RPNConfig = RPNConfig()
     roi: RoIConfig = RoIConfig()
+
+    @model_validator(mode="after")
+    def _head_reads_the_grid(self) -> ModelConfig:
+        if self.backbone.name in VGGS and self.roi.pool_size != FC_GRID:
+            raise ValueError(
+                f"roi.pool_size is {self.roi.pool_size}, but fc6 of {self.backbone.name} reads a "
+                f"grid of {FC_GRID}x{FC_GRID}: give {FC_GRID}"
+            )
+        return self
 
 
 class DataConfig(Section):
