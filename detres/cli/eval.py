@@ -401,10 +401,15 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
 
 
 def require_wanted(arguments: argparse.Namespace, images: Annotations) -> None:
-    """Raise NoTruthError where numbers are asked for and the objects in `images` are not known."""
-    files = arguments.submission or arguments.save_detections
-    if not files or arguments.json or arguments.protocol or arguments.iou is not None:
+    """Raise ValueError where numbers are asked for and the objects in `images` are not known."""
+    if not (arguments.submission or arguments.save_detections):
         images.require_truth()
+    given = [flag for flag in ("json", "protocol", "iou") if getattr(arguments, flag) is not None]
+    if given and images.without_truth is not None:
+        raise ValueError(
+            f"--{given[0]} goes with numbers, and {images.source} gives none, its objects are not "
+            f"known: {images.without_truth}. Leave it out"
+        )
 
 
 def evaluate_detections(arguments: argparse.Namespace) -> None:

@@ -96,7 +96,9 @@ class VocServer:
                     f"{images.source}: class {shown(name)} cannot be part of a file's name, and "
                     "VOC's results are a file a class: rename it in the annotations"
                 )
-        spaced = [image_id for image_id in images.image_ids.tolist() if len(image_id.split()) != 1]
+        spaced = [
+            image_id for image_id in images.image_ids.tolist() if image_id.split() != [image_id]
+        ]
         if spaced:
             raise SubmissionError(
                 f"{images.source}: image id {shown(spaced[0])} holds a space, which separates the "
