@@ -119,7 +119,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 def read_size(path: str | Path) -> tuple[int, int]:
     """Return the (h, w) px that an image file has once `read_image` has turned it upright, told by
-    its header; no pixel is decoded.
+    its header; no pixel is decoded but those of TIFF files.
 
     Raises ImageReadError as `read_image` does, but for damage behind the header.
     """
@@ -128,6 +128,8 @@ def read_size(path: str | Path) -> tuple[int, int]:
     try:
         with _own_limit(), Image.open(path) as image:
             _require_size(*image.size)
+            if image.format == "TIFF":
+                image.load()  # which turns it; what its header says until then, versions differ in
             swap, _, _ = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])
             width, height = image.size
     except UnidentifiedImageError:

@@ -1,4 +1,4 @@
-"""eval --split and --submission: a detector of official folders, to the files a test server takes."""
+"""eval --split and --submission: a detector of official folders, and what a test server takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small made-up folders in the layouts of PASCAL VOC and COCO as they are downloaded, for the tests.
+"""Small made-up folders in the layouts of PASCAL VOC and COCO as they are downloaded.
 
 Each image is a light rectangle, its object, on dark ground, of a size of its own.
 """

@@ -254,7 +254,7 @@ def test_a_set_without_truth_says_so_and_is_not_evaluated():
     text = "test set: 2 images; their objects are not known: the server keeps them"
     assert unknown.describe() == text
     with pytest.raises(
-        NoTruthError, match="test set cannot be evaluated, .* the server keeps them"
+        NoTruthError, match=r"test set cannot be evaluated, .* the server keeps them"
     ):
         unknown.require_truth()
     annotations(per_image=(0, 0)).require_truth()  # no objects, and this is known

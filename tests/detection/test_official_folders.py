@@ -119,7 +119,7 @@ def test_a_test_list_that_names_an_image_which_is_not_there(tmp_path: Path) -> N
         read_to_detect(data_of("voc0712plus_r101", devkit), "test", VOC)
     root = write_coco(tmp_path / "coco")
     (root / "test2015" / "COCO_test2015_000000000014.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 3 images .* are not in .*000000000014"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 images .* are not in .*000000000014"):
         read_to_detect(data_of("coco_r101", root), "test", COCO)
 
 
