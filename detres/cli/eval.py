@@ -40,7 +40,7 @@ from detres.detection.annotations import Annotations
 from detres.detection.build import build_val_set, eval_loader
 from detres.detection.config import SPLITS, DetectionConfig
 from detres.detection.data.coco import read_coco
-from detres.detection.data.read import read_to_detect
+from detres.detection.data.read import read_to_detect, trained_on
 from detres.detection.data.voc import read_voc
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import (
@@ -381,6 +381,8 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
         plan_submission(
             Path(arguments.submission), images, detector=class_map, name=weights, server=server
         )
+    for entry in trained_on(config.data, data, arguments.split or "val"):
+        say(f"note: {weights} was trained on {entry}: its numbers are better than on unseen images")
     truth = images.matched_to(class_map, weights)
     batches = eval_loader(
         build_val_set(config.model, truth),

@@ -17,6 +17,7 @@ import torch
 from detres.config import Section, load_config
 from detres.console import accept_any_text, one_line, printable, shortened, write_line
 from detres.detection.annotations import NoTruthError
+from detres.detection.data.read import NoSplitError
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.stop import Interrupted
 from detres.files import TakenFolderError
@@ -97,6 +98,7 @@ HINTS = {
     NoTruthError: (
         "with --weights, --split test --submission DIR writes what its test server takes",
     ),
+    NoSplitError: ("a configuration that says where it is goes with --cfg, or --set",),
     TakenFolderError: ("give another folder with --submission",),
     OutsideFolderError: (
         "--set data.outside=allow reads such files all the same",

@@ -279,13 +279,33 @@ def write_xml_of(folder: Path, stem: str, name: str) -> None:
     write_xml(folder, stem, name, (41, 61, (1, 1, 20, 20)))
 
 
+def test_sets_that_were_trained_on_are_said(official: Path, run: Run) -> None:
+    data = {**VOC_DATA, "hold_out": 0, "val": ["VOC2007/test"], "test": ["2012/train"]}
+    weights = weights_of(official / "VOCdevkit", data, VOC)
+    assert f"note: {weights} was trained on VOC2007/test: its numbers" in run("--weights", weights)
+    lists = official / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main"
+    (lists / "train.txt").write_text("2008_000001")
+    assert "was trained on 2012/train:" in run("--weights", weights, "--split", "test")
+    held = weights_of(official / "VOCdevkit", VOC_DATA, VOC)
+    assert "was trained on" not in run("--weights", held)
+    coco = weights_of(official / "coco", COCO_DATA, COCO)
+    for split in ("val", "train"):
+        assert "was trained on" not in run("--weights", coco, "--split", split)
+    both = {**COCO_DATA, "train": COCO_DATA["val"] + COCO_DATA["train"]}
+    both["train_images"] = ["val2014", "train2014"]
+    coco = weights_of(official / "coco", both, COCO)
+    assert "was trained on annotations/instances_val2014.json:" in run("--weights", coco)
+    gone = weights_of(Path("gone").absolute(), data, VOC)
+    assert "was trained on" not in run("--weights", gone, "--data", official / "VOCdevkit")
+
+
 @pytest.mark.usefixtures("nothing_detects")
 def test_sets_that_no_server_has_are_refused(official: Path, run: Run) -> None:
     for change, split, message in (
         ({}, "val", "val is part of data.train (data.hold_out=2), and no server has it"),
         ({"test": ["2007/test", "2012/test"]}, "test", "--set data.test=[2007/test]"),
         ({"hold_out": 0, "val": ["2007/test"]}, "train", "data.train has 3: give one of them"),
-        ({"test": []}, "test", "data.test is not given, so there is no split test; there is train"),
+        ({"test": []}, "test", "there is no split test; there is train, val: a config"),
     ):
         weights = weights_of(official / "VOCdevkit", {**VOC_DATA, **change}, VOC)
         flags = ("--weights", weights, "--split", split, "--submission", "sub")

@@ -18,6 +18,10 @@ from detres.held_out import held_out_rows
 from detres.user_files import tidied
 
 
+class NoSplitError(ValueError):
+    """A split that a configuration does not say the place of."""
+
+
 def read_split(data: DataConfig, split: str, *, box_policy: BoxPolicy | None = None) -> Annotations:
     """Read the `split` ("train" or "val") of a data configuration whose root is settled.
 
@@ -41,21 +45,44 @@ def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotat
     not known, the images alone (Annotations.without_truth).
 
     The result has the classes of its files; those of `class_map` where a test set in VOC's layout
-    tells none. Raises ValueError for a split that is not configured, and as `read_split` does.
+    tells none. Raises NoSplitError for one that is not configured, and as `read_split` does.
     """
+    configured = [name for name in SPLITS if getattr(data, name)]
     if data.format == "shapes":
-        configured = ("train", "val")
-    else:
-        configured = [name for name in SPLITS if getattr(data, name)]
-        configured += ["val"] * bool(data.hold_out)
+        configured = ["train", "val"]
+    elif data.hold_out:
+        configured.append("val")
     if split not in configured:
-        raise ValueError(
+        raise NoSplitError(
             f"data.{split} is not given, so there is no split {split}; there is "
             f"{', '.join(configured)}"
         )
     annotations = _read_part(data, split, "keep", class_map.names)
     _require_own_ids(annotations)
     return annotations
+
+
+def trained_on(trained: DataConfig, data: DataConfig, split: str) -> list[str]:
+    """Return those entries of a `split` of `data` that `trained` trains on: the same files and
+    lists at the same place, in VOC's layout also train and val of a trainval; no file is read.
+
+    Both with their roots settled. Of train itself, of images held out and of shapes: none.
+    """
+    if "shapes" in (trained.format, data.format) or split == "train":
+        return []
+    known = {path for entry in trained.train for path in _places(trained, entry, whole=True)}
+    return [entry for entry in getattr(data, split) if known & _places(data, entry, whole=False)]
+
+
+def _places(data: DataConfig, entry: str, *, whole: bool) -> set[Path]:
+    """The paths that an entry may stand for; whole: with those of the lists it is made of."""
+    root = Path(data.root or "")
+    if data.format == "coco":
+        return {tidied(root / entry)}
+    year, _, name = entry.rpartition("/")
+    names = [name, "train", "val"] if whole and name == "trainval" else [name]
+    folders = [root / year, root / f"VOC{year}"] if year else [root]
+    return {tidied(folder) / each for folder in folders for each in names}
 
 
 def _require_own_ids(annotations: Annotations) -> None:
