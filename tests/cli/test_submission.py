@@ -196,7 +196,7 @@ def test_results_of_a_test_set_are_not_evaluated(coco: Path, run: Run) -> None:
     info = Path(read_root(coco)) / "annotations" / "image_info_test-dev2015.json"
     Path("found.json").write_text("[]")
     error = run("--detections", "found.json", "--annotations", info, status=2)
-    assert "has no 'annotations': it lists the images of a test set" in error
+    assert "it has no 'annotations', as the file of a test set" in error
     assert "--split test --submission DIR" in error
 
 

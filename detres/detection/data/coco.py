@@ -187,8 +187,8 @@ def _load(path: Path, may_lack_truth: bool) -> dict:
         content["annotations"] = []
     elif of_test_set:
         raise NoTruthError(
-            f"{path} has no 'annotations': it lists the images of a test set whose objects are not "
-            "known, and can be neither trained nor evaluated on"
+            f"{path} is not COCO annotations: it has no 'annotations', as the file of a test set, "
+            "whose objects are not known; such images can be neither trained nor evaluated on"
         )
     for key in ("images", "annotations", "categories"):
         if key not in content:
