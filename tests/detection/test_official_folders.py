@@ -33,7 +33,7 @@ def require_sizes_of_the_files(annotations: Annotations) -> None:
     assert annotations.image_sizes.tolist() == [list(size) for size in read]
 
 
-@pytest.mark.parametrize("config", ["voc0712_r50", "voc0712_r101"])
+@pytest.mark.parametrize("config", ["voc0712_vgg16", "voc0712_r50", "voc0712_r101"])
 def test_voc_2007_and_2012_train_together_and_2007_test_is_held_out(
     config: str, tmp_path: Path
 ) -> None:
@@ -46,7 +46,7 @@ def test_voc_2007_and_2012_train_together_and_2007_test_is_held_out(
     assert train.num_shared_files(val) == 0
 
 
-@pytest.mark.parametrize("config", ["voc0712plus_r50", "voc0712plus_r101"])
+@pytest.mark.parametrize("config", ["voc0712plus_vgg16", "voc0712plus_r50", "voc0712plus_r101"])
 def test_what_2012_test_is_trained_for_holds_images_out(config: str, tmp_path: Path) -> None:
     data = data_of(config, write_voc(tmp_path / "VOCdevkit"), "data.hold_out=2")
     train, val = read_split(data, "train"), read_split(data, "val")
@@ -76,7 +76,7 @@ def test_2012_test_is_read_without_its_annotations(tmp_path: Path) -> None:
         evaluate("voc12", test, predictions_of([], VOC))
 
 
-@pytest.mark.parametrize("config", ["coco_r50", "coco_r101"])
+@pytest.mark.parametrize("config", ["coco_vgg16", "coco_r50", "coco_r101"])
 def test_coco_2014_is_read_as_downloaded_and_test_dev_without_annotations(
     config: str, tmp_path: Path
 ) -> None:
