@@ -203,6 +203,9 @@ class ModelConfig(Section):
         return self
 
 
+SPLITS = ("train", "val", "test")
+
+
 class DataConfig(Section):
     """Where the annotated images are. Paths of files and splits are relative to `root`."""
 
@@ -216,6 +219,12 @@ class DataConfig(Section):
     train_images: tuple[UserPath, ...] = ()  # coco: the image folder of each file
     val: tuple[UserPath, ...] = ()
     val_images: tuple[UserPath, ...] = ()
+    # the set that a test server evaluates, its annotations known (then eval reads them) or not:
+    # coco: files such as image_info_test-dev2017.json; voc: a list of images in JPEGImages
+    test: tuple[UserPath, ...] = ()
+    test_images: tuple[UserPath, ...] = ()
+    # images of `train` that are not trained on but are val, always the same; `val` is left out
+    hold_out: Count = 0
     classes: tuple[str, ...] | None = None  # only to train on a subset; otherwise the data say
     # what becomes of boxes without area or outside their image
     box_policy: Literal["drop", "error"] = "drop"
@@ -230,14 +239,21 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _splits_fit_format(self) -> DataConfig:
+        given = [name for name in SPLITS if getattr(self, name) or getattr(self, f"{name}_images")]
         if self.format == "shapes":
-            if self.train or self.val or self.train_images or self.val_images:
+            if given or self.hold_out:
                 raise ValueError(
-                    "format shapes has splits of its own: leave out train, val, train_images and "
-                    "val_images"
+                    "format shapes has splits of its own: leave out train, val, test, their "
+                    "images and hold_out"
                 )
             return self
-        for split in ("train", "val"):
+        if self.hold_out and "val" in given:
+            raise ValueError(
+                f"hold_out makes {self.hold_out} images of train val: leave out val and "
+                "val_images, or hold_out"
+            )
+        needed = ("train",) if self.hold_out else ("train", "val")
+        for split in dict.fromkeys((*needed, *given)):
             files, folders = getattr(self, split), getattr(self, f"{split}_images")
             if not files:
                 raise ValueError(
@@ -260,6 +276,9 @@ class EvalConfig(Section):
 
     protocol: Literal["coco", "voc07", "voc12"] = "coco"
     batch_size: Positive = 1
+    # of results for VOC's server: comp3 is for what was trained on VOC's data alone, pretraining
+    # included; comp4, for any data, is true of every detector
+    competition: Literal["comp3", "comp4"] = "comp4"
 
 
 class DetectionConfig(Section):

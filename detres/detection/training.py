@@ -115,7 +115,14 @@ class DetectionTraining:
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
-        return f"train {self.data.train.describe()}\nval   {self.data.val.describe()}"
+        lines = [f"train {self.data.train.describe()}", f"val   {self.data.val.describe()}"]
+        shared = self.data.train.num_shared_files(self.data.val)
+        if shared:
+            lines.append(
+                f"note: {shared} of {len(self.data.val)} images of val are trained on too: its "
+                "numbers, which choose the best weights, are better than on images never seen"
+            )
+        return "\n".join(lines)
 
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Return those of the training and the held-out annotations."""

@@ -87,7 +87,7 @@ def test_counts_of_another_width_follow_from_the_layers(width):
             side = side // 2 if index == 0 and number > 0 else side
             block = ((inputs * inner, before), (9 * inner**2, side), (4 * inner**2, side))
             norms += 6 * inner
-            if index == 0:
+            if index == 0 and (number > 0 or inputs != 4 * inner):
                 block += ((inputs * 4 * inner, side),)
                 norms += 4 * inner
             weights += sum(size for size, _ in block)
