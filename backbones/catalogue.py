@@ -112,6 +112,9 @@ CAFFE = InputSpec(channel_order="bgr", mean=(103.53, 116.28, 123.675), std=(1.0,
 """The authors' own networks, and detectron2's conversions of them: the deviation is inside conv1.
 """
 
+CAFFE_VGG = InputSpec(channel_order="bgr", mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0))
+"""The authors' VGG-16 and VGG-19."""
+
 DETECTRON = InputSpec(channel_order="bgr", mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0))
 """The mean py-faster-rcnn and Detectron subtract for the same networks."""
 

@@ -11,7 +11,7 @@ from typing import Literal
 from backbones.files import require_regular_file
 from backbones.torch_files import EARLIER_FORM
 
-WeightsKind = Literal["safetensors", "torch archive", "earlier torch file", "pickle"]
+WeightsKind = Literal["safetensors", "torch archive", "earlier torch file", "pickle", "caffe model"]
 
 
 class NotWeightsError(ValueError):
@@ -35,6 +35,8 @@ def weights_kind(path: Path) -> WeightsKind:
     if start[5:9] == b"\0\0\0{":
         return "safetensors"
     found = next((words for is_kind, words in _KINDS if is_kind(start)), None)
+    if found is None and path.suffix == ".caffemodel":
+        return "caffe model"
     found = found or _by_name(path)
     if found is not None:
         raise NotWeightsError(f"{path} is {found}")
@@ -155,11 +157,8 @@ def _by_name(path: Path) -> str | None:
     """What is told by name alone: the parts of a checkpoint of TensorFlow and Caffe's protobufs."""
     if path.suffix == ".index" or ".data-0000" in path.name or path.suffix in (".pb", ".meta"):
         return f"a part of a model {_TENSORFLOW}"
-    if path.suffix in (".caffemodel", ".prototxt"):
-        return (
-            "a file of Caffe: the same networks come as Detectron's R-50.pkl and R-101.pkl, which "
-            "are read"
-        )
+    if path.suffix == ".prototxt":
+        return "the layers of a network of Caffe: give the .caffemodel beside it, its weights"
     return None
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from backbones.catalogue import CAFFE, DETECTRON, IMAGENET, InputSpec
+from backbones.catalogue import CAFFE, CAFFE_VGG, DETECTRON, IMAGENET, InputSpec
 
 NORM_EPS = 1e-5
 
@@ -39,7 +39,9 @@ def to_own_names(tensors: Mapping[str, Tensor], author: str | None = None) -> Na
     """
     bare = dict(tensors)
     named = (
-        _detectron(bare)
+        _caffe_resnet(bare)
+        or _caffe_vgg(bare)
+        or _detectron(bare)
         or _detectron2(bare, author)
         or _cifar_port(bare)
         or _timm_vgg(bare)
@@ -47,6 +49,75 @@ def to_own_names(tensors: Mapping[str, Tensor], author: str | None = None) -> Na
         or Named("torchvision", bare)
     )
     return Named(named.naming, _without_conv_biases(named.tensors), named.traits, named.input_spec)
+
+
+def _caffe_resnet(tensors: dict[str, Tensor]) -> Named | None:
+    """The authors' ResNet-50, 101 and 152: layers res4b11_branch2a, a norm as BatchNorm (sums and
+    what to divide them by) and Scale, stride in the 1x1, the max pooling without padding.
+    """
+    if "res2a_branch2a.0" not in tensors:
+        return None
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        layer, _, blob = name.rpartition(".")
+        match = re.fullmatch(
+            r"(res|bn|scale)(\d)([a-z])(\d*)_branch(1|2[a-c])|(|bn_|scale_)(conv1)", layer
+        )
+        if layer == "fc1000":
+            found[f"fc.{_CAFFE_BLOBS[blob]}"] = _matrix(tensor) if blob == "0" else tensor.flatten()
+        elif match is None:
+            found[name] = tensor
+        else:
+            kind = (match[1] or match[6]).strip("_") or "res"
+            own = "conv1" if match[7] else _caffe_block(*match.group(2, 3, 4, 5))
+            norm = own.replace("conv", "bn").replace("downsample.0", "downsample.1")
+            if kind == "bn" and blob in ("0", "1"):
+                total = tensors.get(f"{layer}.2", tensor.new_ones(1)).flatten()[0]
+                statistic = tensor.flatten() / total if total else torch.zeros_like(tensor)
+                found[f"{norm}.running_{('mean', 'var')[int(blob)]}"] = statistic.flatten()
+            elif kind == "scale":
+                found[f"{norm}.{_CAFFE_BLOBS[blob]}"] = tensor.flatten()
+            elif kind == "res":
+                found[f"{own}.{_CAFFE_BLOBS[blob]}"] = tensor if blob == "0" else tensor.flatten()
+    return Named("Caffe", found, {"stride_placement": "original", "pool1": "caffe"}, CAFFE)
+
+
+_CAFFE_BLOBS = {"0": "weight", "1": "bias"}
+
+
+def _caffe_block(stage: str, letter: str, number: str, branch: str) -> str:
+    """Our name of a convolution: blocks are a, b, c, ... or, in long stages, a, b1, b2, ...."""
+    block = f"layer{int(stage) - 1}.{int(number) if number else ord(letter) - ord('a')}"
+    return f"{block}.downsample.0" if branch == "1" else f"{block}.conv{' abc'.index(branch[1])}"
+
+
+def _caffe_vgg(tensors: dict[str, Tensor]) -> Named | None:
+    """The authors' VGG-16 and VGG-19: conv1_1 ... conv5_3, fc6, fc7, fc8."""
+    if "conv1_1.0" not in tensors or "conv5_1.0" not in tensors:
+        return None
+    found, place, stage = {}, 0, "1"
+    convolutions = sorted(
+        {match[0] for name in tensors if (match := re.match(r"conv[1-5]_[1-9](?=\.)", name))}
+    )
+    for layer in convolutions:
+        place += layer[4] != stage  # the pooling between stages
+        stage = layer[4]
+        found[f"features.{place}.weight"] = tensors[f"{layer}.0"]
+        if f"{layer}.1" in tensors:
+            found[f"features.{place}.bias"] = tensors[f"{layer}.1"].flatten()
+        place += 2
+    for layer, own in (("fc6", 0), ("fc7", 3), ("fc8", 6)):
+        if f"{layer}.0" in tensors:
+            found[f"classifier.{own}.weight"] = _matrix(tensors[f"{layer}.0"])
+            found[f"classifier.{own}.bias"] = tensors[f"{layer}.1"].flatten()
+    known = re.compile(r"(conv[1-5]_[1-9]|fc[678])\.[01]")
+    found |= {name: tensor for name, tensor in tensors.items() if not known.fullmatch(name)}
+    return Named("Caffe", found, {}, CAFFE_VGG)
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """The weights of a linear layer (outputs, inputs), which were (1, 1, outputs, inputs)."""
+    return tensor.reshape(tensor.shape[-2:]) if tensor.dim() == 4 else tensor
 
 
 def _detectron(tensors: dict[str, Tensor]) -> Named | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from backbones.backbone import Backbone, LoadReport
+from backbones.caffe_files import load_caffe_model
 from backbones.catalogue import (
     PUBLISHED,
     InputSpec,
@@ -103,10 +104,10 @@ def load_weights(
 
     A published file is downloaded only when asked for by its name, into torch's hub cache; its
     checksum is verified, also when it is there already. Local files: of torch.save (torch_files),
-    .safetensors (save_weights, timm, any), .pkl (Detectron, detectron2; see restricted_pickle).
-    Names of torchvision, timm, the widely used CIFAR port, Detectron and detectron2 are known,
-    under any one prefix and in any containers (state_search, which also says what is taken where a
-    file holds several networks).
+    .safetensors (save_weights, timm, any), .pkl (Detectron, detectron2; see restricted_pickle),
+    .caffemodel (the authors' ResNets and VGGs). Names of torchvision, timm, the widely used CIFAR
+    port, Caffe, Detectron and detectron2 are known, under any one prefix and in any containers
+    (state_search, which also says what is taken where a file holds several networks).
 
     Checksums that a file has are verified: those of a zip archive, and a digest in the metadata;
     the report says where there are none.
@@ -416,6 +417,8 @@ def _read(path: Path) -> tuple[object, dict[str, str], bool]:
             return load_archive(path), {}, True
         if kind == "earlier torch file":
             return load_earlier_form(path), {}, False
+        if kind == "caffe model":
+            return load_caffe_model(path), {}, False
         return load_arrays(path), {}, False
     except ForbiddenPickleError as error:
         raise WeightsError(

@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         "--init-from",
         type=expanded,
         metavar="FILE",
-        help="start from a trained detector's weights (best.safetensors)",
+        help="start from a trained detector's weights (best.safetensors), of these classes or of "
+        "others: what it knows of those with the same name moves over",
     )
     arguments = parser.parse_args(argv)
     require_resumable(parser, arguments, "--init-from")

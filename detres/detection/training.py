@@ -25,7 +25,8 @@ from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.pictures import write_sheet
-from detres.detection.weights_file import current_names, load_detector, save_detector
+from detres.detection.transfer import start_from
+from detres.detection.weights_file import current_names, save_detector
 from detres.files import load_model_state, write_text
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS
@@ -79,17 +80,17 @@ class DetectionTraining:
     ) -> DetectionTraining:
         """Return what a new run trains.
 
-        init_from: weights file of a trained detector of the same classes, to start from. Raises
-        what DetectionData, build_detector and load_detector raise.
+        init_from: weights file of a trained detector, of these or other classes, to start from, in
+        place of the backbone's weights. Raises what DetectionData, build_detector and start_from
+        raise.
         """
         torch.manual_seed(config.seed)
         data = DetectionData(config)
-        detector = build_detector(config.model, len(data.train.class_map))
-        notes: list[str] = []
+        class_map, notes = data.train.class_map, []
+        detector = build_detector(config.model, len(class_map), pretrained=init_from is None)
         if init_from is not None:
-            trained, _, class_map = load_detector(Path(init_from), notes.append)
-            class_map.require_same(data.train.class_map, init_from, data.train.source)
-            load_model_state(detector, trained.state_dict(), Path(init_from))
+            report = start_from(detector, config.model, class_map, Path(init_from), notes.append)
+            notes.append(report)
         training = cls(config, detector, data, device)
         if detector.backbone.load_report is not None:
             notes.insert(0, str(detector.backbone.load_report))

@@ -86,7 +86,7 @@ def test_other_files_are_called_what_they_are(content, what, tmp_path):
         ("model.ckpt.index", "a part of a model of TensorFlow"),
         ("model.ckpt.data-00000-of-00001", "a part of a model of TensorFlow"),
         ("saved_model.pb", "a part of a model of TensorFlow"),
-        ("ResNet-50-model.caffemodel", "a file of Caffe"),
+        ("ResNet-50-deploy.prototxt", "the layers of a network of Caffe"),
     ],
 )
 def test_some_are_known_by_their_names(name, what, tmp_path):

@@ -261,7 +261,7 @@ def test_names():
     assert {"resnet18", "plain34", "vgg16_bn", "resnet1202", "plain110"} < set(list_backbones())
     with pytest.raises(
         ValueError,
-        match=r"vgg16 has no shortcut, norm; it takes fc_width, in_channels, num_classes, freeze_at",
+        match="vgg16 has no shortcut, norm; it takes fc_width, in_channels, num_classes, freeze",
     ):
         create_backbone("vgg16", shortcut="A", norm="batch")
     with pytest.raises(ValueError, match="unknown shortcut 'D', expected A, B, C or none"):
