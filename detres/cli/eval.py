@@ -55,7 +55,7 @@ from detres.runs.folder import CLASSIFIER_WEIGHTS, DETECTOR_WEIGHTS, STATE
 from detres.runs.settings import with_data_root
 from detres.user_files import expanded
 
-PROTOCOLS = ("coco", "voc07", "voc12")
+PROTOCOLS = ("coco", "voc07", "voc12", "imagenet_det")
 WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections", "--save-probabilities")
 DETECTIONS_FLAGS = ("--annotations", "--split")
 
@@ -413,11 +413,12 @@ def own_iou(protocol: str, given: float | None) -> float:
     """Return the IoU threshold of a VOC protocol; raises ValueError for one that is given where the
     protocol fixes its own.
     """
-    if protocol == "coco" and given is not None:
-        raise ValueError(
-            "--iou goes with --protocol voc07 or voc12: COCO averages over .50:.05:.95 and gives "
-            "AP50 and AP75 beside it"
-        )
+    fixed = {
+        "coco": "COCO averages over .50:.05:.95 and gives AP50 and AP75 beside it",
+        "imagenet_det": "ImageNet DET has one for each object, by its size",
+    }
+    if protocol in fixed and given is not None:
+        raise ValueError(f"--iou goes with --protocol voc07 or voc12: {fixed[protocol]}")
     return 0.5 if given is None else given
 
 

@@ -217,7 +217,7 @@ class DataConfig(Section):
 class EvalConfig(Section):
     """How held-out images are evaluated during training and after it."""
 
-    protocol: Literal["coco", "voc07", "voc12"] = "coco"
+    protocol: Literal["coco", "voc07", "voc12", "imagenet_det"] = "coco"
     batch_size: Positive = 1
 
 
