@@ -167,10 +167,11 @@ class DataConfig(Section):
 
     renamed: ClassVar[dict[str, str]] = {"boxes": "box_policy"}
 
-    format: Literal["shapes", "coco", "voc"]
+    format: Literal["shapes", "coco", "voc", "ilsvrc"]
     # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder
     root: UserPath | None = None
-    # coco: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder
+    # coco: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder;
+    # ilsvrc: TASK/LIST, DET/val or CLS-LOC/train_loc
     train: tuple[UserPath, ...] = ()
     train_images: tuple[UserPath, ...] = ()  # coco: the image folder of each file
     val: tuple[UserPath, ...] = ()
@@ -207,9 +208,11 @@ class DataConfig(Section):
                     f"{split} has {len(files)} annotation files but {split}_images {len(folders)} "
                     "folders"
                 )
-            if self.format == "voc" and folders:
+            places = {"voc": "JPEGImages", "ilsvrc": "Data"}
+            if self.format in places and folders:
                 raise ValueError(
-                    f"{split}_images does not apply to format voc: images are in JPEGImages"
+                    f"{split}_images does not apply to format {self.format}: images are in "
+                    f"{places[self.format]}"
                 )
         return self
 

@@ -12,9 +12,13 @@ from detres.detection.annotations import Annotations
 from detres.detection.config import DataConfig
 from detres.detection.data.box_policy import BoxPolicy
 from detres.detection.data.coco import read_coco
+from detres.detection.data.ilsvrc import read_ilsvrc
 from detres.detection.data.shapes import ensure_shapes
 from detres.detection.data.voc import read_voc
 from detres.user_files import tidied
+
+_FOLDERS = {"voc": read_voc, "ilsvrc": read_ilsvrc}
+"""Formats whose splits are lists in one folder."""
 
 
 def read_split(data: DataConfig, split: str, *, box_policy: BoxPolicy | None = None) -> Annotations:
@@ -44,9 +48,9 @@ def _read(data: DataConfig, split: str, policy: BoxPolicy) -> Annotations:
         file, folder = root / "annotations" / f"{split}.json", root / split
         return read_coco(file, folder, classes=data.classes, box_policy=policy)
     root = Path(data.root)
-    if data.format == "voc":
-        splits = list(getattr(data, split))
-        return read_voc(root, splits, classes=data.classes, box_policy=policy)
+    if data.format in _FOLDERS:
+        read, splits = _FOLDERS[data.format], list(getattr(data, split))
+        return read(root, splits, classes=data.classes, box_policy=policy)
     files, folders = getattr(data, split), getattr(data, f"{split}_images")
     parts = [
         read_coco(
