@@ -52,8 +52,16 @@ class BackboneConfig(NetworkConfig):
         return self
 
 
-class InputConfig(Section):
-    """How an image reaches the network. mean and std are on the 0..255 scale, in channel_order."""
+class PixelConfig(Section):
+    """What pixels are made of. mean and std are on the 0..255 scale, in channel_order."""
+
+    mean: Triple = (123.675, 116.28, 103.53)  # the torchvision weights' RGB means
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+
+
+class InputConfig(PixelConfig):
+    """How an image reaches the detector."""
 
     renamed: ClassVar[dict[str, str]] = {
         "shorter": "short_side",
@@ -65,9 +73,6 @@ class InputConfig(Section):
     max_side: Positive = 1000  # px cap of the longer side (py-faster-rcnn)
     # px, of which one is drawn anew for every training image; empty: `short_side`
     train_short_sides: tuple[Positive, ...] = ()
-    mean: Triple = (123.675, 116.28, 103.53)  # the torchvision weights' RGB means
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
-    channel_order: Literal["rgb", "bgr"] = "rgb"
 
     @model_validator(mode="after")
     def _short_is_at_most_the_longest(self) -> InputConfig:
