@@ -25,6 +25,7 @@ from detres.classification.weights_file import (
     load_classifier,
     published_classifier,
 )
+from detres.cli.eval_localisation import evaluate_localiser
 from detres.cli.flags import (
     CommandParser,
     add_config_flags,
@@ -48,6 +49,7 @@ from detres.detection.evaluation.result_files import (
     to_coco_results,
 )
 from detres.detection.inference.dataset import detect_dataset
+from detres.detection.localisation.weights_file import is_localiser
 from detres.detection.weights_file import is_detector, load_detector
 from detres.files import CheckpointError, replacing, write_text
 from detres.images.source import LabelledImages
@@ -57,6 +59,7 @@ from detres.user_files import expanded
 
 PROTOCOLS = ("coco", "voc07", "voc12", "imagenet_det")
 WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections", "--save-probabilities")
+WEIGHTS_FLAGS += ("--classifier",)
 DETECTIONS_FLAGS = ("--annotations", "--split")
 
 
@@ -88,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of this command's flags."""
     parser = CommandParser(
-        description="evaluate the weights of a detector or a classifier, or a detections file"
+        description="evaluate the weights of a detector, a classifier or a localiser, or a "
+        "detections file"
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -149,13 +153,20 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="OUT",
         help="with a classifier's --weights: also write probabilities and labels, .npz",
     )
+    parser.add_argument(
+        "--classifier",
+        type=expanded,
+        metavar="FILE",
+        help="with a localiser's --weights: a classifier's weights.safetensors, which predicts the "
+        "classes (default: they are given)",
+    )
     add_config_flags(parser)
     return parser
 
 
 def evaluate_weights(arguments: argparse.Namespace) -> None:
-    """Evaluate a detector, or classifiers, by what the first of the files is; where it does not
-    tell, by what --cfg configures.
+    """Evaluate a detector, a localiser, or classifiers, by what the first of the files is; where it
+    does not tell, by what --cfg configures.
 
     Raises FileNotFoundError for a file that is missing, ValueError for a last.pt and for flags that
     go with the other kind.
@@ -169,6 +180,11 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
                 f"{weights} is the state of a run, for --resume; a detector's weights are "
                 f"{DETECTOR_WEIGHTS} of its run, a classifier's {CLASSIFIER_WEIGHTS}"
             )
+    if first not in PUBLISHED and is_localiser(Path(first)):
+        evaluate_localiser(arguments)
+        return
+    if arguments.classifier:
+        raise ValueError(f"--classifier goes with a localiser, and {first} is none")
     detector = first not in PUBLISHED and is_detector(Path(first))
     classifier = first in PUBLISHED or is_classifier(Path(first))
     if not classifier and not detector and arguments.cfg:
