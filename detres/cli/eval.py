@@ -40,6 +40,7 @@ from detres.detection.annotations import Annotations
 from detres.detection.build import build_val_set, eval_loader
 from detres.detection.config import DetectionConfig
 from detres.detection.data.coco import read_coco
+from detres.detection.data.ilsvrc import read_ilsvrc
 from detres.detection.data.read import read_split
 from detres.detection.data.voc import read_voc
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
@@ -115,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--annotations",
         type=expanded,
         metavar="FILE_OR_FOLDER",
-        help="with --detections: COCO JSON, or VOCdevkit/VOCyyyy",
+        help="with --detections: COCO JSON, VOCdevkit/VOCyyyy, or an ILSVRC folder (DET)",
     )
     parser.add_argument(
         "--split",
@@ -126,7 +127,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="default: the weights' own; coco for JSON; voc07 or voc12 by the year of a VOC folder",
+        help="default: the weights' own; coco for JSON; voc07 or voc12 by the year of a VOC folder, "
+        "imagenet_det for an ILSVRC one",
     )
     parser.add_argument(
         "--iou",
@@ -406,17 +408,21 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
 
 
 def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | None]:
-    """Read ground truth as it stands; return it with the protocol that goes with it, and a VOC
-    folder's split.
+    """Read ground truth as it stands; return it with the protocol that goes with it, and the split
+    of a VOC or an ILSVRC folder.
 
     Raises ValueError for a split of a file, and what the readers raise.
     """
     if not path.is_dir():
         if split:
             raise ValueError(
-                "--split goes with a VOC folder; a COCO JSON file is a split by itself"
+                "--split goes with a VOC folder or an ILSVRC one; a COCO JSON file is a split"
             )
         return read_coco(path, None, box_policy="keep"), "coco", None
+    if (path / "ImageSets" / "DET").is_dir():
+        split = split or "val"
+        truth = read_ilsvrc(path, [f"DET/{split}"], box_policy="keep", check_images=False)
+        return truth, "imagenet_det", split
     lists = {file.stem for file in (path / "ImageSets" / "Main").glob("[!.]*.txt")}
     usual = "test" if "test" in lists else "val"
     split = split or (min(lists) if len(lists) == 1 else usual)
