@@ -127,8 +127,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="default: the weights' own; coco for JSON; voc07 or voc12 by the year of a VOC folder, "
-        "imagenet_det for an ILSVRC one",
+        help="default: the weights' own; coco for JSON; voc07 or voc12 by the year of a VOC "
+        "folder, imagenet_det for an ILSVRC one",
     )
     parser.add_argument(
         "--iou",

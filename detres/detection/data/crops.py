@@ -4,7 +4,7 @@ with the objects in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -57,11 +57,32 @@ class RandomCrop:
         )
 
 
+class ProposalsByImage:
+    """The proposals of N images, looked up by image id, in flat arrays, which loader workers share.
+
+    image_ids: (N,), unique. boxes: N arrays (P, 4) float32 xyxy px; P may be 0.
+    """
+
+    def __init__(self, image_ids: np.ndarray, boxes: Sequence[np.ndarray]) -> None:
+        order = np.argsort(image_ids)
+        self.image_ids = image_ids[order]
+        self.offsets = np.cumsum([0, *(len(boxes[row]) for row in order)])
+        none = np.zeros((0, 4), np.float32)
+        self.boxes = np.concatenate([none, *(boxes[row] for row in order)])
+
+    def __getitem__(self, image_id: ImageId) -> np.ndarray:
+        """Return the boxes (P, 4) of an image; raises KeyError for another."""
+        row = int(np.searchsorted(self.image_ids, image_id))
+        if row == len(self.image_ids) or self.image_ids[row] != image_id:
+            raise KeyError(f"no proposals of image {image_id}")
+        return self.boxes[self.offsets[row] : self.offsets[row + 1]]
+
+
 class WarpedProposal:
     """One of an image's proposals, or its mirror, warped to a square, with the image's objects in
     its pixels: what R-CNN learns from (Girshick et al. 2014).
 
-    proposals: image id -> (P, 4) xyxy px of the file. side: px. flip: probability.
+    proposals: in the pixels of the files. side: px. flip: probability.
     positive_fraction: how often it is one of those that overlap an object by fg_iou_thresh, where
     there are both kinds. An image without proposals is taken whole.
     """
@@ -69,7 +90,7 @@ class WarpedProposal:
     def __init__(
         self,
         *,
-        proposals: Mapping[ImageId, np.ndarray],
+        proposals: ProposalsByImage,
         side: int,
         flip: float,
         positive_fraction: float,
@@ -86,7 +107,7 @@ class WarpedProposal:
         """
         rng = np.random.default_rng(seed)
         wants_positive, mirrors = rng.random() < self.positive_fraction, rng.random() < self.flip
-        boxes = torch.from_numpy(self.proposals[target.image_id])
+        boxes = torch.from_numpy(self.proposals[target.image_id].copy())
         if len(boxes) == 0:
             height, width = image.shape[:2]
             boxes = torch.tensor([[0.0, 0.0, width, height]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from detres.detection.annotations import Annotations, offsets_of
 from detres.detection.build import build_backbone, build_rpn, input_spec_of
 from detres.detection.config import DataConfig
 from detres.detection.data.box_policy import require_objects
-from detres.detection.data.crops import RandomCrop, WarpedProposal
+from detres.detection.data.crops import ProposalsByImage, RandomCrop, WarpedProposal
 from detres.detection.data.loader import DetectionDataset
 from detres.detection.data.read import read_split
 from detres.detection.localisation.config import LocalisationConfig, LocalisationModelConfig
@@ -21,7 +20,6 @@ from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
 from detres.detection.models.class_rpn import ClassRPN, ClassRPNHead
 from detres.detection.models.rcnn import RCNN, RCNNSettings
-from detres.detection.structures import ImageId
 from detres.images.normalize import PixelNormalizer
 
 
@@ -135,11 +133,9 @@ def of_main_class(annotations: Annotations) -> Annotations:
 def build_train_set(
     config: LocalisationConfig,
     annotations: Annotations,
-    proposals: Mapping[ImageId, np.ndarray] | None = None,
+    proposals: ProposalsByImage | None = None,
 ) -> DetectionDataset:
-    """Return what is learned from: random crops, or with proposals, image id -> (P, 4) xyxy px of
-    the file, warped regions.
-    """
+    """Return what is learned from: random crops, or with proposals warped regions."""
     given = config.model.input
     if proposals is None:
         transform = RandomCrop(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
 from detres.detection.build import train_loader
+from detres.detection.data.crops import ProposalsByImage
 from detres.detection.evaluation.localisation import LocalisationResult, given_class_error
 from detres.detection.localisation.build import (
     build_class_rpn,
@@ -31,7 +31,6 @@ from detres.detection.localisation.localise import (
 from detres.detection.localisation.weights_file import load_proposer, save_localiser
 from detres.detection.models.class_rpn import ClassRPN
 from detres.detection.models.rcnn import RCNN
-from detres.detection.structures import ImageId
 from detres.detection.training import fingerprint_of
 from detres.files import load_model_state, write_text
 from detres.runs.fingerprint import Fingerprint
@@ -163,16 +162,13 @@ class LocalisationTraining:
         metrics = {"step": step, **evaluation.to_dict()}
         write_text(folder / METRICS, json.dumps(metrics, indent=2))
 
-    def _proposals(self) -> dict[ImageId, np.ndarray]:
+    def _proposals(self) -> ProposalsByImage:
         """What R-CNN learns from: of each training image the proposals of its class."""
         train, settings = self.data.train, self.config.eval
         views = Views((settings.short_side,), None, settings.max_side)
         loader = LoaderSettings(views, settings.batch_size, self.config.data.workers)
         found = propose(self.model.proposer, train, own_labels(train), loader, device=self.device)
-        return {
-            image_id: of_image[0][0]
-            for image_id, of_image in zip(train.image_ids.tolist(), found, strict=True)
-        }
+        return ProposalsByImage(train.image_ids, [of_image[0][0] for of_image in found])
 
 
 def _build(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detres.detection.data.crops import RandomCrop, WarpedProposal
+from detres.detection.data.crops import ProposalsByImage, RandomCrop, WarpedProposal
 from detres.images.resize import warped_region
 from tests.helpers import make_target
 
@@ -87,7 +87,19 @@ def test_a_crop_that_does_not_fit_is_refused() -> None:
 def warped(proposals: list, **more: float) -> WarpedProposal:
     settings = {"flip": 0.0, "positive_fraction": 0.5, "fg_iou_thresh": 0.5, **more}
     boxes = np.array(proposals, np.float32).reshape(-1, 4)
-    return WarpedProposal(proposals={1: boxes}, side=40, **settings)
+    return WarpedProposal(proposals=ProposalsByImage(np.array([1]), [boxes]), side=40, **settings)
+
+
+def test_proposals_are_found_by_their_image() -> None:
+    boxes = [np.full((n, 4), n, np.float32) for n in (2, 0, 3)]
+    for ids in (["c", "a", "b"], [30, 10, 20]):
+        found = ProposalsByImage(np.array(ids), boxes)
+        for image_id, own in zip(ids, boxes, strict=True):
+            assert np.array_equal(found[image_id], own)
+    with pytest.raises(KeyError, match="no proposals of image 15"):
+        found[15]
+    with pytest.raises(KeyError, match="no proposals of image 31"):
+        found[31]
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from detres.detection.data.box_policy import AnnotationError
+from detres.detection.data.crops import ProposalsByImage
 from detres.detection.localisation.build import (
     build_class_rpn,
     build_train_set,
@@ -80,7 +81,7 @@ def test_what_is_learned_from(tmp_path: Path) -> None:
     assert image.shape == (64, 64, 3)
     assert original == (90, 120)
     assert target.labels.tolist() in ([], [1])
-    proposals = {1: np.array([[10, 20, 50, 60.0]], np.float32)}
+    proposals = ProposalsByImage(np.array([1]), [np.array([[10, 20, 50, 60.0]], np.float32)])
     image, target, _ = build_train_set(config, train, proposals)[0, 3]
     assert image.shape == (64, 64, 3)
     assert target.labels.tolist() == [1]
