@@ -37,7 +37,8 @@ def read_ilsvrc(
     box_policy: BoxPolicy = "drop",
     check_images: bool = True,
 ) -> Annotations:
-    """Read one or more lists of an ILSVRC task as downloaded; image ids are as listed.
+    """Read one or more lists of an ILSVRC task as downloaded; image ids are as listed, behind their
+    folder where folders share some.
 
     root: the folder of Annotations, Data and ImageSets. splits: "DET/val", "CLS-LOC/train_loc" and
     so on, TASK/LIST of ImageSets/TASK/LIST.txt, with * in LIST for all that fit; all of one task. A
@@ -67,33 +68,35 @@ def read_ilsvrc(
         raise FileNotFoundError(f"{source}: no folder {root / 'ImageSets' / task}{hint}")
     images, notes = _listed(root, task, splits)
     images, left_out = _without_blacklisted(root, task, images)
-    notes += left_out
+    names = [name for _, name in images]
+    files, respelt = names, []
+    if check_images:
+        files, respelt = _files_of(root / "Data" / task, images, source)
     paths = [root / "Annotations" / task / part / f"{name}.xml" for part, name in images]
     records = [_NOTHING if fault_of(p) == "does not exist" else read_xml(p) for p in paths]
     missing = sum(record is _NOTHING for record in records)
     if missing == len(images) and any(part != "test" for part, _ in images):
         raise FileNotFoundError(f"{source}: none of its images has an annotation file: {paths[0]}")
+    notes += [*left_out, *respelt]
     if missing:
         notes.append(
             f"{source}: {missing} of {len(images)} images have no annotation file, which says that "
             "they have no objects"
         )
+    told_apart = len(set(names)) < len(names)
+    if told_apart:
+        names = [f"{part}/{name}" for part, name in images]
+        notes.append("image ids are told apart by their folder: some have the same file names")
     synsets = _synsets(root, task) or _synsets_in(root / "Annotations" / task)
-    names = [synset.name for synset in synsets]
-    chosen = range(len(names))
     if classes is not None:
-        chosen = [names.index(name) for name in known_classes(classes, names, source)]
-    class_map = ClassMap(
-        tuple(names[k] for k in chosen), tuple(synsets[k].source_id for k in chosen)
-    )
-    files = [name for _, name in images]
-    if check_images:
-        files, respelt = _files_of(root / "Data" / task, images, source)
-        notes += respelt
+        by_name = {synset.name: synset for synset in synsets}
+        synsets = [by_name[name] for name in known_classes(classes, list(by_name), source)]
     return annotations_of(
-        XmlImages(source, np.array([name for _, name in images]), files, paths, records),
-        class_map,
-        {synsets[k].wnid: index for index, k in enumerate(chosen)},
+        XmlImages(source, np.array(names, dtype=str), files, paths, records, told_apart),
+        ClassMap(
+            tuple(synset.name for synset in synsets), tuple(synset.source_id for synset in synsets)
+        ),
+        {synset.wnid: index for index, synset in enumerate(synsets)},
         corner=CORNER,
         box_policy=box_policy,
         notes=notes,
@@ -124,7 +127,9 @@ def _task_of(splits: Sequence[str]) -> str:
     return tasks[0]
 
 
-def _listed(root: Path, task: str, splits: Sequence[str]) -> tuple[list[tuple[str, str]], list]:
+def _listed(
+    root: Path, task: str, splits: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[str]]:
     """(part, image) of every image in the lists, each once, and what is to be said."""
     folder = root / "ImageSets" / task
     known = sorted(path.stem for path in folder.glob("*.txt") if not is_hidden(path.name))

@@ -44,7 +44,7 @@ def thresholds(gt_boxes: np.ndarray) -> np.ndarray:
     """Return (M,) the IoU from which a detection finds each of gt_boxes (M, 4) xyxy px: 0.5, less
     for sides below about 24 px; 0 for a box without area.
     """
-    sides = gt_boxes[:, 2:] - gt_boxes[:, :2]
+    sides = (gt_boxes[:, 2:] - gt_boxes[:, :2]).clip(min=0)
     return np.minimum(LARGEST_THRESH, (sides / (sides + TOLERANCE)).prod(axis=1))
 
 

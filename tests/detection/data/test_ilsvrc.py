@@ -180,7 +180,7 @@ def test_the_image_files_are_looked_for(tmp_path: Path) -> None:
         read_ilsvrc(root, ["DET/val"])
     assert read_ilsvrc(root, ["DET/val"], check_images=False).image_files.tolist() == [VAL]
     (root / "ImageSets" / "DET" / "val.txt").write_text("../../x 1")
-    (root / "Annotations" / "DET" / "val" / ".." / ".." / "x.xml").write_text(xml())
+    (root / "Annotations" / "DET" / "x.xml").write_text("no XML, and not looked at")
     with pytest.raises(OutsideFolderError, match="lies outside the image folder"):
         read_ilsvrc(root, ["DET/val"])
 
@@ -263,3 +263,13 @@ def test_it_is_read_by_its_format(tmp_path: Path) -> None:
         check(DataConfig, tree, "test")
     with pytest.raises(ValueError, match=r"val_images does not apply to format ilsvrc.*Data"):
         check(DataConfig, {**tree, "val": ["DET/val"], "val_images": ["Data"]}, "test")
+
+
+def test_images_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    files = {f"{part}/a": xml(thing(DOG, (0, 0, 9, 9))) for part in ("train", "val")}
+    root = write(tmp_path, "DET", files, {"val": "a 1", "train": "a 1"})
+    both = read_ilsvrc(root, ["DET/train", "DET/val"])
+    assert both.image_ids.tolist() == ["train/a", "val/a"]
+    assert both.told_apart
+    assert "told apart by their folder" in both.notes[-1]
+    assert not read_ilsvrc(root, ["DET/val"]).told_apart

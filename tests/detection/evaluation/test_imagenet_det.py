@@ -80,8 +80,10 @@ def test_the_empty_cases() -> None:
     assert "n/a (no ground truth)" in result.table()
 
 
-def test_a_box_without_area_is_found_by_nothing() -> None:
-    assert mean_of([("a", 1, (40, 40, 40, 60))], [("a", 1, 0.9, (100, 100, 120, 120))]) == 0
+@pytest.mark.parametrize("box", [(40, 40, 40, 60), (50, 50, 40, 60), (60, 60, 40, 40)])
+def test_a_box_without_area_is_found_by_nothing(box: tuple[int, ...]) -> None:
+    for found in (box, (100, 100, 120, 120), (30, 30, 70, 70)):
+        assert mean_of([("a", 1, box)], [("a", 1, 0.9, found)]) == 0
 
 
 def test_other_images_and_classes_are_refused() -> None:
