@@ -12,9 +12,16 @@ import pytest
 import yaml
 
 from detres.cli import eval as evaluate
-from detres.cli import train_cls, train_loc
+from detres.cli import predict, train_cls, train_loc
 from detres.detection.build import train_loader
-from tests.cli.conftest import TRAIN_IMAGES, VAL_IMAGES, records, same_tensors, tensors
+from tests.cli.conftest import (
+    TRAIN_IMAGES,
+    VAL_IMAGES,
+    FinishedRun,
+    records,
+    same_tensors,
+    tensors,
+)
 
 SHAPES = {
     "format": "shapes",
@@ -178,6 +185,8 @@ def test_proposals_of_other_classes_and_of_another_kind_are_refused(
     flags = ["--cfg", "rcnn.yaml", "--device", "cpu", "--set"]
     assert train_loc.main([*flags, "model.rcnn.proposals=none.safetensors"]) == 2
     assert "no weights file at none.safetensors" in capsys.readouterr().err
+    assert train_loc.main([*flags, "model.rcnn.proposals=runs/loc"]) == 2
+    assert "is a folder; give runs/loc/best.safetensors" in capsys.readouterr().err
     few = coco_folder / "annotations" / "few.json"
     content = json.loads((coco_folder / "annotations" / "train.json").read_text())
     kept = content["categories"][:5]
@@ -197,9 +206,25 @@ def test_proposals_of_other_classes_and_of_another_kind_are_refused(
     assert not Path("runs/rcnn").exists()
 
 
-def test_a_detectors_flag_and_a_run_of_another_wing_are_told(
-    train: Train, capsys: pytest.CaptureFixture[str]
+def test_a_localiser_takes_no_detectors_place_nor_a_detector_its(
+    train: Train, capsys: pytest.CaptureFixture[str], finished: FinishedRun
 ) -> None:
+    weights = str(train(TINY_LOC, "train.steps=1") / "best.safetensors")
+    capsys.readouterr()
+    flags = ["--weights", weights, "--device", "cpu"]
+    image = str(next((finished.data / "val").glob("*.jpg")))
+    assert predict.main([*flags, image]) == 2
+    assert "holds the weights of a localiser, not of a detector" in capsys.readouterr().err
+    other = ["--weights", str(finished.weights), "--classifier", weights, "--device", "cpu"]
+    assert evaluate.main(other) == 2
+    assert "--classifier goes with a localiser" in capsys.readouterr().err
+    Path("rcnn.yaml").write_text(yaml.safe_dump(TINY_RCNN))
+    proposals = f"model.rcnn.proposals={finished.weights}"
+    assert train_loc.main(["--cfg", "rcnn.yaml", "--set", proposals, "--device", "cpu"]) == 2
+    assert "holds the weights of a detector, not of a localiser" in capsys.readouterr().err
+
+
+def test_a_run_of_another_wing_is_told(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train(TINY_LOC, "train.steps=1")
     capsys.readouterr()
     assert train_cls.main(["--resume", str(folder), "--device", "cpu"]) == 2

@@ -26,7 +26,8 @@ class CropConfig(PixelConfig):
     """How an image reaches the network: crops to learn from, regions of R-CNN."""
 
     crop_side: Positive = 224  # px; of the 1-crop test too
-    train_short_sides: tuple[Positive, Positive] = (256, 480)  # px (section 3.4)
+    # px between which an image's short side is drawn (section 3.4); the per-class RPN's
+    train_short_sides: tuple[Positive, Positive] = (256, 480)
 
     @model_validator(mode="after")
     def _sides_fit(self) -> CropConfig:
@@ -62,6 +63,14 @@ class ClassRPNConfig(RPNConfig):
     min_size: NotNegative = 0.0
     # what R-CNN takes; localising without it takes the best
     test_post_nms_top_n: Positive = 200
+
+    @model_validator(mode="after")
+    def _proposes_in_tests_only(self) -> ClassRPNConfig:
+        usual = RPNConfig()
+        for name in ("train_pre_nms_top_n", "train_post_nms_top_n"):
+            if getattr(self, name) != getattr(usual, name):
+                raise ValueError(f"{name}: a per-class RPN proposes nothing while it learns")
+        return self
 
 
 class RCNNConfig(Section):

@@ -41,6 +41,7 @@ def test_the_papers_values_are_the_defaults() -> None:
             "model.anchors and model.rpn are of the per-class RPN",
         ),
         ({"model": {"rpn": {**TINY_MODEL["rpn"], "objectness": "softmax"}}}, "objectness"),
+        ({"model": {"rpn": {"train_post_nms_top_n": 9}}}, "proposes nothing while it learns"),
     ],
 )
 def test_settings_that_do_not_go_together(more: dict, message: str) -> None:
