@@ -19,7 +19,7 @@ from detres.cli.flags import (
 )
 from detres.detection.localisation.config import LocalisationConfig
 from detres.detection.localisation.training import WING, LocalisationTraining
-from detres.runs.folder import DETECTOR_WEIGHTS
+from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
 
 
@@ -55,4 +55,5 @@ def train(arguments: argparse.Namespace) -> None:
         )
     with run:
         run.train()
-    say(f"done in {run.duration()}; weights {run.folder / DETECTOR_WEIGHTS}")
+    weights, picture = run.folder / DETECTOR_WEIGHTS, run.folder / PICTURE
+    say(f"done in {run.duration()}; weights {weights}, picture {picture}")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -84,6 +85,7 @@ def test_a_class_rpn_is_trained_evaluated_and_kept(
     assert {"loss_rpn_cls", "loss_rpn_box"} <= losses[0].keys()
     metrics = json.loads((folder / "metrics.json").read_text())
     assert 0 <= metrics["loc_error"] <= 1
+    assert cv2.imread(str(folder / "val.jpg")).shape[0] > 100
     assert records(folder, "eval")[0]["localised"] == pytest.approx(1 - metrics["loc_error"])
     out = capsys.readouterr().out
     assert "localisation error given the class, IoU >= 0.5, per-class RPN, centre crop, 64" in out

@@ -10,7 +10,7 @@ import numpy as np
 
 from detres.boxes import paired_iou
 from detres.detection.annotations import Annotations
-from detres.detection.structures import label_of
+from detres.detection.structures import Predictions, label_of
 
 IOU_THRESH = 0.5
 GUESSES = 5
@@ -25,17 +25,28 @@ class Guesses:
     labels: np.ndarray
     boxes: np.ndarray
 
+    def first(self, annotations: Annotations) -> Predictions:
+        """Return the first guess of every image of `annotations`, N, as a detection of score 1."""
+        num = len(self.labels)
+        return Predictions(
+            class_map=annotations.class_map,
+            image_ids=annotations.image_ids,
+            boxes=self.boxes[:, 0],
+            scores=np.ones(num, np.float32),
+            labels=self.labels[:, 0],
+        )
+
 
 @dataclass(frozen=True)
 class LocalisationResult:
     """Errors as fractions: name -> value, per class name -> error of the first of them (None for a
-    class without images), and the protocol they were measured by.
+    class without images), the protocol they were measured by, and the guesses they are of.
     """
 
     errors: dict[str, float]
     per_class: dict[str, float | None]
     protocol: str
-    num_images: int
+    guesses: Guesses
 
     best_metric = "localised"
     """Of `metrics`, the one that decides which weights are the best."""
@@ -49,7 +60,7 @@ class LocalisationResult:
         """Return everything as plain values for JSON."""
         return {
             "protocol": self.protocol,
-            "num_images": self.num_images,
+            "num_images": len(self.guesses.labels),
             **self.errors,
             "per_class": self.per_class,
         }
@@ -58,7 +69,7 @@ class LocalisationResult:
         """Return the numbers as text; per_class: and each class's error."""
         named = {name.replace("_", " "): value for name, value in self.errors.items()}
         width = max(map(len, named))
-        lines = [f"{self.num_images} images, {self.protocol}"]
+        lines = [f"{len(self.guesses.labels)} images, {self.protocol}"]
         lines += [f" {name:<{width}} {100 * value:6.2f} %" for name, value in named.items()]
         if per_class:
             width = max(map(len, self.per_class))
@@ -79,7 +90,7 @@ def given_class_error(truth: Annotations, guesses: Guesses, how: str) -> Localis
     """
     right = localised(truth, guesses)[:, 0]
     protocol = f"localisation error given the class, IoU >= {IOU_THRESH:g}, {how}"
-    return _result(truth, right, {"loc_error": 1 - float(right.mean())}, protocol)
+    return _result(truth, guesses, right, {"loc_error": 1 - float(right.mean())}, protocol)
 
 
 def predicted_class_error(truth: Annotations, guesses: Guesses, how: str) -> LocalisationResult:
@@ -97,7 +108,7 @@ def predicted_class_error(truth: Annotations, guesses: Guesses, how: str) -> Loc
         "top1_error": 1 - float(named[:, 0].mean()),
     }
     protocol = f"localisation error of predicted classes, IoU >= {IOU_THRESH:g}, {how}"
-    return _result(truth, right.any(axis=1), errors, protocol)
+    return _result(truth, guesses, right.any(axis=1), errors, protocol)
 
 
 def localised(truth: Annotations, guesses: Guesses) -> np.ndarray:
@@ -134,7 +145,11 @@ def _labels_of(truth: Annotations) -> np.ndarray:
 
 
 def _result(
-    truth: Annotations, right: np.ndarray, errors: dict[str, float], protocol: str
+    truth: Annotations,
+    guesses: Guesses,
+    right: np.ndarray,
+    errors: dict[str, float],
+    protocol: str,
 ) -> LocalisationResult:
     labels = _labels_of(truth)
     of_class = {
@@ -143,4 +158,4 @@ def _result(
     per_class = {
         name: 1 - float(rows.mean()) if len(rows) else None for name, rows in of_class.items()
     }
-    return LocalisationResult(errors, per_class, protocol, len(truth))
+    return LocalisationResult(errors, per_class, protocol, guesses)

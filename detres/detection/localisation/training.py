@@ -13,6 +13,7 @@ from detres.detection.annotations import Annotations
 from detres.detection.build import train_loader
 from detres.detection.data.crops import ProposalsByImage
 from detres.detection.evaluation.localisation import LocalisationResult, given_class_error
+from detres.detection.inference.pictures import write_sheet
 from detres.detection.localisation.build import (
     build_class_rpn,
     build_rcnn,
@@ -34,7 +35,7 @@ from detres.detection.models.rcnn import RCNN
 from detres.detection.training import fingerprint_of
 from detres.files import load_model_state, write_text
 from detres.runs.fingerprint import Fingerprint
-from detres.runs.folder import DETECTOR_WEIGHTS, METRICS
+from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE
 from detres.runs.run import TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule
@@ -152,7 +153,7 @@ class LocalisationTraining:
         return given_class_error(self.data.val, guesses, how(self.model, views))
 
     def keep(self, run: TrainingRun, evaluation: LocalisationResult, *, improved: bool) -> None:
-        """Write weights and numbers of the best evaluation so far."""
+        """Write weights, numbers and a picture of the best evaluation so far."""
         if not improved:
             return
         folder, step, class_map = run.folder, run.progress.step, self.data.train.class_map
@@ -161,6 +162,7 @@ class LocalisationTraining:
         )
         metrics = {"step": step, **evaluation.to_dict()}
         write_text(folder / METRICS, json.dumps(metrics, indent=2))
+        write_sheet(folder / PICTURE, self.data.val, evaluation.guesses.first(self.data.val))
 
     def _proposals(self) -> ProposalsByImage:
         """What R-CNN learns from: of each training image the proposals of its class."""

@@ -49,6 +49,14 @@ def test_the_error_given_the_class_is_of_the_first_box() -> None:
     assert json.loads(json.dumps(result.to_dict()))["num_images"] == 2
 
 
+def test_the_first_guesses_are_detections() -> None:
+    found = guesses_of([[(1, FAR), (1, LESS)], [(2, HALF), (2, BOX)]]).first(two_images())
+    assert found.image_ids.tolist() == ["a", "b"]
+    assert found.boxes.tolist() == [list(FAR), list(HALF)]
+    assert found.labels.tolist() == [1, 2]
+    assert found.scores.tolist() == [1, 1]
+
+
 def test_predicted_classes_count_up_to_the_fifth() -> None:
     truth = two_images()
     wrong = (2, BOX)
