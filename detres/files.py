@@ -52,6 +52,7 @@ Made = TypeVar("Made")
 
 WHAT_FILES_HOLD = {
     "a detector": ("format", "model", "classes", "data", "eval", "step"),
+    "a localiser": ("localiser", "proposer", "classes", "step"),
     "a classifier": ("config", "classes", "step"),
     "a network alone": ("format", "traits", "input_spec"),
 }

@@ -76,6 +76,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         | {f"{D}.structures", f"{D}.annotations"},
         BASE | {"pycocotools"},
     ),
+    f"{D}.localisation": (SHARED | {D}, BASE | {"pydantic", "tqdm"}),
     f"{D}.build": (SHARED | {D}, {"torch"}),
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),

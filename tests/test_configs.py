@@ -14,6 +14,8 @@ from detres.classification.config import ClassificationConfig
 from detres.config import load_config
 from detres.detection.build import build_detector
 from detres.detection.config import DetectionConfig
+from detres.detection.localisation.build import build_class_rpn, build_rcnn
+from detres.detection.localisation.config import LocalisationConfig
 from detres.engine.progress import Progress
 from detres.network import build_network
 
@@ -22,8 +24,12 @@ CLASSIFICATION = [
     path
     for path in ALL
     if path.stem.startswith(("cls_", "cifar10_", "imagenet_", "tiny_imagenet50_"))
+    and not path.stem.startswith(("imagenet_det_", "imagenet_loc_"))
 ]
-FILES = [path for path in ALL if path not in CLASSIFICATION]
+LOCALISATION = [
+    path for path in ALL if "_loc_" in path.stem or path.stem.startswith("shapes_rcnn_")
+]
+FILES = [path for path in ALL if path not in (*CLASSIFICATION, *LOCALISATION)]
 WITHOUT_DOWNLOAD = [
     "model.backbone.weights=null",
     "model.backbone.norm=batch",
@@ -63,6 +69,7 @@ def test_every_cell_of_tables_7_and_8_and_the_small_ones_are_there():
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_every_key_has_the_name_of_today(path):
     kind = ClassificationConfig if path in CLASSIFICATION else DetectionConfig
+    kind = LocalisationConfig if path in LOCALISATION else kind
     notices = []
     load_config(path, kind, notice=notices.append)
     assert notices == []
@@ -77,6 +84,38 @@ def test_it_loads_under_its_own_name_and_builds(path):
     anchors = len(config.model.anchors.sizes) * len(config.model.anchors.aspect_ratios)
     assert [each.num_anchors for each in detector.rpn.anchors.values()] == [anchors]
     assert detector.roi_head.predictor.bbox_pred.out_features == 80
+
+
+@pytest.mark.parametrize("path", LOCALISATION, ids=lambda path: path.stem)
+def test_a_localisation_config_loads_under_its_own_name_and_builds(path):
+    assert load_config(path, LocalisationConfig).name == path.stem
+    config = load_config(path, LocalisationConfig, WITHOUT_DOWNLOAD)
+    if config.model.kind == "rcnn":
+        rpn = load_config(path.with_name("shapes_loc_r18.yaml"), LocalisationConfig)
+        model = build_rcnn(config.model, 6, build_class_rpn(rpn.model, 6))
+        assert model.bbox_pred.out_features == 24
+    else:
+        model = build_class_rpn(config.model, 6)
+        anchors = len(config.model.anchors.sizes) * len(config.model.anchors.aspect_ratios)
+        assert model.rpn.head.deltas.out_channels == anchors * 24
+
+
+def test_the_papers_localisation():
+    path = next(path for path in LOCALISATION if path.stem == "imagenet_loc_r101")
+    config = load_config(path, LocalisationConfig)
+    model, train = config.model, config.train
+    assert (model.backbone.name, model.input.crop_side) == ("resnet101", 224)
+    assert (train.batch_size, train.effective_lr) == (256, 0.01)
+    assert (model.rpn.batch_size, model.rpn.positive_fraction) == (8, 0.5)
+    assert (config.eval.views, config.eval.short_side) == ("center", 256)
+    settings = ["model.kind=rcnn", "model.rcnn.proposals=x", "name=imagenet_rcnn_r101"]
+    assert load_config(path, LocalisationConfig, settings).model.kind == "rcnn"
+
+
+def test_imagenet_det_is_the_detector_of_coco():
+    det, coco = config_of("imagenet_det_r101"), config_of("coco_r101")
+    assert (det.model, det.train) == (coco.model, coco.train)
+    assert (det.data.format, det.eval.protocol) == ("ilsvrc", "imagenet_det")
 
 
 @pytest.mark.parametrize("name", CELLS)

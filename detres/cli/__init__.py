@@ -13,6 +13,7 @@ from detres.console import accept_any_text, one_line, shortened, write_line
 COMMANDS = {
     "train-cls": "train a classifier, or pretrain a backbone",
     "train-det": "train a Faster R-CNN",
+    "train-loc": "train a localiser: a per-class RPN, or R-CNN on its proposals",
     "eval": "evaluate weights or a detections file",
     "predict": "detect in images and draw what was found",
     "plot": "draw error curves and layer responses",

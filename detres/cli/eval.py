@@ -25,6 +25,7 @@ from detres.classification.weights_file import (
     load_classifier,
     published_classifier,
 )
+from detres.cli.eval_localisation import evaluate_localiser
 from detres.cli.flags import (
     CommandParser,
     add_config_flags,
@@ -40,6 +41,7 @@ from detres.detection.annotations import Annotations
 from detres.detection.build import build_val_set, eval_loader
 from detres.detection.config import SPLITS, DetectionConfig
 from detres.detection.data.coco import read_coco
+from detres.detection.data.ilsvrc import read_ilsvrc
 from detres.detection.data.read import read_to_detect, trained_on
 from detres.detection.data.voc import read_voc
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
@@ -50,6 +52,7 @@ from detres.detection.evaluation.result_files import (
 )
 from detres.detection.evaluation.submission import write_submission
 from detres.detection.inference.dataset import detect_dataset
+from detres.detection.localisation.weights_file import is_localiser
 from detres.detection.weights_file import is_detector, load_detector
 from detres.files import CheckpointError, replacing, write_text
 from detres.images.source import LabelledImages
@@ -57,9 +60,9 @@ from detres.runs.folder import CLASSIFIER_WEIGHTS, DETECTOR_WEIGHTS, STATE
 from detres.runs.settings import with_data_root
 from detres.user_files import expanded
 
-PROTOCOLS = ("coco", "voc07", "voc12")
+PROTOCOLS = ("coco", "voc07", "voc12", "imagenet_det")
 WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections", "--save-probabilities")
-WEIGHTS_FLAGS += ("--submission",)
+WEIGHTS_FLAGS += ("--submission", "--classifier")
 DETECTIONS_FLAGS = ("--annotations",)
 
 
@@ -95,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of this command's flags."""
     parser = CommandParser(
-        description="evaluate the weights of a detector or a classifier, or a detections file"
+        description="evaluate the weights of a detector, a classifier or a localiser, or a "
+        "detections file"
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -118,7 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--annotations",
         type=expanded,
         metavar="FILE_OR_FOLDER",
-        help="with --detections: COCO JSON, or VOCdevkit/VOCyyyy",
+        help="with --detections: COCO JSON, VOCdevkit/VOCyyyy, or an ILSVRC folder (DET)",
     )
     parser.add_argument(
         "--split",
@@ -130,7 +134,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="default: the weights' own; coco for JSON; voc07 or voc12 by the year of a VOC folder",
+        help="default: the weights' own; coco for JSON; voc07 or voc12 by the year of a VOC "
+        "folder, imagenet_det for an ILSVRC one",
     )
     parser.add_argument(
         "--iou",
@@ -163,13 +168,20 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="OUT",
         help="with a classifier's --weights: also write probabilities and labels, .npz",
     )
+    parser.add_argument(
+        "--classifier",
+        type=expanded,
+        metavar="FILE",
+        help="with a localiser's --weights: a classifier's weights.safetensors, which predicts the "
+        "classes (default: they are given)",
+    )
     add_config_flags(parser)
     return parser
 
 
 def evaluate_weights(arguments: argparse.Namespace) -> None:
-    """Evaluate a detector, or classifiers, by what the first of the files is; where it does not
-    tell, by what --cfg configures.
+    """Evaluate a detector, a localiser, or classifiers, by what the first of the files is; where it
+    does not tell, by what --cfg configures.
 
     Raises FileNotFoundError for a file that is missing, ValueError for a last.pt and for flags that
     go with the other kind.
@@ -183,6 +195,11 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
                 f"{weights} is the state of a run, for --resume; a detector's weights are "
                 f"{DETECTOR_WEIGHTS} of its run, a classifier's {CLASSIFIER_WEIGHTS}"
             )
+    if first not in PUBLISHED and is_localiser(Path(first)):
+        evaluate_localiser(arguments)
+        return
+    if arguments.classifier:
+        raise ValueError(f"--classifier goes with a localiser, and {first} is none")
     detector = first not in PUBLISHED and is_detector(Path(first))
     classifier = first in PUBLISHED or is_classifier(Path(first))
     if not classifier and not detector and arguments.cfg:
@@ -437,17 +454,21 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
 
 
 def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | None]:
-    """Read ground truth as it stands; return it with the protocol that goes with it, and a VOC
-    folder's split.
+    """Read ground truth as it stands; return it with the protocol that goes with it, and the split
+    of a VOC or an ILSVRC folder.
 
     Raises ValueError for a split of a file, and what the readers raise.
     """
     if not path.is_dir():
         if split:
             raise ValueError(
-                "--split goes with a VOC folder; a COCO JSON file is a split by itself"
+                "--split goes with a VOC folder or an ILSVRC one; a COCO JSON file is a split"
             )
         return read_coco(path, None, box_policy="keep"), "coco", None
+    if (path / "ImageSets" / "DET").is_dir():
+        split = split or "val"
+        truth = read_ilsvrc(path, [f"DET/{split}"], box_policy="keep", check_images=False)
+        return truth, "imagenet_det", split
     lists = {file.stem for file in (path / "ImageSets" / "Main").glob("[!.]*.txt")}
     usual = "test" if "test" in lists else "val"
     split = split or (min(lists) if len(lists) == 1 else usual)
@@ -460,11 +481,12 @@ def own_iou(protocol: str, given: float | None) -> float:
     """Return the IoU threshold of a VOC protocol; raises ValueError for one that is given where the
     protocol fixes its own.
     """
-    if protocol == "coco" and given is not None:
-        raise ValueError(
-            "--iou goes with --protocol voc07 or voc12: COCO averages over .50:.05:.95 and gives "
-            "AP50 and AP75 beside it"
-        )
+    fixed = {
+        "coco": "COCO averages over .50:.05:.95 and gives AP50 and AP75 beside it",
+        "imagenet_det": "ImageNet DET has one for each object, by its size",
+    }
+    if protocol in fixed and given is not None:
+        raise ValueError(f"--iou goes with --protocol voc07 or voc12: {fixed[protocol]}")
     return 0.5 if given is None else given
 
 

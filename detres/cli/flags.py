@@ -47,6 +47,7 @@ CONFIGS = next(
 )
 DETECTION_CONFIG = CONFIGS / "shapes_r18.yaml"
 CLASSIFICATION_CONFIG = CONFIGS / "cls_shapes_r18.yaml"
+LOCALISATION_CONFIG = CONFIGS / "shapes_loc_r18.yaml"
 
 _LONGEST_MESSAGE = 1000
 """Characters."""
@@ -72,7 +73,11 @@ _BY_ERRNO = {
 }
 """What can be done about what the system says of a file."""
 
-WINGS = {"detection": "train-det", "classification": "train-cls"}
+WINGS = {
+    "detection": "train-det",
+    "classification": "train-cls",
+    "localisation": "train-loc",
+}
 """Wing of a run -> the command that trains it."""
 
 HINTS = {

@@ -13,8 +13,8 @@ from detres.detection.config import (
     DETECTOR_BACKBONES,
     BackboneConfig,
     DetectionConfig,
-    InputConfig,
     ModelConfig,
+    PixelConfig,
     RoIConfig,
     RPNConfig,
 )
@@ -63,7 +63,7 @@ def build_detector(config: ModelConfig, num_classes: int, *, pretrained: bool = 
         normalizer=PixelNormalizer(input_spec_of(config.input)),
         backbone=backbone,
         stages=(shared,),
-        rpn=_build_rpn(config.rpn, {shared: anchors}, channels),
+        rpn=build_rpn(config.rpn, {shared: anchors}, _rpn_head(config.rpn, anchors, channels)),
         roi_head=_build_roi_head(config.roi, pooler, box_head, num_classes),
     )
     return detector.to(memory_format=torch.channels_last)
@@ -83,15 +83,19 @@ def _take_box_head(backbone: Backbone, config: RoIConfig) -> BoxHead:
     return Conv5BoxHead(conv5=backbone.pop_stage("conv5"), out_channels=backbone.num_features)
 
 
-def _build_rpn(config: RPNConfig, anchors: dict[str, AnchorGenerator], channels: int) -> RPN:
-    (num_anchors,) = {each.num_anchors for each in anchors.values()}  # one head serves all maps
+def _rpn_head(config: RPNConfig, anchors: AnchorGenerator, channels: int) -> RPNHead:
+    return RPNHead(
+        in_channels=channels,
+        width=config.width,
+        num_anchors=anchors.num_anchors,
+        objectness=config.objectness,
+    )
+
+
+def build_rpn(config: RPNConfig, anchors: dict[str, AnchorGenerator], head: nn.Module) -> RPN:
+    """Return the RPN of `config` with its anchors by stage; one head serves all maps."""
     return RPN(
-        head=RPNHead(
-            in_channels=channels,
-            width=config.width,
-            num_anchors=num_anchors,
-            objectness=config.objectness,
-        ),
+        head=head,
         anchors=anchors,
         box_coder=BoxCoder(),
         matcher=Matcher(
@@ -171,12 +175,12 @@ def _load_weights(backbone: Backbone, settings: BackboneConfig) -> LoadReport:
         raise WeightsError(str(error)) from None
 
 
-def input_spec_of(config: InputConfig) -> InputSpec:
+def input_spec_of(config: PixelConfig) -> InputSpec:
     """Return what pixels are made of for the network."""
     return InputSpec(channel_order=config.channel_order, mean=config.mean, std=config.std)
 
 
-def _same_input(given: InputConfig, expected: InputSpec) -> bool:
+def _same_input(given: PixelConfig, expected: InputSpec) -> bool:
     """Whether channels come in the same order and scale; means may differ by the 2 grey levels by
     which projects round them.
     """

@@ -81,8 +81,16 @@ class BackboneConfig(NetworkConfig):
         return self
 
 
-class InputConfig(Section):
-    """How an image reaches the network. mean and std are on the 0..255 scale, in channel_order."""
+class PixelConfig(Section):
+    """What pixels are made of. mean and std are on the 0..255 scale, in channel_order."""
+
+    mean: Triple = (123.675, 116.28, 103.53)  # the torchvision weights' RGB means
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+
+
+class InputConfig(PixelConfig):
+    """How an image reaches the detector."""
 
     renamed: ClassVar[dict[str, str]] = {
         "shorter": "short_side",
@@ -94,9 +102,6 @@ class InputConfig(Section):
     max_side: Positive = 1000  # px cap of the longer side (py-faster-rcnn)
     # px, of which one is drawn anew for every training image; empty: `short_side`
     train_short_sides: tuple[Positive, ...] = ()
-    mean: Triple = (123.675, 116.28, 103.53)  # the torchvision weights' RGB means
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
-    channel_order: Literal["rgb", "bgr"] = "rgb"
 
     @model_validator(mode="after")
     def _short_is_at_most_the_longest(self) -> InputConfig:
@@ -211,10 +216,11 @@ class DataConfig(Section):
 
     renamed: ClassVar[dict[str, str]] = {"boxes": "box_policy"}
 
-    format: Literal["shapes", "coco", "voc"]
+    format: Literal["shapes", "coco", "voc", "ilsvrc"]
     # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder
     root: UserPath | None = None
-    # coco: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder
+    # coco: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder;
+    # ilsvrc: TASK/LIST, DET/val or CLS-LOC/train_loc
     train: tuple[UserPath, ...] = ()
     train_images: tuple[UserPath, ...] = ()  # coco: the image folder of each file
     val: tuple[UserPath, ...] = ()
@@ -264,9 +270,11 @@ class DataConfig(Section):
                     f"{split} has {len(files)} annotation files but {split}_images {len(folders)} "
                     "folders"
                 )
-            if self.format == "voc" and folders:
+            places = {"voc": "JPEGImages", "ilsvrc": "Data"}
+            if self.format in places and folders:
                 raise ValueError(
-                    f"{split}_images does not apply to format voc: images are in JPEGImages"
+                    f"{split}_images does not apply to format {self.format}: images are in "
+                    f"{places[self.format]}"
                 )
         return self
 
@@ -274,7 +282,7 @@ class DataConfig(Section):
 class EvalConfig(Section):
     """How held-out images are evaluated during training and after it."""
 
-    protocol: Literal["coco", "voc07", "voc12"] = "coco"
+    protocol: Literal["coco", "voc07", "voc12", "imagenet_det"] = "coco"
     batch_size: Positive = 1
     # of results for VOC's server: comp3 is for what was trained on VOC's data alone, pretraining
     # included; comp4, for any data, is true of every detector

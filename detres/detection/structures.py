@@ -9,6 +9,7 @@ background and appears only inside the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -137,6 +138,14 @@ class ImageBatch:
         """Return it on `device`; from pinned memory the copy overlaps with computing."""
         pixels = self.pixels.to(device, non_blocking=True)
         return ImageBatch(pixels, self.sizes, self.original_sizes, self.ids)
+
+    def select(self, rows: Sequence[int]) -> ImageBatch:
+        """Return the batch of these of its images, in this order; raises IndexError for others."""
+        sizes = tuple(self.sizes[n] for n in rows)
+        original_sizes = tuple(self.original_sizes[n] for n in rows)
+        return ImageBatch(
+            self.pixels[list(rows)], sizes, original_sizes, tuple(self.ids[n] for n in rows)
+        )
 
     def pin_memory(self) -> ImageBatch:
         """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -65,3 +67,21 @@ def resized_window(
         flags=flags,
         borderMode=cv2.BORDER_REPLICATE,
     )
+
+
+def warped_region(
+    image: np.ndarray, box: np.ndarray, side: int
+) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """Return the part of `image` (H, W, 3) uint8 under `box` (4,) xyxy px, warped to (side, side,
+    3), and what was taken: the whole pixels that hold the box, x1, y1, x2, y2, cut to the image and
+    at least one wide and high.
+    """
+    height, width = image.shape[:2]
+    x1, x2 = _whole_pixels(box[0], box[2], width)
+    y1, y2 = _whole_pixels(box[1], box[3], height)
+    return resize_image(image[y1:y2, x1:x2], (side, side)), (x1, y1, x2, y2)
+
+
+def _whole_pixels(low: float, high: float, limit: int) -> tuple[int, int]:
+    first = min(max(math.floor(low), 0), limit - 1)
+    return first, max(first + 1, min(math.ceil(high), limit))

@@ -30,7 +30,7 @@ the loss became infinite.
 
 STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
 
-_WINGS = ("detection", "classification")
+_WINGS = ("localisation", "detection", "classification")
 
 _KEYS_SINCE_2 = ("format", "wing", "data", "environment", "meter")
 """What states of format 2 hold beside; those of format 1 have none of them."""
@@ -206,7 +206,7 @@ def _require_wing(path: Path, state: dict, wing: str) -> None:
     found = state.get("wing", "classification" if "input" in state else "detection")
     with reading_field(path, "wing"):
         if not isinstance(found, str) or found not in _WINGS:
-            raise ValueError(f"{found!r:.40}, expected {' or '.join(_WINGS)}")
+            raise ValueError(f"{found!r:.40}, expected {', '.join(_WINGS[:-1])} or {_WINGS[-1]}")
     if found != wing:
         raise OtherWingError(path.parent, found, wing)
 

@@ -323,6 +323,10 @@ def test_a_score_of_nothing_is_explained(
     ("flags", "message"),
     [
         (["--iou", "0.5"], "error: --iou goes with --protocol voc07 or voc12"),
+        (
+            ["--protocol", "imagenet_det", "--iou", "0.5"],
+            "error: --iou goes with --protocol voc07 or voc12: ImageNet DET has one for each",
+        ),
         (["--split", "val"], "error: --split goes with a VOC folder"),
         (["--protocol", "voc07", "--iou", "50"], "error: IoU threshold 50.0 is outside"),
     ],

@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor
 
 from backbones import create_backbone
-from detres.cli import train_det
+from detres.cli import train_det, train_loc
 from tests.cli.conftest import records, tensors
 
 pytestmark = pytest.mark.slow
@@ -166,6 +166,29 @@ def test_the_voc_config_trains_on_photographs(shared_data: SharedData, tmp_path:
     numbers = json.loads((folder / "metrics.json").read_text())
     assert len(numbers["per_class"]) == 20
     assert "2010-2012" in numbers["protocol"]
+
+
+def test_the_localisation_config_trains_on_photographs(
+    shared_data: SharedData, tmp_path: Path
+) -> None:
+    shared, weights = shared_data("voc_mini"), backbone_file("resnet101", tmp_path)
+    data = few_of_2012(shared / "VOCdevkit" / "VOC2012", tmp_path / "VOCdevkit")
+    flags = ["--data", str(data), "--device", "cpu", "--set", "train.log_every=1"]
+    settings = [
+        *("data.format=voc", "data.train=[2012/train]", "data.val=[2012/val]", "data.workers=1"),
+        *(f"model.backbone.weights={weights}", "train.batch_size=4", "train.steps=2"),
+        *("train.milestones=[]", "train.warmup_steps=0"),
+    ]
+    config = ["--cfg", "configs/imagenet_loc_r101.yaml"]
+    assert train_loc.main([*config, "--out", "loc", *flags, *settings]) == 0
+    first = records(Path("loc"), "train")[0]
+    assert first["loss_rpn_cls"] == pytest.approx(math.log(2), abs=0.3)
+    numbers = json.loads(Path("loc/metrics.json").read_text())
+    assert "centre crop, 224 px of short side 256 px" in numbers["protocol"]
+    rcnn = ["model.kind=rcnn", "model.rcnn.proposals=loc/best.safetensors", "train.steps=1"]
+    small = ["data.train=[2012/val]", "eval.rcnn_batch_size=50"]
+    assert train_loc.main([*config, "--out", "rcnn", *flags, *settings, *rcnn, *small]) == 0
+    require_finite(Path("rcnn"), steps=1)
 
 
 def few_of_2012(year: Path, devkit: Path) -> Path:

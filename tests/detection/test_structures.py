@@ -169,3 +169,14 @@ def test_sides_must_be_those_of_the_boxes() -> None:
         Predictions(classes, one, boxes, one, one, sides=np.zeros((1, 2)))
     kept = Predictions(classes, one, boxes, one, one, sides=np.array([[1 / 3, 2]]))
     assert kept.xywh().tolist() == [[1000.1, 0, 1 / 3, 2]]
+
+
+def test_some_images_of_a_batch_are_a_batch():
+    batch = make_batch([(40, 50), (32, 64), (20, 20)])
+    some = batch.select([2, 0])
+    assert (some.sizes, some.original_sizes) == (((20, 20), (40, 50)),) * 2
+    assert some.ids == (batch.ids[2], batch.ids[0])
+    assert torch.equal(some.pixels, batch.pixels[[2, 0]])
+    assert len(batch.select([])) == 0
+    with pytest.raises(IndexError):
+        batch.select([3])

@@ -12,6 +12,7 @@ from detres.detection.annotations import Annotations
 from detres.detection.config import SPLITS, DataConfig
 from detres.detection.data.box_policy import BoxPolicy
 from detres.detection.data.coco import read_coco
+from detres.detection.data.ilsvrc import read_ilsvrc
 from detres.detection.data.shapes import ensure_shapes
 from detres.detection.data.voc import read_voc
 from detres.held_out import held_out_rows
@@ -113,16 +114,19 @@ def _read(data: DataConfig, split: str, policy: BoxPolicy, names: tuple[str, ...
         file, folder = root / "annotations" / f"{split}.json", root / split
         return read_coco(file, folder, classes=data.classes, box_policy=policy)
     root = Path(data.root)
+    entries = list(getattr(data, split))
     if data.format == "voc":
         return read_voc(
             root,
-            list(getattr(data, split)),
+            entries,
             classes=data.classes,
             box_policy=policy,
             may_lack_truth=split == "test",
             names=names,
         )
-    files, folders = getattr(data, split), getattr(data, f"{split}_images")
+    if data.format == "ilsvrc":
+        return read_ilsvrc(root, entries, classes=data.classes, box_policy=policy)
+    folders = getattr(data, f"{split}_images")
     parts = [
         read_coco(
             tidied(root / file),
@@ -132,7 +136,7 @@ def _read(data: DataConfig, split: str, policy: BoxPolicy, names: tuple[str, ...
             outside=data.outside,
             may_lack_truth=split == "test",
         )
-        for file, folder in zip(files, folders, strict=True)
+        for file, folder in zip(entries, folders, strict=True)
     ]
     return Annotations.concatenate(parts)
 

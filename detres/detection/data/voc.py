@@ -1,4 +1,4 @@
-"""PASCAL VOC XML -> Annotations."""
+"""A PASCAL VOC folder -> Annotations."""
 
 from __future__ import annotations
 
@@ -8,29 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
-from defusedxml.common import DefusedXmlException
-from defusedxml.ElementTree import parse
 
 from detres.class_map import ClassMap
-from detres.console import one_line, shortened, shown
+from detres.console import shortened
 from detres.detection.annotations import Annotations, offsets_of
-from detres.detection.data.box_policy import (
-    LARGEST_SIDE,
-    OTHER_CLASS,
-    AnnotationError,
-    BoxPolicy,
-    apply_box_policy,
-    known_classes,
-)
-from detres.detection.data.doubts import doubts
-from detres.detection.structures import label_of
+from detres.detection.data.box_policy import AnnotationError, BoxPolicy, known_classes
+from detres.detection.data.voc_xml import XmlImages, XmlRecord, annotations_of, read_xml
 from detres.images.decode import IMAGE_SUFFIXES, read_size
 from detres.images.locate import Spellings, require_usable, respelled
-from detres.user_files import TextError, fault_of, is_hidden, read_text, require_file
-from detres.values import FLAG, flag_of, integer_of, number_of
+from detres.user_files import fault_of, is_hidden, read_text
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -41,6 +29,9 @@ VOC_CLASSES = (
 occur.
 """
 VOC_YEAR = re.compile(r"VOC\d{4}")
+
+VOC_CORNER = 1
+"""Of VOC's images, the number that the first pixel has."""
 
 
 def read_voc(
@@ -104,46 +95,21 @@ def read_voc(
     records = _read_all(xml_files)
     class_map = _class_map(_names_of(records.values(), folders), classes, str(root))
 
-    own = [records[xml_files[image.folder][image.stem]] for image in images]
-    label_of_name = {name: label_of(index) for index, name in enumerate(class_map.names)}
-    wanted = [[item for item in record.objects if item.name in label_of_name] for record in own]
-    objects = [item for items in wanted for item in items]
-    image_rows = np.repeat(np.arange(len(images)), list(map(len, wanted)))
-    sizes = np.array([record.size for record in own], np.int32)
-
-    def describe_row(row: int) -> str:
-        image = images[image_rows[row]]
-        item = objects[row]
-        return (
-            f"{xml_files[image.folder][image.stem]}: object {item.number} ({item.name}), bndbox "
-            f"{list(item.box)}"
-        )
-
-    written = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
-    notes += [
-        f"{source}: {doubt}" for doubt in doubts(written, sizes[image_rows], written_as_sides=False)
-    ]
-    xyxy, keep, dropped = apply_box_policy(
-        _continuous(objects, box_policy), sizes[image_rows], box_policy, describe_row
-    )
-    others = sum(len(record.objects) for record in own) - len(objects)
-    xyxy = xyxy[keep]
-    return Annotations(
-        source=source,
-        class_map=class_map,
-        image_ids=image_ids,
-        image_files=np.array(files, dtype=str),
-        image_sizes=sizes,
-        offsets=offsets_of(image_rows[keep], len(images)),
-        boxes=xyxy,
-        labels=np.array([label_of_name[item.name] for item in objects], np.int64)[keep],
-        areas=(xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]),
-        crowd=np.zeros(len(xyxy), bool),
-        difficult=np.array([item.difficult for item in objects], bool)[keep],
-        ids=np.arange(1, len(xyxy) + 1),
-        dropped=({OTHER_CLASS: others} if others else {}) | dropped,
-        notes=tuple(notes),
-        told_apart=told_apart,
+    paths = [xml_files[image.folder][image.stem] for image in images]
+    return annotations_of(
+        XmlImages(
+            source=source,
+            ids=image_ids,
+            files=files,
+            paths=paths,
+            records=[records[path] for path in paths],
+            told_apart=told_apart,
+        ),
+        class_map,
+        {name: index for index, name in enumerate(class_map.names)},
+        corner=VOC_CORNER,
+        box_policy=box_policy,
+        notes=notes,
     )
 
 
@@ -153,24 +119,6 @@ class _Listed(NamedTuple):
     folder: Path
     stem: str
     where: str
-
-
-class _Object(NamedTuple):
-    """One object as written: `number` counts from 1 in its file, box is (xmin, ymin, xmax,
-    ymax).
-    """
-
-    number: int
-    name: str
-    box: tuple[float, ...]
-    difficult: bool
-
-
-class _Record(NamedTuple):
-    """One XML file: size (h, w) px, 0 where it is not given, and its objects."""
-
-    size: tuple[int, int]
-    objects: list[_Object]
 
 
 def _require_once(images: list[_Listed], source: str) -> None:
@@ -245,11 +193,9 @@ def _read_images(
     )
 
 
-def _read_all(xml_files: dict[Path, dict[str, Path]]) -> dict[Path, _Record]:
+def _read_all(xml_files: dict[Path, dict[str, Path]]) -> dict[Path, XmlRecord]:
     """What every XML file says."""
-    return {
-        path: _read_xml(path) for of_folder in xml_files.values() for path in of_folder.values()
-    }
+    return {path: read_xml(path) for of_folder in xml_files.values() for path in of_folder.values()}
 
 
 def _xml_files(folders: list[Path]) -> dict[Path, dict[str, Path]]:
@@ -318,7 +264,7 @@ def _respell(
 
 
 def _names_of(
-    records: Iterable[_Record], folders: list[Path], known: Sequence[str] | None = None
+    records: Iterable[XmlRecord], folders: list[Path], known: Sequence[str] | None = None
 ) -> tuple[str, ...]:
     """The classes of all records: VOC's twenty in its own folders, else those found, sorted.
 
@@ -329,18 +275,6 @@ def _names_of(
     if its_own and (names or known is not None) and names <= set(VOC_CLASSES):
         return VOC_CLASSES
     return tuple(known) if known and names <= set(known) else tuple(sorted(names))
-
-
-def _continuous(objects: list[_Object], box_policy: BoxPolicy) -> np.ndarray:
-    """Boxes (M, 4) float64 xyxy px of 1-based inclusive ones."""
-    inclusive = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
-    xyxy = inclusive - np.array((1, 1, 0, 0))
-    if box_policy != "keep":
-        # A side of one number (xmin = xmax) is no area by the file's own reckoning, though 1 px
-        # wide once continuous.
-        flat = (inclusive[:, 2:] <= inclusive[:, :2]).any(axis=1)
-        xyxy[flat, 2:] = xyxy[flat, :2]
-    return xyxy
 
 
 def split_folder(root: Path, split: str) -> tuple[Path, str]:
@@ -392,84 +326,6 @@ def _image_files(folder: Path) -> dict[str, str]:
         if suffix.lower() in IMAGE_SUFFIXES and not is_hidden(stem)
     ]
     return {stem: path for _, stem, path in sorted(images, reverse=True)}
-
-
-def _read_xml(path: Path) -> _Record:
-    require_file(path, "annotation file")
-    try:
-        tree = parse(path, forbid_dtd=True).getroot()
-    except DefusedXmlException as error:
-        raise AnnotationError(
-            f"{path}: refused, it declares a document type or entities ({type(error).__name__}); "
-            "VOC files have none"
-        ) from None
-    except (ParseError, ValueError, LookupError) as error:
-        raise AnnotationError(
-            f"{path} is not well-formed XML: {error}{_encoding_hint(path)}"
-        ) from None
-    if tree.tag.lower() != "annotation":
-        raise AnnotationError(
-            f"{path} is no VOC annotation: its root is <{tree.tag}>, expected <annotation>"
-        )
-    return _Record(
-        (_read_side(tree, "height", path), _read_side(tree, "width", path)),
-        [
-            _read_object(node, number, path)
-            for number, node in enumerate(tree.iter("object"), start=1)
-        ],
-    )
-
-
-def _encoding_hint(path: Path) -> str:
-    """What to do about text in an undeclared encoding; nothing where it is in a known one."""
-    try:
-        read_text(path)
-    except TextError as error:
-        return f" ({error}, or declare its encoding)"
-    return ""
-
-
-def _read_side(tree: Element, side: str, path: Path) -> int:
-    """The height or width in px; 0 where it is not given."""
-    text = (_text(tree, f"size/{side}") or "").strip() or "0"
-    pixels = integer_of(number_of(text))
-    if pixels is None or not 0 <= pixels <= LARGEST_SIDE:
-        raise AnnotationError(
-            f"{path}: size must have the numbers width and height, whole px up to {LARGEST_SIDE}, "
-            f"or be left out; {side} is {shown(text)}"
-        )
-    return pixels
-
-
-def _text(node: Element, tag: str) -> str | None:
-    """The text of an element, None without one; elements in it, where text alone belongs, as they
-    are written, so that it reads as no number.
-    """
-    found = node.find(tag)
-    if found is None:
-        return None
-    return "".join([found.text or "", *(f"<{child.tag}>{child.tail or ''}" for child in found)])
-
-
-def _read_object(node: Element, number: int, path: Path) -> _Object:
-    name = one_line((_text(node, "name") or "").strip())
-    if not name or node.find("name/*") is not None:
-        raise AnnotationError(f"{path}: object {number} has no name")
-    box = tuple(
-        number_of(_text(node, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
-    )
-    if None in box:
-        raise AnnotationError(
-            f"{path}: object {number} ({name}) has no bndbox with the numbers xmin, ymin, "
-            "xmax, ymax"
-        )
-    difficult = flag_of(_text(node, "difficult"))
-    if difficult is None:
-        raise AnnotationError(
-            f"{path}: object {number} ({name}) has difficult "
-            f"{shown(_text(node, 'difficult'))}, expected {FLAG}"
-        )
-    return _Object(number, name, box, difficult)
 
 
 def _class_map(names: tuple[str, ...], classes: Sequence[str] | None, source: str) -> ClassMap:

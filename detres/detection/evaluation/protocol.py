@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from detres.detection.annotations import Annotations
 from detres.detection.evaluation.coco_ap import CocoResult, evaluate_coco
 from detres.detection.evaluation.diagnose import explain
+from detres.detection.evaluation.imagenet_det import evaluate_imagenet_det
 from detres.detection.evaluation.voc_ap import VocResult, evaluate_voc
 from detres.detection.structures import Predictions
 
@@ -37,7 +38,7 @@ class DetectionEvaluation:
 def evaluate(
     protocol: str, truth: Annotations, predictions: Predictions, *, iou_thresh: float = 0.5
 ) -> DetectionEvaluation:
-    """Evaluate predictions by "coco", "voc07" or "voc12".
+    """Evaluate predictions by "coco", "voc07", "voc12" or "imagenet_det".
 
     iou_thresh: of the VOC protocols, from which a detection is right. Raises NoTruthError for a
     test set without truth, and what evaluate_coco and evaluate_voc raise.
@@ -45,6 +46,8 @@ def evaluate(
     truth.require_truth()
     if protocol == "coco":
         result = evaluate_coco(truth, predictions)
+    elif protocol == "imagenet_det":
+        result = evaluate_imagenet_det(truth, predictions)
     else:
         result = evaluate_voc(truth, predictions, metric=protocol, iou_thresh=iou_thresh)
     causes = explain(truth, predictions, result.metrics[result.best_metric])

@@ -4,7 +4,9 @@ onwards).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,6 +16,9 @@ from detres.detection.annotations import Annotations
 from detres.detection.structures import Predictions, label_of
 
 VocMetric = Literal["voc07", "voc12"]
+
+Match = Callable[..., tuple[np.ndarray, np.ndarray]]
+"""(gt_boxes, gt_owners, ignored, boxes, owners) -> (found, counted), as `match_voc` has them."""
 
 RECALL_POINTS = np.arange(0.0, 1.1, 0.1)
 """Of the 11-point AP, in the arithmetic of published numbers (py-faster-rcnn, detectron2,
@@ -90,36 +95,73 @@ def evaluate_voc(
         )
     if not 0 < iou_thresh <= 1:
         raise ValueError(f"IoU threshold {iou_thresh} is outside (0, 1]")
+    shrink = np.array((0, 0, 0, 0) if legacy_plus_one else (0, 0, 1, 1))
+    match = partial(match_voc, iou_thresh=iou_thresh)
+    curves, per_class = curves_of(truth, predictions, match, metric, shrink=shrink)
+    points = "2007, 11-point (np.arange)" if metric == "voc07" else "2010-2012, area"
+    widths = "devkit widths (+1 on inclusive pixels)" if legacy_plus_one else "no +1"
+    return VocResult(
+        metrics={"mAP": mean_ap(per_class)},
+        per_class=per_class,
+        protocol=f"PASCAL VOC {points} AP, IoU >= {iou_thresh:g}, difficult ignored, {widths}",
+        curves=curves,
+    )
+
+
+def curves_of(
+    truth: Annotations,
+    predictions: Predictions,
+    match: Match,
+    metric: VocMetric,
+    *,
+    shrink: np.ndarray | float = 0.0,
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, float | None]]:
+    """Return by class name the curve, (recall (D,), precision (D,)) in falling score, and its AP,
+    None without an object that counts.
+
+    match: says of the detections of one class, in falling score (ties in the order given), which
+    are found and which count. shrink: (4,) px, taken off all boxes. Raises what
+    Annotations.rows_of raises.
+    """
     owners = truth.rows_of(predictions)
     gt_owners = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
-    shrink = np.array((0, 0, 0, 0) if legacy_plus_one else (0, 0, 1, 1))
-    gt_boxes = truth.boxes - shrink
-    boxes = predictions.boxes.astype(np.float64) - shrink
+    gt_boxes, boxes = truth.boxes - shrink, predictions.boxes.astype(np.float64) - shrink
     ignored = truth.crowd | truth.difficult
-
-    per_class, curves = {}, {}
+    curves, per_class = {}, {}
     for index, name in enumerate(truth.class_map.names):
         gt = np.flatnonzero(truth.labels == label_of(index))
         rows = np.flatnonzero(predictions.labels == label_of(index))
         rows = rows[np.argsort(-predictions.scores[rows], kind="stable")]
-        found, counted = match_voc(
-            gt_boxes[gt], gt_owners[gt], ignored[gt], boxes[rows], owners[rows], iou_thresh
-        )
+        found, counted = match(gt_boxes[gt], gt_owners[gt], ignored[gt], boxes[rows], owners[rows])
         num_positive = int((~ignored[gt]).sum())
         hits = np.cumsum(found[counted])
         recall = hits / max(num_positive, 1)
         precision = hits / np.arange(1, len(hits) + 1)
         curves[name] = (recall, precision)
         per_class[name] = average_precision(recall, precision, metric) if num_positive else None
+    return curves, per_class
+
+
+def mean_ap(per_class: dict[str, float | None]) -> float | None:
+    """Return the mean of the classes' AP, those without ground truth (None) left out; None when
+    none is left.
+    """
     measured = [ap for ap in per_class.values() if ap is not None]
-    points = "2007, 11-point (np.arange)" if metric == "voc07" else "2010-2012, area"
-    widths = "devkit widths (+1 on inclusive pixels)" if legacy_plus_one else "no +1"
-    return VocResult(
-        metrics={"mAP": float(np.mean(measured)) if measured else None},
-        per_class=per_class,
-        protocol=f"PASCAL VOC {points} AP, IoU >= {iou_thresh:g}, difficult ignored, {widths}",
-        curves=curves,
-    )
+    return float(np.mean(measured)) if measured else None
+
+
+def pairs_of(gt_owners: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return every pair of a detection and a ground-truth box of its image: rows of detections (P,)
+    in rising order, rows of boxes (P,).
+
+    gt_owners (M,), owners (D,): the image of each. P may be 0.
+    """
+    by_image = np.argsort(gt_owners, kind="stable")
+    first = np.searchsorted(gt_owners[by_image], owners, side="left")
+    counts = np.searchsorted(gt_owners[by_image], owners, side="right") - first
+    detection = np.repeat(np.arange(len(owners)), counts)
+    starts = np.cumsum(counts) - counts
+    return detection, by_image[np.arange(len(detection)) - np.repeat(starts - first, counts)]
 
 
 def match_voc(
@@ -137,20 +179,13 @@ def match_voc(
     detection that is counted and not found is wrong.
     """
     found, counted = np.zeros(len(boxes), bool), np.ones(len(boxes), bool)
-    by_image = np.argsort(gt_owners, kind="stable")
-    first = np.searchsorted(gt_owners[by_image], owners, side="left")
-    num_candidates = np.searchsorted(gt_owners[by_image], owners, side="right") - first
-    if num_candidates.sum() == 0:
+    detection, candidate = pairs_of(gt_owners, owners)
+    if len(detection) == 0:
         return found, counted
-    # from here on (P,), of each pair of a detection and a box of its image
-    detection = np.repeat(np.arange(len(boxes)), num_candidates)
-    starts = np.cumsum(num_candidates) - num_candidates
-    candidate = by_image[np.arange(len(detection)) - np.repeat(starts - first, num_candidates)]
-    iou = paired_iou(boxes[detection], gt_boxes[candidate])
-
-    tried = np.flatnonzero(num_candidates)
-    highest = np.maximum.reduceat(iou, starts[tried])
-    is_best = np.flatnonzero(iou == np.repeat(highest, num_candidates[tried]))
+    iou = paired_iou(boxes[detection], gt_boxes[candidate])  # (P,)
+    tried, starts, num_candidates = np.unique(detection, return_index=True, return_counts=True)
+    highest = np.maximum.reduceat(iou, starts)
+    is_best = np.flatnonzero(iou == np.repeat(highest, num_candidates))
     best = candidate[
         is_best[np.unique(detection[is_best], return_index=True)[1]]
     ]  # of equals, the first

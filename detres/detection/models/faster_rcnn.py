@@ -95,11 +95,19 @@ class FasterRCNN(nn.Module):
         """Return the shared maps by stage, strides in `backbone.strides`; an image's cells do not
         depend on what it shares the batch with.
         """
-        pixels = self.normalizer(images.pixels, images.sizes)
-        maps = self.backbone.feature_maps(pixels, stages=self.stages, sizes=images.sizes)
-        return {
-            stage: FeatureMap(
-                values, tuple(self.backbone.map_size(stage, size) for size in images.sizes)
-            )
-            for stage, values in maps.items()
-        }
+        return shared_maps(images, self.normalizer, self.backbone, self.stages)
+
+
+def shared_maps(
+    images: ImageBatch,
+    normalizer: PixelNormalizer,
+    backbone: FeatureExtractor,
+    stages: Sequence[str],
+) -> dict[str, FeatureMap]:
+    """Return the maps of a batch by stage, each with the cells that are an image's own."""
+    pixels = normalizer(images.pixels, images.sizes)
+    maps = backbone.feature_maps(pixels, stages=stages, sizes=images.sizes)
+    return {
+        stage: FeatureMap(values, tuple(backbone.map_size(stage, size) for size in images.sizes))
+        for stage, values in maps.items()
+    }

@@ -147,14 +147,20 @@ class RPN(nn.Module):
         features: by stage. Anchors in the padding of an image neither propose nor are learnt from.
         Proposals carry no gradient: the approximate joint training of py-faster-rcnn. P may be 0.
         """
-        maps = [self._on_map(features[stage], anchors) for stage, anchors in self.anchors.items()]
+        maps = [
+            self.on_map(features[stage], anchors, self.head(features[stage].values))
+            for stage, anchors in self.anchors.items()
+        ]
         counts = self.settings.test_counts if targets is None else self.settings.train_counts
         proposals = [self.proposals_of_image(maps, images, n, counts) for n in range(len(images))]
         return proposals, {} if targets is None else self.losses(maps, images, targets)
 
-    def _on_map(self, feature: FeatureMap, anchors: AnchorGenerator) -> MapOutput:
+    def on_map(
+        self, feature: FeatureMap, anchors: AnchorGenerator, outputs: tuple[Tensor, Tensor]
+    ) -> MapOutput:
+        """Return the outputs of a head, logits (N, L) and deltas (N, L, 4), with their anchors."""
         height, width = feature.values.shape[2:]
-        logits, deltas = self.head(feature.values)
+        logits, deltas = outputs
         rows = [
             None if size == (height, width) else anchors.rows_within(size, width)
             for size in feature.sizes
@@ -164,8 +170,14 @@ class RPN(nn.Module):
     def proposals_of_image(
         self, maps: list[MapOutput], images: ImageBatch, n: int, counts: ProposalCounts
     ) -> Tensor:
-        """Return the proposals (P, 4) of image `n`: of every map the best after NMS, of all maps
-        together the best `counts.post_nms`.
+        """Return the proposals (P, 4) of image `n`, as `scored_proposals` does."""
+        return self.scored_proposals(maps, images, n, counts)[0]
+
+    def scored_proposals(
+        self, maps: list[MapOutput], images: ImageBatch, n: int, counts: ProposalCounts
+    ) -> tuple[Tensor, Tensor]:
+        """Return the proposals (P, 4) xyxy px of image `n` and their logits (P,), best first: of
+        every map the best after NMS, of all maps together the best `counts.post_nms`.
         """
         size, original = images.sizes[n], images.original_sizes[n]
         min_side = self.settings.min_size * size[0] / original[0]
@@ -181,7 +193,7 @@ class RPN(nn.Module):
             boxes.append(decoded[keep])
             scores.append(logits[keep])
         best = torch.cat(scores).argsort(descending=True, stable=True)[: counts.post_nms]
-        return torch.cat(boxes)[best]
+        return torch.cat(boxes)[best], torch.cat(scores)[best]
 
     def losses(
         self, maps: list[MapOutput], images: ImageBatch, targets: list[Target]

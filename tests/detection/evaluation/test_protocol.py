@@ -6,6 +6,7 @@ import pytest
 
 from detres.class_map import ClassMap, ClassMismatchError
 from detres.detection.evaluation.coco_ap import CocoResult, evaluate_coco
+from detres.detection.evaluation.imagenet_det import evaluate_imagenet_det
 from detres.detection.evaluation.protocol import evaluate
 from detres.detection.evaluation.voc_ap import VocResult, evaluate_voc
 from tests.detection.evaluation.scenes import predictions_of, random_scene, truth_of
@@ -28,10 +29,15 @@ def test_each_protocol_is_evaluated_by_its_name(seed: int) -> None:
         assert voc.predictions is found
         assert voc.causes == []
     assert coco.predictions is found
+    imagenet = evaluate("imagenet_det", truth, found)
+    assert imagenet.result.to_dict() == evaluate_imagenet_det(truth, found).to_dict()
     json.dumps(coco.result.to_dict())
 
 
-@pytest.mark.parametrize(("protocol", "best"), [("coco", "AP"), ("voc07", "mAP"), ("voc12", "mAP")])
+@pytest.mark.parametrize(
+    ("protocol", "best"),
+    [("coco", "AP"), ("voc07", "mAP"), ("voc12", "mAP"), ("imagenet_det", "mAP")],
+)
 def test_the_metric_that_decides_is_the_protocols(protocol: str, best: str) -> None:
     truth = truth_of([("a", 1, BOX), ("a", 2, OTHER)], ["a"])
     perfect = evaluate(protocol, truth, predictions_of([("a", 1, 0.9, BOX), ("a", 2, 0.8, OTHER)]))
@@ -52,7 +58,7 @@ def test_the_threshold_is_of_the_voc_protocols() -> None:
     assert evaluate("coco", truth, found, iou_thresh=0.7).metrics["AP"] == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("protocol", ["coco", "voc07", "voc12"])
+@pytest.mark.parametrize("protocol", ["coco", "voc07", "voc12", "imagenet_det"])
 def test_a_low_number_comes_with_its_causes(protocol: str) -> None:
     truth = truth_of([("a", 1, BOX), ("a", 2, OTHER)], ["a"])
     nothing = evaluate(protocol, truth, predictions_of([]))
@@ -67,7 +73,7 @@ def test_a_low_number_comes_with_its_causes(protocol: str) -> None:
     assert "has no objects in its 1 images" in unmeasured.causes[0]
 
 
-@pytest.mark.parametrize("protocol", ["coco", "voc07", "voc12"])
+@pytest.mark.parametrize("protocol", ["coco", "voc07", "voc12", "imagenet_det"])
 def test_what_cannot_be_evaluated_is_refused(protocol: str) -> None:
     truth = truth_of([("a", 1, BOX)], ["a"])
     with pytest.raises(ValueError, match="predictions for image b, which truth does not have"):

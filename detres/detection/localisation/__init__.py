@@ -1,0 +1,1 @@
+"""ImageNet localisation: where the object of a known or predicted class is (paper, appendix C)."""

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detres.detection.data.box_policy import AnnotationError
+from detres.detection.data.crops import ProposalsByImage
+from detres.detection.localisation.build import (
+    build_class_rpn,
+    build_train_set,
+    of_main_class,
+    read_localisation,
+)
+from tests.detection.configs import box
+from tests.detection.evaluation.scenes import truth_of
+from tests.detection.localisation.parts import config_of
+from tests.helpers import write_coco
+
+BIG, SMALL, OTHER = (0, 0, 90, 90), (5, 5, 30, 30), (50, 50, 100, 100)
+
+
+def test_an_images_class_is_that_of_its_largest_object() -> None:
+    objects = [
+        ("a", 1, SMALL), ("a", 2, BIG), ("a", 2, SMALL),  # two of the largest one's class
+        ("c", 1, BIG, "crowd"), ("c", 2, BIG, "difficult"), ("c", 1, SMALL),
+        ("d", 2, (3, 3, 3, 90)), ("e", 1, OTHER),
+    ]  # fmt: skip
+    truth = truth_of(objects, ["a", "b", "c", "d", "e"])
+    found = of_main_class(truth)
+    assert found.image_ids.tolist() == ["a", "c", "e"]
+    assert found.image_files.tolist() == ["a.jpg", "c.jpg", "e.jpg"]
+    assert found.offsets.tolist() == [0, 2, 3, 4]
+    assert found.labels.tolist() == [2, 2, 1, 1]
+    assert found.boxes.tolist() == [list(BIG), list(SMALL), list(SMALL), list(OTHER)]
+    assert found.ids.tolist() == truth.ids[[1, 2, 5, 7]].tolist()
+    assert "left out are 2 images without objects and 1 objects of other" in found.notes[-1]
+
+
+def test_of_equal_objects_the_first_decides_and_images_of_one_class_stay_as_they_are() -> None:
+    equal = truth_of([("a", 2, BIG), ("a", 1, BIG)], ["a"])
+    assert of_main_class(equal).labels.tolist() == [2]
+    truth = truth_of([("a", 2, BIG), ("a", 2, SMALL), ("b", 1, SMALL)], ["a", "b"])
+    same = of_main_class(truth)
+    assert same.notes == truth.notes
+    for name in ("image_ids", "offsets", "boxes", "labels", "ids", "areas"):
+        np.testing.assert_array_equal(getattr(same, name), getattr(truth, name))
+    assert len(of_main_class(truth_of([], ["a"]))) == 0
+
+
+def test_a_data_set_is_read_as_images_of_one_class(tmp_path: Path) -> None:
+    objects = [box(1), {**box(1, category_id=90, xywh=(0, 0, 8, 8)), "id": 2}]
+    write_coco(tmp_path, [(60, 70), (60, 70)], objects)
+    config = config_of(tmp_path)
+    for split in ("train", "val"):
+        found = read_localisation(config.data, split)
+        assert found.image_ids.tolist() == [1]
+        assert found.labels.tolist() == [1]
+        assert found.sides is not None
+    write_coco(tmp_path, [(60, 70)], [{**box(1), "iscrowd": 1}])
+    with pytest.raises(AnnotationError, match="no object to localise"):
+        read_localisation(config.data, "train")
+
+
+@pytest.mark.parametrize(("stage", "stride"), [("conv4", 16), ("conv5", 32)])
+def test_the_network_ends_where_the_rpn_reads(stage: str, stride: int) -> None:
+    config = config_of(Path("."), model={"rpn": {"stage": stage, "width": 16}})
+    model = build_class_rpn(config.model, 3)
+    assert list(model.backbone.channels)[-1] == stage
+    assert model.rpn.anchors[stage].stride == stride
+    assert model.rpn.head.scores.out_channels == 2 * 3
+    assert model.rpn.head.deltas.out_channels == 2 * 3 * 4
+
+
+def test_what_is_learned_from(tmp_path: Path) -> None:
+    write_coco(tmp_path, [(90, 120)], [box(1)])
+    config = config_of(tmp_path)
+    train = read_localisation(config.data, "train")
+    image, target, original = build_train_set(config, train)[0, 3]
+    assert image.shape == (64, 64, 3)
+    assert original == (90, 120)
+    assert target.labels.tolist() in ([], [1])
+    proposals = ProposalsByImage(np.array([1]), [np.array([[10, 20, 50, 60.0]], np.float32)])
+    image, target, _ = build_train_set(config, train, proposals)[0, 3]
+    assert image.shape == (64, 64, 3)
+    assert target.labels.tolist() == [1]
