@@ -13,6 +13,7 @@ from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
 from detres.detection.build import (
     build_detector,
+    build_ensemble,
     build_train_set,
     build_val_set,
     eval_loader,
@@ -25,7 +26,12 @@ from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.pictures import write_sheet
-from detres.detection.weights_file import current_names, load_detector, save_detector
+from detres.detection.weights_file import (
+    current_names,
+    load_detector,
+    require_same_context,
+    save_detector,
+)
 from detres.files import load_model_state, write_text
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS
@@ -67,8 +73,13 @@ class DetectionTraining:
         self.optimizer = build_optimizer(config.train, model)
         self.schedule = build_schedule(config.train, len(data.train))
         self.loaded: str | None = None
+        self.detecting: nn.Module = self.model
+        other_scales = ()
+        if config.eval.improved_in_training:
+            self.detecting = build_ensemble([(self.model, config.model)], config.eval)
+            other_scales = self.detecting.other_scales
         self.held_out = eval_loader(
-            build_val_set(config.model, data.val),
+            build_val_set(config.model, data.val, other_scales),
             batch_size=config.eval.batch_size,
             num_workers=config.data.workers,
         )
@@ -89,6 +100,7 @@ class DetectionTraining:
         if init_from is not None:
             trained, _, class_map = load_detector(Path(init_from), notes.append)
             class_map.require_same(data.train.class_map, init_from, data.train.source)
+            require_same_context(detector, trained.state_dict(), Path(init_from))
             load_model_state(detector, trained.state_dict(), Path(init_from))
         training = cls(config, detector, data, device)
         if detector.backbone.load_report is not None:
@@ -110,7 +122,9 @@ class DetectionTraining:
         class_map.require_same(train.class_map, str(path), train.source)
         detector = build_detector(saved.config.model, len(class_map), pretrained=False)
         with reading_field(path, "model"):
-            load_model_state(detector, current_names(saved.state["model"]), path)
+            tensors = current_names(saved.state["model"])
+            require_same_context(detector, tensors, path)
+            load_model_state(detector, tensors, path)
         return cls(saved.config, detector, data, device)
 
     def describe_data(self) -> str:
@@ -139,7 +153,7 @@ class DetectionTraining:
     def evaluate(self) -> DetectionEvaluation:
         """Return the numbers on the held-out images; writes nothing."""
         val = self.data.val
-        found = detect_dataset(self.model, self.held_out, val.class_map, self.device)
+        found = detect_dataset(self.detecting, self.held_out, val.class_map, self.device)
         return evaluate(self.config.eval.protocol, val, found)
 
     def keep(self, run: TrainingRun, evaluation: DetectionEvaluation, *, improved: bool) -> None:
