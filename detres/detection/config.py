@@ -26,6 +26,7 @@ from detres.runs.settings import TrainConfig
 NotNegative = Annotated[float, Field(ge=0)]
 Few = Field(min_length=1, max_length=100)
 AnchorSide = Annotated[float, Field(gt=0, le=1e6)]
+ScaleSide = Annotated[int, Field(ge=1, le=20_000)]
 AspectRatio = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
@@ -238,10 +239,10 @@ class MultiScaleConfig(Section):
 
     # px, rising; empty: the model's own alone. Paper: [200, 400, 600, 800, 1000], which costs 6
     # times the backbone at 600 and 2 times the RoI head
-    short_sides: Annotated[tuple[Positive, ...], Field(max_length=20)] = ()
+    short_sides: Annotated[tuple[ScaleSide, ...], Field(max_length=20)] = ()
     # px cap of the long side, one a short side; empty: as model.input has it, in proportion
     # (600 and 1000 give 1667 at 1000), so that all scales show an image alike. The paper gives none
-    max_sides: tuple[Positive, ...] = ()
+    max_sides: tuple[ScaleSide, ...] = ()
     # where the two scales of a region meet by maxout: "features" after the layers behind RoI
     # pooling (the paper has "RoI pooling and subsequent layers" on both maps), or the "pooled"
     # grids before them, half the work
@@ -257,6 +258,8 @@ class MultiScaleConfig(Section):
                 f"max_sides has {len(caps)} caps for {len(sides)} short_sides: give one for each, "
                 "or none"
             )
+        if caps != sorted(caps):
+            raise ValueError(f"max_sides {caps} must not fall, as short_sides rise")
         for side, cap in zip(sides, caps, strict=False):
             if side > cap:
                 raise ValueError(f"short side {side} px is more than its max side, {cap} px")
