@@ -37,6 +37,38 @@ class Member:
     merge: Merge = "features"
 
 
+class MemberView:
+    """What one member sees of a batch, its maps at every scale; computed once, asked twice."""
+
+    def __init__(self, member: Member, batches: dict[Scale, ImageBatch]) -> None:
+        self.model, self.merge = member.model, member.merge
+        self.images = batches[member.scale]
+        levels = {
+            scale: PyramidLevel(member.model.features(batch), batch.sizes)
+            for scale, batch in batches.items()
+        }
+        self.features = levels[member.scale].features
+        self.levels = [levels[scale] for scale in member.pyramid]
+
+    def proposals(self, frame: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Return N tensors (P, 4) xyxy px of images of the N sizes `frame` (h, w)."""
+        proposals, _ = self.model.rpn(self.features, self.images, None)
+        return [
+            clip_boxes(scale_boxes(boxes, from_size=own, to_size=size), size)
+            for boxes, own, size in zip(proposals, self.images.sizes, frame, strict=True)
+        ]
+
+    def score(self, rois: list[Tensor], frame: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Return boxes (R, K, 4) and scores (R, K) of RoIs, N tensors (P, 4), all in `frame`."""
+        head = self.model.roi_head
+        logits, deltas = head.score(
+            rois,
+            frame,
+            lambda regions: pyramid_features(head, self.levels, regions, frame, self.merge),
+        )
+        return head.decode(logits, deltas, rois)
+
+
 class Ensemble(nn.Module):
     """Detects with one or more members: the union of their proposals, each scored by all of them,
     class probabilities and boxes averaged (paper, appendix B).
@@ -100,13 +132,13 @@ class Ensemble(nn.Module):
         """Return one Detections an image, in the pixels of the batch; raises ValueError when the
         batch lacks a scale.
         """
-        views = [_View(member, self._batches_for(member, images)) for member in self.members]
+        views = self.views(images)
         proposals = [view.proposals(images.sizes) for view in views]
         rois = [torch.cat(of_image) for of_image in zip(*proposals, strict=True)]
-        rounds = [self._round(views, rois, images.sizes)]
+        rounds = [self.score(views, rois, images.sizes)]
         for _ in range(self.refine.iterations):
             rois = [boxes_to_refine(boxes, scores) for boxes, scores in rounds[-1]]
-            rounds.append(self._round(views, rois, images.sizes))
+            rounds.append(self.score(views, rois, images.sizes))
         head = self.members[0].model.roi_head
         return [
             refined_detections(
@@ -116,6 +148,26 @@ class Ensemble(nn.Module):
                 self.refine,
             )
             for of_image in zip(*rounds, strict=True)
+        ]
+
+    def views(self, images: ImageBatch) -> list[MemberView]:
+        """Return what each member sees of a batch."""
+        return [MemberView(member, self._batches_for(member, images)) for member in self.members]
+
+    def score(
+        self, views: Sequence[MemberView], rois: list[Tensor], frame: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return of each image the clipped boxes (P, K, 4) and the scores (P, K) of its RoIs, the
+        mean of what the members say.
+
+        rois: N tensors (P, 4) xyxy px of images of the N sizes `frame` (h, w); P may be 0.
+        """
+        boxes, scores = zip(*(view.score(rois, frame) for view in views), strict=True)
+        counts = [len(each) for each in rois]
+        of_images = zip(_mean(boxes).split(counts), _mean(scores).split(counts), strict=True)
+        return [
+            (clip_boxes(box, size), score)
+            for (box, score), size in zip(of_images, frame, strict=True)
         ]
 
     def _batches_for(self, member: Member, images: ImageBatch) -> dict[Scale, ImageBatch]:
@@ -129,52 +181,7 @@ class Ensemble(nn.Module):
             )
         return {scale: there[scale] for scale in wanted}
 
-    @staticmethod
-    def _round(
-        views: Sequence[_View], rois: list[Tensor], sizes: Sequence[tuple[int, int]]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Of each image the clipped boxes (P, K, 4) and the scores (P, K), the members' mean."""
-        boxes, scores = zip(*(view.score(rois, sizes) for view in views), strict=True)
-        counts = [len(each) for each in rois]
-        of_images = zip(_mean(boxes).split(counts), _mean(scores).split(counts), strict=True)
-        return [
-            (clip_boxes(box, size), score)
-            for (box, score), size in zip(of_images, sizes, strict=True)
-        ]
-
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
     """The mean of tensors of one shape; of one tensor that tensor, bit for bit."""
     return sum(values[1:], start=values[0]) / len(values)
-
-
-class _View:
-    """What one member sees of a batch, its maps at every scale; computed once, asked twice."""
-
-    def __init__(self, member: Member, batches: dict[Scale, ImageBatch]) -> None:
-        self.model, self.merge = member.model, member.merge
-        self.images = batches[member.scale]
-        levels = {
-            scale: PyramidLevel(member.model.features(batch), batch.sizes)
-            for scale, batch in batches.items()
-        }
-        self.features = levels[member.scale].features
-        self.levels = [levels[scale] for scale in member.pyramid]
-
-    def proposals(self, frame: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Return N tensors (P, 4) xyxy px of images of the N sizes `frame` (h, w)."""
-        proposals, _ = self.model.rpn(self.features, self.images, None)
-        return [
-            clip_boxes(scale_boxes(boxes, from_size=own, to_size=size), size)
-            for boxes, own, size in zip(proposals, self.images.sizes, frame, strict=True)
-        ]
-
-    def score(self, rois: list[Tensor], frame: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Return boxes (R, K, 4) and scores (R, K) of RoIs, N tensors (P, 4), all in `frame`."""
-        head = self.model.roi_head
-        logits, deltas = head.score(
-            rois,
-            frame,
-            lambda regions: pyramid_features(head, self.levels, regions, frame, self.merge),
-        )
-        return head.decode(logits, deltas, rois)
