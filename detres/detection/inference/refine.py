@@ -63,7 +63,9 @@ def vote(detections: Detections, candidates: Detections, iou_thresh: float) -> D
     """
     same_class = detections.labels[:, None] == candidates.labels
     near = box_iou(detections.boxes, candidates.boxes) >= iou_thresh
-    # in float64, so that the mean of equal edges is that edge
-    weights = (same_class & near) * candidates.scores.double()  # (D, M)
-    means = weights @ candidates.boxes.double() / weights.sum(dim=1, keepdim=True)
-    return Detections(means.to(detections.boxes.dtype), detections.scores, detections.labels)
+    weights = (same_class & near) * candidates.scores  # (D, M)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    # as a way from the box itself, so that the mean of equal edges is that edge to the last bit
+    ways = candidates.boxes[None] - detections.boxes[:, None]  # (D, M, 4)
+    moved = detections.boxes + (weights[..., None] * ways).sum(dim=1)
+    return Detections(moved, detections.scores, detections.labels)
