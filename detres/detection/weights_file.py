@@ -37,7 +37,7 @@ FORMAT = "detres-detector-3"
 EARLIER_PREFIXES = {"roi_head.conv5.": "roi_head.box_head.conv5."}
 """Of tensors in files of format detres-detector-1 and in last.pt of its time -> as they are now."""
 
-_PREDICTOR = "roi_head.predictor.cls_score.weight"
+_PREDICTOR = "roi_head.predictor."
 
 
 def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -114,13 +114,18 @@ def load_detector(
 
 def require_same_context(detector: FasterRCNN, tensors: dict[str, Tensor], path: Path) -> None:
     """Raise CheckpointError when `tensors`, of any shape (...,), are of a detector with global
-    context and `detector` is without, or the other way round: its predictor is twice as wide.
+    context and `detector` is without, or the other way round: its predictor is twice as wide, and
+    all else as it should be.
     """
-    weight, mine = tensors.get(_PREDICTOR), detector.roi_head.context
-    if weight is None or weight.dim() != 2:
-        return
+    weight, mine = tensors.get(f"{_PREDICTOR}cls_score.weight"), detector.roi_head.context
     width = detector.roi_head.predictor.cls_score.in_features
-    if weight.shape[1] != (width // 2 if mine else width * 2):
+    if weight is None or weight.shape[1:] != (width // 2 if mine else width * 2,):
+        return
+    own, given = (
+        {name: each.shape for name, each in state.items() if not name.startswith(_PREDICTOR)}
+        for state in (detector.state_dict(), tensors)
+    )
+    if own != given:  # of another network, whose features happen to be as many
         return
     raise CheckpointError(
         f"{path} holds a detector {'without' if mine else 'with'} global context, and the model "
