@@ -25,6 +25,7 @@ from detres.detection.data.loader import DetectionDataset, PyramidDataset, colla
 from detres.detection.data.read import read_split
 from detres.detection.data.transforms import EvalTransform, TrainTransform
 from detres.detection.inference.ensemble import Ensemble, Member
+from detres.detection.inference.multi_scale import PyramidSettings
 from detres.detection.inference.refine import RefineSettings
 from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
@@ -144,8 +145,11 @@ def build_ensemble(
             Member(
                 model,
                 scale=(own.input.short_side, own.input.max_side),
-                pyramid=config.multi_scale.scales(own.input),
-                merge=config.multi_scale.merge,
+                pyramid=PyramidSettings(
+                    scales=config.multi_scale.scales(own.input),
+                    region_side=config.multi_scale.region_side,
+                    merge=config.multi_scale.merge,
+                ),
             )
             for model, own in members
         ],

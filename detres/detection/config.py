@@ -243,6 +243,9 @@ class MultiScaleConfig(Section):
     # px cap of the long side, one a short side; empty: as model.input has it, in proportion
     # (600 and 1000 give 1667 at 1000), so that all scales show an image alike. The paper gives none
     max_sides: tuple[ScaleSide, ...] = ()
+    # px: of a region's scales the two count at which its area is nearest to that of such a square,
+    # Fast R-CNN's rule for one (the paper has "two adjacent scales" and does not say which)
+    region_side: ScaleSide = 224
     # where the two scales of a region meet by maxout: "features" after the layers behind RoI
     # pooling (the paper has "RoI pooling and subsequent layers" on both maps), or the "pooled"
     # grids before them, half the work

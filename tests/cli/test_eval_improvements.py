@@ -251,6 +251,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ("eval.multi_scale.short_sides=[0]", "eval.multi_scale.short_sides.0: "),
         ("eval.multi_scale.short_sides=[200000]", "eval.multi_scale.short_sides.0: "),
         ("eval.multi_scale.max_sides=[200]", "max_sides has 1 caps for 0 short_sides"),
+        ("eval.multi_scale.region_side=0", "eval.multi_scale.region_side: "),
         ("eval.multi_scale.merge=max", "eval.multi_scale.merge: "),
         ("eval.refine.iterations=-1", "eval.refine.iterations: "),
         ("eval.refine.iterations=1.5", "eval.refine.iterations: "),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detres.boxes import clip_boxes, scale_boxes
-from detres.detection.inference.multi_scale import Merge, PyramidLevel, pyramid_features
+from detres.detection.inference.multi_scale import PyramidLevel, PyramidSettings, pyramid_features
 from detres.detection.inference.refine import (
     RefineSettings,
     boxes_to_refine,
@@ -27,28 +27,32 @@ from detres.detection.structures import Detections, ImageBatch, Scale
 
 @dataclass(frozen=True)
 class Member:
-    """A detector and how it looks at an image: `scale`, where it proposes, and `pyramid`, rising,
-    where it scores; merge: see `multi_scale.pyramid_features`.
+    """A detector and how it looks at an image: `scale`, where it proposes, and `pyramid`, where and
+    how it scores.
     """
 
     model: FasterRCNN
     scale: Scale
-    pyramid: tuple[Scale, ...]
-    merge: Merge = "features"
+    pyramid: PyramidSettings
+
+    @property
+    def scales(self) -> tuple[Scale, ...]:
+        """All at which it sees an image, its own first."""
+        return tuple(dict.fromkeys((self.scale, *self.pyramid.scales)))
 
 
 class MemberView:
     """What one member sees of a batch, its maps at every scale; computed once, asked twice."""
 
     def __init__(self, member: Member, batches: dict[Scale, ImageBatch]) -> None:
-        self.model, self.merge = member.model, member.merge
+        self.model, self.pyramid = member.model, member.pyramid
         self.images = batches[member.scale]
         levels = {
             scale: PyramidLevel(member.model.features(batch), batch.sizes)
             for scale, batch in batches.items()
         }
         self.features = levels[member.scale].features
-        self.levels = [levels[scale] for scale in member.pyramid]
+        self.levels = [levels[scale] for scale in member.pyramid.scales]
 
     def proposals(self, frame: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Return N tensors (P, 4) xyxy px of images of the N sizes `frame` (h, w)."""
@@ -64,7 +68,7 @@ class MemberView:
         logits, deltas = head.score(
             rois,
             frame,
-            lambda regions: pyramid_features(head, self.levels, regions, frame, self.merge),
+            lambda regions: pyramid_features(head, self.levels, regions, frame, self.pyramid),
         )
         return head.decode(logits, deltas, rois)
 
@@ -111,16 +115,16 @@ class Ensemble(nn.Module):
     @property
     def other_scales(self) -> tuple[Scale, ...]:
         """Those that the batches need beside it."""
-        wanted = [scale for each in self.members for scale in (each.scale, *each.pyramid)]
-        return tuple(dict.fromkeys(scale for scale in wanted if scale != self.scale))
+        wanted = dict.fromkeys(scale for each in self.members for scale in each.scales)
+        return tuple(scale for scale in wanted if scale != self.scale)
 
     def describe(self) -> str:
         """Return in words what is done beyond one plain detector; nothing: an empty text."""
         first, refine = self.members[0], self.refine
         parts = [f"{len(self.members)} detectors"] if len(self.members) > 1 else []
-        if any(each.pyramid != (each.scale,) for each in self.members):
-            sides = ", ".join(str(short_side) for short_side, _ in first.pyramid)
-            parts.append(f"short sides {sides} px, maxout of {first.merge}")
+        if any(each.pyramid.scales != (each.scale,) for each in self.members):
+            sides = ", ".join(str(short_side) for short_side, _ in first.pyramid.scales)
+            parts.append(f"short sides {sides} px, maxout of {first.pyramid.merge}")
         if refine.iterations:
             nms = f"NMS {refine.nms_thresh:g}" if refine.nms_thresh is not None else "own NMS"
             parts.append(f"{refine.iterations} x box refinement, {nms}")
@@ -172,14 +176,13 @@ class Ensemble(nn.Module):
 
     def _batches_for(self, member: Member, images: ImageBatch) -> dict[Scale, ImageBatch]:
         there = {self.scale: images, **images.others}
-        wanted = (member.scale, *member.pyramid)
-        missing = [scale for scale in wanted if scale not in there]
+        missing = [scale for scale in member.scales if scale not in there]
         if missing:
             raise ValueError(
                 f"the batch lacks its images at short side {missing[0][0]} px, long side at most "
                 f"{missing[0][1]} px: make it with the detector's other_scales"
             )
-        return {scale: there[scale] for scale in wanted}
+        return {scale: there[scale] for scale in member.scales}
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -16,14 +16,23 @@ from torch import Tensor
 
 from detres.boxes import box_area, scale_boxes
 from detres.detection.models.roi_head import RoIHead
-from detres.detection.structures import FeatureMap
+from detres.detection.structures import FeatureMap, Scale
 
 Merge = Literal["features", "pooled"]
 
-CANONICAL_AREA = 224.0**2
-"""Px^2 that a region should have where it is pooled: that of the images of pretraining (He et al.
-2014; Girshick 2015, section 2.3).
-"""
+
+@dataclass(frozen=True)
+class PyramidSettings:
+    """scales: rising, where regions are scored. region_side: px of the square whose area a region
+    should have where it is pooled, 224 in Fast R-CNN (section 2.3) and its forerunners, for that
+    are the images of pretraining. merge: where the elementwise maximum of a region's two scales is
+    taken, of the "features" after the layers that follow pooling (two passes of them), or of the
+    "pooled" grids before (one pass).
+    """
+
+    scales: tuple[Scale, ...]
+    region_side: float = 224.0
+    merge: Merge = "features"
 
 
 @dataclass(frozen=True)
@@ -34,14 +43,14 @@ class PyramidLevel:
     sizes: Sequence[tuple[int, int]]
 
 
-def chosen_scales(areas: Tensor) -> Tensor:
+def chosen_scales(areas: Tensor, region_side: float) -> Tensor:
     """Return (R, S) bool: the two scales at which each region is pooled; the one where S is 1.
 
-    areas: (R, S) px^2 of the regions at rising scales. Chosen are those nearest to CANONICAL_AREA,
-    of equally near ones the smaller: Fast R-CNN's rule for one scale. As areas rise, the distance
-    falls and then rises, so that the two are neighbours. R may be 0.
+    areas: (R, S) px^2 of the regions at rising scales. Chosen are those nearest to that of a square
+    of `region_side` px, of equally near ones the smaller: Fast R-CNN's rule for one scale. As areas
+    rise, the distance falls and then rises, so that the two are neighbours. R may be 0.
     """
-    order = (areas - CANONICAL_AREA).abs().argsort(dim=1, stable=True)
+    order = (areas - region_side**2).abs().argsort(dim=1, stable=True)
     return torch.zeros_like(areas, dtype=torch.bool).scatter_(1, order[:, :2], True)
 
 
@@ -50,13 +59,12 @@ def pyramid_features(
     levels: Sequence[PyramidLevel],
     rois: list[Tensor],
     frame: Sequence[tuple[int, int]],
-    merge: Merge,
+    settings: PyramidSettings,
 ) -> Tensor:
     """Return the features (R, D) of regions, each from two levels of a pyramid; R > 0.
 
-    levels: at rising scales. rois: N tensors (R_n, 4) xyxy px of images of the N sizes `frame`
-    (h, w). merge: where the elementwise maximum of the two is taken, of the "features" after the
-    layers that follow pooling (two passes of them), or of the "pooled" grids before (one pass).
+    levels: one a scale of `settings`. rois: N tensors (R_n, 4) xyxy px of images of the N sizes
+    `frame` (h, w).
     """
     of_levels = [
         [
@@ -67,9 +75,11 @@ def pyramid_features(
     ]
     if len(levels) == 1:
         return head.region_features(levels[0].features, of_levels[0])
-    make = head.region_features if merge == "features" else head.pooler
+    of_features = settings.merge == "features"
+    make = head.region_features if of_features else head.pooler
     areas = [box_area(torch.cat(boxes)) for boxes in of_levels]
-    chosen = chosen_scales(torch.stack(areas, dim=1))  # S x (R,) -> (R, S)
+    # S x (R,) -> (R, S)
+    chosen = chosen_scales(torch.stack(areas, dim=1), settings.region_side)
     counts, merged = [len(boxes) for boxes in rois], None
     for level, boxes, here in zip(levels, of_levels, chosen.unbind(dim=1), strict=True):
         if not here.any():
@@ -79,9 +89,6 @@ def pyramid_features(
         if merged is None:
             merged = made.new_full((len(here), *made.shape[1:]), -torch.inf)
         merged[here] = torch.maximum(merged[here], made)
-    return merged if merge == "features" else head.box_head(_channels_last(merged))
-
-
-def _channels_last(grids: Tensor) -> Tensor:
-    """Grids (R, C, S, S) in the memory layout in which the pooler gives them."""
-    return grids.contiguous(memory_format=torch.channels_last)
+    if of_features:
+        return merged
+    return head.box_head(merged.contiguous(memory_format=torch.channels_last))

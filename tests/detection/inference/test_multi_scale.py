@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from detres.boxes import scale_boxes
 from detres.detection.inference.multi_scale import (
-    CANONICAL_AREA,
     PyramidLevel,
+    PyramidSettings,
     chosen_scales,
     pyramid_features,
 )
@@ -21,6 +21,11 @@ from tests.helpers import random_boxes
 
 SIDES = (200, 400, 600, 800, 1000)
 FRAME = (600, 900)
+AREA = 224.0**2
+
+
+def settings(merge: str = "features") -> PyramidSettings:
+    return PyramidSettings(scales=(), region_side=224.0, merge=merge)
 
 
 class Mean(nn.Module):
@@ -73,7 +78,7 @@ def test_two_neighbours_by_hand():
     """In px of an image of 600: a square of 224 is nearest to 224 at 600 itself, and 149 px off in
     area at 400 and 224 * 4 / 3 = 299 at 800: |149^2 - 224^2| = 27,876 < |299^2 - 224^2|.
     """
-    chosen = chosen_scales(areas_of(224, 700, 20, 120))
+    chosen = chosen_scales(areas_of(224, 700, 20, 120), 224.0)
     assert chosen.tolist() == [
         [False, True, True, False, False],
         [True, True, False, False, False],  # 233 and 467 px: the smallest there are
@@ -82,23 +87,28 @@ def test_two_neighbours_by_hand():
     ]
 
 
+def test_the_area_they_are_near_to_is_a_setting():
+    """Small networks: squares of 224 px, of which those of 75 and 149 px are nearest to 100."""
+    assert chosen_scales(areas_of(224), 100.0).tolist() == [[True, True, False, False, False]]
+
+
 def test_of_one_scale_and_of_equally_near_ones():
-    assert chosen_scales(torch.full((3, 1), 5.0)).tolist() == [[True]] * 3
-    assert chosen_scales(torch.zeros((0, 5))).shape == (0, 5)
+    assert chosen_scales(torch.full((3, 1), 5.0), 224.0).tolist() == [[True]] * 3
+    assert chosen_scales(torch.zeros((0, 5)), 224.0).shape == (0, 5)
     same = torch.tensor([[1e4, 1e4, 1e4]])
-    assert chosen_scales(same).tolist() == [[True, True, False]]
-    around = torch.tensor([[CANONICAL_AREA - 9, CANONICAL_AREA, CANONICAL_AREA + 9]])
-    assert chosen_scales(around).tolist() == [[True, True, False]]
+    assert chosen_scales(same, 224.0).tolist() == [[True, True, False]]
+    around = torch.tensor([[AREA - 9, AREA, AREA + 9]])
+    assert chosen_scales(around, 224.0).tolist() == [[True, True, False]]
 
 
 def test_they_are_always_two_neighbours_that_surround_or_touch_the_nearest():
     areas = areas_of(*torch.linspace(1, 2000, 500).tolist())
-    chosen = chosen_scales(areas)
+    chosen = chosen_scales(areas, 224.0)
     assert (chosen.sum(dim=1) == 2).all()
     first = chosen.int().argmax(dim=1)
     rows = torch.arange(len(areas))
     assert chosen[rows, first + 1].all()
-    assert chosen[rows, (areas - CANONICAL_AREA).abs().argmin(dim=1)].all()
+    assert chosen[rows, (areas - AREA).abs().argmin(dim=1)].all()
     assert set(first.tolist()) == {0, 1, 2, 3}
 
 
@@ -110,7 +120,7 @@ def test_maxout_by_hand(merge):
     """Channel 0 rises with the scale, channel 1 falls: a region has each from another scale."""
     levels = [level_of(side, [float(n), 10.0 - n]) for n, side in enumerate(SIDES)]
     rois = [torch.tensor([[0.0, 0, 224, 224], [0, 0, 600, 600], [100, 100, 120, 120]])]
-    made = pyramid_features(make_head(Mean()), levels, rois, [FRAME], merge)
+    made = pyramid_features(make_head(Mean()), levels, rois, [FRAME], settings(merge))
     assert made.tolist() == [[2, 9], [1, 10], [4, 7]]  # scales 1 and 2, 0 and 1, 3 and 4
 
 
@@ -118,8 +128,8 @@ def test_where_the_maximum_is_taken():
     levels = [level_of(400, [1.0, 2.0]), level_of(600, [3.0, 1.0])]
     rois = [torch.tensor([[0.0, 0, 100, 100]])]
     head = make_head(LargestOfNegated())
-    features = pyramid_features(head, levels, rois, [FRAME], "features")
-    pooled = pyramid_features(head, levels, rois, [FRAME], "pooled")
+    features = pyramid_features(head, levels, rois, [FRAME], settings("features"))
+    pooled = pyramid_features(head, levels, rois, [FRAME], settings("pooled"))
     assert features.tolist() == [[-1, -1]]  # max(-1, -3), max(-2, -1)
     assert pooled.tolist() == [[-3, -2]]  # -max(1, 3), -max(2, 1)
 
@@ -135,7 +145,7 @@ def test_regions_together_are_regions_one_by_one(merge):
         levels.append(level_of(side, torch.randn(shape, generator=generator), num=2))
     head, frame = make_head(Mean()), [FRAME, FRAME]
     boxes = [random_boxes(40, 600, seed=1, min_side=8), random_boxes(30, 600, seed=2, min_side=8)]
-    made = pyramid_features(head, levels, boxes, frame, merge).split([40, 30])
+    made = pyramid_features(head, levels, boxes, frame, settings(merge)).split([40, 30])
     for n in (0, 1):
         for box, mine in zip(boxes[n], made[n], strict=True):
             areas, grids = [], []
@@ -145,14 +155,14 @@ def test_regions_together_are_regions_one_by_one(merge):
                 rois[n] = there
                 areas.append((there[0, 2] - there[0, 0]) * (there[0, 3] - there[0, 1]))
                 grids.append(head.pooler(level.features, rois)[0])
-            near = sorted(range(3), key=lambda s, areas=areas: abs(areas[s] - CANONICAL_AREA))[:2]
+            near = sorted(range(3), key=lambda s, areas=areas: abs(areas[s] - AREA))[:2]
             a, b = (grids[s] for s in near)
             if merge == "pooled":
                 expected = torch.maximum(a, b).mean(dim=(1, 2))
             else:
                 expected = torch.maximum(a.mean(dim=(1, 2)), b.mean(dim=(1, 2)))
             torch.testing.assert_close(mine, expected)
-    only_second = pyramid_features(head, levels, [boxes[0][:0], boxes[1]], frame, merge)
+    only_second = pyramid_features(head, levels, [boxes[0][:0], boxes[1]], frame, settings(merge))
     torch.testing.assert_close(only_second, made[1])
 
 
@@ -160,5 +170,5 @@ def test_regions_together_are_regions_one_by_one(merge):
 def test_one_level_is_the_head_on_it_bit_for_bit(merge):
     level = level_of(600, torch.randn((1, 2, 38, 57)))
     rois, head = [random_boxes(50, 600)], make_head(Mean())
-    made = pyramid_features(head, [level], rois, [FRAME], merge)
+    made = pyramid_features(head, [level], rois, [FRAME], settings(merge))
     assert torch.equal(made, head.region_features(level.features, rois))
