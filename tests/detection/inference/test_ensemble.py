@@ -247,6 +247,51 @@ def test_what_is_done_is_said(member, other):
     assert ensemble_of(member, refine={"voting": "always"}).describe() == "box voting from IoU 0.5"
 
 
+@pytest.mark.parametrize("context", [False, True])
+@torch.inference_mode()
+def test_a_round_of_refinement_is_detecting_in_the_boxes_of_the_round_before(context):
+    """Where nothing is cut or suppressed: what the model finds in its proposals, and what it finds
+    when those boxes are given to it as proposals.
+    """
+    everything = {"score_thresh": 0.0, "nms_thresh": 1.0, "detections_per_image": 10**6}
+    model, config = built(roi={**everything, "context": context})
+    refine = {"iterations": 2, "nms_thresh": 1.0, "voting": "never"}
+    ensemble = ensemble_of((model, config), refine=refine)
+    batch = batch_for(ensemble, photographs(*SIZES))
+    features = model.features(batch)
+    proposals, _ = model.rpn(features, batch, None)
+    rounds = []
+    for _ in range(3):
+        rounds.append(model(batch, proposals=proposals))
+        logits, deltas = model.roi_head(features, proposals, batch.sizes)
+        boxes, scores = model.roi_head.decode(logits, deltas, proposals)
+        best = torch.stack([each[k] for each, k in zip(boxes, scores.argmax(dim=1), strict=True)])
+        counts = [len(each) for each in proposals]
+        proposals = [
+            torch.stack((
+                box[:, 0].clamp(0, width), box[:, 1].clamp(0, height),
+                box[:, 2].clamp(0, width), box[:, 3].clamp(0, height),
+            ), dim=1)
+            for box, (height, width) in zip(best.split(counts), batch.sizes, strict=True)
+        ]  # fmt: skip
+    for n, found in enumerate(ensemble(batch)):
+        expected = [each[n] for each in rounds]
+        assert len(found) == sum(map(len, expected))
+        rows = {
+            (*box, score, label)
+            for each in expected
+            for box, score, label in zip(
+                each.boxes.tolist(), each.scores.tolist(), each.labels.tolist(), strict=True
+            )
+        }
+        assert rows == {
+            (*box, score, label)
+            for box, score, label in zip(
+                found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            )
+        }
+
+
 @pytest.mark.parametrize("settings", [{}, ALL_ON])
 @pytest.mark.parametrize("roi", [{}, {"class_agnostic": True}, {"context": True}])
 def test_no_proposal_and_no_detection(settings, roi):
