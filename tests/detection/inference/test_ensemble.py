@@ -141,20 +141,20 @@ def opinion(member: Built, logits: list[float], deltas: list[float]) -> Built:
 def test_probabilities_and_boxes_are_averaged_by_hand(member, other):
     """dx is in widths over 10 for the first, in widths for the second; both move boxes right."""
     a = opinion(member, [0.0, 2, 0, 0, 0], [1.0, 0, 0, 0])
-    b = opinion(other, [0.0, 0, 3, 0, 0], [0.3, 0, 0, 0])
+    b = opinion(other, [0.0, 0, 3, 0, 0], [0.9, 0, 0, 0])
     ensemble = ensemble_of(a, b)
     frame = [(64, 101)]
     batch = batch_for(ensemble, photographs((64, 101)))
-    roi = torch.tensor([[10.0, 10, 30, 20], [90, 0, 100, 20]])
+    roi = torch.tensor([[10.0, 10, 30, 20], [85, 0, 95, 20], [95, 0, 101, 20]])
     with torch.inference_mode():
         views = ensemble.views(batch)
         ((boxes, scores),) = ensemble.score(views, [roi], frame)
     of_a, of_b = np.exp([0, 2, 0, 0, 0]), np.exp([0, 0, 3, 0, 0])
     expected = (of_a / of_a.sum() + of_b / of_b.sum())[1:] / 2
-    assert scores.tolist() == [pytest.approx(expected.tolist(), abs=1e-6)] * 2
-    moved = roi + torch.tensor([[20.0, 0, 20, 0], [10, 0, 10, 0]]) * (0.1 + 0.3) / 2
-    moved[1, 2] = 101  # clipped, after the mean
-    torch.testing.assert_close(boxes, moved[:, None].expand(2, CLASSES, 4))
+    assert scores.tolist() == [pytest.approx(expected.tolist(), abs=1e-6)] * 3
+    # by half a width; the second member alone would move the second box beyond the border, 101
+    moved = torch.tensor([[20.0, 10, 40, 20], [90, 0, 100, 20], [98, 0, 101, 20]])
+    torch.testing.assert_close(boxes, moved[:, None].expand(3, CLASSES, 4))
 
 
 def test_proposals_are_those_of_all_in_the_first_ones_pixels(member, other):
