@@ -180,6 +180,29 @@ def test_proposals_are_those_of_all_in_the_first_ones_pixels(member, other):
     assert all(len(each) for each in found)
 
 
+@torch.inference_mode()
+def test_each_member_scores_in_its_own_pixels(member, other):
+    """The second, with context, in a frame that is larger than what it sees."""
+    ensemble = ensemble_of(member, other)
+    batch = batch_for(ensemble, photographs(*SIZES))
+    _, second = ensemble.views(batch)
+    rois = [torch.tensor([[3.0, 4, 40, 30], [0, 0, 20, 20]])] * 3
+    boxes, scores = second.score(rois, batch.sizes)
+    model, own = other[0], batch.others[48, 80]
+    there = [
+        scale_boxes(each, from_size=size, to_size=its)
+        for each, size, its in zip(rois, batch.sizes, own.sizes, strict=True)
+    ]
+    logits, deltas = model.roi_head(model.features(own), there, own.sizes)
+    expected, of_classes = model.roi_head.decode(logits, deltas, there)
+    torch.testing.assert_close(scores, of_classes, rtol=0, atol=1e-5)
+    for n in range(3):
+        mine = boxes[2 * n : 2 * n + 2].flatten(0, 1)
+        back = expected[2 * n : 2 * n + 2].flatten(0, 1)
+        back = scale_boxes(back, from_size=own.sizes[n], to_size=batch.sizes[n])
+        torch.testing.assert_close(mine, back, rtol=1e-4, atol=1e-2)
+
+
 def test_the_order_of_members_changes_only_the_pixels_boxes_are_in():
     """Two of one scale: the same union, the same means."""
     a, b = built(0), built(1)

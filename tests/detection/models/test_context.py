@@ -95,6 +95,19 @@ def test_it_learns_end_to_end(detector):
     with_opinions(detector)
 
 
+def test_the_padding_changes_no_loss(detector):
+    targets = [make_target([[3, 4, 40, 60]], [1]), make_target([[20, 70, 75, 120]], [3])]
+    given = [random_boxes(12, 60, seed=1), random_boxes(12, 70, seed=2)]
+    images = make_batch(list(SIZES[:2]))
+    losses = []
+    for extra in ((0, 0), (40, 90)):
+        torch.manual_seed(3)
+        losses.append(detector(in_batches_of(images, extra), targets, given).terms())
+    for name, value in losses[0].items():
+        assert value > 0
+        assert losses[1][name].item() == pytest.approx(value.item(), rel=1e-4)
+
+
 def test_it_doubles_the_predictors_input_and_changes_no_other_tensor(detector):
     own, plain = detector.state_dict(), detector_of().state_dict()
     assert own.keys() == plain.keys()
