@@ -73,13 +73,12 @@ class DetectionTraining:
         self.optimizer = build_optimizer(config.train, model)
         self.schedule = build_schedule(config.train, len(data.train))
         self.loaded: str | None = None
-        self.detecting: nn.Module = self.model
-        other_scales = ()
-        if config.eval.improved_in_training:
-            self.detecting = build_ensemble([(self.model, config.model)], config.eval)
-            other_scales = self.detecting.other_scales
+        improved = build_ensemble([(self.model, config.model)], config.eval)
+        self.improvements = improved.describe()
+        in_training = config.eval.improved_in_training
+        self.detecting: nn.Module = improved if in_training else self.model
         self.held_out = eval_loader(
-            build_val_set(config.model, data.val, other_scales),
+            build_val_set(config.model, data.val, improved.other_scales if in_training else ()),
             batch_size=config.eval.batch_size,
             num_workers=config.data.workers,
         )
@@ -129,7 +128,15 @@ class DetectionTraining:
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
-        return f"train {self.data.train.describe()}\nval   {self.data.val.describe()}"
+        lines = [f"train {self.data.train.describe()}", f"val   {self.data.val.describe()}"]
+        if self.improvements and self.config.eval.improved_in_training:
+            lines.append(f"      by {self.improvements}")
+        elif self.improvements:
+            lines.append(
+                f"      by plain detections; {self.improvements}: when the weights are evaluated, "
+                "or with eval.improved_in_training=true"
+            )
+        return "\n".join(lines)
 
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Return those of the training and the held-out annotations."""

@@ -185,13 +185,16 @@ def test_a_run_with_context_is_trained_evaluated_and_goes_on(train, capsys):
     assert "evaluated once more" in capsys.readouterr().out
 
 
-def test_in_training_evaluation_is_plain_unless_asked_for(train):
+def test_in_training_evaluation_is_plain_unless_asked_for(train, capsys):
     """The settings travel in the weights; eval of the file alone uses them."""
     on = (REFINE, "eval.multi_scale.short_sides=[64,96]", "train.steps=1")
     off_again = ("eval.refine.iterations=0", "eval.multi_scale.short_sides=[]")
     seen = {}
     for improved in ("false", "true"):
         folder = train(*on, f"eval.improved_in_training={improved}")
+        how = "short sides 64, 96 px, maxout of features; 1 x box refinement, NMS 0.3; box voting"
+        said = {"false": f"by plain detections; {how}", "true": f"      by {how}"}[improved]
+        assert said in capsys.readouterr().out
         own = read_json(folder / "predictions.json")
         flags = ["--weights", str(folder / "best.safetensors"), "--device", "cpu"]
         for name, settings in (("on", []), ("off", ["--set", *off_again])):

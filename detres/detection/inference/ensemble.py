@@ -91,9 +91,8 @@ class Ensemble(nn.Module):
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs at least one detector")
-        first = members[0].model.roi_head
         for number, member in enumerate(members[1:], start=2):
-            head = member.model.roi_head
+            first, head = members[0].model.roi_head, member.model.roi_head
             for what, own, its in (
                 ("classes", first.predictor.num_classes, head.predictor.num_classes),
                 ("px a cell of the map", first.pooler.stride, head.pooler.stride),
