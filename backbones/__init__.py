@@ -22,6 +22,7 @@ from backbones.norm import (
 )
 from backbones.resnet import (
     RESNETS,
+    Pool1,
     ResNet,
     StridePlacement,
     plain18,
@@ -109,6 +110,9 @@ def create_backbone(
     shortcut: ShortcutKind | None = None,
     shortcut_padding: PaddingSide | None = None,
     stride_placement: StridePlacement | None = None,
+    width: float | None = None,
+    pool1: Pool1 | None = None,
+    fc_width: int | None = None,
     norm: NormKind | Literal["none"] | None = None,
     in_channels: int = 3,
     num_classes: int | None = None,
@@ -131,6 +135,9 @@ def create_backbone(
         "shortcut": shortcut,
         "shortcut_padding": shortcut_padding,
         "stride_placement": stride_placement,
+        "width": width,
+        "pool1": pool1,
+        "fc_width": fc_width,
         "norm": norm,
         "num_classes": num_classes,
         "zero_init_residual": zero_init_residual,

@@ -22,6 +22,7 @@ VARIANTS = [
     ("resnet50", {"stride_placement": "original"}),
     ("resnet101", {"stride_placement": "original"}),
     ("resnet152", {"stride_placement": "original"}),
+    ("resnet50", {"width": 0.5}),
 ]
 """Each network as it is by default, then those of the paper that an argument makes; table 1 counts
 the "original" ones.
@@ -49,20 +50,32 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--stride-placement", choices=("original", "torchvision"), help="with --describe"
     )
+    parser.add_argument("--width", type=float, metavar="FACTOR", help="with --describe")
+    parser.add_argument("--pool1", choices=("torch", "caffe"), help="with --describe")
     arguments = parser.parse_args(argv)
-    options = {"shortcut": arguments.shortcut, "stride_placement": arguments.stride_placement}
+    options = {
+        "shortcut": arguments.shortcut,
+        "stride_placement": arguments.stride_placement,
+        "width": arguments.width,
+        "pool1": arguments.pool1,
+    }
     if arguments.describe is None:
-        if arguments.size is not None or any(options.values()):
-            parser.error("--size, --shortcut and --stride-placement go with --describe NAME")
+        if any(given is not None for given in (arguments.size, *options.values())):
+            parser.error(
+                "--size, --shortcut, --stride-placement, --width and --pool1 go with --describe "
+                "NAME"
+            )
         sys.stdout.write(f"{networks()}\n\n{published()}\n")
         return 0
     try:
-        # also as the list calls it: "resnet50 original", "resnet34 C"
+        # also as the list calls it: "resnet50 original", "resnet34 C", "resnet50 width=0.5"
         name, *variant = arguments.describe.split()
         for word in variant:
-            options["stride_placement" if word in ("original", "torchvision") else "shortcut"] = (
-                word
-            )
+            if word.startswith("width="):
+                options["width"] = _factor(word)
+            else:
+                strides = ("original", "torchvision")
+                options["stride_placement" if word in strides else "shortcut"] = word
         with torch.device("meta"):
             net = create_backbone(name, **options)
         sys.stdout.write(f"{arguments.describe}\n{table(count(net, arguments.size))}\n")
@@ -79,6 +92,13 @@ def _pixels(text: str) -> int:
     return number
 
 
+def _factor(word: str) -> float:
+    try:
+        return float(word.removeprefix("width="))
+    except ValueError:
+        raise ValueError(f"{word}: expected a number, such as width=0.5") from None
+
+
 def networks() -> str:
     """Return a line for each network: parameters, multiply-adds of one image, strides of the
     stages, errors in the paper.
@@ -88,7 +108,9 @@ def networks() -> str:
         with torch.device("meta"):
             net = create_backbone(name, **options)
         parameters, multiply_adds = totals(count(net))
-        title = " ".join([name, *options.values()])
+        title = " ".join(
+            [name, *(f"width={v}" if key == "width" else v for key, v in options.items())]
+        )
         strides = " ".join(map(str, net.strides.values()))
         lines.append(
             (

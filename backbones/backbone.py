@@ -110,7 +110,9 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def map_size(self, stage: str, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the cells (h', w') of the map of `stage` for an image of `size` (h, w) px."""
+        """Return the cells (h', w') of the map of `stage` for an image of `size` (h, w) px, at
+        least one a side.
+        """
         stride = self.strides[stage]
         return -(-size[0] // stride), -(-size[1] // stride)
 
@@ -195,11 +197,6 @@ class Backbone(nn.Module):
         paddings = [Padding.of(sizes, whole, x.device)]
         for stage in stages:
             cells = [self.map_size(stage, size) for size in sizes]
-            if min(map(min, cells)) < 1:
-                raise ValueError(
-                    f"an image of {sizes[cells.index(min(cells, key=min))]} px is too small: "
-                    f"{stage} has a stride of {self.strides[stage]}"
-                )
             paddings.append(Padding.of(cells, self.map_size(stage, whole), x.device))
         return paddings
 

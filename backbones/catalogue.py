@@ -134,7 +134,7 @@ class PublishedWeights:
     top1_error: float | None
     top5_error: float | None
     input_spec: InputSpec = IMAGENET
-    traits: tuple[tuple[str, str], ...] = (("stride_placement", "torchvision"),)
+    traits: tuple[tuple[str, str], ...] = (("stride_placement", "torchvision"), ("pool1", "torch"))
     licence: str = _BSD
 
     @property
@@ -228,8 +228,8 @@ def file_named(name: str) -> PublishedWeights | None:
 
 
 def known_by_name(path: Path) -> tuple[dict[str, str], InputSpec] | None:
-    """Return traits and input of a ResNet's file by the convention of its name, or of a folder that
-    timm's files lie in, None where there is none.
+    """Return traits and input of a ResNet's or VGG's file by the convention of its name, or of a
+    folder that timm's files lie in, None where there is none.
 
     The authors' own networks, which "caffe" or "msra" marks, have the stride of a bottleneck in the
     1x1; all of timm's (resnet50.a1_in1k) and mmpretrain's own (resnet50_8xb32_in1k) in the 3x3.

@@ -18,7 +18,7 @@ class Looks:
     """
 
     words: str
-    settings: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str | float] = field(default_factory=dict)
 
 
 _DEPTHS = {
@@ -79,27 +79,44 @@ def _residual(tensors: Mapping[str, Tensor], depths: tuple[int, ...]) -> Looks |
             "convolutions, which is none of the paper's"
         )
     name, projections = f"resnet{number}", _projections(tensors)
-    unusual = _width(tensors)
-    if unusual is not None:
-        return Looks(f"{name} {unusual}, which is none of the paper's")
+    groups, width = _groups_and_width(tensors, in_block)
+    if groups != 1:
+        return Looks(
+            f"{name} with its convolutions in {groups} groups (ResNeXt), which is none of the "
+            "paper's"
+        )
+    if width is None:
+        inner = len(tensors["layer1.0.conv1.weight"])
+        return Looks(
+            f"{name} of {inner / 64:g} times the width ({inner} channels where it has 64) inside "
+            "its blocks alone, which is none of the paper's"
+        )
+    settings: dict[str, str | float] = {"name": name}
+    words = [name]
+    if width != 1:
+        settings["width"] = width
+        words.append(f"of {width:g} times the width")
     if projections == 0:
         plain = f", or plain{number}" if in_block == 2 else ""
-        return Looks(f"{name} with shortcut A{plain}", {"name": name, "shortcut": "A"})
-    if projections > (3 if in_block == 2 else 4):
-        return Looks(f"{name} with shortcut C", {"name": name, "shortcut": "C"})
-    return Looks(name, {"name": name})
+        return Looks(f"{' '.join(words)} with shortcut A{plain}", {**settings, "shortcut": "A"})
+    if projections > (4 if in_block == 3 or width != 1 else 3):
+        return Looks(f"{' '.join(words)} with shortcut C", {**settings, "shortcut": "C"})
+    return Looks(" ".join(words), settings)
 
 
-def _width(tensors: Mapping[str, Tensor]) -> str | None:
-    """What is unusual in the width of the first block, or in its groups."""
-    first, second = (tensors[f"layer1.0.conv{number}.weight"].shape for number in (1, 2))
-    if len(first) != 4 or len(second) != 4:
-        return None
-    if second[1] and first[0] != second[1] and first[0] % second[1] == 0:
-        return f"with its convolutions in {first[0] // second[1]} groups (ResNeXt)"
-    if first[0] != 64:
-        return f"of {first[0] / 64:g} times the width ({first[0]} channels where it has 64)"
-    return None
+def _groups_and_width(tensors: Mapping[str, Tensor], in_block: int) -> tuple[int, float | None]:
+    """Groups of the 3x3 convolutions of the first block, and what its channels are multiplied by;
+    None: not all by the same.
+    """
+    first, second, last = (
+        tensors[f"layer1.0.conv{number}.weight"].shape for number in (1, 2, in_block)
+    )
+    if len(first) != 4 or len(second) != 4 or not second[1]:
+        return 1, 1.0
+    if first[0] != second[1] and first[0] % second[1] == 0:
+        return first[0] // second[1], None
+    width = first[0] / 64
+    return 1, width if last[0] == first[0] * (4 if in_block == 3 else 1) else None
 
 
 def _projections(tensors: Mapping[str, Tensor]) -> int:

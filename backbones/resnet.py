@@ -23,6 +23,7 @@ from backbones.shortcuts import ShortcutKind, ShortcutRule
 from backbones.weights import load_weights
 
 StridePlacement = Literal["original", "torchvision"]
+Pool1 = Literal["torch", "caffe"]
 
 STAGES = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
@@ -158,15 +159,19 @@ class ResNet(ResidualBackbone):
 
     block, depths: kind of block and their number in conv2..conv5. shortcut: A, B or C of the paper,
     or "none" (plain; basic blocks only). stride_placement: where a bottleneck halves, the 1x1
-    ("original": the paper) or the 3x3 ("torchvision"); basic blocks have one place only. norm:
-    "batch", "frozen" (fixed statistics; for pretrained weights), "sync" (batch norm over all
-    processes) or "group". num_classes: 0 leaves the classifier out, None is that of the weights'
-    classifier, else 1000. freeze_at: see `freeze`. zero_init_residual: start each block as its
-    shortcut; not in the paper. weights: see load_weights; without, convolutions start as
-    `initialize_convolutions` says and the classifier as torch's linear layers do.
+    ("original": the paper) or the 3x3 ("torchvision"); basic blocks have one place only. width:
+    what the channels of every block are multiplied by; conv1 keeps its 64. pool1: the max pooling
+    "torch" pads by a cell (every network of torch's world), "caffe" does not and rounds its size up
+    (the authors' own networks), so that its map has floor(cells / 2) rows and its windows lie half
+    a cell further. norm: "batch", "frozen" (fixed statistics; for pretrained weights), "sync"
+    (batch norm over all processes) or "group". num_classes: 0 leaves the classifier out, None is
+    that of the weights' classifier, else 1000. freeze_at: see `freeze`. zero_init_residual: start
+    each block as its shortcut; not in the paper. weights: see load_weights; without, convolutions
+    start as `initialize_convolutions` says and the classifier as torch's linear layers do.
 
-    Raises ValueError for an unknown shortcut, stride placement or norm, WeightsError for weights
-    that cannot be used.
+    Raises ValueError for an unknown shortcut, stride placement, pool1 or norm, for a width that
+    makes no whole number of channels, and for one below 1 with shortcut A, which can widen alone;
+    WeightsError for weights that cannot be used.
     """
 
     def __init__(
@@ -176,6 +181,8 @@ class ResNet(ResidualBackbone):
         *,
         shortcut: ShortcutKind,
         stride_placement: StridePlacement,
+        width: float,
+        pool1: Pool1,
         norm: NormKind,
         in_channels: int,
         num_classes: int | None,
@@ -184,10 +191,13 @@ class ResNet(ResidualBackbone):
         weights: str | Path | None,
     ) -> None:
         rule = ShortcutRule(shortcut)
-        traits = rule.traits | (
-            {"stride_placement": stride_placement} if block is Bottleneck else {}
-        )
+        traits = {
+            **rule.traits,
+            **({"stride_placement": stride_placement} if block is Bottleneck else {}),
+            "pool1": pool1,
+        }
         super().__init__(in_channels=in_channels, input_spec=IMAGENET, traits=traits)
+        self.width = width
         if stride_placement not in ("original", "torchvision"):
             raise ValueError(
                 f"unknown stride_placement '{stride_placement}', expected original or torchvision"
@@ -204,17 +214,19 @@ class ResNet(ResidualBackbone):
         self.bn1 = make_norm(norm, 64)
         # a child, in its place: torchvision's IntermediateLayerGetter runs the children in order
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = _max_pooling(pool1)
         self.channels["conv1"] = 64
         self.strides.update(conv1=2, conv2=4, conv3=8, conv4=16, conv5=32)
-        channels = 64
+        channels, narrowest = 64, _scaled(64, width)
         for number, depth in enumerate(depths):
-            width = 64 << number
+            of_block = narrowest << number
             blocks = []
             for index in range(depth):
                 stride = 2 if index == 0 and number > 0 else 1
-                blocks.append(make_block(channels, width, stride=stride, shortcut=rule, norm=norm))
-                channels = width * block.expansion
+                blocks.append(
+                    make_block(channels, of_block, stride=stride, shortcut=rule, norm=norm)
+                )
+                channels = of_block * block.expansion
             stage = f"conv{number + 2}"
             self.add_module(self.output_module(stage), nn.Sequential(*blocks))
             self.channels[stage] = channels
@@ -227,6 +239,17 @@ class ResNet(ResidualBackbone):
         if weights is not None:
             load_weights(self, weights, resize_classifier=num_classes is None)
         self.freeze(freeze_at)
+
+    def map_size(self, stage: str, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the cells (h', w') of the map of `stage` for an image of `size` (h, w) px; the
+        max pooling without padding leaves out an odd last row or column.
+        """
+        if stage == "conv1" or self.traits["pool1"] == "torch":
+            return super().map_size(stage, size)
+        # an image below a cell has one, where a padded batch gives it room
+        pooled = [max(1, -(-side // 2) // 2) for side in size]
+        stride = self.strides[stage] // self.strides["conv2"]
+        return -(-pooled[0] // stride), -(-pooled[1] // stride)
 
     def run_stage(
         self, stage: str, x: Tensor, before: Padding | None = None, after: Padding | None = None
@@ -255,10 +278,30 @@ class ResNet(ResidualBackbone):
         return module
 
 
+def _max_pooling(kind: Pool1) -> nn.MaxPool2d:
+    if kind == "torch":
+        return nn.MaxPool2d(3, stride=2, padding=1)
+    if kind == "caffe":
+        return nn.MaxPool2d(3, stride=2, ceil_mode=True)
+    raise ValueError(f"unknown pool1 '{kind}', expected torch or caffe")
+
+
+def _scaled(channels: int, width: float) -> int:
+    scaled = float(channels * width)
+    if not (scaled > 0 and scaled.is_integer()):
+        raise ValueError(
+            f"width {width:g} makes {scaled:g} channels of {channels}; expected one that makes a "
+            "whole number of them, such as 0.25, 0.5 or 1.5"
+        )
+    return int(scaled)
+
+
 def resnet18(
     *,
     shortcut: ShortcutKind = "B",
     stride_placement: StridePlacement = "torchvision",
+    width: float = 1.0,
+    pool1: Pool1 = "torch",
     norm: NormKind = "batch",
     in_channels: int = 3,
     num_classes: int | None = None,
@@ -268,8 +311,8 @@ def resnet18(
 ) -> ResNet:
     """Return ResNet-18 (11.7 M parameters). Arguments: see ResNet."""
     return ResNet(
-        BasicBlock, (2, 2, 2, 2), shortcut=shortcut, stride_placement=stride_placement, norm=norm,
-        in_channels=in_channels,
+        BasicBlock, (2, 2, 2, 2), shortcut=shortcut, stride_placement=stride_placement,
+        width=width, pool1=pool1, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual,
         weights=weights,
     )  # fmt: skip
@@ -279,6 +322,8 @@ def resnet34(
     *,
     shortcut: ShortcutKind = "B",
     stride_placement: StridePlacement = "torchvision",
+    width: float = 1.0,
+    pool1: Pool1 = "torch",
     norm: NormKind = "batch",
     in_channels: int = 3,
     num_classes: int | None = None,
@@ -288,8 +333,8 @@ def resnet34(
 ) -> ResNet:
     """Return ResNet-34 (21.8 M parameters). Arguments: see ResNet."""
     return ResNet(
-        BasicBlock, (3, 4, 6, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm,
-        in_channels=in_channels,
+        BasicBlock, (3, 4, 6, 3), shortcut=shortcut, stride_placement=stride_placement,
+        width=width, pool1=pool1, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual,
         weights=weights,
     )  # fmt: skip
@@ -299,6 +344,8 @@ def resnet50(
     *,
     shortcut: ShortcutKind = "B",
     stride_placement: StridePlacement = "torchvision",
+    width: float = 1.0,
+    pool1: Pool1 = "torch",
     norm: NormKind = "batch",
     in_channels: int = 3,
     num_classes: int | None = None,
@@ -308,8 +355,8 @@ def resnet50(
 ) -> ResNet:
     """Return ResNet-50 (25.6 M parameters). Arguments: see ResNet."""
     return ResNet(
-        Bottleneck, (3, 4, 6, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm,
-        in_channels=in_channels,
+        Bottleneck, (3, 4, 6, 3), shortcut=shortcut, stride_placement=stride_placement,
+        width=width, pool1=pool1, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual,
         weights=weights,
     )  # fmt: skip
@@ -319,6 +366,8 @@ def resnet101(
     *,
     shortcut: ShortcutKind = "B",
     stride_placement: StridePlacement = "torchvision",
+    width: float = 1.0,
+    pool1: Pool1 = "torch",
     norm: NormKind = "batch",
     in_channels: int = 3,
     num_classes: int | None = None,
@@ -328,8 +377,8 @@ def resnet101(
 ) -> ResNet:
     """Return ResNet-101 (44.5 M parameters). Arguments: see ResNet."""
     return ResNet(
-        Bottleneck, (3, 4, 23, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm,
-        in_channels=in_channels,
+        Bottleneck, (3, 4, 23, 3), shortcut=shortcut, stride_placement=stride_placement,
+        width=width, pool1=pool1, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual,
         weights=weights,
     )  # fmt: skip
@@ -339,6 +388,8 @@ def resnet152(
     *,
     shortcut: ShortcutKind = "B",
     stride_placement: StridePlacement = "torchvision",
+    width: float = 1.0,
+    pool1: Pool1 = "torch",
     norm: NormKind = "batch",
     in_channels: int = 3,
     num_classes: int | None = None,
@@ -348,8 +399,8 @@ def resnet152(
 ) -> ResNet:
     """Return ResNet-152 (60.2 M parameters). Arguments: see ResNet."""
     return ResNet(
-        Bottleneck, (3, 8, 36, 3), shortcut=shortcut, stride_placement=stride_placement, norm=norm,
-        in_channels=in_channels,
+        Bottleneck, (3, 8, 36, 3), shortcut=shortcut, stride_placement=stride_placement,
+        width=width, pool1=pool1, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=zero_init_residual,
         weights=weights,
     )  # fmt: skip
@@ -358,6 +409,8 @@ def resnet152(
 def plain18(
     *,
     stride_placement: StridePlacement = "torchvision",
+    width: float = 1.0,
+    pool1: Pool1 = "torch",
     norm: NormKind = "batch",
     in_channels: int = 3,
     num_classes: int | None = None,
@@ -368,8 +421,8 @@ def plain18(
     ResNet.
     """
     return ResNet(
-        BasicBlock, (2, 2, 2, 2), shortcut="none", stride_placement=stride_placement, norm=norm,
-        in_channels=in_channels,
+        BasicBlock, (2, 2, 2, 2), shortcut="none", stride_placement=stride_placement,
+        width=width, pool1=pool1, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=False, weights=weights,
     )  # fmt: skip
 
@@ -377,6 +430,8 @@ def plain18(
 def plain34(
     *,
     stride_placement: StridePlacement = "torchvision",
+    width: float = 1.0,
+    pool1: Pool1 = "torch",
     norm: NormKind = "batch",
     in_channels: int = 3,
     num_classes: int | None = None,
@@ -387,8 +442,8 @@ def plain34(
     ResNet.
     """
     return ResNet(
-        BasicBlock, (3, 4, 6, 3), shortcut="none", stride_placement=stride_placement, norm=norm,
-        in_channels=in_channels,
+        BasicBlock, (3, 4, 6, 3), shortcut="none", stride_placement=stride_placement,
+        width=width, pool1=pool1, norm=norm, in_channels=in_channels,
         num_classes=num_classes, freeze_at=freeze_at, zero_init_residual=False, weights=weights,
     )  # fmt: skip
 

@@ -85,11 +85,16 @@ class ShortcutRule:
         self, in_channels: int, channels: int, stride: int, norm: NormKind
     ) -> nn.Module | None:
         """Return what the shortcut does to its input, None where it leaves it as it is (or there is
-        no shortcut).
+        no shortcut); raises ValueError for A on a block that narrows.
         """
         same = stride == 1 and in_channels == channels
         if self.kind == "none" or (same and self.kind != "C"):
             return None
         if self.kind == "A":
+            if channels < in_channels:
+                raise ValueError(
+                    f"shortcut A adds channels and cannot make {channels} of {in_channels}: take B "
+                    "or C"
+                )
             return PaddingShortcut(in_channels, channels, stride, self.padding)
         return ProjectionShortcut(in_channels, channels, stride, norm)

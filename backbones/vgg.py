@@ -33,6 +33,7 @@ class VGG(Backbone):
     (`feature_maps`).
 
     depths: convolutions in conv1..conv5. norm: "none" (the original), or one of make_norm's.
+    fc_width: outputs of fc6 and fc7; weights of another width are skipped there, and reported.
     num_classes: 0 leaves fc8 out, so that forward gives fc7; None is that of the weights' fc8, else
     1000. freeze_at: see `freeze`. weights: see load_weights; without, convolutions start from He's
     normal distribution, fan out, and linear layers from N(0, 0.01), biases 0, as torchvision's do.
@@ -47,6 +48,7 @@ class VGG(Backbone):
         depths: tuple[int, int, int, int, int],
         *,
         norm: NormKind | Literal["none"],
+        fc_width: int,
         in_channels: int,
         num_classes: int | None,
         freeze_at: int,
@@ -72,10 +74,10 @@ class VGG(Backbone):
         self.features = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(FC_GRID)
         self.classifier: nn.Sequential | None = nn.Sequential(
-            nn.Linear(channels * FC_GRID**2, 4096), nn.ReLU(inplace=True), nn.Dropout(),
-            nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(),
+            nn.Linear(channels * FC_GRID**2, fc_width), nn.ReLU(inplace=True), nn.Dropout(),
+            nn.Linear(fc_width, fc_width), nn.ReLU(inplace=True), nn.Dropout(),
         )  # fmt: skip
-        self.last_stage, self.num_features = "conv5", 4096
+        self.last_stage, self.num_features = "conv5", fc_width
         initialize_convolutions(self)
         for fc in (self.fc6, self.fc7):
             _initialize_linear(fc)
@@ -87,9 +89,11 @@ class VGG(Backbone):
     def map_size(self, stage: str, size: tuple[int, int]) -> tuple[int, int]:
         """Return the cells (h', w') of the map of `stage` for an image of `size` (h, w) px; the
         2x2 poolings leave out an odd last row or column.
+
+        An image below a cell has one, where a padded batch gives it room.
         """
         stride = self.strides[stage]
-        return size[0] // stride, size[1] // stride
+        return max(1, size[0] // stride), max(1, size[1] // stride)
 
     def run_stage(
         self,
@@ -117,14 +121,16 @@ class VGG(Backbone):
 
     @property
     def fc6(self) -> nn.Linear:
-        """The first fully connected layer, (4096, 512 x 7 x 7); raises ValueError after
+        """The first fully connected layer, (fc_width, 512 x 7 x 7); raises ValueError after
         `pop_head`.
         """
         return self._head()[0]
 
     @property
     def fc7(self) -> nn.Linear:
-        """The second fully connected layer, (4096, 4096); raises ValueError after `pop_head`."""
+        """The second fully connected layer, (fc_width, fc_width); raises ValueError after
+        `pop_head`.
+        """
         return self._head()[3]
 
     def _head(self) -> nn.Sequential:
@@ -142,7 +148,7 @@ class VGG(Backbone):
         """Replace fc8 by a new, random one for `num_classes`; 0 leaves it out."""
         head = list(self._head())[:6]
         if num_classes:
-            head.append(new_linear(4096, num_classes, like=self.fc7.weight))
+            head.append(new_linear(self.num_features, num_classes, like=self.fc7.weight))
             _initialize_linear(head[6])
         self.classifier = nn.Sequential(*head)
 
@@ -151,7 +157,8 @@ class VGG(Backbone):
         return f"features.{self._layers_of_stage[stage][1] - 1}"
 
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
-        """Return logits (N, num_classes) for conv5's map (N, 512, H, W), or fc7's output (N, 4096).
+        """Return logits (N, num_classes) for conv5's map (N, 512, H, W), or fc7's output (N,
+        fc_width).
 
         Raises ValueError for maps that are too small, and after `pop_head`.
         """
@@ -168,8 +175,8 @@ class VGG(Backbone):
         """Take fc6 and fc7, each with ReLU and dropout, out of the network and return them; fc8 is
         dropped.
 
-        A Faster R-CNN makes its RoI head of them: (R, 512 * 7 * 7) flattened RoI maps -> (R, 4096).
-        Raises ValueError the second time. The network still gives feature maps.
+        A Faster R-CNN makes its RoI head of them: (R, 512 * 7 * 7) flattened RoI maps -> (R,
+        fc_width). Raises ValueError the second time. The network still gives feature maps.
         """
         head = self._head()[:6]
         self.classifier = None
@@ -190,6 +197,7 @@ def _convolve(
 
 def vgg16(
     *,
+    fc_width: int = 4096,
     in_channels: int = 3,
     num_classes: int | None = None,
     freeze_at: int = 0,
@@ -199,6 +207,7 @@ def vgg16(
     return VGG(
         (2, 2, 3, 3, 3),
         norm="none",
+        fc_width=fc_width,
         in_channels=in_channels,
         num_classes=num_classes,
         freeze_at=freeze_at,
@@ -208,6 +217,7 @@ def vgg16(
 
 def vgg19(
     *,
+    fc_width: int = 4096,
     in_channels: int = 3,
     num_classes: int | None = None,
     freeze_at: int = 0,
@@ -217,6 +227,7 @@ def vgg19(
     return VGG(
         (2, 2, 4, 4, 4),
         norm="none",
+        fc_width=fc_width,
         in_channels=in_channels,
         num_classes=num_classes,
         freeze_at=freeze_at,
@@ -227,6 +238,7 @@ def vgg19(
 def vgg16_bn(
     *,
     norm: NormKind = "batch",
+    fc_width: int = 4096,
     in_channels: int = 3,
     num_classes: int | None = None,
     freeze_at: int = 0,
@@ -238,6 +250,7 @@ def vgg16_bn(
     return VGG(
         (2, 2, 3, 3, 3),
         norm=norm,
+        fc_width=fc_width,
         in_channels=in_channels,
         num_classes=num_classes,
         freeze_at=freeze_at,
@@ -248,6 +261,7 @@ def vgg16_bn(
 def vgg19_bn(
     *,
     norm: NormKind = "batch",
+    fc_width: int = 4096,
     in_channels: int = 3,
     num_classes: int | None = None,
     freeze_at: int = 0,
@@ -259,6 +273,7 @@ def vgg19_bn(
     return VGG(
         (2, 2, 4, 4, 4),
         norm=norm,
+        fc_width=fc_width,
         in_channels=in_channels,
         num_classes=num_classes,
         freeze_at=freeze_at,

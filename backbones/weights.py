@@ -66,7 +66,7 @@ class WeightsError(ValueError):
     settings: arguments of `create_backbone` that would make the network the weights are of.
     """
 
-    def __init__(self, message: str, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, message: str, settings: Mapping[str, str | float] | None = None) -> None:
         super().__init__(message)
         self.settings = dict(settings or {})
 
@@ -378,7 +378,8 @@ def _facts_of_larger(metadata: Mapping[str, str]) -> Mapping[str, str] | None:
 
 def _said_by_name(path: Path, contents: Contents) -> _Said:
     """What the name of a file of torchvision's names tells."""
-    if not any(name.endswith("layer4.0.conv1.weight") for name in contents.tensors):
+    known_kinds = ("layer4.0.conv1.weight", "features.0.weight")  # ResNets and VGGs
+    if not any(name.endswith(known_kinds) for name in contents.tensors):
         return _Said()
     known = known_by_name(path)
     return _Said() if known is None else _Said(*known)
@@ -528,7 +529,7 @@ _REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def _hint(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[str, dict[str, str]]:
+def _hint(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[str, dict[str, str | float]]:
     """Return what the file is likely to be, as a sentence that starts with a blank, or nothing, and
     the arguments that would make such a network.
     """

@@ -4,9 +4,12 @@ code; and the cache folder.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +31,7 @@ from detres.user_files import expanded
 __all__ = [
     "CheckpointError",
     "DamagedFileError",
+    "TakenFolderError",
     "cache_folder",
     "check_archive",
     "first_line",
@@ -37,9 +41,11 @@ __all__ = [
     "mapping",
     "metadata_field",
     "replacing",
+    "require_free_folder",
     "require_metadata",
     "write_safetensors",
     "write_text",
+    "writing_folder",
 ]
 
 Made = TypeVar("Made")
@@ -64,6 +70,52 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 in one step: readers see the old file or the new one."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+class TakenFolderError(ValueError):
+    """A folder that was to be made and holds files."""
+
+
+def require_free_folder(folder: Path) -> None:
+    """Make `folder` as an empty one, which shows that files can be written in its place.
+
+    Raises TakenFolderError for one that holds files, which are left as they are, or a file of that
+    name, OSError naming it where none can be made there.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise TakenFolderError(f"{folder} already holds files and is left as it is")
+    with writing_folder(folder):
+        pass
+
+
+@contextlib.contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `folder`, which must be empty or not be there; when the block
+    succeeds, flush what is in it to disk and rename it to `folder`.
+
+    A crash or an error inside the block leaves `folder` as it was. The folders above are made when
+    they are not there. Raises TakenFolderError when `folder` holds files or is one, OSError naming
+    it when it cannot be made.
+    """
+    folder = Path(os.path.realpath(folder))
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process killed that had the same number
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("r+b") as file:
+                    os.fsync(file.fileno())
+        os.replace(temporary, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise TakenFolderError(f"{folder} already holds files and is left as it is") from None
+        if error.errno == errno.ENOTDIR:
+            raise TakenFolderError(f"{folder}, or a part of its path, is a file") from None
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from backbones import Backbone, WeightsError, create_backbone, require_known
 from detres.config import Section, UserPath
@@ -35,6 +35,11 @@ class NetworkConfig(Section):
     shortcut_padding: Literal["end", "both"] | None = None
     # stride 2 in the 1x1 (the paper) or the 3x3 of a bottleneck
     stride_placement: Literal["original", "torchvision"] | None = None
+    # what the channels of a ResNet's blocks are multiplied by
+    width: Annotated[float, Field(gt=0, le=16)] | None = None
+    # a ResNet's max pooling: padded by a cell, or (the authors' own networks) not, and rounded up
+    pool1: Literal["torch", "caffe"] | None = None
+    fc_width: Annotated[int, Field(ge=1, le=65_536)] | None = None  # of a VGG's fc6 and fc7
     norm: Literal["batch", "frozen", "sync", "group"] | None = None
     zero_init_residual: bool | None = None  # not in the paper
     weights: UserPath | None = None  # a file, or a published name such as torchvision/resnet101.v1
@@ -64,6 +69,9 @@ def build_network(
             shortcut=settings.shortcut,
             shortcut_padding=settings.shortcut_padding,
             stride_placement=settings.stride_placement,
+            width=settings.width,
+            pool1=settings.pool1,
+            fc_width=settings.fc_width,
             norm=settings.norm,
             num_classes=num_classes,
             freeze_at=freeze_at,

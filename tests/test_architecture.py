@@ -19,6 +19,7 @@ SHARED = {  # the rooms both wings stand on
     "detres.engine",
     "detres.console",
     "detres.files",
+    "detres.held_out",
     "detres.images",
     "detres.network",
     "detres.runs",
@@ -31,6 +32,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "backbones": (set(), {"torch", "safetensors"}),
     "detres.boxes": (set(), {"torch", "torchvision", "numpy"}),
     "detres.class_map": (set(), set()),
+    "detres.held_out": (set(), {"numpy"}),
     "detres.console": (set(), set()),
     "detres.user_files": (set(), set()),
     "detres.values": (set(), set()),
@@ -52,10 +54,10 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     f"{D}.structures": ({"detres.class_map"}, BASE),
     f"{D}.annotations": ({"detres.class_map", f"{D}.structures"}, BASE),
-    f"{D}.config": ({"detres.config", "detres.network", "detres.runs"}, {"pydantic"}),
+    f"{D}.config": ({"backbones", "detres.config", "detres.network", "detres.runs"}, {"pydantic"}),
     f"{D}.data": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
-        | {"detres.user_files", "detres.values"}
+        | {"detres.held_out", "detres.user_files", "detres.values"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.config"},
         BASE | {"cv2", "albumentations", "defusedxml"},
     ),

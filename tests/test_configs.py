@@ -35,14 +35,29 @@ def config_of(name):
     return load_config(next(path for path in FILES if path.stem == name), DetectionConfig)
 
 
-def test_the_five_are_there():
-    assert {path.stem for path in FILES} >= {
-        "shapes_r18",
-        "bccd_r18",
-        "coco_r50",
-        "coco_r101",
-        "voc0712_r101",
-    }
+TABLES = {  # of the paper, 7 and 8: training data -> (train, val, protocol, steps, milestone)
+    "voc0712": (("2007/trainval", "2012/trainval"), ("2007/test",), "voc07", 70_000, 50_000),
+    "voc0712plus": (
+        ("2007/trainval", "2007/test", "2012/trainval"),
+        (),
+        "voc12",
+        110_000,
+        80_000,
+    ),
+    "coco": (
+        ("annotations/instances_train2014.json",),
+        ("annotations/instances_val2014.json",),
+        "coco",
+        320_000,
+        240_000,
+    ),
+}
+NETWORKS = {"vgg16": "vgg16", "r50": "resnet50", "r101": "resnet101"}
+CELLS = [f"{data}_{network}" for data in TABLES for network in NETWORKS]
+
+
+def test_every_cell_of_tables_7_and_8_and_the_small_ones_are_there():
+    assert {path.stem for path in FILES} >= {"shapes_r18", "bccd_r18", *CELLS}
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
@@ -56,24 +71,26 @@ def test_every_key_has_the_name_of_today(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_loads_under_its_own_name_and_builds(path):
     assert load_config(path, DetectionConfig).name == path.stem
-    config = load_config(path, DetectionConfig, WITHOUT_DOWNLOAD)
+    changed = [each for each in WITHOUT_DOWNLOAD if "norm" not in each or "vgg16" not in path.stem]
+    config = load_config(path, DetectionConfig, changed)
     detector = build_detector(config.model, 20)
     anchors = len(config.model.anchors.sizes) * len(config.model.anchors.aspect_ratios)
     assert [each.num_anchors for each in detector.rpn.anchors.values()] == [anchors]
     assert detector.roi_head.predictor.bbox_pred.out_features == 80
 
 
-@pytest.mark.parametrize("name", ["coco_r50", "coco_r101", "voc0712_r101"])
+@pytest.mark.parametrize("name", CELLS)
 def test_the_papers_settings(name):
     config = config_of(name)
-    model, train = config.model, config.train
+    data, model, train = config.data, config.model, config.train
+    table, _, network = name.rpartition("_")
     assert (model.input.short_side, model.input.max_side) == (600, 1000)
-    assert (model.backbone.norm, model.backbone.freeze_at) == ("frozen", 2)
-    assert (model.rpn.test_post_nms_top_n, model.roi.pool, model.roi.pool_size) == (
-        300,
-        "roi_pool",
-        14,
-    )
+    assert (model.backbone.name, model.backbone.freeze_at) == (NETWORKS[network], 2)
+    assert (model.rpn.test_post_nms_top_n, model.roi.pool) == (300, "roi_pool")
+    if network == "vgg16":
+        assert model.roi.pool_size == 7
+    else:
+        assert (model.backbone.norm, model.roi.pool_size) == ("frozen", 14)
     assert (
         train.optimizer,
         train.effective_lr,
@@ -81,18 +98,29 @@ def test_the_papers_settings(name):
         train.gamma,
         train.weight_decay,
     ) == ("sgd", 1e-3, 0.9, 0.1, 5e-4)
-    if name.startswith("coco"):
-        assert (train.steps, train.milestones) == (320_000, (240_000,))
-        assert len(model.anchors.sizes) * len(model.anchors.aspect_ratios) == 12
-        assert config.eval.protocol == "coco"
-    else:
-        assert (train.steps, train.milestones) == (70_000, (50_000,))
-        assert len(model.anchors.sizes) * len(model.anchors.aspect_ratios) == 9
-        assert (config.data.train, config.data.val, config.eval.protocol) == (
-            ("2007/trainval", "2012/trainval"),
-            ("2007/test",),
-            "voc07",
-        )
+    anchors = len(model.anchors.sizes) * len(model.anchors.aspect_ratios)
+    assert anchors == (12 if table == "coco" else 9)
+    assert (data.train, data.val, config.eval.protocol, train.steps, *train.milestones) == TABLES[
+        table
+    ]
+    assert config.eval.competition == "comp4"
+
+
+def test_what_is_held_out_of_07_plus_plus_12_is_a_small_part():
+    config = config_of("voc0712plus_r101")
+    assert (config.data.hold_out, config.data.test) == (500, ("2012/test",))
+    assert config.train.eval_every == 0  # so the weights are those of the last step
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_its_head_says_what_it_is_and_how_it_is_run(name):
+    text = next(path for path in FILES if path.stem == name).read_text(encoding="utf-8")
+    head = text.partition("\nname:")[0]
+    assert "He et al. 2016" in head
+    assert f"# python tools/train_det.py --cfg configs/{name}.yaml --data " in head
+    assert "in the paper" in head.replace("\n# ", " ")
+    has_test_set = bool(config_of(name).data.test)
+    assert (f"eval.py --weights runs/{name}/best.safetensors --split test" in head) == has_test_set
 
 
 @pytest.mark.parametrize(
@@ -101,7 +129,7 @@ def test_the_papers_settings(name):
         ("coco_r101_context", "coco_r101", (), "53.8 / 32.5"),
         ("coco_r101_context_trainval", "coco_r101", (), "55.7 / 34.9"),
         ("voc0712_r101_context", "voc0712_r101", (200, 400, 600, 800, 1000), "85.6"),
-        ("voc0712plus_r101_context", "voc0712_r101", (200, 400, 600, 800, 1000), "83.8"),
+        ("voc0712plus_r101_context", "voc0712plus_r101", (200, 400, 600, 800, 1000), "83.8"),
     ],
 )
 def test_the_papers_improvements(name, baseline, scales, paper):

@@ -16,6 +16,7 @@ from torch import nn
 from detres.files import (
     WHAT_FILES_HOLD,
     CheckpointError,
+    TakenFolderError,
     cache_folder,
     first_line,
     has_metadata,
@@ -24,9 +25,11 @@ from detres.files import (
     mapping,
     metadata_field,
     replacing,
+    require_free_folder,
     require_metadata,
     write_safetensors,
     write_text,
+    writing_folder,
 )
 
 
@@ -218,3 +221,77 @@ def test_the_cache_folder_is_the_environment_s_or_below_the_home(tmp_path, monke
 def test_the_first_line_of_an_error_or_its_name():
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(EOFError()) == "EOFError"
+
+
+def test_a_folder_appears_whole(tmp_path):
+    folder = tmp_path / "above" / "new"
+    with writing_folder(folder) as temporary:
+        (temporary / "in").mkdir()
+        (temporary / "in" / "a").write_text("a")
+        assert not folder.exists()
+    assert (folder / "in" / "a").read_text() == "a"
+    assert files_in(folder.parent) == ["new"]
+    (tmp_path / "plain").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_empty_folder_and_a_link_to_one_are_filled(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with writing_folder(tmp_path / "link") as temporary:
+        (temporary / "a").write_text("a")
+    assert files_in(tmp_path / "empty") == ["a"]
+    assert (tmp_path / "link").is_symlink()
+    assert files_in(tmp_path) == ["empty", "link"]
+
+
+def test_a_folder_that_fails_half_way_leaves_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+
+    def stop_half_way(folder: Path) -> None:
+        with writing_folder(folder) as temporary:
+            (temporary / "half").write_text("half")
+            raise RuntimeError("stop")
+
+    for name in ("new", "empty"):
+        with pytest.raises(RuntimeError, match="stop"):
+            stop_half_way(tmp_path / name)
+    assert files_in(tmp_path) == ["empty"]
+    assert files_in(tmp_path / "empty") == []
+
+
+def test_a_folder_with_files_is_never_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a").write_text("mine")
+
+    def fill(folder: Path) -> None:
+        with writing_folder(folder) as temporary:
+            (temporary / "a").write_text("ours")
+
+    for use in (fill, require_free_folder):
+        with pytest.raises(TakenFolderError, match="mine already holds files and is left as it"):
+            use(tmp_path / "mine")
+        for taken in (tmp_path / "mine" / "a", tmp_path / "mine" / "a" / "below"):
+            with pytest.raises(TakenFolderError, match="a part of its path, is a file"):
+                use(taken)
+    assert (tmp_path / "mine" / "a").read_text() == "mine"
+    assert files_in(tmp_path / "mine") == ["a"]
+    assert files_in(tmp_path) == ["mine"]
+
+
+def test_whether_a_folder_can_be_written_is_told_by_making_it(tmp_path):
+    require_free_folder(tmp_path / "new")
+    require_free_folder(tmp_path / "new")
+    assert files_in(tmp_path / "new") == []
+    with pytest.raises(OSError, match="File name too long") as e:
+        require_free_folder(tmp_path / "new" / ("x" * 300))
+    assert e.value.filename == str(tmp_path / "new" / ("x" * 300))
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_cleared(tmp_path):
+    left = tmp_path / f".new.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "old").write_text("old")
+    with writing_folder(tmp_path / "new") as temporary:
+        (temporary / "a").write_text("a")
+    assert files_in(tmp_path / "new") == ["a"]

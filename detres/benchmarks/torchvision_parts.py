@@ -11,9 +11,9 @@ from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_pool
 
-from detres.detection.config import ModelConfig
+from detres.detection.config import VGGS, ModelConfig
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.structures import Detections, ImageBatch, Losses, Target
 
@@ -28,13 +28,16 @@ def require_expressible(config: ModelConfig) -> None:
         "model.rpn.objectness=sigmoid": rpn.objectness == "sigmoid",
         "model.rpn.train_anchors=all": rpn.train_anchors == "all",
         "model.rpn.smooth_l1_beta=1/9": abs(rpn.smooth_l1_beta - 1 / 9) < 1e-6,
-        "model.roi.pool=roi_align": roi.pool == "roi_align",
+        "model.roi.pool=roi_align or roi_pool": roi.pool in ("roi_align", "roi_pool"),
         "model.rpn.loss_normalizer=sampled": rpn.loss_normalizer == "sampled",
         "model.roi.class_agnostic=false": not roi.class_agnostic,
         "model.roi.context=false": not roi.context,
         "model.roi.smooth_l1_beta=1/9": abs(roi.smooth_l1_beta - 1 / 9) < 1e-6,
-        "model.backbone.stride_placement=torchvision": backbone.stride_placement == "torchvision",
-        "model.backbone.norm=batch or frozen": backbone.norm in ("batch", "frozen"),
+        "model.backbone.stride_placement=torchvision": backbone.stride_placement != "original",
+        "model.backbone.norm=batch or frozen": backbone.norm in (None, "batch", "frozen"),
+        "model.backbone.width=1": backbone.width in (None, 1),
+        "model.backbone.pool1=torch": backbone.pool1 != "caffe",
+        "model.backbone.fc_width=4096": backbone.fc_width in (None, 4096),
         "model.input.channel_order=rgb": config.input.channel_order == "rgb",
     }
     missing = [name for name, given in required.items() if not given]
@@ -46,22 +49,26 @@ class TorchvisionParts(nn.Module):
     """torchvision.models.detection.FasterRCNN with our contract: forward(images, targets) -> Losses
     or list[Detections].
 
-    Its backbone (conv1..conv4), RoI head (conv5), anchors, RPN, RoIAlign, matching, sampling and
-    postprocessing are all torchvision's; only resizing is left to the caller, so that both models
-    see the same pixels. Torchvision pads to a multiple of 32 and computes in the padding: its
-    numbers are comparable for images of one size that is such a multiple. Losses need train(),
-    detections eval(): torchvision decides by mode. Raises ValueError for a configuration that
-    torchvision cannot express.
+    Its backbone (conv1..conv4 of a ResNet, conv1..conv5 of a VGG), box head (conv5; fc6 and fc7),
+    anchors, RPN, RoI pooling, matching, sampling and postprocessing are all torchvision's; only
+    resizing is left to the caller, so that both models see the same pixels. Torchvision pads to a
+    multiple of 32 and computes in the padding: its numbers are comparable for images of one size
+    that is such a multiple. Losses need train(), detections eval(): torchvision decides by mode.
+    Raises ValueError for a configuration that torchvision cannot express.
     """
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         rpn, roi, backbone = config.rpn, config.roi, config.backbone
         require_expressible(config)
-        norm = nn.BatchNorm2d if backbone.norm == "batch" else FrozenBatchNorm2d
-        resnet = getattr(torchvision.models, backbone.name)(norm_layer=norm)
+        if backbone.name in VGGS:
+            net = getattr(torchvision.models, backbone.name)()
+            trunk, head = _VGGTrunk(net, backbone.freeze_at), _Fc(net, roi.dropout)
+        else:
+            norm = nn.BatchNorm2d if backbone.norm == "batch" else FrozenBatchNorm2d
+            net = getattr(torchvision.models, backbone.name)(norm_layer=norm)
+            trunk, head = _Trunk(net, backbone.freeze_at), _Conv5(net)
         anchors = AnchorGenerator((config.anchors.sizes,), (config.anchors.aspect_ratios,))
-        trunk = _Trunk(resnet, backbone.freeze_at)
         self.model = TorchvisionFasterRCNN(
             trunk,
             rpn_anchor_generator=anchors,
@@ -76,8 +83,8 @@ class TorchvisionParts(nn.Module):
             rpn_batch_size_per_image=rpn.batch_size,
             rpn_positive_fraction=rpn.positive_fraction,
             box_roi_pool=MultiScaleRoIAlign(["0"], roi.pool_size, roi.sampling_ratio),
-            box_head=_Conv5(resnet.layer4),
-            box_predictor=FastRCNNPredictor(resnet.fc.in_features, num_classes + 1),
+            box_head=head,
+            box_predictor=FastRCNNPredictor(head.out_channels, num_classes + 1),
             box_score_thresh=roi.score_thresh,
             box_nms_thresh=roi.nms_thresh,
             box_detections_per_img=roi.detections_per_image,
@@ -93,6 +100,8 @@ class TorchvisionParts(nn.Module):
         given = config.input
         self.model.transform = _NoResize(given.short_side, given.max_side, mean, std)
         self.model.rpn.min_size = rpn.min_size
+        if roi.pool == "roi_pool":  # which the constructor does not take
+            self.model.roi_heads.box_roi_pool = _RoIPool(roi.pool_size)
 
     def forward(
         self, images: ImageBatch, targets: list[Target] | None = None
@@ -137,11 +146,13 @@ class TorchvisionParts(nn.Module):
 
 
 _NAMES = (
+    ("backbone.features.", "backbone.features."),
     ("backbone.", "backbone.net."),
     ("rpn.head.conv.", "rpn.head.conv.0.0."),
     ("rpn.head.objectness.", "rpn.head.cls_logits."),
     ("rpn.head.deltas.", "rpn.head.bbox_pred."),
     ("roi_head.box_head.conv5.", "roi_heads.box_head.layer4."),
+    ("roi_head.box_head.layers.", "roi_heads.box_head.layers."),
     ("roi_head.predictor.", "roi_heads.box_predictor."),
 )
 
@@ -167,12 +178,53 @@ class _Trunk(nn.Module):
 class _Conv5(nn.Module):
     """conv5 and the average over its grid."""
 
-    def __init__(self, layer4: nn.Module) -> None:
+    def __init__(self, resnet: nn.Module) -> None:
         super().__init__()
-        self.layer4 = layer4
+        self.layer4, self.out_channels = resnet.layer4, resnet.fc.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer4(x).mean(dim=(2, 3))
+
+
+class _VGGTrunk(nn.Module):
+    """The convolutions of a torchvision VGG and the poolings between its stages."""
+
+    def __init__(self, vgg: nn.Module, freeze_at: int) -> None:
+        super().__init__()
+        self.features = vgg.features[:-1]
+        self.out_channels = 512
+        pooled = 0
+        for layer in self.features:
+            layer.requires_grad_(pooled >= freeze_at)
+            pooled += isinstance(layer, nn.MaxPool2d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+
+class _Fc(nn.Module):
+    """fc6 and fc7, each with ReLU and dropout."""
+
+    def __init__(self, vgg: nn.Module, dropout: float) -> None:
+        super().__init__()
+        self.layers, self.out_channels = vgg.classifier[:6], 4096
+        for layer in self.layers:
+            if isinstance(layer, nn.Dropout):
+                layer.p = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(torch.flatten(x, 1))
+
+
+class _RoIPool(nn.Module):
+    """torchvision's maximum over bins where its detectors put RoIAlign."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], _: object) -> Tensor:
+        return roi_pool(x["0"].contiguous(), boxes, self.size, 1 / 16)
 
 
 class _NoResize(GeneralizedRCNNTransform):

@@ -34,12 +34,13 @@ from detres.cli.flags import (
     read_config,
     say,
 )
+from detres.cli.submission import plan_submission, require_competition, server_of
 from detres.config import with_overrides
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_ensemble, build_val_set, eval_loader
-from detres.detection.config import DetectionConfig
+from detres.detection.config import SPLITS, DetectionConfig
 from detres.detection.data.coco import read_coco
-from detres.detection.data.read import read_split
+from detres.detection.data.read import read_to_detect, trained_on
 from detres.detection.data.voc import read_voc
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import (
@@ -47,6 +48,7 @@ from detres.detection.evaluation.result_files import (
     read_voc_results,
     to_coco_results,
 )
+from detres.detection.evaluation.submission import write_submission
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.weights_file import is_detector, load_members
 from detres.files import CheckpointError, replacing, write_text
@@ -57,7 +59,8 @@ from detres.user_files import expanded
 
 PROTOCOLS = ("coco", "voc07", "voc12")
 WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections", "--save-probabilities")
-DETECTIONS_FLAGS = ("--annotations", "--split")
+WEIGHTS_FLAGS += ("--submission",)
+DETECTIONS_FLAGS = ("--annotations",)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,6 +78,10 @@ def main(argv: list[str] | None = None) -> int:
             f"{', '.join(given)} does not go with "
             f"{'--detections' if arguments.detections else '--weights'}"
         )
+    if arguments.weights and arguments.split not in (None, *SPLITS):
+        parser.error(f"--split {arguments.split}: with --weights, one of {', '.join(SPLITS)}")
+    if arguments.submission and arguments.split is None:
+        parser.error("--submission needs --split: test, val or train")
     if arguments.json and Path(arguments.json).is_dir():
         parser.error(f"--json {arguments.json} is a folder; give a file")
     with ending(parser) as end:
@@ -116,8 +123,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="with a VOC folder: the list in ImageSets/Main (default: test, else val, else the "
-        "only one)",
+        help="with a detector's --weights: train, val or test of its data (default: val); with "
+        "--annotations of a VOC folder: the list in ImageSets/Main (default: test, else val, else "
+        "the only one)",
     )
     parser.add_argument(
         "--protocol",
@@ -141,6 +149,12 @@ def make_parser() -> argparse.ArgumentParser:
         type=expanded,
         metavar="OUT",
         help="with --weights: also write the detections as COCO results",
+    )
+    parser.add_argument(
+        "--submission",
+        type=expanded,
+        metavar="DIR",
+        help="with --weights and --split: also write what the test server of COCO or VOC takes",
     )
     parser.add_argument(
         "--save-probabilities",
@@ -255,6 +269,8 @@ def require_classifier_flags(arguments: argparse.Namespace, bare: list[str]) -> 
         ("--protocol", arguments.protocol),
         ("--iou", arguments.iou),
         ("--save-detections", arguments.save_detections),
+        ("--split", arguments.split),
+        ("--submission", arguments.submission),
     ):
         if value is not None:
             raise ValueError(
@@ -339,33 +355,68 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
     weights, device = arguments.weights[0], arguments.device
     require_settings_of(arguments, "data.", "eval.")
     try:
-        members, config, class_map = load_members([*map(Path, arguments.weights)], notice)
+        members, class_map = load_members([*map(Path, arguments.weights)], notice)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}. Bare weights of a classifier are evaluated with --cfg, which says their "
             "network and data"
         ) from None
-    given = config
+    configs = [config for _, config in members]
+    given = config = configs[0]
     if arguments.cfg:
         given = read_config(config_path(arguments.cfg), DetectionConfig, arguments.set)
     elif arguments.set:
         given = with_overrides(config, arguments.set, weights, notice=notice)
     data, evaluation = given.data, given.eval
-    detecting = build_ensemble(members, evaluation)
+    detecting = build_ensemble([(model, own.model) for model, own in members], evaluation)
     protocol = arguments.protocol or evaluation.protocol
     iou_thresh = own_iou(protocol, arguments.iou)
     data = with_data_root(data, arguments.data)
-    truth = read_split(data, "val").matched_to(class_map, weights)
+    images = read_to_detect(data, arguments.split or "val", class_map)
+    require_wanted(arguments, images)
+    server = None
+    if arguments.submission:
+        require_competition(evaluation, configs)
+        server = server_of(
+            data, arguments.split, weights=arguments.weights, competition=evaluation.competition
+        )
+        plan_submission(
+            Path(arguments.submission), images, detector=class_map, name=weights, server=server
+        )
+    for file, own in zip(arguments.weights, configs, strict=True):
+        for entry in trained_on(own.data, data, arguments.split or "val"):
+            say(
+                f"note: {file} was trained on {entry}: its numbers are better than on unseen images"
+            )
+    truth = images.matched_to(class_map, weights)
     batches = eval_loader(
         build_val_set(config.model, truth, detecting.other_scales),
         batch_size=evaluation.batch_size,
         num_workers=data.workers,
     )
     found = detect_dataset(detecting.to(device), batches, truth.class_map, device)
-    evaluated = evaluate(protocol, truth, found, iou_thresh=iou_thresh)
     if arguments.save_detections:
         write_text(Path(arguments.save_detections), json.dumps(to_coco_results(found)))
+    if server is not None:
+        archive = write_submission(Path(arguments.submission), truth, found, server)
+        say(f"{len(found)} detections in {len(truth)} images for the test server: {archive}")
+    if truth.without_truth is not None:
+        say(f"{truth.describe()}\n{len(found)} detections, not evaluated here")
+        return
+    evaluated = evaluate(protocol, truth, found, iou_thresh=iou_thresh)
     report(truth, evaluated, arguments.json, how=detecting.describe())
+
+
+def require_wanted(arguments: argparse.Namespace, images: Annotations) -> None:
+    """Raise ValueError where numbers are asked for and the objects in `images` are not known."""
+    if not (arguments.submission or arguments.save_detections):
+        images.require_truth()
+    given = [flag for flag in ("json", "protocol", "iou") if getattr(arguments, flag) is not None]
+    if given and images.without_truth is not None:
+        raise ValueError(
+            f"--{given[0]} goes with numbers, and {images.source} gives none, its objects are not "
+            f"known: {images.without_truth}. Leave it out"
+        )
 
 
 def evaluate_detections(arguments: argparse.Namespace) -> None:

@@ -16,8 +16,11 @@ import torch
 
 from detres.config import Section, load_config
 from detres.console import accept_any_text, one_line, printable, shortened, write_line
+from detres.detection.annotations import NoTruthError
+from detres.detection.data.read import NoSplitError
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.stop import Interrupted
+from detres.files import TakenFolderError
 from detres.images.locate import OutsideFolderError
 from detres.network import NetworkWeightsError
 from detres.runs.environment import first_arguments
@@ -92,6 +95,11 @@ HINTS = {
         "leave --data out, or name a configuration of your data with --cfg",
         "leave --data out",
     ),
+    NoTruthError: (
+        "with --weights, --split test --submission DIR writes what its test server takes",
+    ),
+    NoSplitError: ("a configuration that says where it is goes with --cfg, or --set",),
+    TakenFolderError: ("give another folder with --submission",),
     OutsideFolderError: (
         "--set data.outside=allow reads such files all the same",
         "data.outside=allow in the configuration reads such files all the same",

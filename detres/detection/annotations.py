@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,14 @@ from detres.detection.structures import (
     xywh_of,
 )
 
-_ROWS = ("image_files", "image_sizes", "boxes", "labels", "areas", "crowd", "difficult")
+_OF_IMAGES = ("image_ids", "image_files", "image_sizes")
+_OF_OBJECTS = ("boxes", "labels", "areas", "crowd", "difficult")
+
+
+class NoTruthError(ValueError):
+    """A test set whose objects are not known was to be evaluated; the message names it and says
+    why.
+    """
 
 
 def offsets_of(image_rows: np.ndarray, num_images: int) -> np.ndarray:
@@ -65,6 +73,7 @@ class Annotations:
     sides: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     told_apart: bool = False
+    without_truth: str | None = None
 
     def __post_init__(self) -> None:
         num_images, num_objects = len(self.image_ids), len(self.boxes)
@@ -91,6 +100,10 @@ class Annotations:
                     f"Annotations.{name} is {getattr(self, name).dtype}, expected float64"
                 )
         require_sides(self.boxes, self.sides, f"Annotations of {self.source}")
+        if self.without_truth is not None and num_objects:
+            raise ValueError(
+                f"Annotations of {self.source}: {num_objects} objects, though they are not known"
+            )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -121,11 +134,15 @@ class Annotations:
             for name, count in zip(self.class_map.names, counts.tolist(), strict=True)
         ]
         empty = int((np.diff(self.offsets) == 0).sum())
-        parts = [
-            f"{self.source}: {len(self)} images ({empty} without objects), {self.num_objects} "
-            f"objects of {len(self.class_map)} classes: "
-            + ", ".join(shown[:20] + (["..."] if len(shown) > 20 else []))
-        ]
+        if self.without_truth is not None:
+            unknown = f"their objects are not known: {self.without_truth}"
+            parts = [f"{self.source}: {len(self)} images; {unknown}"]
+        else:
+            parts = [
+                f"{self.source}: {len(self)} images ({empty} without objects), {self.num_objects} "
+                f"objects of {len(self.class_map)} classes: "
+                + ", ".join(shown[:20] + (["..."] if len(shown) > 20 else []))
+            ]
         flags = {"crowd": int(self.crowd.sum()), "difficult": int(self.difficult.sum())}
         parts += [f"{count} {flag}" for flag, count in flags.items() if count]
         parts += [f"{count} {reason}" for reason, count in self.dropped.items()]
@@ -164,10 +181,31 @@ class Annotations:
         notes = (*self.notes, note) if note else self.notes
         return replace(self, class_map=matched, labels=label_of(indices), notes=notes)
 
+    def subset(self, images: np.ndarray, source: str) -> Annotations:
+        """Return the same data of some images only, in the order given; notes and what was dropped
+        stay those of the whole.
+
+        images: (N',) int64, their rows here, each once; N' may be 0. source: what it is called.
+        """
+        counts = np.diff(self.offsets)[images]
+        starts = np.repeat(self.offsets[images] - np.cumsum(counts) + counts, counts)
+        objects = starts + np.arange(counts.sum())
+        of_images = {name: getattr(self, name)[images] for name in _OF_IMAGES}
+        of_objects = {name: getattr(self, name)[objects] for name in (*_OF_OBJECTS, "ids")}
+        return replace(
+            self,
+            source=source,
+            offsets=offsets_of(np.repeat(np.arange(len(images)), counts), len(images)),
+            sides=None if self.sides is None else self.sides[objects],
+            **of_images,
+            **of_objects,
+        )
+
     @classmethod
     def concatenate(cls, parts: list[Annotations]) -> Annotations:
         """Return several data sets with the same classes, told by name, as one with the ids of the
-        first; one part is returned as it is.
+        first; one part is returned as it is. Where the objects of one are not known, those of the
+        others are left out.
 
         Image ids that are in two of them become text, "SOURCE: ID"; annotation ids that collide are
         numbered anew. Raises ClassMismatchError when their classes differ, ValueError when an image
@@ -190,6 +228,9 @@ class Annotations:
             notes.append(
                 f"image ids are told apart by their file: {len(parts)} files give some of the same"
             )
+        without_truth = [part.without_truth for part in parts if part.without_truth is not None]
+        if without_truth:
+            parts = [part._without_objects(without_truth[0]) for part in parts]
         starts = np.cumsum([0] + [part.num_objects for part in parts])
         offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
         ids = np.concatenate([part.ids for part in parts])
@@ -199,7 +240,10 @@ class Annotations:
         for part in parts:
             for reason, count in part.dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
-        rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ROWS}
+        rows = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("image_files", "image_sizes", *_OF_OBJECTS)
+        }
         return cls(
             source=" + ".join(part.source for part in parts),
             class_map=parts[0].class_map,
@@ -210,8 +254,40 @@ class Annotations:
             sides=np.concatenate([part.xywh()[:, 2:] for part in parts]),
             notes=tuple(notes),
             told_apart=told_apart,
+            without_truth=without_truth[0] if without_truth else None,
             **rows,
         )
+
+    def _without_objects(self, without_truth: str) -> Annotations:
+        none = {name: getattr(self, name)[:0] for name in (*_OF_OBJECTS, "ids")}
+        return replace(
+            self,
+            offsets=np.zeros_like(self.offsets),
+            sides=None,
+            dropped={},
+            without_truth=without_truth,
+            **none,
+        )
+
+    def num_shared_files(self, other: Annotations) -> int:
+        """Return how many images of `other` are files that these are read from too, their folders
+        by whatever links.
+        """
+        return len(self._real_files() & other._real_files())
+
+    def _real_files(self) -> set[tuple[str, str]]:
+        """(folder, name) of every image, links to folders followed."""
+        parts = [os.path.split(file) for file in self.image_files.tolist()]
+        real = {folder: os.path.realpath(folder) for folder in {folder for folder, _ in parts}}
+        return {(real[folder], name) for folder, name in parts}
+
+    def require_truth(self) -> None:
+        """Raise NoTruthError where the objects are not known, so that nothing can be evaluated."""
+        if self.without_truth is not None:
+            raise NoTruthError(
+                f"{self.source} cannot be evaluated, the objects in its images are not known: "
+                f"{self.without_truth}"
+            )
 
     def rows_of(self, predictions: Predictions) -> np.ndarray:
         """Return (D,) int64, the row here of each prediction's image; (0,) without predictions.

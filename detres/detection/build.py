@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
-from backbones import BACKBONES, RESNETS, Backbone, InputSpec, LoadReport, WeightsError
+from backbones import VGG, Backbone, InputSpec, LoadReport, WeightsError
 from backbones import load_weights as load_backbone_weights
 from detres.detection.annotations import Annotations
 from detres.detection.config import (
+    DETECTOR_BACKBONES,
     BackboneConfig,
     DetectionConfig,
     EvalConfig,
@@ -29,7 +31,7 @@ from detres.detection.inference.multi_scale import PyramidSettings
 from detres.detection.inference.refine import RefineSettings
 from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
-from detres.detection.models.box_head import BoxHead, Conv5BoxHead
+from detres.detection.models.box_head import BoxHead, Conv5BoxHead, FcBoxHead
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.models.matcher import Matcher
 from detres.detection.models.roi_head import BoxPredictor, RoIHead, RoIHeadSettings
@@ -41,9 +43,6 @@ from detres.engine.batches import StepSampler, make_loader, once_in_order
 from detres.images.normalize import PixelNormalizer
 from detres.network import NetworkWeightsError, build_network, settings_named
 
-SHARED_STAGE, HEAD_STAGE = "conv4", "conv5"
-"""The C4 layout (paper, appendix A): conv1..conv4 are shared, conv5 goes over every region."""
-
 
 def build_detector(config: ModelConfig, num_classes: int, *, pretrained: bool = True) -> FasterRCNN:
     """Return the detector for K = `num_classes` classes, channels last, on the CPU.
@@ -52,9 +51,9 @@ def build_detector(config: ModelConfig, num_classes: int, *, pretrained: bool = 
     weight anyway. Raises what `build_backbone` raises.
     """
     backbone = build_backbone(config, pretrained=pretrained)
-    head_channels = backbone.channels[HEAD_STAGE]
-    conv5 = backbone.pop_stage(HEAD_STAGE)
-    channels, stride = backbone.channels[SHARED_STAGE], backbone.strides[SHARED_STAGE]
+    box_head = _take_box_head(backbone, config.roi)
+    shared = list(backbone.channels)[-1]
+    channels, stride = backbone.channels[shared], backbone.strides[shared]
     anchors = AnchorGenerator(
         sizes=config.anchors.sizes,
         aspect_ratios=config.anchors.aspect_ratios,
@@ -62,21 +61,34 @@ def build_detector(config: ModelConfig, num_classes: int, *, pretrained: bool = 
         style=config.anchors.style,
     )
     pooler = RoIPooler(
-        stage=SHARED_STAGE,
+        stage=shared,
         stride=stride,
         kind=config.roi.pool,
         output_size=config.roi.pool_size,
         sampling_ratio=config.roi.sampling_ratio,
     )
-    box_head = Conv5BoxHead(conv5=conv5, out_channels=head_channels)
     detector = FasterRCNN(
         normalizer=PixelNormalizer(input_spec_of(config.input)),
         backbone=backbone,
-        stages=(SHARED_STAGE,),
-        rpn=_build_rpn(config.rpn, {SHARED_STAGE: anchors}, channels),
+        stages=(shared,),
+        rpn=_build_rpn(config.rpn, {shared: anchors}, channels),
         roi_head=_build_roi_head(config.roi, pooler, box_head, num_classes),
     )
     return detector.to(memory_format=torch.channels_last)
+
+
+def _take_box_head(backbone: Backbone, config: RoIConfig) -> BoxHead:
+    """Take out of the network what goes over every region, and leave what is shared (paper,
+    appendix A): conv5 of a ResNet, which leaves conv1..conv4; fc6 and fc7 of a VGG, which leave
+    conv1..conv5.
+    """
+    if isinstance(backbone, VGG):
+        layers = backbone.pop_head()
+        for module in layers:
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+        return FcBoxHead(layers=layers, out_channels=backbone.num_features)
+    return Conv5BoxHead(conv5=backbone.pop_stage("conv5"), out_channels=backbone.num_features)
 
 
 def _build_rpn(config: RPNConfig, anchors: dict[str, AnchorGenerator], channels: int) -> RPN:
@@ -168,17 +180,12 @@ def _refine_settings(config: RefineConfig) -> RefineSettings:
 
 
 def build_backbone(config: ModelConfig, *, pretrained: bool) -> Backbone:
-    """Return the network whose conv1..conv4 the detector shares and whose conv5 makes its head.
+    """Return the network that is both what the detector shares and its box head.
 
-    Raises ValueError for a network without such stages, or when the weights are known to expect
-    other input than `config.input` gives; WeightsError for unusable weights.
+    Raises ValueError when the weights are known to expect other input than `config.input` gives;
+    WeightsError for unusable weights.
     """
     settings = config.backbone
-    if settings.name in BACKBONES and settings.name not in RESNETS:
-        raise ValueError(
-            f"model.backbone.name: {settings.name} has no conv5 for the detector's head at stride "
-            f"16; expected one of {', '.join(RESNETS)}"
-        )
     backbone = build_network(settings, num_classes=0, freeze_at=settings.freeze_at)
     if pretrained and settings.weights is not None:
         expected = _load_weights(backbone, settings).input_spec
@@ -199,7 +206,7 @@ def _load_weights(backbone: Backbone, settings: BackboneConfig) -> LoadReport:
         with settings_named(settings):
             return load_backbone_weights(backbone, settings.weights)
     except NetworkWeightsError as error:
-        if error.settings.get("name", settings.name) in RESNETS:
+        if error.settings.get("name", settings.name) in DETECTOR_BACKBONES:
             raise
         raise WeightsError(str(error)) from None
 

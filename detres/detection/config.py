@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from backbones import RESNETS
+from backbones.vgg import FC_GRID
 from detres.config import (
     Count,
     Fraction,
@@ -30,17 +32,44 @@ ScaleSide = Annotated[int, Field(ge=1, le=20_000)]
 AspectRatio = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
+VGGS = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
+DETECTOR_BACKBONES = (*RESNETS, *VGGS)
+
+
 class BackboneConfig(NetworkConfig):
-    """Which residual network feeds the detector, and what of it learns."""
+    """Which network feeds the detector, and what of it learns: conv1..conv4 of a ResNet are shared
+    and conv5 goes over every region, conv1..conv5 of a VGG are and fc6, fc7 do.
+
+    None where a network has no such thing: a VGG no stride_placement, and vgg16 and vgg19 no norm.
+    """
 
     at: ClassVar[str] = "model.backbone"
 
     name: str = "resnet101"
-    stride_placement: Literal["original", "torchvision"] = "original"
+    stride_placement: Literal["original", "torchvision"] | None = "original"
     # paper, appendix A: batch norm is fixed in detection
-    norm: Literal["frozen", "batch", "group"] = "frozen"
+    norm: Literal["frozen", "batch", "group"] | None = "frozen"
     # conv1 and conv2_x stay as pretrained (py-faster-rcnn, Detectron)
     freeze_at: Annotated[int, Field(ge=0, le=4)] = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_the_network_has(cls, given: object) -> object:
+        name = given.get("name") if isinstance(given, dict) else None
+        if name not in VGGS:
+            return given
+        absent = ("stride_placement", *(() if name.endswith("_bn") else ("norm",)))
+        return {**dict.fromkeys(absent), **given}
+
+    @field_validator("name")
+    @classmethod
+    def _fits_a_detector(cls, name: str) -> str:
+        if name not in DETECTOR_BACKBONES:
+            raise ValueError(
+                f"{name} gives no map at stride 16 with a head behind it, which a detector needs; "
+                f"expected one of {', '.join(DETECTOR_BACKBONES)}"
+            )
+        return name
 
     @model_validator(mode="after")
     def _frozen_needs_weights(self) -> BackboneConfig:
@@ -118,11 +147,14 @@ class RPNConfig(Section):
 
 
 class RoIConfig(Section):
-    """Pooling, conv5 and the predictor; values of py-faster-rcnn unless said."""
+    """Pooling, box head and predictor; values of py-faster-rcnn unless said."""
 
     pool: Literal["roi_pool", "roi_align", "roi_align_aligned"] = "roi_pool"
-    # before conv5, whose stride halves it (the paper gives no size; every C4 release)
+    # before conv5, whose stride halves it (the paper gives no size; every C4 release); a VGG's fc6
+    # reads 7
     pool_size: Annotated[int, Field(ge=1, le=64)] = 14
+    # behind fc6 and fc7 of a VGG: 0.5 in py-faster-rcnn's networks for VOC, none (0) for COCO
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     sampling_ratio: Count = 2  # RoIAlign only; 0 = adaptive
     fg_iou_thresh: Fraction = 0.5
     bg_iou_thresh: Fraction = 0.5
@@ -164,6 +196,18 @@ class ModelConfig(Section):
     rpn: RPNConfig = RPNConfig()
     roi: RoIConfig = RoIConfig()
 
+    @model_validator(mode="after")
+    def _head_reads_the_grid(self) -> ModelConfig:
+        if self.backbone.name in VGGS and self.roi.pool_size != FC_GRID:
+            raise ValueError(
+                f"roi.pool_size is {self.roi.pool_size}, but fc6 of {self.backbone.name} reads a "
+                f"grid of {FC_GRID}x{FC_GRID}: give {FC_GRID}"
+            )
+        return self
+
+
+SPLITS = ("train", "val", "test")
+
 
 class DataConfig(Section):
     """Where the annotated images are. Paths of files and splits are relative to `root`."""
@@ -178,6 +222,12 @@ class DataConfig(Section):
     train_images: tuple[UserPath, ...] = ()  # coco: the image folder of each file
     val: tuple[UserPath, ...] = ()
     val_images: tuple[UserPath, ...] = ()
+    # the set that a test server evaluates, its annotations known (then eval reads them) or not:
+    # coco: files such as image_info_test-dev2017.json; voc: a list of images in JPEGImages
+    test: tuple[UserPath, ...] = ()
+    test_images: tuple[UserPath, ...] = ()
+    # images of `train` that are not trained on but are val, always the same; `val` is left out
+    hold_out: Count = 0
     classes: tuple[str, ...] | None = None  # only to train on a subset; otherwise the data say
     # what becomes of boxes without area or outside their image
     box_policy: Literal["drop", "error"] = "drop"
@@ -192,14 +242,21 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _splits_fit_format(self) -> DataConfig:
+        given = [name for name in SPLITS if getattr(self, name) or getattr(self, f"{name}_images")]
         if self.format == "shapes":
-            if self.train or self.val or self.train_images or self.val_images:
+            if given or self.hold_out:
                 raise ValueError(
-                    "format shapes has splits of its own: leave out train, val, train_images and "
-                    "val_images"
+                    "format shapes has splits of its own: leave out train, val, test, their "
+                    "images and hold_out"
                 )
             return self
-        for split in ("train", "val"):
+        if self.hold_out and "val" in given:
+            raise ValueError(
+                f"hold_out makes {self.hold_out} images of train val: leave out val and "
+                "val_images, or hold_out"
+            )
+        needed = ("train",) if self.hold_out else ("train", "val")
+        for split in dict.fromkeys((*needed, *given)):
             files, folders = getattr(self, split), getattr(self, f"{split}_images")
             if not files:
                 raise ValueError(
@@ -283,6 +340,9 @@ class EvalConfig(Section):
 
     protocol: Literal["coco", "voc07", "voc12"] = "coco"
     batch_size: Positive = 1
+    # of results for VOC's server: comp3 is for what was trained on VOC's data alone, pretraining
+    # included; comp4, for any data, is true of every detector
+    competition: Literal["comp3", "comp4"] = "comp4"
     refine: RefineConfig = RefineConfig()
     multi_scale: MultiScaleConfig = MultiScaleConfig()
     # whether a run too evaluates with refine and multi_scale, which at the paper's settings takes

@@ -212,8 +212,10 @@ class Predictions:
     image_ids: (D,) int64 or str, one per detection. boxes: (D, 4) float32 xyxy px. scores: (D,)
     float32. labels: (D,) int64 1..K, the indices of `class_map` by `label_of`. Rows need no order.
     D may be 0. Boxes and scores read from a results file stay float64, as written, and so do
-    `sides`, its (D, 2) widths and heights: see `xywh_of`. Raises ValueError for arrays of different
-    lengths and sides that are not those of the boxes.
+    `sides`, its (D, 2) widths and heights: see `xywh_of`. seen: (N,) the ids of all images that
+    were looked at, also those without a detection; None where that is not known, as of a results
+    file. Raises ValueError for arrays of different lengths and sides that are not those of the
+    boxes.
     """
 
     class_map: ClassMap
@@ -222,6 +224,7 @@ class Predictions:
     scores: np.ndarray
     labels: np.ndarray
     sides: np.ndarray | None = None
+    seen: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         num = len(self.scores)

@@ -136,6 +136,12 @@ class DetectionTraining:
                 f"      by plain detections; {self.improvements}: when the weights are evaluated, "
                 "or with eval.improved_in_training=true"
             )
+        shared = self.data.train.num_shared_files(self.data.val)
+        if shared:
+            lines.append(
+                f"note: {shared} of {len(self.data.val)} images of val are trained on too: its "
+                "numbers, which choose the best weights, are better than on images never seen"
+            )
         return "\n".join(lines)
 
     def fingerprints(self) -> dict[str, Fingerprint]:

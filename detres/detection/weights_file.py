@@ -15,7 +15,7 @@ from backbones.weights import OF_BACKBONE, UNCHECKED, backbone_facts
 from detres.class_map import ClassMap
 from detres.config import Notice, check
 from detres.detection.build import build_detector, build_ensemble, input_spec_of
-from detres.detection.config import DetectionConfig, ModelConfig
+from detres.detection.config import DetectionConfig
 from detres.detection.inference.detector import Detector
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.files import (
@@ -136,18 +136,17 @@ def require_same_context(detector: FasterRCNN, tensors: dict[str, Tensor], path:
 
 def load_members(
     paths: Sequence[Path], notice: Notice = lambda _: None
-) -> tuple[list[tuple[FasterRCNN, ModelConfig]], DetectionConfig, ClassMap]:
-    """Return the detectors of one or more files with what their models are, for `build_ensemble`,
-    and the configuration and classes of the first.
+) -> tuple[list[tuple[FasterRCNN, DetectionConfig]], ClassMap]:
+    """Return the detectors of one or more files with their configurations, and their classes.
 
     Raises as `load_detector` does, and ClassMismatchError printing both lists when the classes of
     two files differ.
     """
     loaded = [load_detector(path, notice) for path in paths]
-    _, config, class_map = loaded[0]
+    class_map = loaded[0][2]
     for path, (_, _, classes) in zip(paths[1:], loaded[1:], strict=True):
         class_map.require_same(classes, str(paths[0]), str(path))
-    return [(model, own.model) for model, own, _ in loaded], config, class_map
+    return [(model, config) for model, config, _ in loaded], class_map
 
 
 def _require_known_format(metadata: dict[str, str], path: Path) -> None:
@@ -174,8 +173,9 @@ def as_detector(path: Path, notice: Notice = lambda _: None) -> Detector:
     """Return a file of `save_detector` as a user calls it, which detects as its `eval` settings
     say; raises as `load_detector` does.
     """
-    members, config, class_map = load_members([path], notice)
-    ensemble, size = build_ensemble(members, config.eval), config.model.input
+    model, config, class_map = load_detector(path, notice)
+    ensemble = build_ensemble([(model, config.model)], config.eval)
+    size = config.model.input
     return Detector(
         ensemble,
         class_map,

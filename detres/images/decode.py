@@ -117,6 +117,29 @@ def read_bytes(path: str | Path) -> bytes:
         raise ImageReadError(f"image file {path} cannot be read: {error}") from None
 
 
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Return the (h, w) px that an image file has once `read_image` has turned it upright, told by
+    its header; no pixel is decoded but those of TIFF files.
+
+    Raises ImageReadError as `read_image` does, but for damage behind the header.
+    """
+    if fault := fault_of(path):
+        raise ImageReadError(f"image file {path} {fault}")
+    try:
+        with _own_limit(), Image.open(path) as image:
+            _require_size(*image.size)
+            if image.format == "TIFF":
+                image.load()  # which turns it; what its header says until then, versions differ in
+            swap, _, _ = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])
+            width, height = image.size
+    except UnidentifiedImageError:
+        what = _what_it_is(read_bytes(path))
+        raise ImageReadError(f"image file {path} cannot be read: {what}") from None
+    except _DECODER_ERRORS as error:
+        raise ImageReadError(f"image file {path} cannot be read: {_reason(error)}") from None
+    return (width, height) if swap else (height, width)
+
+
 def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = None) -> np.ndarray:
     """Return an encoded image as (H, W, 3) uint8 RGB, C-contiguous and writable, turned as its EXIF
     orientation says.

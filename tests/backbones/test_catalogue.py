@@ -132,7 +132,7 @@ def test_published_files_are_known_by_digest_and_by_name():
         assert known_file(f"{entry.sha256_prefix}{'0' * 56}").file == entry.file
         assert file_named(entry.file).file == entry.file
     earlier = file_named("resnet50-19c8e357.pth")
-    assert earlier.traits == (("stride_placement", "torchvision"),)
+    assert earlier.traits == (("stride_placement", "torchvision"), ("pool1", "torch"))
     assert known_file("19c8e357" + "0" * 56) == earlier
     assert known_file("0" * 64) is None
     assert file_named("resnet50.pth") is None

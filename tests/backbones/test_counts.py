@@ -23,6 +23,7 @@ COUNTS = {
     ("resnet34", "C"): (22_716_840, 3_830_747_136),
     ("resnet50", "original"): (25_557_032, 3_857_973_248),
     ("resnet50",): (25_557_032, 4_089_184_256),
+    ("resnet50", "half"): (6_927_528, 1127374848),
     ("resnet101", "original"): (44_549_160, 7_570_194_432),
     ("resnet101",): (44_549_160, 7_801_405_440),
     ("resnet152", "original"): (60_192_808, 11_282_415_616),
@@ -52,6 +53,7 @@ TABLE_1 = {
 }  # fmt: skip
 OPTIONS = {
     ("original",): {"stride_placement": "original"},
+    ("half",): {"width": 0.5},
     (): {},
     **{(kind,): {"shortcut": kind} for kind in "ABC"},
 }
@@ -66,7 +68,35 @@ def test_parameters_and_multiply_adds(key):
 
 
 def test_every_network_is_counted():
-    assert {(name, *options.values()) for name, options in VARIANTS} == set(COUNTS)
+    named = {(): (), (0.5,): ("half",)}
+    found = {(name, *options.values()) for name, options in VARIANTS}
+    assert {(name, *named.get(tuple(rest), rest)) for name, *rest in found} == set(COUNTS)
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5, 1.5])
+def test_counts_of_another_width_follow_from_the_layers(width):
+    """ResNet-50 with projections, the stride in the 3x3: every 1x1, 3x3 and 1x1 written out, conv1
+    as it is.
+    """
+    weights, norms, inputs, side = 49 * 3 * 64, 64, 64, 56
+    multiply_adds = weights * 112**2
+    for number, depth in enumerate((3, 4, 6, 3)):
+        inner = int(64 * width) << number
+        for index in range(depth):
+            before = side
+            side = side // 2 if index == 0 and number > 0 else side
+            block = ((inputs * inner, before), (9 * inner**2, side), (4 * inner**2, side))
+            norms += 6 * inner
+            if index == 0 and (number > 0 or inputs != 4 * inner):
+                block += ((inputs * 4 * inner, side),)
+                norms += 4 * inner
+            weights += sum(size for size, _ in block)
+            multiply_adds += sum(size * cells**2 for size, cells in block)
+            inputs = 4 * inner
+    with torch.device("meta"):
+        net = create_backbone("resnet50", width=width, num_classes=0)
+    assert totals(count(net)) == (weights + 2 * norms, multiply_adds)
+    assert net.channels["conv5"] == net.num_features == inputs
 
 
 def test_table_1_of_the_paper():
@@ -166,6 +196,8 @@ def test_the_command_describes_a_network(capsys):
     assert "max pool, 4096-d fc, 4096-d fc, 1000-d fc" in out
     assert main(["--describe", "resnet50 original"]) == 0
     assert "3,857,973,248" in capsys.readouterr().out
+    assert main(["--describe", "resnet50 width=0.5", "--pool1", "caffe"]) == 0
+    assert "6,927,528" in capsys.readouterr().out
     assert main(["--describe", "resnet34 C"]) == 0
     assert "22,716,840" in capsys.readouterr().out
     assert main(["--describe", "resnet20"]) == 0
@@ -178,6 +210,12 @@ def test_the_command_describes_a_network(capsys):
         (["--describe", "resnet49"], "unknown backbone 'resnet49', did you mean"),
         (["--describe", "vgg16", "--shortcut", "A"], "vgg16 has no shortcut"),
         (["--describe", "resnet18", "--size", "8"], "too small"),
+        (["--describe", "resnet18 width=0.3"], "expected one that makes a whole number"),
+        (["--describe", "resnet18", "--width", "nan"], "expected one that makes a whole number"),
+        (["--describe", "resnet18", "--width", "inf"], "expected one that makes a whole number"),
+        (["--describe", "resnet18 width=half"], "width=half"),
+        (["--describe", "resnet18 A", "--width", "0.5"], "shortcut A adds channels"),
+        (["--describe", "vgg16", "--width", "0.5"], "vgg16 has no width"),
     ],
 )
 def test_the_command_refuses(arguments, message, capsys):

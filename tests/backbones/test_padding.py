@@ -54,6 +54,10 @@ NETWORKS: dict[str, Callable[[], Backbone]] = {
     "resnet50, 3x3": lambda: resnet50(num_classes=0, stride_placement="torchvision"),
     "resnet50, 1x1": lambda: resnet50(num_classes=0, stride_placement="original"),
     "resnet50, group": lambda: resnet50(num_classes=0, norm="group"),
+    "resnet18, pool1 of Caffe": lambda: resnet18(num_classes=0, pool1="caffe"),
+    "resnet50, half": lambda: resnet50(
+        num_classes=0, width=0.5, pool1="caffe", stride_placement="original"
+    ),
     "resnet_cifar": lambda: resnet_cifar(20, num_classes=0),
     "vgg16_bn": lambda: vgg16_bn(num_classes=0),
     "vgg16": lambda: vgg16(num_classes=0),
@@ -197,5 +201,21 @@ def test_sizes_that_do_not_belong_to_the_batch():
     for sizes in ([(64, 64)], [(64, 64), (65, 64)], [(64, 64), (64, 70)], []):
         with pytest.raises(ValueError, match="do not fit images"):
             net.feature_maps(x, sizes=sizes)
-    with pytest.raises(ValueError, match=r"image of \(7, 64\) px is too small: conv4 has a stride"):
-        vgg16_bn(num_classes=0).feature_maps(x, sizes=[(64, 64), (7, 64)])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18, pool1 of Caffe", "vgg16"])
+def test_an_image_below_a_cell_has_one_which_does_not_depend_on_the_batch(name):
+    net = unsettled(NETWORKS[name]()).eval().requires_grad_(False)
+    small, stages = torch.randn((3, 1, 40)), tuple(net.channels)
+    with_one = net.feature_maps(
+        padded([small, torch.randn((3, 32, 48))]), stages, [(1, 40), (32, 48)]
+    )
+    with_other = net.feature_maps(
+        padded([small, torch.randn((3, 64, 64))]), stages, [(1, 40), (64, 64)]
+    )
+    for stage in stages:
+        height, width = net.map_size(stage, (1, 40))
+        assert min(height, width) >= 1
+        torch.testing.assert_close(
+            with_one[stage][0, :, :height, :width], with_other[stage][0, :, :height, :width]
+        )

@@ -7,10 +7,12 @@ from torch.nn import functional as F
 from backbones import (
     BACKBONES,
     FrozenBatchNorm2d,
+    WeightsError,
     create_backbone,
     list_backbones,
     resnet18,
     resnet50,
+    save_weights,
 )
 from backbones.resnet import STAGES
 from tests.backbones.nets import naive_maps, randomise_norms, torchvision_net
@@ -259,7 +261,7 @@ def test_names():
     assert {"resnet18", "plain34", "vgg16_bn", "resnet1202", "plain110"} < set(list_backbones())
     with pytest.raises(
         ValueError,
-        match=r"vgg16 has no shortcut, norm; it takes in_channels, num_classes, freeze_at, weights",
+        match=r"vgg16 has no shortcut, norm; it takes fc_width, in_channels, num_classes, freeze_at",
     ):
         create_backbone("vgg16", shortcut="A", norm="batch")
     with pytest.raises(ValueError, match="unknown shortcut 'D', expected A, B, C or none"):
@@ -276,3 +278,49 @@ def test_names():
         create_backbone("resnet18", stride_placement="caffe")
     with pytest.raises(ValueError, match="unknown norm 'layer'"):
         create_backbone("resnet18", norm="layer")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("width", [0.5, 1.5])
+def test_another_width_is_the_same_network_with_other_channels(name, width):
+    net = randomise_norms(create_backbone(name, width=width, num_classes=0)).eval()
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        found, expected = net.feature_maps(x, STAGES), naive_maps(net, x)
+    assert {stage: found[stage].shape[1] for stage in STAGES} == {
+        stage: channels if stage == "conv1" else channels * width
+        for stage, channels in CHANNELS[name].items()
+    }
+    for stage in STAGES:
+        torch.testing.assert_close(found[stage], expected[stage], rtol=1e-4, atol=1e-4)
+
+
+def test_pool1_of_caffe_by_hand():
+    """Without padding, rounded up: windows of 3 at 0, 2, 4, ..., the last one cut at the border."""
+    net = resnet18(pool1="caffe", num_classes=0)
+    rows = torch.arange(8.0).view(1, 1, 8, 1)
+    assert net.maxpool(rows.expand(1, 1, 8, 3))[0, 0].flatten().tolist() == [2, 4, 6, 7]
+    assert net.maxpool(rows[:, :, :7].expand(1, 1, 7, 3))[0, 0].flatten().tolist() == [2, 4, 6]
+    torch_rows = resnet18(num_classes=0).maxpool(rows.expand(1, 1, 8, 3))
+    assert torch_rows[0, 0, :, 0].tolist() == [1, 3, 5, 7]
+
+
+@pytest.mark.parametrize("side", [*range(32, 100, 3), 224, 225, 600, 601, 602, 603])
+def test_the_cells_of_a_map_are_known_before_it_is_made(side):
+    x = torch.empty((1, 3, side, 64), device="meta")
+    for pool1 in ("torch", "caffe"):
+        with torch.device("meta"):
+            net = resnet18(num_classes=0, pool1=pool1)
+        for stage, found in net.feature_maps(x, STAGES).items():
+            assert tuple(found.shape[2:]) == net.map_size(stage, (side, 64))
+
+
+def test_weights_of_the_other_pooling_are_refused(tmp_path):
+    save_weights(resnet18(pool1="caffe"), tmp_path / "caffe.safetensors")
+    with pytest.raises(WeightsError, match="Build it with pool1='caffe'") as error:
+        resnet18(weights=tmp_path / "caffe.safetensors")
+    assert error.value.settings == {"pool1": "caffe"}
+    with pytest.raises(WeightsError, match="Build it with pool1='torch'"):
+        resnet18(pool1="caffe", weights="torchvision/resnet18.v1")
+    with pytest.raises(ValueError, match="unknown pool1 'none', expected torch or caffe"):
+        resnet18(pool1="none")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backbones import WeightsError, load_weights, resnet50, resnet_cifar
+from backbones import WeightsError, create_backbone, load_weights, resnet50, resnet_cifar
 from backbones.recognise import recognise
 from backbones.state_search import NotFoundError, contents_of, find_network
 from tests.backbones.nets import randomise_norms
@@ -257,6 +257,38 @@ def test_unusual_networks_are_said_to_be_none_of_the_papers(change, words, tmp_p
     with pytest.raises(WeightsError, match=f"looks like {words}.*which is none of the paper's"):
         load_weights(resnet50(), tmp_path / "w.pth")
     assert recognise(tensors).settings == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"width": 0.5}, "resnet50 of 0.5 times the width"),
+        ({"width": 2.0, "shortcut": "C"}, "resnet50 of 2 times the width with shortcut C"),
+    ],
+)
+def test_a_network_of_another_width_is_recognised_by_the_argument_that_makes_it(
+    options, words, tmp_path
+):
+    with torch.device("meta"):
+        shapes = {
+            name: t.shape for name, t in resnet50(num_classes=0, **options).state_dict().items()
+        }
+    tensors = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    assert recognise(tensors).words == words
+    assert recognise(tensors).settings == {"name": "resnet50", **options}
+    torch.save(tensors, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=f"looks like {words}") as error:
+        load_weights(resnet50(), tmp_path / "w.pth")
+    assert error.value.settings == {"name": "resnet50", **options}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_the_projection_of_a_narrower_first_block_is_not_shortcut_c(name):
+    with torch.device("meta"):
+        half = create_backbone(name, width=0.5).state_dict()
+        everywhere = create_backbone(name, width=0.5, shortcut="C").state_dict()
+    assert recognise(half).settings == {"name": name, "width": 0.5}
+    assert recognise(everywhere).settings == {"name": name, "width": 0.5, "shortcut": "C"}
 
 
 def test_a_depth_that_is_none_of_the_papers_is_not_called_one_of_them():

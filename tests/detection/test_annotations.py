@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detres.class_map import ClassMap, ClassMismatchError
-from detres.detection.annotations import Annotations
+from detres.detection.annotations import Annotations, NoTruthError
 from tests.detection.evaluation.scenes import predictions_of, truth_of
 from tests.helpers import CLASSES
 
@@ -219,3 +219,79 @@ def test_ids_of_other_kinds_are_told_apart_too():
     second = dataclasses.replace(second, image_ids=np.array(["3", "4"]))
     both = Annotations.concatenate([first, second])
     assert both.image_ids.tolist() == ["here: 1", "here: 2", "there: 3", "there: 4"]
+
+
+def test_a_subset_keeps_each_image_its_own_objects():
+    whole = annotations(ids=(10, 20, 30, 40), per_image=(2, 0, 3, 1))
+    part = whole.subset(np.array([3, 1, 0]), "some")
+    assert (part.source, part.image_ids.tolist()) == ("some", [40, 20, 10])
+    assert part.image_files.tolist() == ["40.jpg", "20.jpg", "10.jpg"]
+    assert part.offsets.tolist() == [0, 1, 1, 3]
+    assert part.ids.tolist() == [6, 1, 2]
+    for row, at in enumerate((3, 1, 0)):
+        own, there = part.target(row), whole.target(at)
+        assert own.image_id == there.image_id
+        assert own.boxes.tolist() == there.boxes.tolist()
+        assert own.crowd.tolist() == there.crowd.tolist()
+
+
+def test_a_subset_has_the_sides_of_its_boxes_and_may_be_empty():
+    whole = annotations(ids=(10, 20), per_image=(1, 2))
+    whole = dataclasses.replace(whole, sides=whole.xywh()[:, 2:])
+    part = whole.subset(np.array([1]), "some")
+    np.testing.assert_array_equal(part.xywh(), whole.xywh()[1:])
+    none = whole.subset(np.zeros(0, np.int64), "none")
+    assert (len(none), none.num_objects, none.boxes.shape) == (0, 0, (0, 4))
+
+
+def without_truth(ids=(1, 2), source="test set", why="the server keeps them"):
+    empty = annotations(ids, per_image=(0,) * len(ids), source=source)
+    return dataclasses.replace(empty, without_truth=why)
+
+
+def test_a_set_without_truth_says_so_and_is_not_evaluated():
+    unknown = without_truth()
+    text = "test set: 2 images; their objects are not known: the server keeps them"
+    assert unknown.describe() == text
+    with pytest.raises(
+        NoTruthError, match=r"test set cannot be evaluated, .* the server keeps them"
+    ):
+        unknown.require_truth()
+    annotations(per_image=(0, 0)).require_truth()  # no objects, and this is known
+    with pytest.raises(ValueError, match="2 objects, though they are not known"):
+        dataclasses.replace(annotations(), without_truth="why")
+
+
+def test_together_with_a_known_set_it_stays_unknown():
+    for parts in (
+        [annotations(ids=(10, 20)), without_truth()],
+        [without_truth(), annotations(ids=(10, 20), dropped={"box without area": 3})],
+    ):
+        both = Annotations.concatenate(parts)
+        assert (len(both), both.num_objects) == (4, 0)
+        assert both.without_truth == "the server keeps them"
+        assert both.offsets.tolist() == [0] * 5
+        assert both.dropped == {}
+    assert Annotations.concatenate([without_truth()]).without_truth is not None
+
+
+def test_its_classes_are_matched_by_name():
+    one = ClassMap(names=("owl", "cat", "dog"), source_ids=(1, 2, 3))
+    matched = without_truth().matched_to(one, "weights")
+    assert matched.class_map == ClassMap(("owl", "cat", "dog"), (90, 3, 7))
+    assert matched.without_truth == "the server keeps them"
+
+
+def test_images_that_two_sets_share_are_told_by_their_files(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+
+    def in_folder(folder, ids):
+        files = np.array([str(tmp_path / folder / f"{i}.jpg") for i in ids])
+        return dataclasses.replace(annotations(ids, (0,) * len(ids)), image_files=files)
+
+    first = in_folder("a", (1, 2, 3))
+    assert first.num_shared_files(in_folder("a", (2, 3, 4))) == 2
+    assert first.num_shared_files(in_folder("link", (3, 4))) == 1
+    assert first.num_shared_files(in_folder("b", (1, 2, 3))) == 0

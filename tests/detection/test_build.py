@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from backbones import InputSpec, resnet18, save_weights
-from detres.config import check
+from backbones import InputSpec, resnet18, save_weights, vgg16
+from detres.config import ConfigError, check
 from detres.detection.annotations import Annotations
 from detres.detection.build import (
     build_detector,
@@ -17,6 +19,7 @@ from detres.detection.build import (
     train_loader,
 )
 from detres.detection.config import ModelConfig
+from detres.detection.data.batch import pad_images
 from detres.detection.data.coco import read_coco
 from detres.detection.data.loader import DetectionDataset
 from detres.detection.data.read import read_split
@@ -46,15 +49,116 @@ def test_parameters_as_counted_for_the_paper(name, classes, sizes, parameters):
     )
 
 
-@pytest.mark.parametrize("name", ["vgg16", "resnet20", "plain56"])
-def test_a_backbone_without_conv5_at_stride_32(name):
-    model = check(ModelConfig, {"backbone": {"name": name, **RANDOM}}, "test")
-    with pytest.raises(
-        ValueError,
-        match=rf"model\.backbone\.name: {name} has no conv5 .*; expected one of plain18, plain34, "
-        r"resnet18",
-    ):
+@pytest.mark.parametrize(("classes", "sizes", "parameters"), [
+    (20, [128, 256, 512], 137_078_239),
+    (80, [64, 128, 256, 512], 138_316_573),
+])  # fmt: skip
+def test_parameters_of_vgg16_as_counted_for_the_paper(classes, sizes, parameters):
+    tree = {"backbone": {"name": "vgg16", "freeze_at": 0}, "anchors": {"sizes": sizes},
+            "roi": {"pool_size": 7}}  # fmt: skip
+    with torch.device("meta"):
+        detector = build_detector(check(ModelConfig, tree, "test"), classes)
+    never_used = 4 * (4096 + 1)  # py-faster-rcnn predicts a box for the background too
+    assert sum(p.numel() for p in detector.parameters()) == parameters - never_used
+
+
+@pytest.mark.parametrize("name", ["resnet20", "plain56"])
+def test_a_backbone_without_a_map_at_stride_16(name):
+    with pytest.raises(ConfigError, match=rf"{name} gives no map at stride 16.*; expected one of "):
+        check(ModelConfig, {"backbone": {"name": name, **RANDOM}}, "test")
+
+
+VGG = {"name": "vgg16", "fc_width": 24, "freeze_at": 0}
+OF_VGG = {**TINY, "backbone": VGG, "roi": {**TINY["roi"], "pool": "roi_pool", "pool_size": 7}}
+
+
+def test_a_vgg_shares_conv5_and_reads_regions_with_fc6_and_fc7():
+    tree = {**OF_VGG, "roi": {**OF_VGG["roi"], "dropout": 0.25}}
+    detector = build_detector(check(ModelConfig, tree, "test"), 3)
+    head = detector.roi_head
+    assert detector.stages == ("conv5",)
+    assert detector.rpn.head.conv.in_channels == 512
+    assert (head.pooler.stage, head.pooler.stride, head.pooler.output_size) == ("conv5", 16, 7)
+    assert [type(layer).__name__ for layer in head.box_head.layers] == [
+        "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout"]  # fmt: skip
+    assert [layer.p for layer in head.box_head.layers if isinstance(layer, nn.Dropout)] == [
+        0.25
+    ] * 2
+    assert head.predictor.cls_score.in_features == head.box_head.out_channels == 24
+    assert not [name for name in detector.backbone.state_dict() if name.startswith("classifier")]
+
+
+def test_conv1_and_conv2_of_a_vgg_stay_as_pretrained(tmp_path):
+    net = vgg16(fc_width=24, num_classes=3)
+    net.input_spec = InputSpec()
+    save_weights(net, tmp_path / "w.safetensors")
+    backbone = {**VGG, "freeze_at": 2, "weights": str(tmp_path / "w.safetensors")}
+    detector = build_detector(check(ModelConfig, {**OF_VGG, "backbone": backbone}, "test"), 3)
+    fixed = {name for name, p in detector.named_parameters() if not p.requires_grad}
+    assert fixed == {
+        f"backbone.features.{n}.{what}" for n in (0, 2, 5, 7) for what in ("weight", "bias")
+    }
+    assert torch.equal(detector.roi_head.box_head.layers[0].weight, net.fc6.weight)
+    assert torch.equal(detector.roi_head.box_head.layers[3].weight, net.fc7.weight)
+
+
+def test_fc6_and_fc7_that_a_file_lacks_start_at_random_and_are_named(tmp_path):
+    state = {name: t for name, t in vgg16(fc_width=24).state_dict().items() if "features" in name}
+    torch.save(state, tmp_path / "convolutions.pth")
+    backbone = {**VGG, "weights": str(tmp_path / "convolutions.pth")}
+    detector = build_detector(check(ModelConfig, {**OF_VGG, "backbone": backbone}, "test"), 3)
+    assert torch.equal(detector.backbone.features[0].weight, state["features.0.weight"])
+    assert "not in the file; stays as initialised" in str(detector.backbone.load_report)
+    wider = {**backbone, "fc_width": 32}
+    torch.save(vgg16(fc_width=24).state_dict(), tmp_path / "convolutions.pth")
+    detector = build_detector(check(ModelConfig, {**OF_VGG, "backbone": wider}, "test"), 3)
+    report = str(detector.backbone.load_report)
+    assert "(24, 25088) in the file, (32, 25088) in the network; stays as initialised" in report
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"roi": {"pool_size": 14}}, "fc6 of vgg16 reads a grid of 7x7: give 7"),
+        ({"backbone": {"name": "vgg16", "freeze_at": 2}}, "cannot be frozen"),
+        ({"backbone": {**VGG, "norm": "frozen"}}, "cannot be frozen"),
+    ],
+)
+def test_settings_that_a_vgg_cannot_have(change, words):
+    with pytest.raises(ConfigError, match=words):
+        check(ModelConfig, {**OF_VGG, **change}, "test")
+
+
+@pytest.mark.parametrize(
+    "given", [{"norm": "batch"}, {"stride_placement": "original"}, {"width": 0.5}]
+)
+def test_what_a_vgg_does_not_have_is_refused(given):
+    model = check(ModelConfig, {**OF_VGG, "backbone": {**VGG, **given}}, "test")
+    with pytest.raises(ValueError, match=f"vgg16 has no {next(iter(given))}"):
         build_detector(model, 2)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg16_bn"])
+def test_a_vgg_detector_learns_and_predicts_images_below_a_cell(name):
+    norm = {"norm": "batch"} if name == "vgg16_bn" else {}
+    tree = {**OF_VGG, "backbone": {**VGG, "name": name, **norm}}
+    detector = build_detector(check(ModelConfig, tree, "test"), 2)
+    images = pad_images(
+        [np.zeros((9, 80, 3), np.uint8), np.full((64, 48, 3), 90, np.uint8)],
+        original_sizes=[(9, 80), (64, 48)],
+        ids=[1, 2],
+    )
+    flags = torch.zeros(1, dtype=torch.bool)
+    targets = [
+        Target(n, torch.tensor([[2.0, 1.0, 40.0, 9.0]]), torch.tensor([1]), flags, flags)
+        for n in (1, 2)
+    ]
+    losses = detector(images, targets)
+    losses.total().backward()
+    assert all(term.isfinite() for term in losses.terms().values())
+    assert detector.roi_head.box_head.layers[0].weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert len(detector.eval()(images)) == 2
 
 
 def test_a_plain_net_and_another_shortcut_build():

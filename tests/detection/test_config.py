@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from detres.config import ConfigError, check
-from detres.detection.config import EvalConfig, InputConfig, ModelConfig
+from detres.detection.config import DataConfig, EvalConfig, InputConfig, ModelConfig
 from tests.detection.configs import TINY
 
 
@@ -51,6 +51,44 @@ def test_the_short_side_may_be_the_longest():
 def test_thresholds_may_be_equal():
     tree = {**TINY, "rpn": {**TINY["rpn"], "fg_iou_thresh": 0.3, "bg_iou_thresh": 0.3}}
     assert check(ModelConfig, tree, "test").rpn.fg_iou_thresh == 0.3
+
+
+COCO = {
+    "format": "coco",
+    "train": ["t.json"],
+    "train_images": ["t"],
+    "val": ["v.json"],
+    "val_images": ["v"],
+}
+VOC = {"format": "voc", "train": ["train"], "val": ["val"]}
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "message"),
+    [
+        (COCO, {"test": ["i.json"]}, "test has 1 annotation files but test_images 0 folders"),
+        (COCO, {"test_images": ["i"]}, "test is missing: format coco needs at least one entry"),
+        (VOC, {"test": ["test"], "test_images": ["i"]}, "test_images does not apply to format voc"),
+        (VOC, {"val": []}, "val is missing"),
+        (VOC, {"train": [], "val": [], "hold_out": 5}, "train is missing"),
+        (VOC, {"hold_out": 5}, "hold_out makes 5 images of train val: leave out val"),
+        (COCO, {"hold_out": 5, "val": []}, "hold_out makes 5 images of train val"),
+        (COCO, {"hold_out": -1}, "hold_out"),
+        ({"format": "shapes"}, {"test": ["t"]}, "shapes has splits of its own"),
+        ({"format": "shapes"}, {"hold_out": 5}, "shapes has splits of its own"),
+    ],
+)
+def test_impossible_splits_are_named(base, change, message):
+    with pytest.raises(ConfigError, match=message):
+        check(DataConfig, {**base, **change}, "test")
+
+
+def test_a_test_set_is_optional_and_held_out_images_are_val():
+    data = check(DataConfig, {**COCO, "test": ["i.json"], "test_images": ["i"]}, "test")
+    assert (data.test, data.test_images, data.hold_out) == (("i.json",), ("i",), 0)
+    assert check(DataConfig, VOC, "test").test == ()
+    held = check(DataConfig, {"format": "voc", "train": ["all"], "hold_out": 5}, "test")
+    assert held.val == ()
 
 
 @pytest.mark.parametrize(

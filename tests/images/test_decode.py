@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from detres.images.decode import IMAGE_SUFFIXES, ImageReadError, as_rgb, read_image
+from detres.images.decode import IMAGE_SUFFIXES, ImageReadError, as_rgb, read_image, read_size
 
 ORIENTATION = 0x0112
 
@@ -328,3 +328,41 @@ def test_damaged_exif_data_leave_the_image_upright(tmp_path: Path, photo: np.nda
     at = whole.index(b"Exif\0\0") + 6
     (tmp_path / "a.jpg").write_bytes(whole[:at] + b"XX" + whole[at + 2 :])
     assert read_image(tmp_path / "a.jpg").shape == (24, 40, 3)
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+def test_the_header_tells_the_size_that_the_image_is_read_in(
+    tmp_path: Path, photo: np.ndarray, suffix: str, orientation: int | None
+) -> None:
+    pixels = np.ascontiguousarray(photo[:20, :33])
+    form = {".jfif": "JPEG", ".jpe": "JPEG"}.get(suffix)
+    try:
+        path = save(pixels, tmp_path / f"a{suffix}", orientation, format=form)
+    except (KeyError, OSError, ValueError):
+        pytest.skip("a format without EXIF")
+    assert read_size(path) == read_image(path).shape[:2]
+    assert set(read_size(path)) == {20, 33}
+
+
+def test_a_size_that_cannot_be_told_is_named(
+    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content, message in (
+        (b"", "the file is empty"),
+        (b"no image", "it is no image"),
+        (b"<html>", "a page of HTML"),
+    ):
+        (tmp_path / "bad.jpg").write_bytes(content)
+        with pytest.raises(ImageReadError, match=rf"bad\.jpg cannot be read: .*{message}"):
+            read_size(tmp_path / "bad.jpg")
+    with pytest.raises(ImageReadError, match=r"gone\.jpg does not exist"):
+        read_size(tmp_path / "gone.jpg")
+    with pytest.raises(ImageReadError, match="is a folder, expected a file"):
+        read_size(tmp_path)
+    path = save(photo[:20, :33], tmp_path / "a.png")
+    monkeypatch.setenv("DETRES_MAX_PIXELS", "659")
+    with pytest.raises(ImageReadError, match="33x20 px, more than the 659"):
+        read_size(path)
+    monkeypatch.setenv("DETRES_MAX_PIXELS", "660")
+    assert read_size(path) == (20, 33)

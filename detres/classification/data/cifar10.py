@@ -9,6 +9,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10
 
 from detres.class_map import ClassMap
+from detres.held_out import held_out_rows
 from detres.images.source import ImageArrays
 from detres.user_files import fault_of, read_text
 
@@ -92,26 +93,20 @@ def _read_python_cifar10(root: Path, split: str) -> ImageArrays:
 
 
 def hold_out(images: ImageArrays, number: int) -> tuple[ImageArrays, ImageArrays]:
-    """Return the set without `number` of its images, and those, drawn by a permutation that is
-    always the same.
-
-    Raises ValueError unless 0 < number < the size of the set.
+    """Return the set without `number` of its images, and those; see `held_out_rows`, which also
+    raises ValueError unless 0 < number < the size of the set.
     """
-    if not 0 < number < len(images):
-        raise ValueError(f"{images.source}: cannot hold out {number} of {len(images)} images")
-    order = np.random.default_rng(0).permutation(len(images))
-    parts = []
-    for name, rows in (("without", order[number:]), ("held out", order[:number])):
-        rows = np.sort(rows)
-        parts.append(
-            ImageArrays(
-                f"{images.source} {name} {number}",
-                images.class_map,
-                images.pixels[rows],
-                images.labels[rows],
-            )
+    kept, held = held_out_rows(len(images), number, images.source)
+    without, alone = (
+        ImageArrays(
+            f"{images.source} {name} {number}",
+            images.class_map,
+            images.pixels[rows],
+            images.labels[rows],
         )
-    return parts[0], parts[1]
+        for name, rows in (("without", kept), ("held out", held))
+    )
+    return without, alone
 
 
 def _cifar_names(path: Path) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from detres.class_map import ClassMap
 from detres.console import one_line, shown
-from detres.detection.annotations import Annotations, offsets_of
+from detres.detection.annotations import Annotations, NoTruthError, offsets_of
 from detres.detection.data.box_policy import (
     LARGEST_SIDE,
     OTHER_CLASS,
@@ -38,6 +38,7 @@ def read_coco(
     classes: Sequence[str] | None = None,
     box_policy: BoxPolicy = "drop",
     outside: Outside = "error",
+    may_lack_truth: bool = False,
 ) -> Annotations:
     """Read a COCO detection file; labels 1..K follow the rising category ids, source ids stay as
     they are.
@@ -53,15 +54,19 @@ def read_coco(
     not finite is the box's, counted. Images without annotations stay. An annotation id that is
     missing, or taken by an earlier annotation, is replaced by a new one and counted as "renumbered
     annotation id". No annotations at all: boxes are (0, 4); `require_objects` is the check.
+    may_lack_truth: whether the file may be of a test set, as COCO's image_info files are, in which
+    annotations are missing, null or an empty list: the result is then one without truth.
 
     Raises FileNotFoundError for the file, and what locate raises for the folder and the images;
-    AnnotationError for: not JSON, not COCO, an image id or file name listed twice, an annotation of
+    NoTruthError for a file without annotations that may not lack them; AnnotationError for: not
+    JSON, not COCO, an image id or file name listed twice, an annotation of
     an unknown image or category, a bbox that is not four numbers, a flag that is none, a side
     beyond LARGEST_SIDE, an unknown class name.
     """
     path = Path(annotation_file)
-    content = _load(path)
+    content = _load(path, may_lack_truth)
     images, annotations = content["images"], content["annotations"]
+    lacks_truth = may_lack_truth and not annotations
     categories = _integers(annotations, "category_id", path, "annotations")
     class_map, notes = _class_map(content["categories"], categories, classes, path)
     category_ids = _integers(content["categories"], "id", path, "categories")
@@ -129,6 +134,7 @@ def read_coco(
         dropped={reason: count for reason, count in (dropped | reasons).items() if count},
         sides=sides,
         notes=tuple(notes),
+        without_truth=f"{path.name} has no annotations" if lacks_truth else None,
     )
 
 
@@ -161,7 +167,7 @@ def _labels(categories: np.ndarray, class_map: ClassMap) -> np.ndarray:
     return np.where(source_ids[indices] == categories, label_of(indices), 0)
 
 
-def _load(path: Path) -> dict:
+def _load(path: Path, may_lack_truth: bool) -> dict:
     try:
         content = read_json(path, "annotation file")
     except (TextError, JsonError) as error:
@@ -175,6 +181,14 @@ def _load(path: Path) -> dict:
         raise AnnotationError(
             f"{path} is not COCO annotations: expected an object with images, annotations and "
             f"categories, found {what}"
+        )
+    of_test_set = content.get("annotations") is None and {"images", "categories"} <= content.keys()
+    if of_test_set and may_lack_truth:
+        content["annotations"] = []
+    elif of_test_set:
+        raise NoTruthError(
+            f"{path} is not COCO annotations: it has no 'annotations', as the file of a test set, "
+            "whose objects are not known; such images can be neither trained nor evaluated on"
         )
     for key in ("images", "annotations", "categories"):
         if key not in content:

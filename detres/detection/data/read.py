@@ -7,14 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from detres.class_map import LISTED_CLASSES
+from detres.class_map import LISTED_CLASSES, ClassMap
 from detres.detection.annotations import Annotations
-from detres.detection.config import DataConfig
+from detres.detection.config import SPLITS, DataConfig
 from detres.detection.data.box_policy import BoxPolicy
 from detres.detection.data.coco import read_coco
 from detres.detection.data.shapes import ensure_shapes
 from detres.detection.data.voc import read_voc
+from detres.held_out import held_out_rows
 from detres.user_files import tidied
+
+
+class NoSplitError(ValueError):
+    """A split that a configuration does not say the place of."""
 
 
 def read_split(data: DataConfig, split: str, *, box_policy: BoxPolicy | None = None) -> Annotations:
@@ -22,22 +27,86 @@ def read_split(data: DataConfig, split: str, *, box_policy: BoxPolicy | None = N
 
     box_policy: by default the configuration's for train; ground truth for evaluation is kept as it
     stands ("keep"), so that the numbers are those of the official tools. Classes without an object
-    to learn from are noted. Raises what the readers raise, ValueError when held-out images of
-    several files or folders have the same ids: results could not refer to them.
+    to learn from are noted. With hold_out, train is without these images, and val is these. Raises
+    what the readers raise, ValueError when held-out images of several files or folders have the
+    same ids: results could not refer to them.
     """
     policy = box_policy or (data.box_policy if split == "train" else "keep")
-    annotations = _read(data, split, policy)
+    annotations = _read_part(data, split, policy)
     if split == "train":
         return _with_empty_classes_noted(annotations)
+    _require_own_ids(annotations)
+    return annotations
+
+
+def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotations:
+    """Read the `split` ("train", "val" or "test") of a data configuration whose root is settled,
+    for a detector of the classes `class_map`: ground truth as it stands, and in "test", where it is
+    not known, the images alone (Annotations.without_truth).
+
+    The result has the classes of its files; those of `class_map` where a test set in VOC's layout
+    tells none. Raises NoSplitError for one that is not configured, and as `read_split` does.
+    """
+    configured = [name for name in SPLITS if getattr(data, name)]
+    if data.format == "shapes":
+        configured = ["train", "val"]
+    elif data.hold_out:
+        configured.append("val")
+    if split not in configured:
+        raise NoSplitError(
+            f"data.{split} is not given, so there is no split {split}; there is "
+            f"{', '.join(configured)}"
+        )
+    annotations = _read_part(data, split, "keep", class_map.names)
+    _require_own_ids(annotations)
+    return annotations
+
+
+def trained_on(trained: DataConfig, data: DataConfig, split: str) -> list[str]:
+    """Return those entries of a `split` of `data` that `trained` trains on: the same files and
+    lists at the same place, in VOC's layout also train and val of a trainval; no file is read.
+
+    Both with their roots settled. Of train itself, of images held out and of shapes: none.
+    """
+    if "shapes" in (trained.format, data.format) or split == "train":
+        return []
+    known = {path for entry in trained.train for path in _places(trained, entry, whole=True)}
+    return [entry for entry in getattr(data, split) if known & _places(data, entry, whole=False)]
+
+
+def _places(data: DataConfig, entry: str, *, whole: bool) -> set[Path]:
+    """The paths that an entry may stand for; whole: with those of the lists it is made of."""
+    root = Path(data.root or "")
+    if data.format == "coco":
+        return {tidied(root / entry)}
+    year, _, name = entry.rpartition("/")
+    names = [name, "train", "val"] if whole and name == "trainval" else [name]
+    folders = [root / year, root / f"VOC{year}"] if year else [root]
+    return {tidied(folder) / each for folder in folders for each in names}
+
+
+def _require_own_ids(annotations: Annotations) -> None:
     if annotations.told_apart:
         raise ValueError(
             f"{annotations.source} have the same image ids, and results of held-out images refer "
             "to the ids of one: number or name the images otherwise, or evaluate on one alone"
         )
-    return annotations
 
 
-def _read(data: DataConfig, split: str, policy: BoxPolicy) -> Annotations:
+def _read_part(
+    data: DataConfig, split: str, policy: BoxPolicy, names: tuple[str, ...] = ()
+) -> Annotations:
+    """A split, val and train told apart where images of the latter are held out."""
+    if not data.hold_out or split == "test":
+        return _read(data, split, policy, names)
+    whole = _read(data, "train", policy, names)
+    kept, held = held_out_rows(len(whole), data.hold_out, whole.source)
+    if split == "train":
+        return whole.subset(kept, f"{whole.source} without {data.hold_out}")
+    return whole.subset(held, f"{whole.source} held out {data.hold_out}")
+
+
+def _read(data: DataConfig, split: str, policy: BoxPolicy, names: tuple[str, ...]) -> Annotations:
     if data.format == "shapes":
         cache = Path(data.root) if data.root else None
         root = ensure_shapes(cache, num_train=data.shapes_train, num_val=data.shapes_val)
@@ -45,8 +114,14 @@ def _read(data: DataConfig, split: str, policy: BoxPolicy) -> Annotations:
         return read_coco(file, folder, classes=data.classes, box_policy=policy)
     root = Path(data.root)
     if data.format == "voc":
-        splits = list(getattr(data, split))
-        return read_voc(root, splits, classes=data.classes, box_policy=policy)
+        return read_voc(
+            root,
+            list(getattr(data, split)),
+            classes=data.classes,
+            box_policy=policy,
+            may_lack_truth=split == "test",
+            names=names,
+        )
     files, folders = getattr(data, split), getattr(data, f"{split}_images")
     parts = [
         read_coco(
@@ -55,6 +130,7 @@ def _read(data: DataConfig, split: str, policy: BoxPolicy) -> Annotations:
             classes=data.classes,
             box_policy=policy,
             outside=data.outside,
+            may_lack_truth=split == "test",
         )
         for file, folder in zip(files, folders, strict=True)
     ]

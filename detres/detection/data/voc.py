@@ -27,7 +27,7 @@ from detres.detection.data.box_policy import (
 )
 from detres.detection.data.doubts import doubts
 from detres.detection.structures import label_of
-from detres.images.decode import IMAGE_SUFFIXES
+from detres.images.decode import IMAGE_SUFFIXES, read_size
 from detres.images.locate import Spellings, require_usable, respelled
 from detres.user_files import TextError, fault_of, is_hidden, read_text, require_file
 from detres.values import FLAG, flag_of, integer_of, number_of
@@ -40,7 +40,7 @@ VOC_CLASSES = (
 """The twenty classes of PASCAL VOC in its own order, which its own folders keep whichever of them
 occur.
 """
-_VOC_YEAR = re.compile(r"VOC\d{4}")
+VOC_YEAR = re.compile(r"VOC\d{4}")
 
 
 def read_voc(
@@ -50,6 +50,8 @@ def read_voc(
     classes: Sequence[str] | None = None,
     box_policy: BoxPolicy = "drop",
     check_images: bool = True,
+    may_lack_truth: bool = False,
+    names: Sequence[str] = (),
 ) -> Annotations:
     """Read one or more splits of data in the VOC layout; image ids are file stems, behind their
     folder ("VOC2007/000001") where folders share some, source ids are 1..K.
@@ -82,21 +84,24 @@ def read_voc(
         raise AnnotationError(f"{root}: no split is given")
     folders = list(dict.fromkeys(image.folder for image in images))
     xml_files = _xml_files(folders)
+    lacking = _matched(images, xml_files)[2] if may_lack_truth else []
+    if lacking:
+        found = _names_of(_read_all(xml_files).values(), folders, names)
+        without_truth = (
+            f"{len(lacking)} of {len(images)} have no XML file in Annotations, such as "
+            f"{shortened(lacking[0].stem)}"
+        )
+        class_map = _class_map(found, classes, str(root))
+        return _read_images(images, folders, source, class_map, without_truth)
     images, notes = _respell(images, xml_files, "annotation", source)
     _require_once(images, source)
-    image_ids, told_apart = _image_ids(images, folders)
-    if told_apart:
-        notes.append(
-            f"image ids are told apart by their folder: {len(folders)} folders have some of the "
-            "same file names"
-        )
+    image_ids, told_apart, said = _image_ids(images, folders)
+    notes += said
     files = [image.stem for image in images]
     if check_images:
-        files, respelled_images = _files_of(images, folders, source)
-        notes += respelled_images
-    records = {
-        path: _read_xml(path) for of_folder in xml_files.values() for path in of_folder.values()
-    }
+        _, files, said = _files_of(images, folders, source)
+        notes += said
+    records = _read_all(xml_files)
     class_map = _class_map(_names_of(records.values(), folders), classes, str(root))
 
     own = [records[xml_files[image.folder][image.stem]] for image in images]
@@ -182,27 +187,69 @@ def _require_once(images: list[_Listed], source: str) -> None:
         )
 
 
-def _image_ids(images: list[_Listed], folders: list[Path]) -> tuple[np.ndarray, bool]:
-    """The ids (N,) str of images: their stems, told apart by the folder where
-    folders share some.
+def _image_ids(images: list[_Listed], folders: list[Path]) -> tuple[np.ndarray, bool, list[str]]:
+    """The ids (N,) str of images: their stems, told apart by the folder where folders share some;
+    whether they had to be, and what is to be said about it.
     """
     stems = [image.stem for image in images]
     if len(set(stems)) == len(images):
-        return np.array(stems, dtype=str), False
+        return np.array(stems, dtype=str), False, []
     last = os.path.commonpath(folders)
     named = [f"{image.folder.relative_to(last).as_posix()}/{image.stem}" for image in images]
-    return np.array(named, dtype=str), True
+    note = (
+        f"image ids are told apart by their folder: {len(folders)} folders have some of the same "
+        "file names"
+    )
+    return np.array(named, dtype=str), True, [note]
 
 
 def _files_of(
     images: list[_Listed], folders: list[Path], source: str
-) -> tuple[list[str], list[str]]:
-    """The image file of every image listed, and what is to be said about them."""
+) -> tuple[list[_Listed], list[str], list[str]]:
+    """Every image listed as its file is spelt, that file, and what is to be said about them."""
     found = {folder: _image_files(folder / "JPEGImages") for folder in folders}
     images, notes = _respell(images, found, "image", source)
     files = [found[image.folder][image.stem] for image in images]
     require_usable([(file, fault_of(file)) for file in files], len(files), source)
-    return files, notes
+    return images, files, notes
+
+
+def _read_images(
+    images: list[_Listed],
+    folders: list[Path],
+    source: str,
+    class_map: ClassMap,
+    without_truth: str,
+) -> Annotations:
+    """The images of a test set whose objects are not known, their sizes as their headers tell."""
+    images, files, notes = _files_of(images, folders, source)
+    _require_once(images, source)
+    image_ids, told_apart, said = _image_ids(images, folders)
+    return Annotations(
+        source=source,
+        class_map=class_map,
+        image_ids=image_ids,
+        image_files=np.array(files, dtype=str),
+        image_sizes=np.array([read_size(file) for file in files], np.int32),
+        offsets=offsets_of(np.zeros(0, np.int64), len(images)),
+        boxes=np.zeros((0, 4)),
+        labels=np.zeros(0, np.int64),
+        areas=np.zeros(0),
+        crowd=np.zeros(0, bool),
+        difficult=np.zeros(0, bool),
+        ids=np.zeros(0, np.int64),
+        dropped={},
+        notes=(*notes, *said),
+        told_apart=told_apart,
+        without_truth=without_truth,
+    )
+
+
+def _read_all(xml_files: dict[Path, dict[str, Path]]) -> dict[Path, _Record]:
+    """What every XML file says."""
+    return {
+        path: _read_xml(path) for of_folder in xml_files.values() for path in of_folder.values()
+    }
 
 
 def _xml_files(folders: list[Path]) -> dict[Path, dict[str, Path]]:
@@ -215,18 +262,19 @@ def _xml_files(folders: list[Path]) -> dict[Path, dict[str, Path]]:
     }
 
 
-def _respell(
-    images: list[_Listed],
-    found: dict[Path, dict[str, Path | str]],
-    what: str,
-    source: str,
-) -> tuple[list[_Listed], list[str]]:
-    """Every image listed with its stem as it is `found`, and what is to be said about
-    it; raises FileNotFoundError for stems that are not there in any spelling.
+Found = dict[Path, dict[str, Path | str]]
+"""Folder -> stem -> file."""
+
+
+def _matched(
+    images: list[_Listed], found: Found
+) -> tuple[list[_Listed], list[tuple[str, str]], list[_Listed]]:
+    """Every image listed with its stem as it is `found`; (listed, found) of those that are spelt
+    otherwise; and those that are not there in any spelling, as they are listed.
     """
     missing = {row for row, image in enumerate(images) if image.stem not in found[image.folder]}
     if not missing:
-        return images, []
+        return images, [], []
     spellings = {folder: Spellings(stems) for folder, stems in found.items()}
     images, lost, pairs = list(images), [], []
     for row in sorted(missing):
@@ -240,6 +288,16 @@ def _respell(
         else:
             images[row] = images[row]._replace(stem=spelt)
             pairs.append((stem, spelt))
+    return images, pairs, lost
+
+
+def _respell(
+    images: list[_Listed], found: Found, what: str, source: str
+) -> tuple[list[_Listed], list[str]]:
+    """Every image listed with its stem as it is `found`, and what is to be said about
+    it; raises FileNotFoundError for stems that are not there in any spelling.
+    """
+    images, pairs, lost = _matched(images, found)
     if lost:
         places = {"image": ("JPEGImages", "*"), "annotation": ("Annotations", "xml")}
         below, suffix = places[what]
@@ -259,11 +317,18 @@ def _respell(
     return images, respelled(pairs, len(images), what)
 
 
-def _names_of(records: Iterable[_Record], folders: list[Path]) -> tuple[str, ...]:
-    """The classes of all records: VOC's twenty in its own folders, else those found, sorted."""
+def _names_of(
+    records: Iterable[_Record], folders: list[Path], known: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """The classes of all records: VOC's twenty in its own folders, else those found, sorted.
+
+    known: those of a test set without truth, of which the records may tell a few or none.
+    """
     names = {item.name for record in records for item in record.objects}
-    its_own = all(_VOC_YEAR.fullmatch(folder.resolve().name) for folder in folders)
-    return VOC_CLASSES if names and its_own and names <= set(VOC_CLASSES) else tuple(sorted(names))
+    its_own = all(VOC_YEAR.fullmatch(folder.resolve().name) for folder in folders)
+    if its_own and (names or known is not None) and names <= set(VOC_CLASSES):
+        return VOC_CLASSES
+    return tuple(known) if known and names <= set(known) else tuple(sorted(names))
 
 
 def _continuous(objects: list[_Object], box_policy: BoxPolicy) -> np.ndarray:
@@ -278,8 +343,11 @@ def _continuous(objects: list[_Object], box_policy: BoxPolicy) -> np.ndarray:
     return xyxy
 
 
-def _read_split(root: Path, split: str) -> list[_Listed]:
-    """Every image of a split."""
+def split_folder(root: Path, split: str) -> tuple[Path, str]:
+    """Return the folder that a split is in, and the name of its list in ImageSets/Main.
+
+    root, split: as `read_voc` takes them. Raises FileNotFoundError where there is no such folder.
+    """
     year, _, name = split.rpartition("/")
     folders = [root / year, root / f"VOC{year}"] if year else [root]
     folder = next((folder for folder in folders if (folder / "ImageSets" / "Main").is_dir()), None)
@@ -289,6 +357,12 @@ def _read_split(root: Path, split: str) -> list[_Listed]:
         raise FileNotFoundError(
             f"split {split}: no folder {folders[0] / 'ImageSets' / 'Main'}{hint}"
         )
+    return folder, name
+
+
+def _read_split(root: Path, split: str) -> list[_Listed]:
+    """Every image of a split."""
+    folder, name = split_folder(root, split)
     path = folder / "ImageSets" / "Main" / f"{name}.txt"
     if fault_of(path) == "does not exist":
         known = ", ".join(sorted(other.stem for other in path.parent.glob("[!.]*.txt")))

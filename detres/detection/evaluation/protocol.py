@@ -39,9 +39,10 @@ def evaluate(
 ) -> DetectionEvaluation:
     """Evaluate predictions by "coco", "voc07" or "voc12".
 
-    iou_thresh: of the VOC protocols, from which a detection is right. Raises what evaluate_coco and
-    evaluate_voc raise.
+    iou_thresh: of the VOC protocols, from which a detection is right. Raises NoTruthError for a
+    test set without truth, and what evaluate_coco and evaluate_voc raise.
     """
+    truth.require_truth()
     if protocol == "coco":
         result = evaluate_coco(truth, predictions)
     else:

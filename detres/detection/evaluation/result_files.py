@@ -297,8 +297,9 @@ def to_voc_results(
     """Return file name -> text of VOC results, one file a class, also for classes without
     detections.
 
-    Pixels are 1-based inclusive again: x1 and y1 gain 1. Scores have 6 decimals, boxes 3, as the
-    official MATLAB code.
+    Pixels are 1-based inclusive again: x1 and y1 gain 1. Boxes have 3 decimals, as the official
+    MATLAB code; scores as many digits as tell them apart (there 6 decimals, which make one of many
+    that are near 1, and AP depends on their order).
     """
     files = {}
     for index, name in enumerate(predictions.class_map.names):
@@ -306,12 +307,17 @@ def to_voc_results(
         rows = rows[np.argsort(-predictions.scores[rows], kind="stable")]
         boxes = predictions.boxes[rows] + np.array((1, 1, 0, 0))
         lines = [
-            f"{predictions.image_ids[row]} {predictions.scores[row]:.6f} "
+            f"{predictions.image_ids[row]} {_decimals(predictions.scores[row])} "
             + " ".join(f"{value:.3f}" for value in box)
             for row, box in zip(rows, boxes, strict=True)
         ]
         files[f"{competition}_det_{split}_{name}.txt"] = "".join(f"{line}\n" for line in lines)
     return files
+
+
+def _decimals(score: np.floating) -> str:
+    """The shortest decimal fraction, of 6 digits or more, that is read as `score` again."""
+    return np.format_float_positional(score, unique=True, min_digits=6)
 
 
 def _ids_in(

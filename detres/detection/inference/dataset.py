@@ -26,9 +26,10 @@ def detect_dataset(
     model: called with an ImageBatch, returns one Detections an image. Its train/eval state is put
     back afterwards. No image or no detection: Predictions of length 0.
     """
-    image_ids, boxes, scores, labels = [], [], [], []
+    seen, image_ids, boxes, scores, labels = [], [], [], [], []
     # disable=None: on a terminal only
     for images, _ in tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=None):
+        seen.extend(images.ids)
         for image_id, found in zip(images.ids, detect_batch(model, images, device), strict=True):
             image_ids.extend([image_id] * len(found))
             boxes.append(found.boxes.numpy())
@@ -40,4 +41,5 @@ def detect_dataset(
         boxes=np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
         scores=np.concatenate([np.zeros(0, np.float32), *scores]),
         labels=np.concatenate([np.zeros(0, np.int64), *labels]),
+        seen=np.asarray(seen),
     )

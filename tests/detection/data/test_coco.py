@@ -12,6 +12,7 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
+from detres.detection.annotations import NoTruthError
 from detres.detection.data.box_policy import AnnotationError
 from detres.detection.data.coco import read_coco
 from detres.detection.structures import index_of
@@ -459,3 +460,40 @@ def test_the_largest_side_is_a_size_and_one_px_more_is_none(tmp_path: Path) -> N
     assert data.image_sizes[0].tolist() == [50, 1_000_000]
     with pytest.raises(AnnotationError, match=r"images\[0\] has width 1000001, expected px up to"):
         read_coco(write(tmp_path, changed("images", 0, width=1_000_001)), None)
+
+
+@pytest.mark.parametrize("annotations", ["missing", None, []])
+def test_a_test_set_has_images_and_classes_without_truth(
+    annotations: object, tmp_path: Path
+) -> None:
+    content = {**CONTENT, "annotations": annotations}
+    if annotations == "missing":
+        del content["annotations"]
+    path = write(tmp_path, content)
+    data = read_coco(path, None, may_lack_truth=True)
+    assert data.without_truth == "instances.json has no annotations"
+    assert data.image_ids.tolist() == [70, 9, 12]
+    assert data.image_sizes.tolist() == [[50, 100], [0, 0], [20, 30]]
+    assert data.class_map.source_ids == (3, 90)
+    assert (data.num_objects, len(data.target(0))) == (0, 0)
+    chosen = read_coco(path, None, may_lack_truth=True, classes=["toothbrush"])
+    assert chosen.class_map.source_ids == (90,)
+    if annotations == []:  # which is a set known to have no object where it is not one for testing
+        assert read_coco(path, None).without_truth is None
+    else:
+        with pytest.raises(NoTruthError, match=r"instances\.json is not COCO .*neither trained"):
+            read_coco(path, None)
+
+
+def test_a_test_set_with_annotations_is_read_as_any_other(tmp_path: Path) -> None:
+    path = write(tmp_path, CONTENT)
+    data, other = read_coco(path, None, may_lack_truth=True), read_coco(path, None)
+    assert data.without_truth is None
+    assert data.boxes.tolist() == other.boxes.tolist()
+
+
+@pytest.mark.parametrize("missing", ["images", "categories"])
+def test_a_test_set_needs_images_and_classes(missing: str, tmp_path: Path) -> None:
+    content = {key: value for key, value in CONTENT.items() if key not in (missing, "annotations")}
+    with pytest.raises(AnnotationError, match=rf"it has no '{missing}'|has no 'annotations'"):
+        read_coco(write(tmp_path, content), None, may_lack_truth=True)

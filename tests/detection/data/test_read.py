@@ -6,7 +6,7 @@ import pytest
 
 from detres.detection.config import DataConfig
 from detres.detection.data.box_policy import AnnotationError
-from detres.detection.data.read import read_split
+from detres.detection.data.read import NoSplitError, read_split, read_to_detect
 from tests.detection.configs import box, coco_config
 from tests.helpers import CLASSES, write_coco
 
@@ -147,3 +147,37 @@ def test_paths_with_dots_are_shown_tidy(tmp_path):
     annotations = read_split(data, "train")
     assert annotations.source == str(tmp_path / "a" / "annotations.json")
     assert annotations.image_files.tolist() == [str(tmp_path / "a" / "images" / "1.jpg")]
+
+
+def test_held_out_images_are_val_and_are_not_trained_on(tmp_path):
+    boxes = [{**box(n), "id": n} for n in range(1, 11)]
+    write_coco(tmp_path, [(50, 60)] * 10, [*boxes, {**box(4, xywh=(5, 5, 0, 9)), "id": 99}])
+    data = coco_config(tmp_path).data
+    data = data.model_copy(update={"val": (), "val_images": (), "hold_out": 3})
+    train, val = read_split(data, "train"), read_split(data, "val")
+    assert (len(train), len(val)) == (7, 3)
+    assert sorted([*train.image_ids, *val.image_ids]) == list(range(1, 11))
+    assert train.source.endswith("annotations.json without 3")
+    assert val.source.endswith("annotations.json held out 3")
+    assert train.num_objects + val.num_objects == 10 + (4 in val.image_ids)  # as it stands in val
+    for part in (train, val):
+        for row, image_id in enumerate(part.image_ids.tolist()):
+            assert part.ids[part.offsets[row]] == image_id
+    with pytest.raises(ValueError, match="cannot hold out 10 of 10 images"):
+        read_split(data.model_copy(update={"hold_out": 10}), "train")
+
+
+def test_a_split_to_detect_in_must_be_configured(tmp_path):
+    write_coco(tmp_path, [(50, 60)], [box(1)])
+    data = coco_config(tmp_path).data
+    with pytest.raises(NoSplitError, match=r"data\.test is not given, .* there is train, val$"):
+        read_to_detect(data, "test", CLASSES)
+    data = data.model_copy(update={"test": data.val, "test_images": data.val_images})
+    test, val = read_to_detect(data, "test", CLASSES), read_split(data, "val")
+    assert test.without_truth is None  # its annotations are known
+    assert test.boxes.tolist() == val.boxes.tolist()
+
+
+def test_ids_of_what_is_detected_in_must_be_those_of_one_file(tmp_path):
+    with pytest.raises(ValueError, match="have the same image ids, and results of held-out"):
+        read_to_detect(two_files(tmp_path), "train", CLASSES)

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 import pytest
 
@@ -512,3 +513,51 @@ def test_the_largest_side_is_a_size_and_one_px_more_is_none(tmp_path: Path) -> N
     assert read(1_000_000).image_sizes.tolist() == [[80, 1_000_000]]
     with pytest.raises(AnnotationError, match="whole px up to 1000000"):
         read(1_000_001)
+
+
+def picture(path: Path, height: int, width: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.zeros((height, width, 3), np.uint8))
+
+
+def test_a_list_of_which_an_image_has_no_xml_is_without_truth(tmp_path: Path) -> None:
+    files = {"a": xml(thing("dog", (1, 1, 9, 9))), "b": xml(thing("cat", (1, 1, 9, 9)))}
+    root = write(tmp_path / "own", files, {"train": "a", "test": "b\nÇ d.JPG\ne"})
+    for stem, size in (("b", (11, 12)), ("Ç d", (13, 14)), ("E", (15, 16))):
+        picture(root / "JPEGImages" / f"{stem}.jpg", *size)
+    data = read_voc(root, ["test"], may_lack_truth=True, names=("cat", "dog", "owl"))
+    assert data.without_truth == "2 of 3 have no XML file in Annotations, such as Ç d.JPG"
+    assert data.image_ids.tolist() == ["b", "Ç d", "E"]
+    assert data.image_sizes.tolist() == [[11, 12], [13, 14], [15, 16]]
+    assert (data.class_map.names, data.num_objects) == (("cat", "dog", "owl"), 0)
+    assert "image files are spelt otherwise than they are listed" in data.notes[0]
+    assert read_voc(root, ["train"], may_lack_truth=True).without_truth is None
+    # the classes of its files, where those of the detector do not hold them
+    other = read_voc(root, ["test"], may_lack_truth=True, names=("dog",))
+    assert other.class_map.names == ("cat", "dog")
+    some = read_voc(root, ["test"], may_lack_truth=True, names=("cat", "dog"), classes=["dog"])
+    assert some.class_map.names == ("dog",)
+    with pytest.raises(FileNotFoundError, match="2 annotation files missing"):
+        read_voc(root, ["test"])
+
+
+def test_a_test_set_that_tells_no_class_needs_them_given(tmp_path: Path) -> None:
+    root = write(tmp_path / "own", {}, {"test": "a"})
+    picture(root / "JPEGImages" / "a.jpg", 5, 6)
+    assert read_voc(root, ["test"], may_lack_truth=True, names=("owl",)).class_map.names == ("owl",)
+    with pytest.raises(AnnotationError, match="no object in any annotation file, so there are no"):
+        read_voc(root, ["test"], may_lack_truth=True)
+    its_own = root.rename(tmp_path / "VOC2012")
+    data = read_voc(its_own, ["test"], may_lack_truth=True, names=("owl",))
+    assert data.class_map.names == VOC_CLASSES
+
+
+def test_a_test_image_that_is_listed_twice_or_in_two_folders(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        write(tmp_path / folder, {}, {"test": "a", "twice": "a\na.jpg"})
+        picture(tmp_path / folder / "JPEGImages" / "a.jpg", 5, 6)
+    with pytest.raises(AnnotationError, match="image a is listed twice"):
+        read_voc(tmp_path / "x", ["twice"], may_lack_truth=True, names=("owl",))
+    both = read_voc(tmp_path, ["x/test", "y/test"], may_lack_truth=True, names=("owl",))
+    assert (both.image_ids.tolist(), both.told_apart) == (["x/a", "y/a"], True)
+    assert "told apart by their folder" in both.notes[0]

@@ -527,3 +527,17 @@ def test_many_records_of_both_formats(tmp_path: Path) -> None:
         write(tmp_path / name, text)
     assert len(read_coco_results(path, truth)[0]) == num
     assert len(read_voc_results(tmp_path, truth)[0]) == num
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_near_one_stay_apart_in_voc_files(seed: int) -> None:
+    steps = np.random.default_rng(seed).permutation(100)
+    scores = (np.float32(1) - steps.astype(np.float32) * np.float32(2**-24)).tolist()
+    scores += [1e-7, 0.1, float(np.float32(0.1))]
+    rows = [(f"i{n}", 1, score, (0, 0, 9, 9)) for n, score in enumerate(scores)]
+    for kind in (np.float32, np.float64):
+        given = dataclasses.replace(predictions_of(rows), scores=np.array(scores, kind))
+        text = to_voc_results(given, split="val")["comp4_det_val_cat.txt"]
+        found = {line.split()[0]: line.split()[1] for line in text.splitlines()}
+        assert [kind(found[f"i{n}"]) for n in range(len(rows))] == given.scores.tolist()
+        assert all(re.fullmatch(r"[01]\.\d{6,}", score) for score in found.values())

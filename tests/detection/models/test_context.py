@@ -126,3 +126,20 @@ def test_no_region_and_no_sizes(detector):
         detector.roi_head(features, [random_boxes(2, 60)] * 2)
     without = detector(make_batch([(64, 64)]), [make_target(none[0], [])], [none[0]]).terms()
     assert [value.item() for value in without.values()] == [0, 0]
+
+
+@torch.inference_mode()
+def test_it_goes_with_fc6_and_fc7_too():
+    tree = {
+        **TINY,
+        "backbone": {"name": "vgg16", "fc_width": 24, "freeze_at": 0},
+        "roi": {"pool": "roi_pool", "pool_size": 7, "context": True},
+    }
+    detector = build_detector(check(ModelConfig, tree, "test"), 4).eval()
+    assert detector.roi_head.predictor.cls_score.in_features == 48
+    images, rois = make_batch([(64, 101)]), [random_boxes(4, 60)]
+    logits, _ = detector.roi_head(detector.features(images), rois, images.sizes)
+    whole = regions_alone(detector, images, 0, torch.tensor([[0.0, 0, 101, 64]]))
+    own = regions_alone(detector, images, 0, rois[0])
+    expected, _ = detector.roi_head.predictor(torch.cat((own, whole.expand(4, -1)), dim=1))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)

@@ -5,6 +5,7 @@ import torch
 from torchvision import ops
 
 from detres.detection.models.roi_pool import RoIPooler, roi_align
+from detres.detection.structures import FeatureMap
 from tests.helpers import random_boxes, whole_map
 
 
@@ -88,6 +89,29 @@ def test_roi_pool_is_torchvisions():
     ordered = torch.cat([rois[rois[:, 0] == n] for n in range(2)])
     pooled = make_pooler(kind="roi_pool", sampling_ratio=0)({"conv4": whole_map(feature)}, lists)
     torch.testing.assert_close(pooled, ops.roi_pool(feature, ordered, 3, 1 / 16))
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("kind", ["roi_pool", "roi_align", "roi_align_aligned"])
+def test_a_padded_map_is_pooled_from_each_images_own_cells(kind, sampling_ratio):
+    sizes = ((10, 7), (6, 12), (10, 12))
+    values = torch.full((3, 4, 10, 12), torch.nan)
+    for n, (height, width) in enumerate(sizes):
+        values[n, :, :height, :width] = torch.randn((4, height, width))
+    values.requires_grad_()
+    rois = [random_boxes(count, 200) for count in (9, 0, 7)]
+    pooler = make_pooler(kind=kind, sampling_ratio=sampling_ratio)
+    together = pooler({"conv4": FeatureMap(values, sizes)}, rois)
+    alone = [
+        pooler({"conv4": whole_map(values[n : n + 1, :, :height, :width])}, [rois[n]])
+        for n, (height, width) in enumerate(sizes)
+    ]
+    assert together.shape == (16, 4, 3, 3)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=0)
+    upstream = torch.randn_like(together)
+    (gradient,) = torch.autograd.grad(together, values, upstream)
+    (expected,) = torch.autograd.grad(torch.cat(alone), values, upstream)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_adaptive_sampling_goes_to_the_operator():

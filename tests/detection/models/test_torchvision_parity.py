@@ -40,6 +40,14 @@ def torchvision_config(name: str, width: int) -> ModelConfig:
     return check(ModelConfig, json.loads(json.dumps(tree)), "test")
 
 
+def vgg_config() -> ModelConfig:
+    tree = torchvision_config("resnet18", 256).model_dump(mode="json")
+    tree["backbone"] = {"name": "vgg16", "freeze_at": 0}
+    tree["rpn"]["width"] = 512
+    tree["roi"].update(pool="roi_pool", dropout=0)
+    return check(ModelConfig, tree, "test")
+
+
 def settle(detector: nn.Module) -> None:
     """Give the random network sane activations and the predictor opinions, so that there is
     something to compare.
@@ -51,6 +59,9 @@ def settle(detector: nn.Module) -> None:
             module.running_mean.normal_(0, 0.05, generator=generator)
             with torch.no_grad():
                 module.weight.uniform_(0.4, 0.6, generator=generator)
+    for module in detector.backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias, std=0.02, generator=generator)
     with torch.no_grad():
         for layer, std in (
             (detector.rpn.head.objectness, 0.05),
@@ -124,10 +135,13 @@ def cropped(images: ImageBatch, targets: list[Target]) -> tuple[ImageBatch, list
     )
 
 
-@pytest.mark.parametrize(("name", "width"), [("resnet18", 256), ("resnet50", 1024)])
-def test_same_proposals_detections_and_losses(name, width, batches):
+@pytest.mark.parametrize(
+    "config",
+    [torchvision_config("resnet18", 256), torchvision_config("resnet50", 1024), vgg_config()],
+    ids=lambda config: config.backbone.name,
+)
+def test_same_proposals_detections_and_losses(config, batches):
     """Image by image: torchvision computes in the padding of a batch of several sizes."""
-    config = torchvision_config(name, width)
     ours = build_detector(config, 80)
     settle(ours)
     theirs = TorchvisionParts(config, 80)

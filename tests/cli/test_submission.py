@@ -1,0 +1,400 @@
+"""eval --split and --submission: a detector of official folders, and what a test server takes."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from detres.class_map import ClassMap
+from detres.cli import eval as evaluate
+from detres.cli import submission, train_det
+from detres.config import check
+from detres.detection.build import build_detector
+from detres.detection.config import DetectionConfig
+from detres.detection.data.voc import VOC_CLASSES
+from detres.detection.weights_file import save_detector
+from tests.cli.conftest import FinishedRun, read_json, snapshot
+from tests.detection.configs import TINY
+from tests.detection.official import COCO_CLASSES, VOC_LISTS, write_coco, write_voc, write_xml
+
+VOC = ClassMap.of_names(VOC_CLASSES)
+COCO = ClassMap(tuple(COCO_CLASSES.values()), tuple(COCO_CLASSES))
+VOC_DATA = {
+    "format": "voc",
+    "train": ["2007/trainval", "2007/test", "2012/trainval"],
+    "hold_out": 2,
+    "test": ["2012/test"],
+    "workers": 0,
+}
+COCO_DATA = {
+    "format": "coco",
+    "train": ["annotations/instances_train2014.json"],
+    "train_images": ["train2014"],
+    "val": ["annotations/instances_val2014.json"],
+    "val_images": ["val2014"],
+    "test": ["annotations/image_info_test-dev2015.json"],
+    "test_images": ["test2015"],
+    "workers": 0,
+}
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("official")
+    write_voc(root / "VOCdevkit")
+    write_coco(root / "coco")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _fresh_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def weights_of(root: Path, data: dict, class_map: ClassMap, **evaluation: str) -> Path:
+    """Write a detector that has learned nothing and finds seven things in every image."""
+    model = {**TINY, "roi": {**TINY["roi"], "score_thresh": 0.0}}
+    tree = {
+        "name": "tiny",
+        "data": {**data, "root": str(root)},
+        "model": model,
+        "train": {"steps": 1},
+        "eval": evaluation,
+    }
+    config = check(DetectionConfig, tree, "test")
+    torch.manual_seed(0)
+    detector = build_detector(config.model, len(class_map))
+    path = Path("runs") / "tiny_net" / "best.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_detector(path, detector, config, class_map, step=0)
+    return path
+
+
+@pytest.fixture
+def voc(official: Path) -> Path:
+    return weights_of(official / "VOCdevkit", VOC_DATA, VOC, protocol="voc12")
+
+
+@pytest.fixture
+def coco(official: Path) -> Path:
+    return weights_of(official / "coco", COCO_DATA, COCO)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function: flags -> what the command printed on standard output, or, where it ended
+    otherwise than `status`, on standard error.
+    """
+
+    def call(*flags: str | Path, status: int = 0) -> str:
+        assert evaluate.main([*map(str, flags), "--device", "cpu"]) == status
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return printed.err if status else printed.out
+
+    return call
+
+
+@pytest.fixture
+def nothing_detects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be refused before detecting, which takes hours, is."""
+
+    def detect(*_: object) -> None:
+        raise AssertionError("it detects")
+
+    monkeypatch.setattr(evaluate, "detect_dataset", detect)
+
+
+def test_2012_test_as_vocs_server_takes_it(voc: Path, run: Run) -> None:
+    printed = run("--weights", voc, "--split", "test", "--submission", "sub")
+    assert "14 detections in 2 images for the test server: sub/results.tar.gz" in printed
+    assert "2 images; their objects are not known: 1 of 2 have no XML file" in printed
+    assert printed.endswith("14 detections, not evaluated here\n")
+    with tarfile.open("sub/results.tar.gz") as tar:
+        names = tar.getnames()
+        lines = [line for name in names for line in tar.extractfile(name).read().splitlines()]
+    assert sorted(names) == sorted(
+        f"results/VOC2012/Main/comp4_det_test_{name}.txt" for name in VOC_CLASSES
+    )
+    assert {line.split()[0].decode() for line in lines} == set(VOC_LISTS["VOC2012"]["test"])
+    assert len(lines) == 14
+    assert sorted(path.name for path in Path("sub").iterdir()) == ["results", "results.tar.gz"]
+
+
+def test_test_dev_as_cocos_server_takes_it(coco: Path, run: Run) -> None:
+    printed = run(
+        "--weights", coco, "--split", "test", "--submission", "sub", "--save-detections", "d.json"
+    )
+    name = "detections_test-dev2015_tiny_net_results"
+    assert f"21 detections in 3 images for the test server: sub/{name}.zip" in printed
+    records = json.loads(Path("sub", f"{name}.json").read_text())
+    assert {record["image_id"] for record in records} == {1, 14, 27}
+    assert {record["category_id"] for record in records} <= set(COCO_CLASSES)
+    assert records == read_json(Path("d.json"))
+    with zipfile.ZipFile(f"sub/{name}.zip") as archive:
+        assert json.loads(archive.read(f"{name}.json")) == records
+
+
+def test_a_known_set_is_written_and_evaluated(coco: Path, run: Run) -> None:
+    flags = ("--weights", coco, "--split", "val")
+    alone = run(*flags, "--json", "alone.json")
+    printed = run(*flags, "--json", "both.json", "--submission", "sub")
+    assert read_json(Path("both.json")) == read_json(Path("alone.json"))
+    assert printed.endswith(alone)
+    file = Path("sub") / "detections_val2014_tiny_net_results.json"
+    found = run(
+        "--detections",
+        file,
+        *("--annotations", Path(read_root(coco)) / "annotations" / "instances_val2014.json"),
+        *("--json", "again.json"),
+    )
+    assert "2 images" in found
+    assert read_json(Path("again.json")) == read_json(Path("alone.json"))
+
+
+def read_root(weights: Path) -> str:
+    from_file = evaluate.load_detector(weights)[1]
+    return from_file.data.root
+
+
+def test_train_is_evaluated_as_it_stands_and_val_without_the_flag(coco: Path, run: Run) -> None:
+    assert "instances_train2014.json: 3 images" in run("--weights", coco, "--split", "train")
+    assert run("--weights", coco) == run("--weights", coco, "--split", "val")
+
+
+@pytest.mark.parametrize("more", [(), ("--json", "n.json"), ("--iou", "0.4")])
+@pytest.mark.usefixtures("nothing_detects")
+def test_numbers_of_a_set_without_truth_are_refused(more: tuple, voc: Path, run: Run) -> None:
+    error = run("--weights", voc, "--split", "test", *more, status=2)
+    assert error.count("\n") == 1
+    assert "2012/test cannot be evaluated, the objects in its images are not known: 1 of 2" in error
+    assert error.endswith(
+        "such as 2008_000002: with --weights, --split test --submission DIR writes what its test "
+        "server takes\n"
+    )
+
+
+@pytest.mark.usefixtures("nothing_detects")
+def test_numbers_are_not_promised_beside_a_submission(voc: Path, run: Run) -> None:
+    for more in (("--json", "n.json"), ("--protocol", "voc12"), ("--iou", "0.5")):
+        flags = ("--weights", voc, "--split", "test", "--submission", "sub", *more)
+        error = run(*flags, status=2)
+        assert f"{more[0]} goes with numbers, and" in error
+        assert error.endswith("such as 2008_000002. Leave it out\n")
+    assert not Path("sub").exists()
+
+
+def test_results_of_a_test_set_are_not_evaluated(coco: Path, run: Run) -> None:
+    info = Path(read_root(coco)) / "annotations" / "image_info_test-dev2015.json"
+    Path("found.json").write_text("[]")
+    error = run("--detections", "found.json", "--annotations", info, status=2)
+    assert "it has no 'annotations', as the file of a test set" in error
+    assert "--split test --submission DIR" in error
+
+
+@pytest.mark.usefixtures("nothing_detects")
+def test_a_folder_with_files_is_refused_before_anything(voc: Path, run: Run) -> None:
+    Path("sub").mkdir()
+    Path("sub", "mine").write_text("mine")
+    before = snapshot(Path("sub"))
+    error = run("--weights", voc, "--split", "test", "--submission", "sub", status=2)
+    assert error == (
+        "error: sub already holds files and is left as it is: give another folder with "
+        "--submission\n"
+    )
+    assert snapshot(Path("sub")) == before
+    Path("file").write_text("mine")
+    for taken in ("file", "file/below"):
+        error = run("--weights", voc, "--split", "test", "--submission", taken, status=2)
+        assert "is a file: give another folder with --submission" in error
+    assert Path("file").read_text() == "mine"
+
+
+def test_an_empty_folder_serves(voc: Path, run: Run) -> None:
+    Path("a", "sub").mkdir(parents=True)
+    run("--weights", voc, "--split", "test", "--submission", "a/sub")
+    assert Path("a/sub/results.tar.gz").is_file()
+    assert [path.name for path in Path("a").iterdir()] == ["sub"]
+
+
+@pytest.mark.usefixtures("nothing_detects")
+def test_other_classes_than_the_sets_are_refused(official: Path, run: Run) -> None:
+    twelve = ClassMap.of_names(VOC_CLASSES[:12])
+    weights = weights_of(official / "VOCdevkit", VOC_DATA, twelve)
+    error = run("--weights", weights, "--split", "test", "--submission", "sub", status=2)
+    assert "the class lists differ" in error
+    assert "best.safetensors (12)" in error
+    few = ClassMap(COCO.names[:3], COCO.source_ids[:3])
+    weights = weights_of(official / "coco", COCO_DATA, few)
+    error = run("--weights", weights, "--split", "test", "--submission", "sub", status=2)
+    assert "image_info_test-dev2015.json (4): 1=person" in error
+    assert not Path("sub").exists()
+
+
+def test_classes_that_are_chosen_are_the_sets(official: Path, run: Run) -> None:
+    chosen = ClassMap.of_names(("person", "dog"))
+    data = {**VOC_DATA, "classes": list(chosen.names)}
+    weights = weights_of(official / "VOCdevkit", data, chosen)
+    run("--weights", weights, "--split", "test", "--submission", "sub")
+    assert {path.name for path in Path("sub/results/VOC2012/Main").iterdir()} == {
+        "comp4_det_test_person.txt",
+        "comp4_det_test_dog.txt",
+    }
+
+
+def test_a_folder_of_ones_own_without_any_annotation(official: Path, run: Run) -> None:
+    names = ClassMap.of_names(("cup", "mug"))
+    own = Path("photos")
+    for stem in ("a", "b"):
+        (own / "JPEGImages").mkdir(parents=True, exist_ok=True)
+        source = official / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg"
+        (own / "JPEGImages" / f"{stem}.jpg").write_bytes(source.read_bytes())
+    (own / "ImageSets" / "Main").mkdir(parents=True)
+    (own / "ImageSets" / "Main" / "later.txt").write_text("a\nb\n")
+    data = {"format": "voc", "train": ["train"], "val": ["val"], "test": ["later"], "workers": 0}
+    weights = weights_of(own.absolute(), data, names)
+    run("--weights", weights, "--split", "test", "--submission", "sub")
+    main = Path("sub/results/photos/Main")
+    assert sorted(path.name for path in main.iterdir()) == [
+        "comp4_det_later_cup.txt",
+        "comp4_det_later_mug.txt",
+    ]
+    write_xml_of(own, "a", "mug")  # which tells of one of the two classes
+    run("--weights", weights, "--split", "test", "--submission", "sub2")
+    write_xml_of(own, "a", "glass")
+    error = run("--weights", weights, "--split", "test", "--submission", "sub3", status=2)
+    assert "the class lists differ" in error
+
+
+def write_xml_of(folder: Path, stem: str, name: str) -> None:
+    (folder / "Annotations").mkdir(exist_ok=True)
+    write_xml(folder, stem, name, (41, 61, (1, 1, 20, 20)))
+
+
+def test_sets_that_were_trained_on_are_said(official: Path, run: Run) -> None:
+    data = {**VOC_DATA, "hold_out": 0, "val": ["VOC2007/test"], "test": ["2012/train"]}
+    weights = weights_of(official / "VOCdevkit", data, VOC)
+    assert f"note: {weights} was trained on VOC2007/test: its numbers" in run("--weights", weights)
+    lists = official / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main"
+    (lists / "train.txt").write_text("2008_000001")
+    assert "was trained on 2012/train:" in run("--weights", weights, "--split", "test")
+    held = weights_of(official / "VOCdevkit", VOC_DATA, VOC)
+    assert "was trained on" not in run("--weights", held)
+    coco = weights_of(official / "coco", COCO_DATA, COCO)
+    for split in ("val", "train"):
+        assert "was trained on" not in run("--weights", coco, "--split", split)
+    both = {**COCO_DATA, "train": COCO_DATA["val"] + COCO_DATA["train"]}
+    both["train_images"] = ["val2014", "train2014"]
+    coco = weights_of(official / "coco", both, COCO)
+    assert "was trained on annotations/instances_val2014.json:" in run("--weights", coco)
+    gone = weights_of(Path("gone").absolute(), data, VOC)
+    assert "was trained on" not in run("--weights", gone, "--data", official / "VOCdevkit")
+
+
+@pytest.mark.usefixtures("nothing_detects")
+def test_sets_that_no_server_has_are_refused(official: Path, run: Run) -> None:
+    for change, split, message in (
+        ({}, "val", "val is part of data.train (data.hold_out=2), and no server has it"),
+        ({"test": ["2007/test", "2012/test"]}, "test", "--set data.test=[2007/test]"),
+        ({"hold_out": 0, "val": ["2007/test"]}, "train", "data.train has 3: give one of them"),
+        ({"test": []}, "test", "there is no split test; there is train, val: a config"),
+    ):
+        weights = weights_of(official / "VOCdevkit", {**VOC_DATA, **change}, VOC)
+        flags = ("--weights", weights, "--split", split, "--submission", "sub")
+        assert message in run(*flags, status=2)
+    assert not Path("sub").exists()
+
+
+@pytest.mark.usefixtures("nothing_detects")
+def test_the_embedded_shapes_have_no_test_set(finished: FinishedRun, tiny: Path, run: Run) -> None:
+    flags = ("--weights", finished.weights, "--split", "test")
+    assert "there is train, val" in run(*flags, status=2)
+    error = run(*flags, "--cfg", tiny, status=2)
+    assert "no split test; there is train, val" in error
+
+
+def test_comp3_is_for_what_saw_vocs_data_alone(official: Path, run: Run) -> None:
+    devkit = official / "VOCdevkit"
+    weights = weights_of(devkit, VOC_DATA, VOC, competition="comp3")
+    run("--weights", weights, "--split", "test", "--submission", "sub")
+    assert Path("sub/results/VOC2012/Main/comp3_det_test_cow.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("data", "weights", "used"),
+    [
+        ("voc", "torchvision/resnet50.v1", "the backbone started from torchvision/resnet50.v1"),
+        ("shapes", None, "shapes data"),
+    ],
+)
+def test_comp3_is_refused_where_other_data_were_used(
+    data: str, weights: str | None, used: str
+) -> None:
+    tree = {
+        "name": "t",
+        "data": {"format": data} | ({"train": ["a"], "val": ["b"]} if data == "voc" else {}),
+        "model": {"backbone": {"name": "resnet50", "norm": "batch", "freeze_at": 0}},
+        "train": {"steps": 1},
+        "eval": {"competition": "comp3"},
+    }
+    tree["model"]["backbone"]["weights"] = weights
+    config = check(DetectionConfig, tree, "test")
+    with pytest.raises(ValueError, match=f"comp3 is for VOC's data alone.*: {used}"):
+        submission.require_competition(config.eval, [config])
+    comp4 = config.eval.model_copy(update={"competition": "comp4"})
+    submission.require_competition(comp4, [config])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--weights", "w", "--submission", "s"), "--submission needs --split: test, val or train"),
+        (("--weights", "w", "--split", "trainval"), "--split trainval: with --weights, one of"),
+        (
+            ("--detections", "d", "--annotations", "a", "--submission", "s", "--split", "test"),
+            "--submission does not go with --detections",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together(
+    flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(list(flags))
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        (["runs/coco_r101/best.safetensors"], "coco_r101"),
+        (["elsewhere/mine.safetensors"], "mine"),
+        (["runs/a/best.safetensors", "b.safetensors"], "a+b"),
+    ],
+)
+def test_what_a_detector_is_called(weights: list[str], name: str) -> None:
+    assert submission.algorithm_name(weights) == name
+
+
+def test_a_run_says_that_val_is_trained_on_and_holds_images_out(
+    official: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--cfg", str(tiny), "--data", str(official / "VOCdevkit"), "--device", "cpu", "--set"]
+    settings = ["data.format=voc", "train.steps=1", "eval.protocol=voc12"]
+    both = ["data.train=[2007/trainval, 2012/trainval]", "data.val=[VOC2012/trainval]"]
+    assert train_det.main([*flags, *settings, *both]) == 0
+    assert "note: 2 of 2 images of val are trained on too" in capsys.readouterr().out
+    held = ["data.train=[2007/trainval, 2012/trainval]", "data.hold_out=1"]
+    assert train_det.main([*flags, *settings, *held]) == 0
+    out = capsys.readouterr().out
+    assert "trained on too" not in out
+    assert "2007/trainval + 2012/trainval without 1: 3 images" in out
+    assert "2007/trainval + 2012/trainval held out 1: 1 images" in out
