@@ -162,6 +162,32 @@ def test_its_head_says_what_it_is_and_how_it_is_run(name):
     assert (f"eval.py --weights runs/{name}/best.safetensors --split test" in head) == has_test_set
 
 
+@pytest.mark.parametrize(
+    ("name", "baseline", "scales", "paper"),
+    [
+        ("coco_r101_context", "coco_r101", (), "53.8 / 32.5"),
+        ("coco_r101_context_trainval", "coco_r101", (), "55.7 / 34.9"),
+        ("voc0712_r101_context", "voc0712_r101", (200, 400, 600, 800, 1000), "85.6"),
+        ("voc0712plus_r101_context", "voc0712plus_r101", (200, 400, 600, 800, 1000), "83.8"),
+    ],
+)
+def test_the_papers_improvements(name, baseline, scales, paper):
+    """Trained as the baseline is but for context; on VOC with the anchors of the COCO detector."""
+    config, plain = config_of(name), config_of(baseline)
+    anchors = config_of("coco_r101").model.anchors
+    assert config.model.roi == plain.model.roi.model_copy(update={"context": True})
+    assert config.model == plain.model.model_copy(
+        update={"roi": config.model.roi, "anchors": anchors}
+    )
+    assert config.train == plain.train
+    refine = config.eval.refine
+    assert (refine.iterations, refine.nms_thresh, refine.voting) == (1, 0.3, "after_refinement")
+    assert config.eval.multi_scale.short_sides == scales
+    assert not config.eval.improved_in_training
+    head = next(path for path in FILES if path.stem == name).read_text().partition("\nname:")[0]
+    assert paper in head
+
+
 @pytest.mark.parametrize("path", CLASSIFICATION, ids=lambda path: path.stem)
 def test_a_classification_config_loads_under_its_own_name_and_builds(path):
     config = load_config(path, ClassificationConfig)

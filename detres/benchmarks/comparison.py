@@ -37,6 +37,11 @@ def compare(config: DetectionConfig, out: str | None, *, device: torch.device) -
     that torchvision cannot express.
     """
     require_expressible(config.model)
+    if config.eval.improved_in_training:
+        raise ValueError(
+            "eval.improved_in_training does not go with torchvision's parts, which detect plainly: "
+            "leave it out"
+        )
     with new_run_folder(f"{config.name}-comparison", out) as lock:
         folder = lock.folder
         write_text(folder / CONFIG, to_yaml(config))

@@ -31,6 +31,7 @@ def require_expressible(config: ModelConfig) -> None:
         "model.roi.pool=roi_align or roi_pool": roi.pool in ("roi_align", "roi_pool"),
         "model.rpn.loss_normalizer=sampled": rpn.loss_normalizer == "sampled",
         "model.roi.class_agnostic=false": not roi.class_agnostic,
+        "model.roi.context=false": not roi.context,
         "model.roi.smooth_l1_beta=1/9": abs(roi.smooth_l1_beta - 1 / 9) < 1e-6,
         "model.backbone.stride_placement=torchvision": backbone.stride_placement != "original",
         "model.backbone.norm=batch or frozen": backbone.norm in (None, "batch", "frozen"),

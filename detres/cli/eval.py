@@ -38,7 +38,7 @@ from detres.cli.flags import (
 from detres.cli.submission import plan_submission, require_competition, server_of
 from detres.config import with_overrides
 from detres.detection.annotations import Annotations
-from detres.detection.build import build_val_set, eval_loader
+from detres.detection.build import build_ensemble, build_val_set, eval_loader
 from detres.detection.config import SPLITS, DetectionConfig
 from detres.detection.data.coco import read_coco
 from detres.detection.data.ilsvrc import read_ilsvrc
@@ -53,7 +53,7 @@ from detres.detection.evaluation.result_files import (
 from detres.detection.evaluation.submission import write_submission
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.localisation.weights_file import is_localiser
-from detres.detection.weights_file import is_detector, load_detector
+from detres.detection.weights_file import is_detector, load_members
 from detres.files import CheckpointError, replacing, write_text
 from detres.images.source import LabelledImages
 from detres.runs.folder import CLASSIFIER_WEIGHTS, DETECTOR_WEIGHTS, STATE
@@ -107,10 +107,10 @@ def make_parser() -> argparse.ArgumentParser:
         type=expanded,
         metavar="FILE",
         nargs="+",
-        help="a run's best.safetensors (detector) or weights.safetensors (classifier; several "
-        "make an ensemble), which know their model, classes, data and protocol; or, with --cfg, "
-        "published classifiers by name, and weights of another origin for the network of the "
-        "configuration",
+        help="a run's best.safetensors (detector) or weights.safetensors (classifier), which know "
+        "their model, classes, data and protocol; several of one kind make an ensemble; or, with "
+        "--cfg, published classifiers by name, and weights of another origin for the network of "
+        "the configuration",
     )
     what.add_argument(
         "--detections",
@@ -208,13 +208,10 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
         require_said(first)
     if classifier:
         evaluate_classifiers(arguments)
-    elif detector and (len(arguments.weights) > 1 or arguments.save_probabilities):
-        raise ValueError(
-            f"{first} is a detector: several --weights, and --save-probabilities, go with "
-            "classifiers"
-        )
+    elif detector and arguments.save_probabilities:
+        raise ValueError(f"{first} is a detector: --save-probabilities goes with classifiers")
     else:
-        evaluate_detector(arguments)
+        evaluate_detectors(arguments)
 
 
 def require_said(weights: str) -> None:
@@ -297,13 +294,7 @@ def require_classifier_flags(arguments: argparse.Namespace, bare: list[str]) -> 
                 f"{flag} goes with detectors; a classifier's protocol is set by --set "
                 "eval.views=ten_crop, and so on"
             )
-    sections = ("data.", "eval.", "model.") if bare else ("data.", "eval.")
-    foreign = [setting for setting in arguments.set if not setting.startswith(sections)]
-    if foreign:
-        raise ValueError(
-            f"--set {foreign[0]}: only {', '.join(f'{section}*' for section in sections)} say how "
-            "weights are evaluated"
-        )
+    require_settings_of(arguments, "data.", "eval.", *(["model."] if bare else []))
     if not arguments.cfg and bare:
         what = (
             "is a detector"
@@ -315,6 +306,16 @@ def require_classifier_flags(arguments: argparse.Namespace, bare: list[str]) -> 
         raise ValueError(
             f"{arguments.weights[0]} is published: say how and on what to evaluate it with --cfg "
             "configs/imagenet_resnet50.yaml"
+        )
+
+
+def require_settings_of(arguments: argparse.Namespace, *sections: str) -> None:
+    """Raise ValueError for a --set of another section of the configuration than these."""
+    foreign = [setting for setting in arguments.set if not setting.startswith(sections)]
+    if foreign:
+        raise ValueError(
+            f"--set {foreign[0]}: only {', '.join(f'{section}*' for section in sections)} say how "
+            "weights are evaluated"
         )
 
 
@@ -361,29 +362,30 @@ def assumptions(net: Backbone) -> str:
     )
 
 
-def evaluate_detector(arguments: argparse.Namespace) -> None:
-    """Run a detector over held-out images and evaluate it.
+def evaluate_detectors(arguments: argparse.Namespace) -> None:
+    """Run a detector, or several as an ensemble, over held-out images and evaluate them by the
+    first one's data and settings, or those of --cfg.
 
     Raises CheckpointError for weights of another kind, ValueError for flags that do not go
     together, and what the readers raise.
     """
     weights, device = arguments.weights[0], arguments.device
+    require_settings_of(arguments, "data.", "eval.")
     try:
-        detector, config, class_map = load_detector(Path(weights), notice)
+        members, class_map = load_members([*map(Path, arguments.weights)], notice)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}. Bare weights of a classifier are evaluated with --cfg, which says their "
             "network and data"
         ) from None
-    data, evaluation = config.data, config.eval
-    if arguments.cfg or arguments.set:
-        if not arguments.cfg:
-            raise ValueError(
-                "--set changes a configuration: give it with --cfg; without --cfg the weights' own "
-                "data and protocol are used"
-            )
+    configs = [config for _, config in members]
+    given = config = configs[0]
+    if arguments.cfg:
         given = read_config(config_path(arguments.cfg), DetectionConfig, arguments.set)
-        data, evaluation = given.data, given.eval
+    elif arguments.set:
+        given = with_overrides(config, arguments.set, weights, notice=notice)
+    data, evaluation = given.data, given.eval
+    detecting = build_ensemble([(model, own.model) for model, own in members], evaluation)
     protocol = arguments.protocol or evaluation.protocol
     iou_thresh = own_iou(protocol, arguments.iou)
     data = with_data_root(data, arguments.data)
@@ -391,22 +393,25 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     require_wanted(arguments, images)
     server = None
     if arguments.submission:
-        require_competition(evaluation, [config])
+        require_competition(evaluation, configs)
         server = server_of(
-            data, arguments.split, weights=[weights], competition=evaluation.competition
+            data, arguments.split, weights=arguments.weights, competition=evaluation.competition
         )
         plan_submission(
             Path(arguments.submission), images, detector=class_map, name=weights, server=server
         )
-    for entry in trained_on(config.data, data, arguments.split or "val"):
-        say(f"note: {weights} was trained on {entry}: its numbers are better than on unseen images")
+    for file, own in zip(arguments.weights, configs, strict=True):
+        for entry in trained_on(own.data, data, arguments.split or "val"):
+            say(
+                f"note: {file} was trained on {entry}: its numbers are better than on unseen images"
+            )
     truth = images.matched_to(class_map, weights)
     batches = eval_loader(
-        build_val_set(config.model, truth),
+        build_val_set(config.model, truth, detecting.other_scales),
         batch_size=evaluation.batch_size,
         num_workers=data.workers,
     )
-    found = detect_dataset(detector.to(device), batches, truth.class_map, device)
+    found = detect_dataset(detecting.to(device), batches, truth.class_map, device)
     if arguments.save_detections:
         write_text(Path(arguments.save_detections), json.dumps(to_coco_results(found)))
     if server is not None:
@@ -416,7 +421,7 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
         say(f"{truth.describe()}\n{len(found)} detections, not evaluated here")
         return
     evaluated = evaluate(protocol, truth, found, iou_thresh=iou_thresh)
-    report(truth, evaluated, arguments.json)
+    report(truth, evaluated, arguments.json, how=detecting.describe())
 
 
 def require_wanted(arguments: argparse.Namespace, images: Annotations) -> None:
@@ -490,8 +495,15 @@ def own_iou(protocol: str, given: float | None) -> float:
     return 0.5 if given is None else given
 
 
-def report(truth: Annotations, evaluated: DetectionEvaluation, out: str | None) -> None:
-    """Print the table, AP of each class and what explains a low number; write JSON when asked."""
-    say(f"{truth.describe()}\n{len(evaluated.predictions)} detections\n{evaluated.table()}")
+def report(
+    truth: Annotations, evaluated: DetectionEvaluation, out: str | None, how: str = ""
+) -> None:
+    """Print the table, AP of each class and what explains a low number; write JSON when asked.
+
+    how: what the detections were made with beyond one plain detector, in words.
+    """
+    made = f" by {how}" if how else ""
+    say(f"{truth.describe()}\n{len(evaluated.predictions)} detections{made}\n{evaluated.table()}")
     if out:
-        write_text(Path(out), json.dumps(evaluated.result.to_dict(), indent=2) + "\n")
+        numbers = {**evaluated.result.to_dict(), **({"detected_by": how} if how else {})}
+        write_text(Path(out), json.dumps(numbers, indent=2) + "\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -13,15 +15,20 @@ from detres.detection.config import (
     DETECTOR_BACKBONES,
     BackboneConfig,
     DetectionConfig,
+    EvalConfig,
     ModelConfig,
     PixelConfig,
+    RefineConfig,
     RoIConfig,
     RPNConfig,
 )
 from detres.detection.data.box_policy import require_objects
-from detres.detection.data.loader import DetectionDataset, collate
+from detres.detection.data.loader import DetectionDataset, PyramidDataset, collate
 from detres.detection.data.read import read_split
 from detres.detection.data.transforms import EvalTransform, TrainTransform
+from detres.detection.inference.ensemble import Ensemble, Member
+from detres.detection.inference.multi_scale import PyramidSettings
+from detres.detection.inference.refine import RefineSettings
 from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
 from detres.detection.models.box_head import BoxHead, Conv5BoxHead, FcBoxHead
@@ -31,6 +38,7 @@ from detres.detection.models.roi_head import BoxPredictor, RoIHead, RoIHeadSetti
 from detres.detection.models.roi_pool import RoIPooler
 from detres.detection.models.rpn import RPN, ProposalCounts, RPNHead, RPNSettings
 from detres.detection.models.sampler import Sampler
+from detres.detection.structures import Scale
 from detres.engine.batches import StepSampler, make_loader, once_in_order
 from detres.images.normalize import PixelNormalizer
 from detres.network import NetworkWeightsError, build_network, settings_named
@@ -123,7 +131,7 @@ def _build_roi_head(
         pooler=pooler,
         box_head=box_head,
         predictor=BoxPredictor(
-            in_channels=box_head.out_channels,
+            in_channels=box_head.out_channels * (2 if config.context else 1),
             num_classes=num_classes,
             class_agnostic=config.class_agnostic,
         ),
@@ -140,6 +148,38 @@ def _build_roi_head(
             detections_per_image=config.detections_per_image,
             smooth_l1_beta=config.smooth_l1_beta,
         ),
+        context=config.context,
+    )
+
+
+def build_ensemble(
+    members: Sequence[tuple[FasterRCNN, ModelConfig]], config: EvalConfig
+) -> Ensemble:
+    """Return how one or more detectors detect, as `eval` says; raises what Ensemble raises."""
+    return Ensemble(
+        [
+            Member(
+                model,
+                scale=(own.input.short_side, own.input.max_side),
+                pyramid=PyramidSettings(
+                    scales=config.multi_scale.scales(own.input),
+                    region_side=config.multi_scale.region_side,
+                    merge=config.multi_scale.merge,
+                ),
+            )
+            for model, own in members
+        ],
+        _refine_settings(config.refine),
+    )
+
+
+def _refine_settings(config: RefineConfig) -> RefineSettings:
+    refines = config.iterations > 0
+    votes = config.voting == "always" or (refines and config.voting == "after_refinement")
+    return RefineSettings(
+        iterations=config.iterations,
+        nms_thresh=config.nms_thresh if refines else None,
+        voting_iou=config.voting_iou if votes else None,
     )
 
 
@@ -205,10 +245,17 @@ def build_train_set(config: DetectionConfig) -> DetectionDataset:
     return DetectionDataset(annotations, transform)
 
 
-def build_val_set(model: ModelConfig, annotations: Annotations) -> DetectionDataset:
-    """Return the held-out images at test size; raises ValueError when there are none."""
-    transform = EvalTransform(short_side=model.input.short_side, max_side=model.input.max_side)
-    return DetectionDataset(annotations, transform)
+def build_val_set(
+    model: ModelConfig, annotations: Annotations, other_scales: Sequence[Scale] = ()
+) -> DetectionDataset:
+    """Return the held-out images at test size; raises ValueError when there are none.
+
+    other_scales: further ones at which a detector wants to see them (Ensemble.other_scales).
+    """
+    own = (model.input.short_side, model.input.max_side)
+    if other_scales:
+        return PyramidDataset(annotations, (own, *other_scales))
+    return DetectionDataset(annotations, EvalTransform(short_side=own[0], max_side=own[1]))
 
 
 def train_loader(
@@ -240,4 +287,5 @@ def eval_loader(dataset: DetectionDataset, *, batch_size: int, num_workers: int 
     """Return a loader of (ImageBatch, list[Target]) over all images once, in their order; the last
     batch may be short.
     """
-    return make_loader(dataset, collate, once_in_order(len(dataset), batch_size), num_workers)
+    together = dataset.collate if isinstance(dataset, PyramidDataset) else collate
+    return make_loader(dataset, together, once_in_order(len(dataset), batch_size), num_workers)

@@ -28,6 +28,7 @@ from detres.runs.settings import TrainConfig
 NotNegative = Annotated[float, Field(ge=0)]
 Few = Field(min_length=1, max_length=100)
 AnchorSide = Annotated[float, Field(gt=0, le=1e6)]
+ScaleSide = Annotated[int, Field(ge=1, le=20_000)]
 AspectRatio = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
@@ -169,6 +170,8 @@ class RoIConfig(Section):
     box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)  # 1 / (.1, .1, .2, .2)
     smooth_l1_beta: NotNegative = 1.0  # sigma 1; 0: L1, as in detectron2's zoo
     class_agnostic: bool = False  # one box a RoI for all classes, as in R-FCN
+    # the whole image's feature beside each region's (paper, appendix B); trained, so not in `eval`
+    context: bool = False
     score_thresh: Fraction = 0.05
     nms_thresh: Fraction = 0.3
     detections_per_image: Positive = 100
@@ -279,6 +282,67 @@ class DataConfig(Section):
         return self
 
 
+class RefineConfig(Section):
+    """Iterative box refinement and box voting (paper, appendix B), at test time."""
+
+    # paper: 1. A round regresses once more from one box a RoI, that of its likeliest class (the
+    # paper joins 300 new to 300 old; all classes' boxes would cost as many times more), and costs
+    # one more pass of the RoI head
+    iterations: Annotated[int, Field(ge=0, le=100)] = 0
+    nms_thresh: Fraction = 0.3  # IoU, of all rounds together (paper); without rounds model.roi's
+    # whether detections move to the score-weighted mean of the boxes of their class around them
+    voting: Literal["after_refinement", "always", "never"] = "after_refinement"
+    # IoU from which a box votes: 0.5 in Gidaris and Komodakis's code (the paper gives none;
+    # Detectron's default is 0.8)
+    voting_iou: Fraction = 0.5
+
+
+class MultiScaleConfig(Section):
+    """Scoring regions at several scales (paper, appendix B), at test time; proposals stay those of
+    the model's own scale.
+    """
+
+    # px, rising; empty: the model's own alone. Paper: [200, 400, 600, 800, 1000], which costs 6
+    # times the backbone at 600 and 2 times the RoI head
+    short_sides: Annotated[tuple[ScaleSide, ...], Field(max_length=20)] = ()
+    # px cap of the long side, one a short side; empty: as model.input has it, in proportion
+    # (600 and 1000 give 1667 at 1000), so that all scales show an image alike. The paper gives none
+    max_sides: tuple[ScaleSide, ...] = ()
+    # px: of a region's scales the two count at which its area is nearest to that of such a square,
+    # Fast R-CNN's rule for one (the paper has "two adjacent scales" and does not say which)
+    region_side: ScaleSide = 224
+    # where the two scales of a region meet by maxout: "features" after the layers behind RoI
+    # pooling (the paper has "RoI pooling and subsequent layers" on both maps), or the "pooled"
+    # grids before them, half the work
+    merge: Literal["features", "pooled"] = "features"
+
+    @model_validator(mode="after")
+    def _sides_fit(self) -> MultiScaleConfig:
+        sides, caps = list(self.short_sides), list(self.max_sides)
+        if sides != sorted(set(sides)):
+            raise ValueError(f"short_sides {sides} must rise, each once: {sorted(set(sides))}")
+        if caps and len(caps) != len(sides):
+            raise ValueError(
+                f"max_sides has {len(caps)} caps for {len(sides)} short_sides: give one for each, "
+                "or none"
+            )
+        if caps != sorted(caps):
+            raise ValueError(f"max_sides {caps} must not fall, as short_sides rise")
+        for side, cap in zip(sides, caps, strict=False):
+            if side > cap:
+                raise ValueError(f"short side {side} px is more than its max side, {cap} px")
+        return self
+
+    def scales(self, given: InputConfig) -> tuple[tuple[int, int], ...]:
+        """Return (short_side, max_side) px of every scale for a model of that input; its own where
+        none is configured.
+        """
+        own = (given.short_side, given.max_side)
+        sides = self.short_sides or own[:1]
+        caps = self.max_sides or [round(side * own[1] / own[0]) for side in sides]
+        return tuple(zip(sides, caps, strict=True))
+
+
 class EvalConfig(Section):
     """How held-out images are evaluated during training and after it."""
 
@@ -287,6 +351,11 @@ class EvalConfig(Section):
     # of results for VOC's server: comp3 is for what was trained on VOC's data alone, pretraining
     # included; comp4, for any data, is true of every detector
     competition: Literal["comp3", "comp4"] = "comp4"
+    refine: RefineConfig = RefineConfig()
+    multi_scale: MultiScaleConfig = MultiScaleConfig()
+    # whether a run too evaluates with refine and multi_scale, which at the paper's settings takes
+    # several times as long; without, the best weights are chosen by plain detections
+    improved_in_training: bool = False
 
 
 class DetectionConfig(Section):

@@ -9,8 +9,8 @@ background and appears only inside the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +20,9 @@ from torch import Tensor
 from detres.class_map import ClassMap
 
 ImageId = int | str
+Scale = tuple[int, int]
+"""To what size an image goes: short_side, max_side px, the rule of images.resize.resized_size."""
+
 Number = TypeVar("Number", int, np.ndarray, Tensor)
 
 _BACKGROUNDS = 1
@@ -123,35 +126,42 @@ class ImageBatch:
 
     pixels: (N, 3, H, W) uint8 RGB; the model normalises them on its device. sizes: N (h, w) px,
     true sizes inside the padding. original_sizes: N (h, w) px of the files as read, before
-    resizing. ids: N image ids.
+    resizing. ids: N image ids. others: the same images at further scales, where a detector looks at
+    several.
     """
 
     pixels: Tensor
     sizes: tuple[tuple[int, int], ...]
     original_sizes: tuple[tuple[int, int], ...]
     ids: tuple[ImageId, ...]
+    others: Mapping[Scale, ImageBatch] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """Return it on `device`; from pinned memory the copy overlaps with computing."""
-        pixels = self.pixels.to(device, non_blocking=True)
-        return ImageBatch(pixels, self.sizes, self.original_sizes, self.ids)
+        return self._with_pixels(lambda pixels: pixels.to(device, non_blocking=True))
 
     def select(self, rows: Sequence[int]) -> ImageBatch:
         """Return the batch of these of its images, in this order; raises IndexError for others."""
-        sizes = tuple(self.sizes[n] for n in rows)
-        original_sizes = tuple(self.original_sizes[n] for n in rows)
         return ImageBatch(
-            self.pixels[list(rows)], sizes, original_sizes, tuple(self.ids[n] for n in rows)
+            pixels=self.pixels[list(rows)],
+            sizes=tuple(self.sizes[n] for n in rows),
+            original_sizes=tuple(self.original_sizes[n] for n in rows),
+            ids=tuple(self.ids[n] for n in rows),
+            others={scale: batch.select(rows) for scale, batch in self.others.items()},
         )
 
     def pin_memory(self) -> ImageBatch:
         """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by
         its name.
         """
-        return ImageBatch(self.pixels.pin_memory(), self.sizes, self.original_sizes, self.ids)
+        return self._with_pixels(torch.Tensor.pin_memory)
+
+    def _with_pixels(self, make: Callable[[Tensor], Tensor]) -> ImageBatch:
+        others = {scale: batch._with_pixels(make) for scale, batch in self.others.items()}
+        return replace(self, pixels=make(self.pixels), others=others)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
 from detres.detection.build import (
     build_detector,
+    build_ensemble,
     build_train_set,
     build_val_set,
     eval_loader,
@@ -26,7 +27,7 @@ from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.pictures import write_sheet
 from detres.detection.transfer import start_from
-from detres.detection.weights_file import current_names, save_detector
+from detres.detection.weights_file import current_names, require_same_context, save_detector
 from detres.files import load_model_state, write_text
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS
@@ -68,8 +69,12 @@ class DetectionTraining:
         self.optimizer = build_optimizer(config.train, model)
         self.schedule = build_schedule(config.train, len(data.train))
         self.loaded: str | None = None
+        improved = build_ensemble([(self.model, config.model)], config.eval)
+        self.improvements = improved.describe()
+        in_training = config.eval.improved_in_training
+        self.detecting: nn.Module = improved if in_training else self.model
         self.held_out = eval_loader(
-            build_val_set(config.model, data.val),
+            build_val_set(config.model, data.val, improved.other_scales if in_training else ()),
             batch_size=config.eval.batch_size,
             num_workers=config.data.workers,
         )
@@ -111,12 +116,21 @@ class DetectionTraining:
         class_map.require_same(train.class_map, str(path), train.source)
         detector = build_detector(saved.config.model, len(class_map), pretrained=False)
         with reading_field(path, "model"):
-            load_model_state(detector, current_names(saved.state["model"]), path)
+            tensors = current_names(saved.state["model"])
+            require_same_context(detector, tensors, path)
+            load_model_state(detector, tensors, path)
         return cls(saved.config, detector, data, device)
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
         lines = [f"train {self.data.train.describe()}", f"val   {self.data.val.describe()}"]
+        if self.improvements and self.config.eval.improved_in_training:
+            lines.append(f"      by {self.improvements}")
+        elif self.improvements:
+            lines.append(
+                f"      by plain detections; {self.improvements}: when the weights are evaluated, "
+                "or with eval.improved_in_training=true"
+            )
         shared = self.data.train.num_shared_files(self.data.val)
         if shared:
             lines.append(
@@ -147,7 +161,7 @@ class DetectionTraining:
     def evaluate(self) -> DetectionEvaluation:
         """Return the numbers on the held-out images; writes nothing."""
         val = self.data.val
-        found = detect_dataset(self.model, self.held_out, val.class_map, self.device)
+        found = detect_dataset(self.detecting, self.held_out, val.class_map, self.device)
         return evaluate(self.config.eval.protocol, val, found)
 
     def keep(self, run: TrainingRun, evaluation: DetectionEvaluation, *, improved: bool) -> None:

@@ -36,7 +36,7 @@ _MUST_AGREE = (
     ("backbone", ("fc_width",)),
     ("input", ("channel_order", "mean", "std")),
     ("rpn", ("width", "objectness")),
-    ("roi", ("pool_size", "class_agnostic", "box_weights")),
+    ("roi", ("pool_size", "context", "class_agnostic", "box_weights")),
 )
 """Settings of a model with which the tensors of a detector have another shape, or another meaning
 that no shape shows.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from backbones.files import DIGEST, DamagedFileError, require_digest
 from backbones.weights import OF_BACKBONE, UNCHECKED, backbone_facts
 from detres.class_map import ClassMap
 from detres.config import Notice, check
-from detres.detection.build import build_detector, input_spec_of
+from detres.detection.build import build_detector, build_ensemble, input_spec_of
 from detres.detection.config import DetectionConfig
 from detres.detection.inference.detector import Detector
 from detres.detection.models.faster_rcnn import FasterRCNN
@@ -35,6 +36,8 @@ FORMAT = "detres-detector-3"
 
 EARLIER_PREFIXES = {"roi_head.conv5.": "roi_head.box_head.conv5."}
 """Of tensors in files of format detres-detector-1 and in last.pt of its time -> as they are now."""
+
+_PREDICTOR = "roi_head.predictor."
 
 
 def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,12 +104,49 @@ def load_detector(
     class_map = metadata_field(metadata, "classes", path, ClassMap.from_dict)
     tensors = current_names(tensors)
     with torch.device("meta"):  # which takes no memory, whatever size the file says the model has
-        require_fitting(
-            build_detector(config.model, len(class_map), pretrained=False), tensors, path
-        )
+        empty = build_detector(config.model, len(class_map), pretrained=False)
+    require_same_context(empty, tensors, path)
+    require_fitting(empty, tensors, path)
     detector = build_detector(config.model, len(class_map), pretrained=False)
     load_model_state(detector, tensors, path)
     return detector.eval(), config, class_map
+
+
+def require_same_context(detector: FasterRCNN, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError when `tensors`, of any shape (...,), are of a detector with global
+    context and `detector` is without, or the other way round: its predictor is twice as wide, and
+    all else as it should be.
+    """
+    weight, mine = tensors.get(f"{_PREDICTOR}cls_score.weight"), detector.roi_head.context
+    width = detector.roi_head.predictor.cls_score.in_features
+    if weight is None or weight.shape[1:] != (width // 2 if mine else width * 2,):
+        return
+    own, given = (
+        {name: each.shape for name, each in state.items() if not name.startswith(_PREDICTOR)}
+        for state in (detector.state_dict(), tensors)
+    )
+    if own != given:  # of another network, whose features happen to be as many
+        return
+    raise CheckpointError(
+        f"{path} holds a detector {'without' if mine else 'with'} global context, and the model "
+        f"is one {'with' if mine else 'without'} it: model.roi.context must be as the weights "
+        f"were trained, {str(not mine).lower()}"
+    )
+
+
+def load_members(
+    paths: Sequence[Path], notice: Notice = lambda _: None
+) -> tuple[list[tuple[FasterRCNN, DetectionConfig]], ClassMap]:
+    """Return the detectors of one or more files with their configurations, and their classes.
+
+    Raises as `load_detector` does, and ClassMismatchError printing both lists when the classes of
+    two files differ.
+    """
+    loaded = [load_detector(path, notice) for path in paths]
+    class_map = loaded[0][2]
+    for path, (_, _, classes) in zip(paths[1:], loaded[1:], strict=True):
+        class_map.require_same(classes, str(paths[0]), str(path))
+    return [(model, config) for model, config, _ in loaded], class_map
 
 
 def _require_known_format(metadata: dict[str, str], path: Path) -> None:
@@ -130,7 +170,16 @@ def _require_known_format(metadata: dict[str, str], path: Path) -> None:
 
 
 def as_detector(path: Path, notice: Notice = lambda _: None) -> Detector:
-    """Return a file of `save_detector` as a user calls it; raises as `load_detector` does."""
+    """Return a file of `save_detector` as a user calls it, which detects as its `eval` settings
+    say; raises as `load_detector` does.
+    """
     model, config, class_map = load_detector(path, notice)
+    ensemble = build_ensemble([(model, config.model)], config.eval)
     size = config.model.input
-    return Detector(model, class_map, short_side=size.short_side, max_side=size.max_side)
+    return Detector(
+        ensemble,
+        class_map,
+        short_side=size.short_side,
+        max_side=size.max_side,
+        other_scales=ensemble.other_scales,
+    )

@@ -494,9 +494,8 @@ def test_a_device_that_is_not_there(main: Main, refused: Callable[..., str]) -> 
 
 
 def test_eval_settings_without_a_config(finished: FinishedRun, refused: Callable[..., str]) -> None:
-    assert "give it with --cfg" in refused(
-        "--weights", finished.weights, "--set", "eval.protocol=voc07", main=evaluate.main
-    )
+    error = refused("--weights", finished.weights, "--set", "train.lr=1", main=evaluate.main)
+    assert "--set train.lr=1: only data.*, eval.* say how weights are evaluated" in error
 
 
 def test_ctrl_c_anywhere_ends_with_130_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from detres.config import check
 from detres.detection.build import build_detector
 from detres.detection.config import DetectionConfig
 from detres.detection.data.voc import VOC_CLASSES
-from detres.detection.weights_file import save_detector
+from detres.detection.weights_file import load_detector, save_detector
 from tests.cli.conftest import FinishedRun, read_json, snapshot
 from tests.detection.configs import TINY
 from tests.detection.official import COCO_CLASSES, VOC_LISTS, write_coco, write_voc, write_xml
@@ -161,7 +162,7 @@ def test_a_known_set_is_written_and_evaluated(coco: Path, run: Run) -> None:
 
 
 def read_root(weights: Path) -> str:
-    from_file = evaluate.load_detector(weights)[1]
+    from_file = load_detector(weights)[1]
     return from_file.data.root
 
 
@@ -297,6 +298,30 @@ def test_sets_that_were_trained_on_are_said(official: Path, run: Run) -> None:
     assert "was trained on annotations/instances_val2014.json:" in run("--weights", coco)
     gone = weights_of(Path("gone").absolute(), data, VOC)
     assert "was trained on" not in run("--weights", gone, "--data", official / "VOCdevkit")
+
+
+def test_an_ensemble_is_one_submission_and_each_of_it_answers_for_its_data(
+    official: Path, run: Run
+) -> None:
+    """Two detectors with their own files; the second has learned from what is tested."""
+    devkit, files = official / "VOCdevkit", []
+    seen = {**VOC_DATA, "train": ["2007/trainval", "2012/test"]}
+    for name, data in (("first", VOC_DATA), ("second", seen)):
+        files.append(Path("runs") / name / "best.safetensors")
+        files[-1].parent.mkdir(parents=True)
+        shutil.move(weights_of(devkit, data, VOC), files[-1])
+    flags = ("--split", "test", "--submission", "sub")
+    printed = run("--weights", *files, *flags)
+    assert "14 detections in 2 images for the test server: sub/results.tar.gz" in printed
+    assert f"note: {files[1]} was trained on 2012/test:" in printed
+    assert str(files[0]) not in printed
+    comp3 = ("--set", "eval.competition=comp3")
+    run("--weights", *files, "--split", "test", "--submission", "third", *comp3)
+    assert Path("third/results/VOC2012/Main/comp3_det_test_cow.txt").is_file()
+    files.append(weights_of(official / "coco", {**COCO_DATA, "classes": ["cow"]}, VOC))
+    error = run("--weights", *files, "--split", "test", "--submission", "no", *comp3, status=2)
+    assert "comp3 is for VOC's data alone" in error
+    assert not Path("no").exists()
 
 
 @pytest.mark.usefixtures("nothing_detects")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from detres.config import ConfigError, check
-from detres.detection.config import DataConfig, ModelConfig
+from detres.detection.config import DataConfig, EvalConfig, InputConfig, ModelConfig
 from tests.detection.configs import TINY
 
 
@@ -89,3 +89,27 @@ def test_a_test_set_is_optional_and_held_out_images_are_val():
     assert check(DataConfig, VOC, "test").test == ()
     held = check(DataConfig, {"format": "voc", "train": ["all"], "hold_out": 5}, "test")
     assert held.val == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "scales"),
+    [
+        ({}, ((600, 1000),)),
+        ({"short_sides": [600]}, ((600, 1000),)),
+        ({"short_sides": [200, 600, 1000]}, ((200, 333), (600, 1000), (1000, 1667))),
+        ({"short_sides": [200, 600], "max_sides": [900, 900]}, ((200, 900), (600, 900))),
+    ],
+)
+def test_the_caps_of_scales_are_the_models_own_in_proportion(given, scales):
+    config = check(EvalConfig, {"multi_scale": given}, "test")
+    assert config.multi_scale.scales(InputConfig(short_side=600, max_side=1000)) == scales
+    odd = InputConfig(short_side=597, max_side=1003)
+    own = check(EvalConfig, {"multi_scale": {"short_sides": [597]}}, "test")
+    assert own.multi_scale.scales(odd) == ((597, 1003),)
+
+
+def test_what_is_done_at_test_time_is_off_by_default():
+    config = EvalConfig()
+    assert (config.refine.iterations, config.multi_scale.short_sides) == (0, ())
+    assert (config.refine.voting, config.improved_in_training) == ("after_refinement", False)
+    assert not ModelConfig.model_validate(TINY).roi.context

@@ -127,6 +127,7 @@ def test_a_frozen_norm_takes_over_one_that_counted(tmp_path):
         ({"rpn": {"objectness": "sigmoid", "width": 8}},
          "model.rpn.width=16, model.rpn.objectness=softmax"),
         ({"roi": {"box_weights": [1, 1, 1, 1]}}, r"model.roi.box_weights=\[10.0, 10.0, 5.0, 5.0\]"),
+        ({"roi": {"context": True}}, "model.roi.context=False"),
         ({"roi": {"class_agnostic": True}}, "model.roi.class_agnostic=False"),
     ],
 )  # fmt: skip

@@ -20,6 +20,7 @@ from detres.detection.weights_file import (
     current_names,
     is_detector,
     load_detector,
+    require_same_context,
     save_detector,
 )
 from detres.files import CheckpointError, load_weights, write_safetensors
@@ -311,3 +312,31 @@ def test_a_detectors_backbone_starts_another_network(saved, tmp_path):
             load_weights_of_backbone(resnet50(num_classes=0), tmp_path / name)
         fitting = resnet50(num_classes=0, stride_placement="original")
         assert load_weights_of_backbone(fitting, tmp_path / name).input_spec is not None
+
+
+# ---- global context ----
+
+
+def detector_of(name="resnet18", num_classes=3, **roi):
+    tree = {**TINY, "backbone": {**TINY["backbone"], "name": name}, "roi": {**TINY["roi"], **roi}}
+    return build_detector(check(ModelConfig, tree, "test"), num_classes)
+
+
+def test_weights_with_and_without_context_are_told_apart():
+    """Also where the classes are others, but not where another network's features are as many."""
+    plain, context = detector_of(), detector_of(context=True)
+    for model in (plain, context):
+        require_same_context(model, model.state_dict(), "own")
+        require_same_context(model, {}, "empty")
+    for other in (plain, detector_of(num_classes=5)):
+        with pytest.raises(
+            CheckpointError, match=r"f holds a detector without global context.*false"
+        ):
+            require_same_context(context, other.state_dict(), "f")
+    for other in (context, detector_of(num_classes=5, context=True)):
+        with pytest.raises(CheckpointError, match=r"f holds a detector with global context.*true"):
+            require_same_context(plain, other.state_dict(), "f")
+    deeper = detector_of("resnet34", context=True)
+    require_same_context(plain, deeper.state_dict(), "another network")
+    flat = {**plain.state_dict(), "roi_head.predictor.cls_score.weight": torch.zeros(1024)}
+    require_same_context(context, flat, "another rank")

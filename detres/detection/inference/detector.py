@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from detres.boxes import scale_boxes
 from detres.class_map import ClassMap
 from detres.detection.data.batch import pad_images
-from detres.detection.structures import Detections, ImageBatch, names_of
+from detres.detection.structures import Detections, ImageBatch, Scale, names_of
 from detres.images.decode import Picture, as_rgb, one_or_more
 from detres.images.resize import resize_image, resized_size
 
@@ -20,15 +21,23 @@ class Detector:
 
     model: called with an ImageBatch, returns one Detections an image. class_map: of its classes.
     short_side, max_side: px to which an image's short side is resized, and the cap on its long one.
+    other_scales: further such pairs at which the model wants to see every image.
     """
 
     def __init__(
-        self, model: nn.Module, class_map: ClassMap, *, short_side: int, max_side: int
+        self,
+        model: nn.Module,
+        class_map: ClassMap,
+        *,
+        short_side: int,
+        max_side: int,
+        other_scales: Sequence[Scale] = (),
     ) -> None:
         self.model = model
         self.class_map = class_map
         self.short_side = short_side
         self.max_side = max_side
+        self.other_scales = tuple(other_scales)
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device | str) -> Detector:
@@ -64,14 +73,18 @@ class Detector:
     def _batch(self, images: Sequence[Picture], first: int) -> ImageBatch:
         pixels = [as_rgb(image, f"image {n}") for n, image in enumerate(images, start=first)]
         sizes = [image.shape[:2] for image in pixels]
-        resized = [
-            resize_image(
-                image, resized_size(*size, short_side=self.short_side, max_side=self.max_side)
-            )
-            for image, size in zip(pixels, sizes, strict=True)
-        ]
         ids = range(first, first + len(images))
-        return pad_images(resized, original_sizes=sizes, ids=ids)
+
+        def at(scale: Scale) -> ImageBatch:
+            short_side, max_side = scale
+            resized = [
+                resize_image(image, resized_size(*size, short_side=short_side, max_side=max_side))
+                for image, size in zip(pixels, sizes, strict=True)
+            ]
+            return pad_images(resized, original_sizes=sizes, ids=ids)
+
+        others = {scale: at(scale) for scale in self.other_scales}
+        return replace(at((self.short_side, self.max_side)), others=others)
 
 
 @torch.inference_mode()

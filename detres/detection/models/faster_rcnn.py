@@ -87,9 +87,10 @@ class FasterRCNN(nn.Module):
         if proposals is None:
             proposals, losses = self.rpn(features, images, targets)
         if targets is None:
-            logits, deltas = self.roi_head(features, proposals)
+            logits, deltas = self.roi_head(features, proposals, images.sizes)
             return self.roi_head.postprocess(logits, deltas, proposals, images.sizes)
-        return Losses({**losses, **self.roi_head.losses(features, proposals, targets)})
+        roi_losses = self.roi_head.losses(features, proposals, targets, images.sizes)
+        return Losses({**losses, **roi_losses})
 
     def features(self, images: ImageBatch) -> dict[str, FeatureMap]:
         """Return the shared maps by stage, strides in `backbone.strides`; an image's cells do not

@@ -6,7 +6,7 @@ Shapes: N images, R RoIs of all images, K classes without background, D detectio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torchvision import ops
 
 from detres.boxes import clip_boxes, large_enough
 from detres.detection.models.box_coder import BoxCoder
+from detres.detection.models.context import beside_whole_images, with_whole_images
 from detres.detection.models.matcher import Matcher
 from detres.detection.models.roi_pool import RoIPooler
 from detres.detection.models.sampler import Sampler
@@ -66,9 +67,10 @@ class RoIHeadSettings:
 class RoIHead(nn.Module):
     """Classifies and refines RoIs: pool, box head, predict.
 
-    box_head: (R, C, S, S) -> (R, D). In training the ground-truth boxes join the proposals
-    (py-faster-rcnn). Scoring (`forward`) and postprocessing are two steps, so that refinement,
-    several scales and ensembles can stand between them.
+    box_head: (R, C, S, S) -> (R, D). context: the feature of the whole image goes beside that of
+    each of its regions (models.context), so predictor takes 2D. In training the ground-truth boxes
+    join the proposals (py-faster-rcnn). Scoring (`forward`) and postprocessing are two steps, so
+    that refinement, several scales and ensembles can stand between them.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class RoIHead(nn.Module):
         matcher: Matcher,
         sampler: Sampler,
         settings: RoIHeadSettings,
+        context: bool = False,
     ) -> None:
         super().__init__()
         self.pooler = pooler
@@ -90,29 +93,58 @@ class RoIHead(nn.Module):
         self.matcher = matcher
         self.sampler = sampler
         self.settings = settings
+        self.context = context
 
-    def forward(self, features: dict[str, FeatureMap], rois: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        features: dict[str, FeatureMap],
+        rois: list[Tensor],
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Score RoIs: return logits (R, K + 1) and deltas (R, K, 4).
 
-        features: by stage. rois: N tensors (R_n, 4) xyxy px; R may be 0.
+        features: by stage. rois: N tensors (R_n, 4) xyxy px; R may be 0. sizes: N (h, w) px of the
+        images without their padding, which a head with context needs; it raises ValueError without.
         """
+        return self.score(rois, sizes, lambda regions: self.region_features(features, regions))
+
+    def region_features(self, features: dict[str, FeatureMap], rois: list[Tensor]) -> Tensor:
+        """Return (R, D) of RoIs, N tensors (R_n, 4) xyxy px, by the layers after pooling; R > 0."""
+        return self.box_head(self.pooler(features, rois))
+
+    def score(
+        self,
+        rois: list[Tensor],
+        sizes: Sequence[tuple[int, int]] | None,
+        region_features: Callable[[list[Tensor]], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, of RoIs whose features (R, D) `region_features` makes."""
         if sum(map(len, rois)) == 0:
-            num_classes, like = self.predictor.num_classes, next(iter(features.values())).values
-            return like.new_zeros((0, num_classes + 1)), like.new_zeros((0, num_classes, 4))
-        return self.predictor(self.box_head(self.pooler(features, rois)))
+            num_classes = self.predictor.num_classes
+            return rois[0].new_zeros((0, num_classes + 1)), rois[0].new_zeros((0, num_classes, 4))
+        if not self.context:
+            return self.predictor(region_features(rois))
+        if sizes is None:
+            raise ValueError("a RoI head with context needs the sizes of the images")
+        regions = region_features(with_whole_images(rois, sizes))
+        return self.predictor(beside_whole_images(regions, [len(boxes) for boxes in rois]))
 
     def losses(
-        self, features: dict[str, FeatureMap], proposals: list[Tensor], targets: list[Target]
+        self,
+        features: dict[str, FeatureMap],
+        proposals: list[Tensor],
+        targets: list[Target],
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> dict[str, Tensor]:
         """Return loss_roi_cls, the mean cross entropy over the sampled RoIs, and loss_roi_box, the
         smooth-L1 loss of the foreground ones; both are scalars.
 
-        features: by stage. proposals: N tensors (P, 4) xyxy px. The box loss is
-        divided by the number of sampled RoIs, as in Fast R-CNN. No RoI at all (no proposals and no
-        objects in the whole batch): both 0.
+        features: by stage. proposals: N tensors (P, 4) xyxy px. sizes: as of `forward`. The box
+        loss is divided by the number of sampled RoIs, as in Fast R-CNN. No RoI at all (no proposals
+        and no objects in the whole batch): both 0.
         """
         rois, labels, gt_deltas = self.sample(proposals, targets)
-        logits, deltas = self(features, rois)
+        logits, deltas = self(features, rois, sizes)
         num_sampled = max(1, len(labels))
         positive = torch.nonzero(labels > 0).flatten()
         loss_cls = F.cross_entropy(logits, labels, reduction="sum") / num_sampled
@@ -156,21 +188,39 @@ class RoIHead(nn.Module):
         logits (R, K + 1), deltas (R, K, 4): of N tensors of proposals (P, 4) xyxy px together.
         sizes: N (h, w) px to which boxes are clipped. No proposals: no detections.
         """
-        scores = logits.softmax(dim=1)[:, label_of(0) :]  # (R, K + 1) -> (R, K): no background
-        boxes = self.box_coder.decode(torch.cat(proposals), deltas)  # (R, K, 4)
+        boxes, scores = self.decode(logits, deltas, proposals)
         counts = [len(p) for p in proposals]
         per_image = zip(boxes.split(counts), scores.split(counts), sizes, strict=True)
         return [self.detections_of_image(clip_boxes(b, size), s) for b, s, size in per_image]
+
+    def decode(
+        self, logits: Tensor, deltas: Tensor, proposals: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return boxes (R, K, 4) xyxy px, not clipped, and scores (R, K) in [0, 1], without
+        background, of what `forward` gave.
+        """
+        scores = logits.softmax(dim=1)[:, label_of(0) :]  # (R, K + 1) -> (R, K): no background
+        return self.box_coder.decode(torch.cat(proposals), deltas), scores
 
     def detections_of_image(self, boxes: Tensor, scores: Tensor) -> Detections:
         """Return the detections of one image from boxes (R, K, 4) and scores (R, K): score cut, NMS
         a class, best D.
         """
+        return self.best_of(self.candidates_of_image(boxes, scores), self.settings.nms_thresh)
+
+    def candidates_of_image(self, boxes: Tensor, scores: Tensor) -> Detections:
+        """Return what NMS chooses from, in no order: of boxes (R, K, 4) with scores (R, K) those
+        above the score cut that have an extent.
+        """
         roi, column = torch.nonzero(scores > self.settings.score_thresh, as_tuple=True)
         # (R, K, 4), (R, K) -> (D, 4), (D,), (D,): each class of a RoI is a candidate of its own
         boxes, scores, labels = boxes[roi, column], scores[roi, column], label_of(column)
         keep = large_enough(boxes, MIN_DETECTION_SIDE)
-        boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
-        keep = ops.batched_nms(boxes, scores, labels, self.settings.nms_thresh)
+        return Detections(boxes[keep], scores[keep], labels[keep])
+
+    def best_of(self, candidates: Detections, nms_thresh: float) -> Detections:
+        """Return the best D of `candidates` after NMS a class at the IoU `nms_thresh`."""
+        boxes, scores, labels = candidates.boxes, candidates.scores, candidates.labels
+        keep = ops.batched_nms(boxes, scores, labels, nms_thresh)
         keep = keep[: self.settings.detections_per_image]
         return Detections(boxes[keep], scores[keep], labels[keep])

@@ -10,7 +10,7 @@ import torch
 from detres.detection.annotations import Annotations
 from detres.detection.build import eval_loader, train_loader
 from detres.detection.data.coco import read_coco
-from detres.detection.data.loader import DetectionDataset, collate
+from detres.detection.data.loader import DetectionDataset, PyramidDataset, collate
 from detres.detection.data.shapes import ensure_shapes
 from detres.detection.data.transforms import EvalTransform, TrainTransform
 from detres.detection.structures import Target
@@ -68,6 +68,33 @@ def test_collate_pads_and_keeps_sizes() -> None:
     assert images.pixels[1].sum() == 20 * 70 * 3 * 8
     with pytest.raises(ValueError, match="at least one image"):
         collate([])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_pyramid_is_the_same_images_at_every_scale(
+    annotations: Annotations, num_workers: int
+) -> None:
+    scales = ((96, 120), (48, 60), (160, 160))
+    together = eval_loader(
+        PyramidDataset(annotations, scales), batch_size=4, num_workers=num_workers
+    )
+    apart = [
+        eval_loader(
+            DetectionDataset(annotations, EvalTransform(short_side=side, max_side=cap)),
+            batch_size=4,
+        )
+        for side, cap in scales
+    ]
+    for (images, targets), *others in zip(together, *apart, strict=True):
+        assert list(images.others) == list(scales[1:])
+        for scale, (expected, at_scale) in zip(scales, others, strict=True):
+            own = images if scale == scales[0] else images.others[scale]
+            assert torch.equal(own.pixels, expected.pixels)
+            assert (own.sizes, own.ids) == (expected.sizes, expected.ids)
+            assert own.original_sizes == expected.original_sizes
+            if scale == scales[0]:
+                for mine, other in zip(targets, at_scale, strict=True):
+                    assert torch.equal(mine.boxes, other.boxes)
 
 
 def test_loading_leaves_the_global_random_state_alone(annotations: Annotations) -> None:
