@@ -20,6 +20,7 @@ from backbones.files import (
     read_safetensors,
     read_safetensors_metadata,
     replacing,
+    require_digest,
     write_safetensors,
 )
 from backbones.weights import first_fault
@@ -36,7 +37,9 @@ __all__ = [
     "load_weights",
     "mapping",
     "metadata_field",
+    "read_safetensors",
     "replacing",
+    "require_digest",
     "require_metadata",
     "write_safetensors",
     "write_text",

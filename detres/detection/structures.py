@@ -1,7 +1,8 @@
 """The values that travel between the parts of detection: disk -> Annotations -> Target ->
-ImageBatch -> Losses or Detections -> Predictions.
+ImageBatch -> Losses or Detections -> Predictions; RPN -> Proposals -> disk -> ImageBatch.
 
-Everywhere: N images, M ground-truth boxes, D detections, K classes without background. Boxes are
+Everywhere: N images, M ground-truth boxes, P proposals, D detections, K classes without background.
+Boxes are
 (x1, y1, x2, y2) in absolute pixels with continuous coordinates, so x2 - x1 is the width: float32 in
 the model, float64 where a file's numbers are kept as they are written. Labels are int64, 1..K; 0 is
 background and appears only inside the model.
@@ -9,7 +10,8 @@ background and appears only inside the model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import numpy as np
@@ -122,27 +124,32 @@ class ImageBatch:
 
     pixels: (N, 3, H, W) uint8 RGB; the model normalises them on its device. sizes: N (h, w) px,
     true sizes inside the padding. original_sizes: N (h, w) px of the files as read, before
-    resizing. ids: N image ids.
+    resizing. ids: N image ids. proposals: where regions were proposed before, N tensors (P, 4)
+    float32 xyxy px of the batch, best first, for Fast R-CNN; None: there are none.
     """
 
     pixels: Tensor
     sizes: tuple[tuple[int, int], ...]
     original_sizes: tuple[tuple[int, int], ...]
     ids: tuple[ImageId, ...]
+    proposals: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """Return it on `device`; from pinned memory the copy overlaps with computing."""
-        pixels = self.pixels.to(device, non_blocking=True)
-        return ImageBatch(pixels, self.sizes, self.original_sizes, self.ids)
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> ImageBatch:
         """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by
         its name.
         """
-        return ImageBatch(self.pixels.pin_memory(), self.sizes, self.original_sizes, self.ids)
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> ImageBatch:
+        proposals = None if self.proposals is None else tuple(map(move, self.proposals))
+        return replace(self, pixels=move(self.pixels), proposals=proposals)
 
 
 @dataclass(frozen=True)
@@ -231,3 +238,62 @@ class Predictions:
         as they were read.
         """
         return xywh_of(self.boxes, self.sides)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What an RPN proposed for a whole data set, in flat arrays: the boxes of image n are rows
+    offsets[n]:offsets[n + 1], best first.
+
+    source: what they are of, for messages. image_ids: (N,) int64 or str. offsets: (N + 1,) int64.
+    boxes: (P, 4) float64 xyxy px of the original image: the RPN's float32 px of a resized one come
+    back from them bit for bit, which float32 could not give. scores: (P,) float32 in [0, 1], the
+    probability of an object. N and P may be 0. Raises ValueError for arrays that do not belong
+    together.
+    """
+
+    source: str
+    image_ids: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+
+    def __post_init__(self) -> None:
+        num = len(self.scores)
+        ends = self.offsets[:1].tolist() + self.offsets[-1:].tolist()
+        if (
+            self.boxes.shape != (num, 4)
+            or self.offsets.shape != (len(self.image_ids) + 1,)
+            or ends != [0, num]
+            or (np.diff(self.offsets) < 0).any()
+        ):
+            raise ValueError(
+                f"Proposals: {len(self.image_ids)} images, {len(self.offsets)} offsets with the "
+                f"ends {ends}, boxes {self.boxes.shape} and {num} scores do not belong together"
+            )
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many boxes each image has, (N,) int64."""
+        return np.diff(self.offsets)
+
+    def rows_of(self, index: int) -> slice:
+        """Return the rows of `boxes` and `scores` of image `index`."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def of_images(self, rows: np.ndarray) -> Proposals:
+        """Return those of the images at `rows` (R,) int64 alone, in that order."""
+        counts = self.counts[rows]
+        offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        # (R,) -> (P',): the rows of each image's boxes
+        taken = np.repeat(self.offsets[rows] - offsets[:-1], counts) + np.arange(offsets[-1])
+        return replace(
+            self,
+            image_ids=self.image_ids[rows],
+            offsets=offsets,
+            boxes=self.boxes[taken],
+            scores=self.scores[taken],
+        )

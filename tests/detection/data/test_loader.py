@@ -10,7 +10,7 @@ import torch
 from detres.detection.annotations import Annotations
 from detres.detection.build import eval_loader, train_loader
 from detres.detection.data.coco import read_coco
-from detres.detection.data.loader import DetectionDataset, collate
+from detres.detection.data.loader import DetectionDataset, Item, collate
 from detres.detection.data.shapes import ensure_shapes
 from detres.detection.data.transforms import EvalTransform, TrainTransform
 from detres.detection.structures import Target
@@ -31,7 +31,8 @@ def train_set(annotations: Annotations) -> DetectionDataset:
 
 def test_item_is_the_image_its_target_and_its_size_on_disk(annotations: Annotations) -> None:
     dataset = DetectionDataset(annotations, EvalTransform(short_side=96, max_side=200))
-    image, target, original_size = dataset[4, 0]
+    image, target, original_size, proposals = dataset[4, 0]
+    assert proposals is None
     height, width = annotations.image_sizes[4]
     assert original_size == (height, width)
     assert min(image.shape[:2]) == 96
@@ -52,12 +53,13 @@ def test_unknown_sizes_count_as_square(annotations: Annotations) -> None:
 
 
 def test_collate_pads_and_keeps_sizes() -> None:
-    def item(height: int, width: int, image_id: int) -> tuple[np.ndarray, Target, tuple[int, int]]:
+    def item(height: int, width: int, image_id: int) -> Item:
         flags = torch.zeros(1, dtype=torch.bool)
         target = Target(
             image_id, torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([1]), flags, flags
         )
-        return np.full((height, width, 3), image_id, np.uint8), target, (2 * height, 2 * width)
+        pixels = np.full((height, width, 3), image_id, np.uint8)
+        return Item(pixels, target, (2 * height, 2 * width))
 
     images, targets = collate([item(30, 40, 7), item(20, 70, 8)])
     assert images.pixels.shape == (2, 3, 32, 70)
@@ -80,8 +82,8 @@ def test_loading_leaves_the_global_random_state_alone(annotations: Annotations) 
 
 def test_a_data_set_survives_pickling_for_spawned_workers(annotations: Annotations) -> None:
     dataset = train_set(annotations)
-    image, target, _ = pickle.loads(pickle.dumps(dataset))[2, 11]
-    expected_image, expected_target, _ = dataset[2, 11]
+    image, target, _, _ = pickle.loads(pickle.dumps(dataset))[2, 11]
+    expected_image, expected_target, _, _ = dataset[2, 11]
     assert np.array_equal(image, expected_image)
     assert torch.equal(target.boxes, expected_target.boxes)
 
