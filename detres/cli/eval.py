@@ -1,5 +1,5 @@
-"""Evaluate a detector or a classifier, `eval --weights FILE`, or results,
-`eval --detections FILE --annotations FILE`.
+"""Evaluate a detector or a classifier, `eval --weights FILE`, results,
+`eval --detections FILE --annotations FILE`, or proposals, `eval --weights FILE --proposals`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ from detres.classification.weights_file import (
     load_classifier,
     published_classifier,
 )
+from detres.cli.eval_proposals import (
+    OWN,
+    add_proposal_flags,
+    evaluate_own_proposals,
+    evaluate_saved_proposals,
+    fault_of,
+)
 from detres.cli.flags import (
     CommandParser,
     add_config_flags,
@@ -36,7 +43,7 @@ from detres.cli.flags import (
 )
 from detres.config import with_overrides
 from detres.detection.annotations import Annotations
-from detres.detection.build import build_val_set, eval_loader
+from detres.detection.build import build_val_set, eval_loader, saved_proposals
 from detres.detection.config import DetectionConfig
 from detres.detection.data.coco import read_coco
 from detres.detection.data.read import read_split
@@ -48,6 +55,7 @@ from detres.detection.evaluation.result_files import (
     to_coco_results,
 )
 from detres.detection.inference.dataset import detect_dataset
+from detres.detection.models.faster_rcnn import FastRCNN
 from detres.detection.weights_file import is_detector, load_detector
 from detres.files import CheckpointError, replacing, write_text
 from detres.images.source import LabelledImages
@@ -64,9 +72,14 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, read or detect, evaluate; returns the exit status."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
+    if fault := fault_of(arguments):
+        parser.error(fault)
+    if arguments.proposals is None and not (arguments.weights or arguments.detections):
+        parser.error("one of the arguments --weights --detections --proposals is required")
     if arguments.detections and not arguments.annotations:
         parser.error("--detections needs --annotations")
     foreign = WEIGHTS_FLAGS if arguments.detections else DETECTIONS_FLAGS
+    foreign = () if arguments.proposals else foreign
     given = [
         flag for flag in foreign if getattr(arguments, flag.removeprefix("--").replace("-", "_"))
     ]
@@ -78,7 +91,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json and Path(arguments.json).is_dir():
         parser.error(f"--json {arguments.json} is a folder; give a file")
     with ending(parser) as end:
-        if arguments.weights:
+        if arguments.proposals:
+            evaluate_proposals(arguments)
+        elif arguments.weights:
             evaluate_weights(arguments)
         else:
             evaluate_detections(arguments)
@@ -88,9 +103,10 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of this command's flags."""
     parser = CommandParser(
-        description="evaluate the weights of a detector or a classifier, or a detections file"
+        description="evaluate the weights of a detector or a classifier, a detections file, or "
+        "proposals"
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--weights",
         type=expanded,
@@ -111,13 +127,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--annotations",
         type=expanded,
         metavar="FILE_OR_FOLDER",
-        help="with --detections: COCO JSON, or VOCdevkit/VOCyyyy",
+        help="with --detections or --proposals FILE: COCO JSON, or VOCdevkit/VOCyyyy",
     )
     parser.add_argument(
         "--split",
         metavar="NAME",
         help="with a VOC folder: the list in ImageSets/Main (default: test, else val, else the "
-        "only one)",
+        "only one); with --weights --proposals: train or val (default)",
     )
     parser.add_argument(
         "--protocol",
@@ -149,6 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="OUT",
         help="with a classifier's --weights: also write probabilities and labels, .npz",
     )
+    add_proposal_flags(parser)
     add_config_flags(parser)
     return parser
 
@@ -355,16 +372,29 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     iou_thresh = own_iou(protocol, arguments.iou)
     data = with_data_root(data, arguments.data)
     truth = read_split(data, "val").matched_to(class_map, weights)
+    proposals = saved_proposals(data.val_proposals, truth)
     batches = eval_loader(
-        build_val_set(config.model, truth),
+        build_val_set(config.model, truth, proposals),
         batch_size=evaluation.batch_size,
         num_workers=data.workers,
     )
-    found = detect_dataset(detector.to(device), batches, truth.class_map, device)
+    model = detector if proposals is None else FastRCNN(detector)
+    found = detect_dataset(model.to(device), batches, truth.class_map, device)
     evaluated = evaluate(protocol, truth, found, iou_thresh=iou_thresh)
     if arguments.save_detections:
         write_text(Path(arguments.save_detections), json.dumps(to_coco_results(found)))
     report(truth, evaluated, arguments.json)
+
+
+def evaluate_proposals(arguments: argparse.Namespace) -> None:
+    """Evaluate the proposals of a detector, or of a file, by their recall."""
+    if arguments.proposals == OWN:
+        evaluate_own_proposals(arguments)
+        return
+    truth = None
+    if arguments.annotations:
+        truth, _, _ = read_truth(Path(arguments.annotations), arguments.split)
+    evaluate_saved_proposals(arguments, truth)
 
 
 def evaluate_detections(arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from detres.detection.build import (
     build_train_set,
     build_val_set,
     eval_loader,
+    saved_proposals,
     train_loader,
 )
 from detres.detection.config import DetectionConfig
@@ -25,6 +26,8 @@ from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.pictures import write_sheet
+from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.detection.structures import Proposals
 from detres.detection.weights_file import current_names, load_detector, save_detector
 from detres.files import load_model_state, write_text
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
@@ -51,27 +54,43 @@ class DetectionData:
         val = read_split(config.data, "val")
         self.val = val.matched_to(self.train.class_map, self.train.source)
         require_objects(self.val, "to evaluate on, so no weights could be chosen as the best")
+        self.val_set = build_val_set(
+            config.model, self.val, saved_proposals(config.data.val_proposals, self.val)
+        )
 
 
 class DetectionTraining:
-    """What a TrainingRun trains, evaluates and keeps: a detector on annotated images."""
+    """What a TrainingRun trains, evaluates and keeps: a detector on annotated images, its RPN and
+    its RoI head at once; the other schemes are subclasses.
+    """
 
     wing = WING
 
     def __init__(
-        self, config: DetectionConfig, model: nn.Module, data: DetectionData, device: torch.device
+        self,
+        config: DetectionConfig,
+        detector: FasterRCNN,
+        data: DetectionData,
+        device: torch.device,
     ) -> None:
         self.config, self.data, self.device = config, data, device
-        self.model = model.to(device)
+        self.detector = detector.to(device)
+        if config.train.shared_layers == "fixed":
+            detector.backbone.freeze(len(detector.backbone.channels))
+        self.model = self.trained_part()
         self.num_images = len(data.train)
-        self.optimizer = build_optimizer(config.train, model)
+        self.optimizer = build_optimizer(config.train, self.model)
         self.schedule = build_schedule(config.train, len(data.train))
         self.loaded: str | None = None
         self.held_out = eval_loader(
-            build_val_set(config.model, data.val),
+            data.val_set,
             batch_size=config.eval.batch_size,
             num_workers=config.data.workers,
         )
+
+    def trained_part(self) -> nn.Module:
+        """Return what of the detector learns, as the loop calls it: of (images, targets)."""
+        return self.detector
 
     @classmethod
     def start(
@@ -80,8 +99,15 @@ class DetectionTraining:
         """Return what a new run trains.
 
         init_from: weights file of a trained detector of the same classes, to start from. Raises
-        what DetectionData, build_detector and load_detector raise.
+        what DetectionData, build_detector and load_detector raise, ValueError for shared layers
+        that are random and fixed.
         """
+        fixed = config.train.shared_layers == "fixed"
+        if fixed and init_from is None and config.model.backbone.weights is None:
+            raise ValueError(
+                "train.shared_layers=fixed: they would stay random; start from a trained detector, "
+                "or give model.backbone.weights"
+            )
         torch.manual_seed(config.seed)
         data = DetectionData(config)
         detector = build_detector(config.model, len(data.train.class_map))
@@ -109,17 +135,25 @@ class DetectionTraining:
             class_map = ClassMap.from_dict(saved.state["classes"])
         class_map.require_same(train.class_map, str(path), train.source)
         detector = build_detector(saved.config.model, len(class_map), pretrained=False)
+        training = cls(saved.config, detector, data, device)
         with reading_field(path, "model"):
-            load_model_state(detector, current_names(saved.state["model"]), path)
-        return cls(saved.config, detector, data, device)
+            load_model_state(training.model, current_names(saved.state["model"]), path)
+        return training
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
         return f"train {self.data.train.describe()}\nval   {self.data.val.describe()}"
 
     def fingerprints(self) -> dict[str, Fingerprint]:
-        """Return those of the training and the held-out annotations."""
-        return {"train": fingerprint_of(self.data.train), "val": fingerprint_of(self.data.val)}
+        """Return those of the training and the held-out annotations, and of the proposals for
+        them.
+        """
+        data = self.data
+        found = {"train": fingerprint_of(data.train), "val": fingerprint_of(data.val)}
+        for name, dataset in (("train_proposals", data.train_set), ("val_proposals", data.val_set)):
+            if dataset.proposals is not None:
+                found[name] = fingerprint_of_proposals(dataset.proposals)
+        return found
 
     def state(self) -> dict:
         """Return what last.pt holds of the classes."""
@@ -146,13 +180,27 @@ class DetectionTraining:
         """Write weights, detections, numbers and a picture of the best evaluation so far."""
         if not improved:
             return
-        folder, step = run.folder, run.progress.step
-        class_map, found = self.data.train.class_map, evaluation.predictions
-        save_detector(folder / DETECTOR_WEIGHTS, self.model, self.config, class_map, step)
-        write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
-        metrics = json.dumps({"step": step, **evaluation.result.to_dict()}, indent=2)
-        write_text(folder / METRICS, metrics)
-        write_sheet(folder / PICTURE, self.data.val, found)
+        step = run.progress.step
+        keep_detector(run.folder, self.detector, self.config, self.data.val, evaluation, step)
+
+
+def keep_detector(
+    folder: Path,
+    detector: FasterRCNN,
+    config: DetectionConfig,
+    val: Annotations,
+    evaluation: DetectionEvaluation,
+    step: int,
+) -> None:
+    """Write into `folder` the detections, numbers and a picture of an `evaluation` on `val`, and
+    the weights, after `step` steps, at the last.
+    """
+    found = evaluation.predictions
+    write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
+    metrics = json.dumps({"step": step, **evaluation.result.to_dict()}, indent=2)
+    write_text(folder / METRICS, metrics)
+    write_sheet(folder / PICTURE, val, found)
+    save_detector(folder / DETECTOR_WEIGHTS, detector, config, val.class_map, step)
 
 
 def fingerprint_of(annotations: Annotations) -> Fingerprint:
@@ -177,3 +225,17 @@ def fingerprint_of(annotations: Annotations) -> Fingerprint:
     )
     files = file_hashes(annotations.image_files.tolist())
     return Fingerprint(records, files, lambda row: f"image {ids[row]}")
+
+
+def fingerprint_of_proposals(proposals: Proposals) -> Fingerprint:
+    """Return that of proposals: id, boxes and scores of each image, in their order."""
+    ids = proposals.image_ids.tolist()
+    records = hashes_of(
+        (
+            str(image_id),
+            proposals.boxes[proposals.rows_of(row)].tobytes(),
+            proposals.scores[proposals.rows_of(row)].tobytes(),
+        )
+        for row, image_id in enumerate(ids)
+    )
+    return Fingerprint(records, torch.zeros_like(records), lambda row: f"image {ids[row]}")
