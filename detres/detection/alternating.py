@@ -378,15 +378,16 @@ class AlternatingRun:
                 ProposalCounts(rpn.test_pre_nms_top_n, rpn.test_post_nms_top_n),
             ),
         }
+        wanted = {name: one for name, one in wanted.items() if not (folder / name).is_file()}
+        if not wanted:
+            return
+        weights = folder / names.DETECTOR_WEIGHTS
+        detector, _, _ = load_detector(weights)
         for name, (split, counts) in wanted.items():
-            if (folder / name).is_file():
-                continue
-            weights = folder / names.DETECTOR_WEIGHTS
-            detector, _, _ = load_detector(weights)
             annotations, found = propose_split(detector, config, split, counts, self.device)
-            save_proposals(
-                folder / name, found, annotations, described(weights, counts, rpn.nms_thresh)
-            )
+            self.lock.require_held()
+            made_by = described(weights, counts, rpn.nms_thresh)
+            save_proposals(folder / name, found, annotations, made_by)
             write_line(
                 f"{folder / name}: {len(found.scores)} proposals for {len(found)} images of {split}"
             )
