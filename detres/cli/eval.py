@@ -373,6 +373,8 @@ def evaluate_detector(arguments: argparse.Namespace) -> None:
     data = with_data_root(data, arguments.data)
     truth = read_split(data, "val").matched_to(class_map, weights)
     proposals = saved_proposals(data.val_proposals, truth)
+    if proposals is not None:
+        say(f"note: it looks at {proposals.source}, not at its RPN's")
     batches = eval_loader(
         build_val_set(config.model, truth, proposals),
         batch_size=evaluation.batch_size,

@@ -142,7 +142,11 @@ class DetectionTraining:
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
-        return f"train {self.data.train.describe()}\nval   {self.data.val.describe()}"
+        lines = [f"train {self.data.train.describe()}", f"val   {self.data.val.describe()}"]
+        for dataset in (self.data.train_set, self.data.val_set):
+            if (proposals := dataset.proposals) is not None:
+                lines.append(f"{len(proposals.scores)} boxes: {proposals.source}")
+        return "\n".join(lines)
 
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Return those of the training and the held-out annotations, and of the proposals for

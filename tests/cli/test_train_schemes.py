@@ -15,7 +15,7 @@ import torch
 
 from backbones.files import read_safetensors
 from detres.cli import eval as evaluate
-from detres.cli import train_det
+from detres.cli import train_cls, train_det
 from detres.detection.alternating import FOLDERS
 from detres.detection.data.shapes import ensure_shapes
 from detres.engine import loop
@@ -99,7 +99,7 @@ def test_stopped_in_each_of_the_four_steps_a_run_ends_as_one_never_stopped(
 
 
 def test_the_steps_by_hand_give_what_the_four_steps_give(
-    tiny: Path, straight: Path, tmp_path: Path
+    tiny: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """RPN alone, its proposals saved, and Fast R-CNN alone on them: steps 1 and 2."""
     common = ["--cfg", str(tiny), "--device", "cpu", "--set", "train.steps=2"]
@@ -131,6 +131,8 @@ def test_the_steps_by_hand_give_what_the_four_steps_give(
     in_run = read_json(fast_rcnn / "metrics.json")
     assert in_run.pop("step") == 2
     assert read_json(numbers) == in_run
+    said = f"note: it looks at the proposals in {tmp_path}/val.safetensors, not at its RPN's"
+    assert said in capsys.readouterr().out
 
 
 # ---- the recall of proposals ----
@@ -240,6 +242,16 @@ def test_weights_of_one_half_say_so(straight: Path, capsys: pytest.CaptureFixtur
         assert said in capsys.readouterr().err
     assert evaluate.main(["--weights", str(straight / "best.safetensors"), "--device", "cpu"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_of_four_steps_is_not_resumed_as_a_classifiers(
+    straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_cls.main(["--resume", str(straight), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {straight} is a run of detection, not of classification; it goes on with: detres "
+        f"train-det --resume {straight}\n"
+    )
 
 
 def test_the_newest_run_may_be_one_of_four_steps(
