@@ -26,6 +26,9 @@ from detres.user_files import expanded
 OWN = "own"
 """What --proposals without a file means."""
 
+SPLITS = ("train", "val")
+"""Of a detector's data."""
+
 FLAGS = ("--counts", "--save-proposals", "--pre-nms")
 
 
@@ -94,6 +97,10 @@ def fault_of(arguments: argparse.Namespace) -> str | None:
         return f"--pre-nms {arguments.pre_nms}: expected 1 or more, or 0 for all"
     if arguments.weights and len(arguments.weights) > 1:
         return "--proposals takes one file of --weights"
+    if arguments.weights and arguments.split not in (None, *SPLITS):
+        return f"--split {arguments.split}: --weights have the splits {' and '.join(SPLITS)}"
+    if arguments.save_proposals and Path(arguments.save_proposals).is_dir():
+        return f"--save-proposals {arguments.save_proposals} is a folder; give a file"
     return None
 
 

@@ -178,8 +178,9 @@ class AlternatingRun:
     proposals of the two RPNs are in theirs. phase.json says which step it is in. The end is one
     detector in best.safetensors, evaluated with its own RPN.
 
-    lock: of the folder. resume_line: the command line that goes on with it. saved: of a resumed
-    run. accept_data_change: whether it may go on with other data than it has learned from.
+    lock: of the folder. saved: the state it goes on from. resume_line: the command line that goes
+    on with it. first: what the first step trains, where that is made already. accept_data_change:
+    whether it may go on with other data than it has learned from.
     """
 
     def __init__(
@@ -189,12 +190,13 @@ class AlternatingRun:
         *,
         device: torch.device,
         resume_line: ResumeLine,
+        first: DetectionTraining | None = None,
         accept_data_change: bool = False,
     ) -> None:
         self.lock, self.folder, self.config = lock, lock.folder, saved.config
         self.phase, self.init_from, self.data = saved.phase, saved.init_from, dict(saved.data)
         self.device, self.accept_data_change = device, accept_data_change
-        self.resume_line = resume_line
+        self.resume_line, self.first = resume_line, first
         self.in_a_step, self.started = False, time.monotonic()
         self.configs = configs_of_phases(self.config, self.folder)
 
@@ -211,16 +213,18 @@ class AlternatingRun:
         """Begin a run in a new folder: `out`, or the next free one of its name under runs/.
 
         init_from: weights file of a trained detector of the same classes, from which the first two
-        steps start. Raises what new_run_folder and configs_of_phases raise.
+        steps start. Raises what configs_of_phases and DetectionTraining.start raise, before a
+        folder is made, and what new_run_folder raises.
         """
         train, reason = config.train.settled(device)
         config = config.model_copy(update={"train": train})
-        configs_of_phases(config, Path())  # what is wrong with them is said before a folder is made
+        first = configs_of_phases(config, Path())[0]
+        training = TRAININGS[first.train.scheme].start(first, device, init_from)
         lock = names.new_run_folder(config.name, out)
         try:
             path = None if init_from is None else str(Path(init_from).absolute())
             saved = SavedAlternating(lock.folder, 0, config, config, path, {})
-            run = cls(lock, saved, device=device, resume_line=resume_line)
+            run = cls(lock, saved, device=device, resume_line=resume_line, first=training)
             write_text(run.folder / names.CONFIG, to_yaml(config))
             write_environment(run.folder / names.ENVIRONMENT, device)
             run.save()
@@ -337,7 +341,9 @@ class AlternatingRun:
                 resume_line=resume_line,
                 accept_data_change=self.accept_data_change,
             )
-        training = kind.start(config, self.device, self._weights_before())
+        training, self.first = self.first, None
+        if training is None:
+            training = kind.start(config, self.device, self._weights_before())
         self._compare_data(training)
         return TrainingRun.start(training, folder, device=self.device, resume_line=resume_line)
 

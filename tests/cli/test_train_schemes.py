@@ -201,6 +201,8 @@ def test_proposals_of_another_split_are_refused_in_one_line(
             ["--weights", "w", "--proposals", "f", "--save-proposals", "o"],
             "--save-proposals does not go with --proposals FILE",
         ),
+        (["--weights", "w", "--proposals", "--split", "x"], "have the splits train and val"),
+        (["--weights", "w", "--proposals", "--save-proposals", "/tmp"], "/tmp is a folder"),
         (["--detections", "d", "--proposals", "f"], "two things to judge: give one"),
         (["--weights", "w", "x", "--proposals"], "--proposals takes one file of --weights"),
         ([], "one of the arguments --weights --detections --proposals is required"),
@@ -233,6 +235,16 @@ def test_proposals_that_are_missing_or_of_other_images_stop_training_at_once(
         assert said in error
         assert len(error.splitlines()) == 1
         assert not (tmp_path / "run").exists()
+
+
+def test_what_four_steps_cannot_start_from_leaves_no_folder(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--cfg", str(tiny), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    flags += ["--init-from", str(tmp_path / "none"), "--set", *ALTERNATING]
+    assert train_det.main(flags) == 2
+    assert capsys.readouterr() == ("", f"error: no weights file at {tmp_path}/none\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_of_one_half_say_so(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:

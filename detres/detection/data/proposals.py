@@ -105,8 +105,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             require_digest(metadata, path)
     except FileNotFoundError:
         raise ProposalsError(f"no proposals file at {path}") from None
-    except DamagedFileError as error:
-        raise ProposalsError(str(error)) from None
+    except (DamagedFileError, OSError) as error:
+        raise ProposalsError(f"{error}; expected a file of proposals") from None
     missing = [key for key in _METADATA if key not in metadata]
     missing += [name for name in _DTYPES if name not in tensors]
     if missing:

@@ -181,6 +181,8 @@ def test_a_damaged_a_missing_and_another_file(tmp_path):
     path = tmp_path / "p.safetensors"
     with pytest.raises(ProposalsError, match=f"^no proposals file at {path}$"):
         read_proposals(path, annotations())
+    with pytest.raises(ProposalsError, match=r"but a folder; expected a file of proposals$"):
+        read_proposals(tmp_path, annotations())
     save_proposals(path, proposals(), annotations(), "an RPN")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
