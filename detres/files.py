@@ -23,6 +23,7 @@ from backbones.files import (
     read_safetensors,
     read_safetensors_metadata,
     replacing,
+    require_digest,
     write_safetensors,
 )
 from backbones.weights import first_fault
@@ -40,7 +41,9 @@ __all__ = [
     "load_weights",
     "mapping",
     "metadata_field",
+    "read_safetensors",
     "replacing",
+    "require_digest",
     "require_free_folder",
     "require_metadata",
     "write_safetensors",

@@ -81,6 +81,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),
     f"{D}.training": (SHARED | {D}, {"torch"}),
+    f"{D}.alternating": (SHARED | {D}, {"torch"}),
     C: (
         SHARED | {C, f"{D}.annotations", f"{D}.data.coco", f"{D}.data.shapes"},
         BASE | {"torchvision", "cv2", "fsspec", "pydantic", "tqdm"},

@@ -42,6 +42,10 @@ def compare(config: DetectionConfig, out: str | None, *, device: torch.device) -
             "eval.improved_in_training does not go with torchvision's parts, which detect plainly: "
             "leave it out"
         )
+    if config.train.scheme != "joint":
+        raise ValueError(
+            f"train.scheme={config.train.scheme}: torchvision's parts are trained jointly alone"
+        )
     with new_run_folder(f"{config.name}-comparison", out) as lock:
         folder = lock.folder
         write_text(folder / CONFIG, to_yaml(config))

@@ -1,5 +1,5 @@
-"""Evaluate a detector or a classifier, `eval --weights FILE`, or results,
-`eval --detections FILE --annotations FILE`.
+"""Evaluate a detector or a classifier, `eval --weights FILE`, results,
+`eval --detections FILE --annotations FILE`, or proposals, `eval --weights FILE --proposals`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ from detres.classification.weights_file import (
     published_classifier,
 )
 from detres.cli.eval_localisation import evaluate_localiser
+from detres.cli.eval_proposals import (
+    OWN,
+    add_proposal_flags,
+    evaluate_own_proposals,
+    evaluate_saved_proposals,
+    fault_of,
+)
 from detres.cli.flags import (
     CommandParser,
     add_config_flags,
@@ -38,7 +45,7 @@ from detres.cli.flags import (
 from detres.cli.submission import plan_submission, require_competition, server_of
 from detres.config import with_overrides
 from detres.detection.annotations import Annotations
-from detres.detection.build import build_ensemble, build_val_set, eval_loader
+from detres.detection.build import build_ensemble, build_val_set, eval_loader, saved_proposals
 from detres.detection.config import SPLITS, DetectionConfig
 from detres.detection.data.coco import read_coco
 from detres.detection.data.ilsvrc import read_ilsvrc
@@ -70,9 +77,14 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, read or detect, evaluate; returns the exit status."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
+    if fault := fault_of(arguments):
+        parser.error(fault)
+    if arguments.proposals is None and not (arguments.weights or arguments.detections):
+        parser.error("one of the arguments --weights --detections --proposals is required")
     if arguments.detections and not arguments.annotations:
         parser.error("--detections needs --annotations")
     foreign = WEIGHTS_FLAGS if arguments.detections else DETECTIONS_FLAGS
+    foreign = () if arguments.proposals else foreign
     given = [
         flag for flag in foreign if getattr(arguments, flag.removeprefix("--").replace("-", "_"))
     ]
@@ -88,7 +100,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json and Path(arguments.json).is_dir():
         parser.error(f"--json {arguments.json} is a folder; give a file")
     with ending(parser) as end:
-        if arguments.weights:
+        if arguments.proposals:
+            evaluate_proposals(arguments)
+        elif arguments.weights:
             evaluate_weights(arguments)
         else:
             evaluate_detections(arguments)
@@ -98,10 +112,10 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of this command's flags."""
     parser = CommandParser(
-        description="evaluate the weights of a detector, a classifier or a localiser, or a "
-        "detections file"
+        description="evaluate the weights of a detector, a classifier or a localiser, a "
+        "detections file, or proposals"
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--weights",
         type=expanded,
@@ -122,14 +136,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--annotations",
         type=expanded,
         metavar="FILE_OR_FOLDER",
-        help="with --detections: COCO JSON, VOCdevkit/VOCyyyy, or an ILSVRC folder (DET)",
+        help="with --detections or --proposals FILE: COCO JSON, VOCdevkit/VOCyyyy, or an ILSVRC "
+        "folder (DET)",
     )
     parser.add_argument(
         "--split",
         metavar="NAME",
         help="with a detector's --weights: train, val or test of its data (default: val); with "
         "--annotations of a VOC folder: the list in ImageSets/Main (default: test, else val, else "
-        "the only one)",
+        "the only one); with --weights --proposals: train or val (default)",
     )
     parser.add_argument(
         "--protocol",
@@ -175,6 +190,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="with a localiser's --weights: a classifier's weights.safetensors, which predicts the "
         "classes (default: they are given)",
     )
+    add_proposal_flags(parser)
     add_config_flags(parser)
     return parser
 
@@ -406,8 +422,12 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
                 f"note: {file} was trained on {entry}: its numbers are better than on unseen images"
             )
     truth = images.matched_to(class_map, weights)
+    of_val = data.val_proposals if (arguments.split or "val") == "val" else None
+    proposals = saved_proposals(of_val, truth)
+    if proposals is not None:
+        say(f"note: it looks at {proposals.source}, not at its RPN's")
     batches = eval_loader(
-        build_val_set(config.model, truth, detecting.other_scales),
+        build_val_set(config.model, truth, detecting.other_scales, proposals),
         batch_size=evaluation.batch_size,
         num_workers=data.workers,
     )
@@ -434,6 +454,17 @@ def require_wanted(arguments: argparse.Namespace, images: Annotations) -> None:
             f"--{given[0]} goes with numbers, and {images.source} gives none, its objects are not "
             f"known: {images.without_truth}. Leave it out"
         )
+
+
+def evaluate_proposals(arguments: argparse.Namespace) -> None:
+    """Evaluate the proposals of a detector, or of a file, by their recall."""
+    if arguments.proposals == OWN:
+        evaluate_own_proposals(arguments)
+        return
+    truth = None
+    if arguments.annotations:
+        truth, _, _ = read_truth(Path(arguments.annotations), arguments.split)
+    evaluate_saved_proposals(arguments, truth)
 
 
 def evaluate_detections(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import errno
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -38,6 +38,7 @@ from detres.runs.settings import DataRootError, ShapesRootError, with_data_root
 from detres.user_files import expanded
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
+AnySaved = TypeVar("AnySaved")
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next(
@@ -257,18 +258,24 @@ def config_from(arguments: argparse.Namespace, kind: type[AnyConfig], default: P
 
 
 def saved_run(
-    arguments: argparse.Namespace, kind: type[Section], default: Path, wing: str, *more: str
-) -> SavedRun:
+    arguments: argparse.Namespace,
+    kind: type[Section],
+    default: Path,
+    wing: str,
+    *more: str,
+    read: Callable[..., AnySaved] = SavedRun.read,
+) -> AnySaved:
     """Return the run of --resume, with --set and --data where given.
 
-    wing: that it must be of. more: keys that its last.pt must have beside those of every run.
-    Raises what newest_run and SavedRun.read raise, with the command that does what was wanted.
+    wing: that it must be of. more: keys that its last.pt must have beside those of every run. read:
+    what reads its folder. Raises what newest_run and SavedRun.read raise, with the command that
+    does what was wanted.
     """
     folder, root = Path(arguments.resume or ""), arguments.data
     try:
         if not arguments.resume:
             folder = newest_run(read_config(config_path(arguments.cfg, default), kind, []).name)
-        return SavedRun.read(folder, kind, wing=wing, keys=more, overrides=arguments.set, root=root)
+        return read(folder, kind, wing=wing, keys=more, overrides=arguments.set, root=root)
     except NothingSavedError as error:
         begun = first_arguments(error.folder / ENVIRONMENT)
         again = "the command that began it"

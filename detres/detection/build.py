@@ -24,6 +24,7 @@ from detres.detection.config import (
 )
 from detres.detection.data.box_policy import require_objects
 from detres.detection.data.loader import DetectionDataset, PyramidDataset, collate
+from detres.detection.data.proposals import read_proposals
 from detres.detection.data.read import read_split
 from detres.detection.data.transforms import EvalTransform, TrainTransform
 from detres.detection.inference.ensemble import Ensemble, Member
@@ -38,7 +39,7 @@ from detres.detection.models.roi_head import BoxPredictor, RoIHead, RoIHeadSetti
 from detres.detection.models.roi_pool import RoIPooler
 from detres.detection.models.rpn import RPN, ProposalCounts, RPNHead, RPNSettings
 from detres.detection.models.sampler import Sampler
-from detres.detection.structures import Scale
+from detres.detection.structures import Proposals, Scale
 from detres.engine.batches import StepSampler, make_loader, once_in_order
 from detres.images.normalize import PixelNormalizer
 from detres.network import NetworkWeightsError, build_network, settings_named
@@ -230,8 +231,9 @@ def _same_input(given: PixelConfig, expected: InputSpec) -> bool:
 
 
 def build_train_set(config: DetectionConfig) -> DetectionDataset:
-    """Return the training images with their augmentation; raises what the readers raise, and
-    AnnotationError when no object is left to learn from.
+    """Return the training images with their augmentation, and the proposals of
+    `data.train_proposals` where given; raises what the readers raise, and AnnotationError when no
+    object is left to learn from.
     """
     annotations = read_split(config.data, "train")
     require_objects(annotations, "to learn from")
@@ -242,20 +244,33 @@ def build_train_set(config: DetectionConfig) -> DetectionDataset:
         flip=config.data.flip,
         color=config.data.color,
     )
-    return DetectionDataset(annotations, transform)
+    proposals = saved_proposals(config.data.train_proposals, annotations)
+    return DetectionDataset(annotations, transform, proposals)
+
+
+def saved_proposals(path: str | None, annotations: Annotations) -> Proposals | None:
+    """Return the proposals of a file for the images of `annotations`, in their order, None without
+    a file; raises ProposalsError.
+    """
+    return None if path is None else read_proposals(path, annotations)[0]
 
 
 def build_val_set(
-    model: ModelConfig, annotations: Annotations, other_scales: Sequence[Scale] = ()
+    model: ModelConfig,
+    annotations: Annotations,
+    other_scales: Sequence[Scale] = (),
+    proposals: Proposals | None = None,
 ) -> DetectionDataset:
-    """Return the held-out images at test size; raises ValueError when there are none.
+    """Return the held-out images at test size, with their proposals where given; raises ValueError
+    when there are none.
 
     other_scales: further ones at which a detector wants to see them (Ensemble.other_scales).
     """
     own = (model.input.short_side, model.input.max_side)
     if other_scales:
-        return PyramidDataset(annotations, (own, *other_scales))
-    return DetectionDataset(annotations, EvalTransform(short_side=own[0], max_side=own[1]))
+        return PyramidDataset(annotations, (own, *other_scales), proposals)
+    transform = EvalTransform(short_side=own[0], max_side=own[1])
+    return DetectionDataset(annotations, transform, proposals)
 
 
 def train_loader(

@@ -6,9 +6,11 @@ the comment beside it says otherwise.
 
 from __future__ import annotations
 
+import itertools
+import os
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from backbones import RESNETS
 from backbones.vgg import FC_GRID
@@ -26,6 +28,9 @@ from detres.network import NetworkConfig
 from detres.runs.settings import TrainConfig
 
 NotNegative = Annotated[float, Field(ge=0)]
+FilePath = Annotated[UserPath, AfterValidator(os.path.abspath)]
+"""Of a file of the user's that is found again from any directory."""
+
 Few = Field(min_length=1, max_length=100)
 AnchorSide = Annotated[float, Field(gt=0, le=1e6)]
 ScaleSide = Annotated[int, Field(ge=1, le=20_000)]
@@ -239,6 +244,10 @@ class DataConfig(Section):
     box_policy: Literal["drop", "error"] = "drop"
     # coco: what becomes of a file_name that leads out of its image folder
     outside: Literal["error", "allow"] = "error"
+    # files of proposals for the images of train and of val: what train.scheme=fast_rcnn learns
+    # from and is evaluated on
+    train_proposals: FilePath | None = None
+    val_proposals: FilePath | None = None
     shapes_train: Positive = 2500  # shapes only: images to draw
     shapes_val: Positive = 200
     flip: Fraction = 0.5
@@ -343,6 +352,107 @@ class MultiScaleConfig(Section):
         return tuple(zip(sides, caps, strict=True))
 
 
+Scheme = Literal["joint", "rpn", "fast_rcnn", "alternating"]
+OfPhases = Field(min_length=4, max_length=4)
+
+PHASES: tuple[Literal["rpn", "fast_rcnn"], ...] = ("rpn", "fast_rcnn", "rpn", "fast_rcnn")
+"""What the four steps of alternating training train (Ren et al., 3.2)."""
+
+PHASE_SHARES = (2, 1, 2, 1)
+"""Of all steps: py-faster-rcnn's 80k, 40k, 80k and 40k on VOC."""
+
+_FIXED_FROM = 2
+"""The first of PHASES in which the shared layers are fixed."""
+
+
+class DetectionTrainConfig(TrainConfig):
+    """The optimisation, and what is trained when."""
+
+    # joint: RPN and RoI head at once (py-faster-rcnn's end2end). rpn: the RPN alone, judged by the
+    # recall of its proposals. fast_rcnn: the RoI head alone, on the proposals of
+    # data.train_proposals. alternating: the paper's four steps, RPN, Fast R-CNN on its proposals,
+    # then both again on shared layers that stay as the second left them
+    scheme: Scheme = "joint"
+    # fixed: the layers that RPN and RoI head share do not learn
+    shared_layers: Literal["learn", "fixed"] = "learn"
+    # alternating: steps of each of the four, `steps` together; null: in PHASE_SHARES
+    phase_steps: Annotated[tuple[Positive, ...], OfPhases] | None = None
+    # alternating: where lr drops in each of the four; null: where `milestones` are in `steps` (60k
+    # of 80k and 30k of 40k, py-faster-rcnn's, with 3/4 there)
+    phase_milestones: Annotated[tuple[tuple[PositiveFloat, ...], ...], OfPhases] | None = None
+    # alternating: of the proposals that Fast R-CNN learns from, made once and saved. null: all
+    # boxes enter NMS (py-faster-rcnn's rpn_generate sets RPN_PRE_NMS_TOP_N to -1: made once, they
+    # may take the time)
+    proposals_pre_nms_top_n: Positive | None = None
+    proposals_post_nms_top_n: Positive = 2000  # py-faster-rcnn's rpn_generate
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> DetectionTrainConfig:
+        given = [name for name in ("phase_steps", "phase_milestones") if getattr(self, name)]
+        if self.scheme != "alternating":
+            if given:
+                raise ValueError(f"{given[0]} goes with train.scheme=alternating")
+            return self
+        if self.shared_layers == "fixed":
+            raise ValueError(
+                "scheme alternating fixes the shared layers in its last two steps by itself: leave "
+                "shared_layers out"
+            )
+        if self.phase_steps is not None and self.steps != sum(self.phase_steps):
+            raise ValueError(
+                f"phase_steps {list(self.phase_steps)} are {sum(self.phase_steps)} together, and "
+                f"train.steps {self.steps}: give train.steps={sum(self.phase_steps)}"
+                + (" and train.epochs=null" if self.epochs is not None else "")
+            )
+        if self.phase_milestones is not None and self.schedule != "multistep":
+            raise ValueError(f"schedule {self.schedule} has no milestones: leave out both kinds")
+        shared_out = self.steps is not None and self.phase_steps is None
+        if shared_out and self.steps < sum(PHASE_SHARES):
+            raise ValueError(
+                f"scheme alternating divides {self.steps} steps among four: give at least "
+                f"{sum(PHASE_SHARES)}"
+            )
+        return self
+
+    def phases(self, num_images: int) -> tuple[dict, ...]:
+        """Return the train section of each of the four steps of scheme alternating, as plain values
+        to be checked, for a training set of `num_images`: schemes "rpn" and "fast_rcnn", with the
+        schedule of these settings on their own lengths.
+        """
+        total, milestones = self.in_steps(num_images)
+        lengths = self.phase_steps or _shared_out(total)
+        drops = self.phase_milestones or [_scaled(milestones, total, length) for length in lengths]
+        return tuple(
+            {
+                **self.model_dump(mode="json"),
+                "scheme": scheme,
+                "shared_layers": "learn" if number < _FIXED_FROM else "fixed",
+                "steps": length,
+                "epochs": None,
+                "milestones": list(milestones_of_phase),
+                "phase_steps": None,
+                "phase_milestones": None,
+            }
+            for number, (scheme, length, milestones_of_phase) in enumerate(
+                zip(PHASES, lengths, drops, strict=True)
+            )
+        )
+
+
+def _shared_out(total: int) -> tuple[int, ...]:
+    """Steps of the four that are `total` together, in PHASE_SHARES."""
+    ends = [
+        round(total * done / sum(PHASE_SHARES))
+        for done in itertools.accumulate(PHASE_SHARES, initial=0)
+    ]
+    return tuple(end - start for start, end in itertools.pairwise(ends))
+
+
+def _scaled(milestones: tuple[int, ...], total: int, length: int) -> list[int]:
+    """Milestones of `total` steps at the same places of `length`."""
+    return [scaled for one in milestones if (scaled := one * length // total) > 0]
+
+
 class EvalConfig(Section):
     """How held-out images are evaluated during training and after it."""
 
@@ -365,5 +475,26 @@ class DetectionConfig(Section):
     seed: Count = 3  # py-faster-rcnn's
     data: DataConfig
     model: ModelConfig
-    train: TrainConfig
+    train: DetectionTrainConfig
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _proposals_where_they_are_used(self) -> DetectionConfig:
+        given = {
+            f"data.{split}_proposals": getattr(self.data, f"{split}_proposals")
+            for split in ("train", "val")
+        }
+        if self.train.scheme == "fast_rcnn":
+            missing = [name for name, path in given.items() if path is None]
+            if missing:
+                raise ValueError(
+                    "train.scheme=fast_rcnn learns from proposals that were made before: give "
+                    f"their files, {' and '.join(missing)}"
+                )
+        elif any(given.values()):
+            (name, *_) = [name for name, path in given.items() if path is not None]
+            raise ValueError(
+                f"{name} goes with train.scheme=fast_rcnn: with scheme {self.train.scheme} the RPN "
+                "proposes"
+            )
+        return self

@@ -1,7 +1,8 @@
 """The values that travel between the parts of detection: disk -> Annotations -> Target ->
-ImageBatch -> Losses or Detections -> Predictions.
+ImageBatch -> Losses or Detections -> Predictions; RPN -> Proposals -> disk -> ImageBatch.
 
-Everywhere: N images, M ground-truth boxes, D detections, K classes without background. Boxes are
+Everywhere: N images, M ground-truth boxes, P proposals, D detections, K classes without background.
+Boxes are
 (x1, y1, x2, y2) in absolute pixels with continuous coordinates, so x2 - x1 is the width: float32 in
 the model, float64 where a file's numbers are kept as they are written. Labels are int64, 1..K; 0 is
 background and appears only inside the model.
@@ -126,14 +127,16 @@ class ImageBatch:
 
     pixels: (N, 3, H, W) uint8 RGB; the model normalises them on its device. sizes: N (h, w) px,
     true sizes inside the padding. original_sizes: N (h, w) px of the files as read, before
-    resizing. ids: N image ids. others: the same images at further scales, where a detector looks at
-    several.
+    resizing. ids: N image ids. proposals: where regions were proposed before, N tensors (P, 4)
+    float32 xyxy px of the batch, best first, for Fast R-CNN; None: there are none. others: the same
+    images at further scales, where a detector looks at several.
     """
 
     pixels: Tensor
     sizes: tuple[tuple[int, int], ...]
     original_sizes: tuple[tuple[int, int], ...]
     ids: tuple[ImageId, ...]
+    proposals: tuple[Tensor, ...] | None = None
     others: Mapping[Scale, ImageBatch] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -141,15 +144,17 @@ class ImageBatch:
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """Return it on `device`; from pinned memory the copy overlaps with computing."""
-        return self._with_pixels(lambda pixels: pixels.to(device, non_blocking=True))
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def select(self, rows: Sequence[int]) -> ImageBatch:
         """Return the batch of these of its images, in this order; raises IndexError for others."""
+        proposals = None if self.proposals is None else tuple(self.proposals[n] for n in rows)
         return ImageBatch(
             pixels=self.pixels[list(rows)],
             sizes=tuple(self.sizes[n] for n in rows),
             original_sizes=tuple(self.original_sizes[n] for n in rows),
             ids=tuple(self.ids[n] for n in rows),
+            proposals=proposals,
             others={scale: batch.select(rows) for scale, batch in self.others.items()},
         )
 
@@ -157,11 +162,12 @@ class ImageBatch:
         """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by
         its name.
         """
-        return self._with_pixels(torch.Tensor.pin_memory)
+        return self._moved(Tensor.pin_memory)
 
-    def _with_pixels(self, make: Callable[[Tensor], Tensor]) -> ImageBatch:
-        others = {scale: batch._with_pixels(make) for scale, batch in self.others.items()}
-        return replace(self, pixels=make(self.pixels), others=others)
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> ImageBatch:
+        proposals = None if self.proposals is None else tuple(map(move, self.proposals))
+        others = {scale: batch._moved(move) for scale, batch in self.others.items()}
+        return replace(self, pixels=move(self.pixels), proposals=proposals, others=others)
 
 
 @dataclass(frozen=True)
@@ -253,3 +259,62 @@ class Predictions:
         as they were read.
         """
         return xywh_of(self.boxes, self.sides)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What an RPN proposed for a whole data set, in flat arrays: the boxes of image n are rows
+    offsets[n]:offsets[n + 1], best first.
+
+    source: what they are of, for messages. image_ids: (N,) int64 or str. offsets: (N + 1,) int64.
+    boxes: (P, 4) float64 xyxy px of the original image: the RPN's float32 px of a resized one come
+    back from them bit for bit, which float32 could not give. scores: (P,) float32 in [0, 1], the
+    probability of an object. N and P may be 0. Raises ValueError for arrays that do not belong
+    together.
+    """
+
+    source: str
+    image_ids: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+
+    def __post_init__(self) -> None:
+        num = len(self.scores)
+        ends = self.offsets[:1].tolist() + self.offsets[-1:].tolist()
+        if (
+            self.boxes.shape != (num, 4)
+            or self.offsets.shape != (len(self.image_ids) + 1,)
+            or ends != [0, num]
+            or (np.diff(self.offsets) < 0).any()
+        ):
+            raise ValueError(
+                f"Proposals: {len(self.image_ids)} images, {len(self.offsets)} offsets with the "
+                f"ends {ends}, boxes {self.boxes.shape} and {num} scores do not belong together"
+            )
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How many boxes each image has, (N,) int64."""
+        return np.diff(self.offsets)
+
+    def rows_of(self, index: int) -> slice:
+        """Return the rows of `boxes` and `scores` of image `index`."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def of_images(self, rows: np.ndarray) -> Proposals:
+        """Return those of the images at `rows` (R,) int64 alone, in that order."""
+        counts = self.counts[rows]
+        offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        # (R,) -> (P',): the rows of each image's boxes
+        taken = np.repeat(self.offsets[rows] - offsets[:-1], counts) + np.arange(offsets[-1])
+        return replace(
+            self,
+            image_ids=self.image_ids[rows],
+            offsets=offsets,
+            boxes=self.boxes[taken],
+            scores=self.scores[taken],
+        )

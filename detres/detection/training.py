@@ -17,6 +17,7 @@ from detres.detection.build import (
     build_train_set,
     build_val_set,
     eval_loader,
+    saved_proposals,
     train_loader,
 )
 from detres.detection.config import DetectionConfig
@@ -26,6 +27,8 @@ from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.pictures import write_sheet
+from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.detection.structures import Proposals, Scale
 from detres.detection.transfer import start_from
 from detres.detection.weights_file import current_names, require_same_context, save_detector
 from detres.files import load_model_state, write_text
@@ -53,31 +56,44 @@ class DetectionData:
         val = read_split(config.data, "val")
         self.val = val.matched_to(self.train.class_map, self.train.source)
         require_objects(self.val, "to evaluate on, so no weights could be chosen as the best")
+        self.train_proposals = self.train_set.proposals
+        self.val_proposals = saved_proposals(config.data.val_proposals, self.val)
 
 
 class DetectionTraining:
-    """What a TrainingRun trains, evaluates and keeps: a detector on annotated images."""
+    """What a TrainingRun trains, evaluates and keeps: a detector on annotated images, its RPN and
+    its RoI head at once; the other schemes are subclasses.
+    """
 
     wing = WING
 
     def __init__(
-        self, config: DetectionConfig, model: nn.Module, data: DetectionData, device: torch.device
+        self,
+        config: DetectionConfig,
+        detector: FasterRCNN,
+        data: DetectionData,
+        device: torch.device,
     ) -> None:
         self.config, self.data, self.device = config, data, device
-        self.model = model.to(device)
+        self.detector = detector.to(device)
+        if config.train.shared_layers == "fixed":
+            detector.backbone.freeze(len(detector.backbone.channels))
+        self.model = self.trained_part()
         self.num_images = len(data.train)
-        self.optimizer = build_optimizer(config.train, model)
+        self.optimizer = build_optimizer(config.train, self.model)
         self.schedule = build_schedule(config.train, len(data.train))
         self.loaded: str | None = None
-        improved = build_ensemble([(self.model, config.model)], config.eval)
-        self.improvements = improved.describe()
-        in_training = config.eval.improved_in_training
-        self.detecting: nn.Module = improved if in_training else self.model
+        self.improvements = build_ensemble([(detector, config.model)], config.eval).describe()
+        self.detecting, other_scales = detecting_in_training(config, detector, self.model)
         self.held_out = eval_loader(
-            build_val_set(config.model, data.val, improved.other_scales if in_training else ()),
+            build_val_set(config.model, data.val, other_scales, data.val_proposals),
             batch_size=config.eval.batch_size,
             num_workers=config.data.workers,
         )
+
+    def trained_part(self) -> nn.Module:
+        """Return what of the detector learns, as the loop calls it: of (images, targets)."""
+        return self.detector
 
     @classmethod
     def start(
@@ -87,8 +103,14 @@ class DetectionTraining:
 
         init_from: weights file of a trained detector, of these or other classes, to start from, in
         place of the backbone's weights. Raises what DetectionData, build_detector and start_from
-        raise.
+        raise, ValueError for shared layers that are random and fixed.
         """
+        fixed = config.train.shared_layers == "fixed"
+        if fixed and init_from is None and config.model.backbone.weights is None:
+            raise ValueError(
+                "train.shared_layers=fixed: they would stay random; start from a trained detector, "
+                "or give model.backbone.weights"
+            )
         torch.manual_seed(config.seed)
         data = DetectionData(config)
         class_map, notes = data.train.class_map, []
@@ -115,11 +137,12 @@ class DetectionTraining:
             class_map = ClassMap.from_dict(saved.state["classes"])
         class_map.require_same(train.class_map, str(path), train.source)
         detector = build_detector(saved.config.model, len(class_map), pretrained=False)
+        training = cls(saved.config, detector, data, device)
         with reading_field(path, "model"):
             tensors = current_names(saved.state["model"])
             require_same_context(detector, tensors, path)
-            load_model_state(detector, tensors, path)
-        return cls(saved.config, detector, data, device)
+            load_model_state(training.model, tensors, path)
+        return training
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
@@ -137,11 +160,22 @@ class DetectionTraining:
                 f"note: {shared} of {len(self.data.val)} images of val are trained on too: its "
                 "numbers, which choose the best weights, are better than on images never seen"
             )
+        for proposals in (self.data.train_proposals, self.data.val_proposals):
+            if proposals is not None:
+                lines.append(f"{len(proposals.scores)} boxes: {proposals.source}")
         return "\n".join(lines)
 
     def fingerprints(self) -> dict[str, Fingerprint]:
-        """Return those of the training and the held-out annotations."""
-        return {"train": fingerprint_of(self.data.train), "val": fingerprint_of(self.data.val)}
+        """Return those of the training and the held-out annotations, and of the proposals for
+        them.
+        """
+        data = self.data
+        found = {"train": fingerprint_of(data.train), "val": fingerprint_of(data.val)}
+        proposals = {"train_proposals": data.train_proposals, "val_proposals": data.val_proposals}
+        for name, given in proposals.items():
+            if given is not None:
+                found[name] = fingerprint_of_proposals(given)
+        return found
 
     def state(self) -> dict:
         """Return what last.pt holds of the classes."""
@@ -168,13 +202,39 @@ class DetectionTraining:
         """Write weights, detections, numbers and a picture of the best evaluation so far."""
         if not improved:
             return
-        folder, step = run.folder, run.progress.step
-        class_map, found = self.data.train.class_map, evaluation.predictions
-        save_detector(folder / DETECTOR_WEIGHTS, self.model, self.config, class_map, step)
-        write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
-        metrics = json.dumps({"step": step, **evaluation.result.to_dict()}, indent=2)
-        write_text(folder / METRICS, metrics)
-        write_sheet(folder / PICTURE, self.data.val, found)
+        step = run.progress.step
+        keep_detector(run.folder, self.detector, self.config, self.data.val, evaluation, step)
+
+
+def detecting_in_training(
+    config: DetectionConfig, detector: FasterRCNN, plain: nn.Module
+) -> tuple[nn.Module, tuple[Scale, ...]]:
+    """Return what detects in held-out images while `detector` is trained, and the scales it wants
+    them at beside the model's own: `plain`, unless the improvements of `eval` are asked for there.
+    """
+    if not config.eval.improved_in_training:
+        return plain, ()
+    improved = build_ensemble([(detector, config.model)], config.eval)
+    return improved, improved.other_scales
+
+
+def keep_detector(
+    folder: Path,
+    detector: FasterRCNN,
+    config: DetectionConfig,
+    val: Annotations,
+    evaluation: DetectionEvaluation,
+    step: int,
+) -> None:
+    """Write into `folder` the detections, numbers and a picture of an `evaluation` on `val`, and
+    the weights, after `step` steps, at the last.
+    """
+    found = evaluation.predictions
+    write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
+    metrics = json.dumps({"step": step, **evaluation.result.to_dict()}, indent=2)
+    write_text(folder / METRICS, metrics)
+    write_sheet(folder / PICTURE, val, found)
+    save_detector(folder / DETECTOR_WEIGHTS, detector, config, val.class_map, step)
 
 
 def fingerprint_of(annotations: Annotations) -> Fingerprint:
@@ -199,3 +259,17 @@ def fingerprint_of(annotations: Annotations) -> Fingerprint:
     )
     files = file_hashes(annotations.image_files.tolist())
     return Fingerprint(records, files, lambda row: f"image {ids[row]}")
+
+
+def fingerprint_of_proposals(proposals: Proposals) -> Fingerprint:
+    """Return that of proposals: id, boxes and scores of each image, in their order."""
+    ids = proposals.image_ids.tolist()
+    records = hashes_of(
+        (
+            str(image_id),
+            proposals.boxes[proposals.rows_of(row)].tobytes(),
+            proposals.scores[proposals.rows_of(row)].tobytes(),
+        )
+        for row, image_id in enumerate(ids)
+    )
+    return Fingerprint(records, torch.zeros_like(records), lambda row: f"image {ids[row]}")

@@ -6,6 +6,7 @@ The paper starts its detector of PASCAL VOC from that of COCO (appendix B, the r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,8 +97,8 @@ def require_agreement(mine: ModelConfig, theirs: ModelConfig, path: Path) -> Non
         for key in keys:
             own, there = (getattr(getattr(model, section), key) for model in (mine, theirs))
             if _neutral(key, own) != _neutral(key, there):
-                value = list(there) if isinstance(there, tuple) else there
-                differing.append(f"model.{section}.{key}={value}".replace("None", "null"))
+                value = json.dumps(there)  # as YAML has it, too
+                differing.append(f"model.{section}.{key}={value}".replace('"', ""))
     if differing:
         raise CheckpointError(
             f"{path} holds a detector of another architecture or input: its weights mean what they "

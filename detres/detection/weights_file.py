@@ -53,6 +53,13 @@ def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+UNTRAINED = {
+    "rpn": "its run trained the RPN alone (train.scheme=rpn), not what detects",
+    "fast_rcnn": "its run trained it on saved proposals (train.scheme=fast_rcnn), not its RPN",
+}
+"""Scheme of a run -> what is to be said of its weights."""
+
+
 def save_detector(
     path: Path, detector: FasterRCNN, config: DetectionConfig, class_map: ClassMap, step: int
 ) -> None:
@@ -65,6 +72,7 @@ def save_detector(
         "classes": json.dumps(class_map.to_dict()),
         "data": config.data.model_dump_json(),
         "eval": config.eval.model_dump_json(),
+        "scheme": json.dumps(config.train.scheme),
         "step": str(step),
         OF_BACKBONE: json.dumps(
             {
@@ -99,7 +107,13 @@ def load_detector(
     if DIGEST not in metadata:
         notice(f"{path}: {UNCHECKED}")
     tree = {key: metadata_field(metadata, key, path, mapping) for key in ("model", "data", "eval")}
-    tree = {"name": "detector", "train": {"steps": 1}, **tree}
+    scheme = "joint"  # the only one of earlier files
+    if "scheme" in metadata:
+        scheme = metadata_field(metadata, "scheme", path, str)
+    if scheme in UNTRAINED:
+        notice(f"{path}: {UNTRAINED[scheme]}")
+    train = {"steps": 1} if scheme == "alternating" else {"steps": 1, "scheme": scheme}
+    tree = {"name": "detector", "train": train, **tree}
     config = check(DetectionConfig, tree, str(path))
     class_map = metadata_field(metadata, "classes", path, ClassMap.from_dict)
     tensors = current_names(tensors)

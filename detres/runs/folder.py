@@ -30,12 +30,16 @@ DETECTOR_WEIGHTS = "best.safetensors"
 CLASSIFIER_WEIGHTS = "weights.safetensors"
 PREDICTIONS = "predictions.json"
 PICTURE = "val.jpg"
+PHASE = "phase.json"
+TRAIN_PROPOSALS = "train_proposals.safetensors"
+VAL_PROPOSALS = "val_proposals.safetensors"
 
 _BEFORE_A_STATE = {LOCK, CONFIG, ENVIRONMENT, RECORDS, TENSORBOARD}
 """What a run writes before its first state."""
 
 _WRITTEN = (CONFIG, ENVIRONMENT, RECORDS, STATE, PREVIOUS, NONFINITE, SKIPPED, METRICS)
 _WRITTEN += (DETECTOR_WEIGHTS, CLASSIFIER_WEIGHTS, PREDICTIONS, PICTURE)
+_WRITTEN += (PHASE, TRAIN_PROPOSALS, VAL_PROPOSALS)
 _UNFINISHED = re.compile(
     rf"\.({'|'.join(map(re.escape, _WRITTEN))}|config-until-step-\d+\.yaml)\.\d+\.tmp"
 )
@@ -83,7 +87,7 @@ def newest_run(name: str) -> Path:
     """
     named = re.compile(rf"{re.escape(name)}(-\d+)?")
     folders = [path for path in RUNS.glob("*") if named.fullmatch(path.name)]
-    states = [folder / file for folder in folders for file in (STATE, PREVIOUS)]
+    states = [folder / file for folder in folders for file in (STATE, PREVIOUS, PHASE)]
     saved = [path for path in states if path.is_file()]
     if saved:
         return max(saved, key=lambda path: path.stat().st_mtime).parent

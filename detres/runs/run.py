@@ -295,8 +295,7 @@ class TrainingRun:
 
     def duration(self) -> str:
         """Return the time since the start in words."""
-        minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
-        return f"{minutes} min {seconds} s"
+        return in_words(time.monotonic() - self.started)
 
     def _go_on(self, saved: SavedRun, accept_data_change: bool) -> None:
         """Take over the progress, the running means and the optimizer of a saved run; write its
@@ -407,6 +406,12 @@ class TrainingRun:
             if self.progress.step > 0:
                 self.save()
             raise
+
+
+def in_words(duration: float) -> str:
+    """Return a duration in s as minutes and seconds."""
+    minutes, seconds = divmod(round(duration), 60)
+    return f"{minutes} min {seconds} s"
 
 
 def _settled(config: RunConfig, device: torch.device) -> tuple[RunConfig, str | None]:

@@ -86,6 +86,8 @@ class SavedRun:
             raise CheckpointError(
                 f"{folder} is a file; a run is resumed by its folder, {folder.parent}"
             )
+        if (folder / names.PHASE).is_file() and wing != "detection":
+            raise OtherWingError(folder, "detection", wing)
         FolderLock.require_free(folder / names.LOCK)
         path, note = _state_to_read(folder)
         stamp = _stamp(path)

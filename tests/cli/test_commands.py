@@ -12,7 +12,7 @@ import detres.cli
 from detres.cli import COMMANDS, main
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-NO_COMMANDS = {"__init__", "flags", "submission", "eval_localisation"}
+NO_COMMANDS = {"__init__", "flags", "submission", "eval_localisation", "eval_proposals"}
 """Files of detres/cli that are not a command each."""
 
 

@@ -40,3 +40,11 @@ def test_a_model_that_torchvision_cannot_express_is_refused(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert compare_torchvision.main(["--cfg", write_config(tmp_path, {})]) == 2
     assert "anchors.style=torchvision" in capsys.readouterr().err
+
+
+def test_another_scheme_of_training_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--cfg", write_config(tmp_path, TORCHVISION_TOO), "--set", "train.scheme=rpn"]
+    assert compare_torchvision.main(flags) == 2
+    assert "train.scheme=rpn: torchvision's parts are trained jointly" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

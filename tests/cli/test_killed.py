@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from backbones.files import read_safetensors
 from detres.cli import train_det
+from detres.detection.alternating import FOLDERS
 from tests.cli.conftest import read_json, records, same_tensors, tensors
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -162,3 +164,48 @@ def test_a_run_killed_before_its_first_state_leaves_its_folder_to_the_same_comma
     ) in capsys.readouterr().out
     assert [path.name for path in Path("runs").iterdir()] == ["tiny"]
     assert not Path("runs/tiny/lock.json").exists()
+
+
+FOUR_STEPS = (
+    *("train.scheme=alternating", "train.steps=8", "train.phase_steps=[2,2,2,2]"),
+    *("train.log_every=1", "train.save_every=1"),
+)
+
+
+@pytest.mark.slow
+def test_killed_in_each_of_the_four_steps_a_run_ends_as_one_never_killed(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """In training steps and in writes, those between two of the four included, at least three times
+    in each.
+    """
+    straight, out = tmp_path / "straight", tmp_path / "run"
+    begin = ["--cfg", str(tiny), "--set", *FOUR_STEPS]
+    assert train_det.main([*begin, "--out", str(straight), "--device", "cpu"]) == 0
+    generator, happened = random.Random(11), [0, 0, 0, 0]
+    while True:
+        state = out / "phase.json"
+        phase = read_json(state)["phase"] if state.exists() else 0
+        if happened[phase] < 3:
+            where = ("renaming", "flushing", "stepping")[happened[phase]]
+            kill = where, generator.randrange(1, 4)
+        else:
+            kill = "renaming", generator.randrange(6, 12)  # further on, into the next
+        flags = ["--resume", str(out)] if state.exists() else [*begin, "--out", str(out)]
+        if run_killed(*kill, flags) == 0:
+            break
+        happened[phase] += 1
+    assert min(happened) >= 3, happened
+    for name in (*FOLDERS, ""):
+        require_same_alternating_step(straight / name, out / name)
+
+
+def require_same_alternating_step(straight: Path, killed: Path) -> None:
+    for kind in ("train", "eval") if (straight / "metrics.jsonl").exists() else ():
+        assert records(killed, kind) == records(straight, kind)
+    assert same_tensors(tensors(killed), tensors(straight))
+    assert read_json(killed / "metrics.json") == read_json(straight / "metrics.json")
+    assert {path.name for path in killed.iterdir()} == {path.name for path in straight.iterdir()}
+    for file in straight.glob("*_proposals.safetensors"):
+        made, again = (read_safetensors(folder / file.name)[0] for folder in (straight, killed))
+        assert same_tensors(made, again)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from detres.detection.structures import (
     ImageBatch,
     Losses,
     Predictions,
+    Proposals,
     Target,
     index_of,
     label_of,
@@ -180,3 +183,45 @@ def test_some_images_of_a_batch_are_a_batch():
     assert len(batch.select([])) == 0
     with pytest.raises(IndexError):
         batch.select([3])
+
+
+# ---- proposals ----
+
+
+def proposals() -> Proposals:
+    """Two boxes, none and one."""
+    return Proposals(
+        source="here",
+        image_ids=np.array(["a", "b", "c"]),
+        offsets=np.array([0, 2, 2, 3]),
+        boxes=np.arange(12.0).reshape(3, 4),
+        scores=np.array([0.9, 0.1, 0.5], np.float32),
+    )
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2, 0, 1], [1], [2, 2], []])
+def test_the_proposals_of_some_images(rows):
+    given = proposals()
+    found = given.of_images(np.array(rows, np.int64))
+    assert found.image_ids.tolist() == [given.image_ids[row] for row in rows]
+    for index, row in enumerate(rows):
+        assert np.array_equal(found.boxes[found.rows_of(index)], given.boxes[given.rows_of(row)])
+        assert np.array_equal(found.scores[found.rows_of(index)], given.scores[given.rows_of(row)])
+    assert found.counts.tolist() == [[2, 0, 1][row] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("offsets", np.array([0, 2, 3])),
+        ("offsets", np.array([0, 2, 1, 3])),
+        ("offsets", np.array([0, 2, 2, 2])),
+        ("offsets", np.array([1, 2, 2, 3])),
+        ("boxes", np.zeros((2, 4))),
+        ("scores", np.zeros(4, np.float32)),
+        ("image_ids", np.array(["a", "b"])),
+    ],
+)
+def test_arrays_of_proposals_that_do_not_belong_together(name, value):
+    with pytest.raises(ValueError, match="do not belong together"):
+        replace(proposals(), **{name: value})

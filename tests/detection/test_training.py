@@ -9,7 +9,8 @@ import pytest
 
 from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
-from detres.detection.training import fingerprint_of
+from detres.detection.structures import Proposals
+from detres.detection.training import fingerprint_of, fingerprint_of_proposals
 
 
 def annotations() -> Annotations:
@@ -67,3 +68,32 @@ def test_whatever_is_trained_on_or_judged_by_counts(name, row, value, image):
 
 def test_annotation_ids_do_not_count():
     assert changed(ids=np.arange(3) + 5) is None
+
+
+def proposals() -> Proposals:
+    """Two boxes in the first image, none in the second, one in the third."""
+    return Proposals(
+        source="proposals",
+        image_ids=np.array([7, 9, 8]),
+        offsets=np.array([0, 2, 2, 3]),
+        boxes=np.arange(12.0).reshape(3, 4),
+        scores=np.array([0.9, 0.1, 0.5], np.float32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "value", "said"),
+    [
+        ("boxes", 2, 1.25, "1 of 3 records differ, the first is image 8"),
+        ("scores", 0, 0.8, "1 of 3 records differ, the first is image 7"),
+        ("image_ids", 1, 10, "1 of 3 records differ, the first is image 10"),
+        ("offsets", 2, 3, "2 of 3 records differ, the first is image 9"),
+    ],
+)
+def test_other_proposals_are_other_data(name, row, value, said):
+    values = getattr(proposals(), name).copy()
+    values[row] = value
+    before = fingerprint_of_proposals(proposals()).state()
+    other = fingerprint_of_proposals(replace(proposals(), **{name: values}))
+    assert other.what_changed(before) == said
+    assert fingerprint_of_proposals(proposals()).what_changed(before) is None

@@ -127,8 +127,8 @@ def test_a_frozen_norm_takes_over_one_that_counted(tmp_path):
         ({"rpn": {"objectness": "sigmoid", "width": 8}},
          "model.rpn.width=16, model.rpn.objectness=softmax"),
         ({"roi": {"box_weights": [1, 1, 1, 1]}}, r"model.roi.box_weights=\[10.0, 10.0, 5.0, 5.0\]"),
-        ({"roi": {"context": True}}, "model.roi.context=False"),
-        ({"roi": {"class_agnostic": True}}, "model.roi.class_agnostic=False"),
+        ({"roi": {"context": True}}, "model.roi.context=false"),
+        ({"roi": {"class_agnostic": True}}, "model.roi.class_agnostic=false"),
     ],
 )  # fmt: skip
 def test_a_detector_whose_weights_mean_something_else_is_refused(tmp_path, change, words):

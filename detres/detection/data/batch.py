@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from detres.detection.structures import ImageBatch, ImageId
 
@@ -18,13 +19,15 @@ def pad_images(
     *,
     original_sizes: Sequence[tuple[int, int]],
     ids: Sequence[ImageId],
+    proposals: Sequence[Tensor] | None = None,
 ) -> ImageBatch:
     """Return N images (H, W, 3) uint8 as one batch, padded with zeros at the right and bottom.
 
-    original_sizes: N (h, w) px of the files as read. ids: N image ids. The common size is the
-    smallest that holds them all, and at least MIN_SIDE: images of one size are not padded, as in
-    py-faster-rcnn and in detectron2's C4 models. Raises ValueError without images, when the
-    three are not of one length, and for an image of another shape or dtype, naming its id.
+    original_sizes: N (h, w) px of the files as read. ids: N image ids. proposals: N tensors (P, 4)
+    float32 xyxy px, which padding at the right and bottom leaves where they are. The common size is
+    the smallest that holds them all, and at least MIN_SIDE: images of one size are not padded, as
+    in py-faster-rcnn and in detectron2's C4 models. Raises ValueError without images, when these
+    are not of one length, and for an image of another shape or dtype, naming its id.
     """
     if not images:
         raise ValueError("a batch needs at least one image")
@@ -33,6 +36,8 @@ def pad_images(
             f"a batch of {len(images)} images has {len(original_sizes)} original sizes and "
             f"{len(ids)} ids"
         )
+    if proposals is not None and len(proposals) != len(images):
+        raise ValueError(f"a batch of {len(images)} images has proposals for {len(proposals)}")
     for image, image_id in zip(images, ids, strict=True):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
@@ -47,4 +52,5 @@ def pad_images(
         sizes=tuple(image.shape[:2] for image in images),
         original_sizes=tuple(original_sizes),
         ids=tuple(ids),
+        proposals=None if proposals is None else tuple(proposals),
     )

@@ -2,50 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from detres.detection.annotations import Annotations
 from detres.detection.data.batch import pad_images
 from detres.detection.data.transforms import EvalTransform
-from detres.detection.structures import ImageBatch, Scale, Target
+from detres.detection.structures import ImageBatch, Proposals, Scale, Target
 from detres.images.decode import read_image
 
-Transform = Callable[[np.ndarray, Target, int], tuple[np.ndarray, Target]]
 
-Item = tuple[np.ndarray, Target, tuple[int, int]]
+class Transform(Protocol):
+    """What becomes of an image, with all boxes on it; one that proposals go through, such as a
+    TrainTransform or an EvalTransform, has `with_proposals` too.
+    """
+
+    def __call__(self, image: np.ndarray, target: Target, seed: int) -> tuple[np.ndarray, Target]:
+        """Return the changed image (h, w, 3) uint8 and target; image (H, W, 3) uint8."""
+
+
+class Item(NamedTuple):
+    """An image (h, w, 3) uint8 RGB as the model will see it, its target, the (H, W) px of the file
+    as read, and the proposals (P, 4) float32 xyxy px, None where there are none.
+    """
+
+    image: np.ndarray
+    target: Target
+    original_size: tuple[int, int]
+    proposals: Tensor | None = None
 
 
 class DetectionDataset(Dataset):
     """Images and targets of annotated data, read and transformed one by one; items are asked for
     with a seed.
 
-    Raises ValueError when there are no images.
+    proposals: of the same images in the same order, for Fast R-CNN; None: the RPN proposes. Raises
+    ValueError when there are no images, or not one for each of `proposals`.
     """
 
-    def __init__(self, annotations: Annotations, transform: Transform) -> None:
+    def __init__(
+        self, annotations: Annotations, transform: Transform, proposals: Proposals | None = None
+    ) -> None:
         if len(annotations) == 0:
             raise ValueError(f"{annotations.source} has no images")
-        self.annotations, self.transform = annotations, transform
+        if proposals is not None and not np.array_equal(proposals.image_ids, annotations.image_ids):
+            raise ValueError(f"{proposals.source} are not of the images of {annotations.source}")
+        self.annotations, self.transform, self.proposals = annotations, transform, proposals
 
     def __len__(self) -> int:
         return len(self.annotations)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        """Return (image (h, w, 3) uint8 RGB, target, (H, W) px of the file as read) for key (index,
-        seed).
+        """Return the item of key (index, seed).
 
         Raises ImageReadError or ValueError naming the file when it cannot be read or has another
         size than annotated.
         """
         index, seed = key
-        image = self._read(index)
-        original_size = image.shape[:2]
-        image, target = self.transform(image, self.annotations.target(index), seed)
-        return image, target, original_size
+        index, seed = key
+        return self._item(self._read(index), self.transform, index, seed, self._proposals(index))
+
+    def _item(
+        self,
+        image: np.ndarray,
+        transform: Transform,
+        index: int,
+        seed: int,
+        proposals: Tensor | None,
+    ) -> Item:
+        target = self.annotations.target(index)
+        if proposals is None:
+            return Item(*transform(image, target, seed), image.shape[:2])
+        changed, target, proposals = transform.with_proposals(image, target, proposals, seed)
+        return Item(changed, target, image.shape[:2], proposals)
+
+    def _proposals(self, index: int) -> Tensor | None:
+        if self.proposals is None:
+            return None
+        boxes = self.proposals.boxes[self.proposals.rows_of(index)]
+        return torch.from_numpy(np.ascontiguousarray(boxes, np.float64))
 
     def _read(self, index: int) -> np.ndarray:
         stated = self.annotations.image_sizes[index]
@@ -62,11 +103,13 @@ class DetectionDataset(Dataset):
 
 def collate(items: Sequence[Item]) -> tuple[ImageBatch, list[Target]]:
     """Return one padded batch and the targets; raises ValueError for no items."""
-    targets = [target for _, target, _ in items]
+    targets = [item.target for item in items]
+    proposals = [item.proposals for item in items if item.proposals is not None]
     images = pad_images(
-        [image for image, _, _ in items],
-        original_sizes=[size for _, _, size in items],
+        [item.image for item in items],
+        original_sizes=[item.original_size for item in items],
         ids=[target.image_id for target in targets],
+        proposals=proposals or None,
     )
     return images, targets
 
@@ -78,19 +121,28 @@ class PyramidDataset(DetectionDataset):
     a DetectionDataset's; raises as it does.
     """
 
-    def __init__(self, annotations: Annotations, scales: Sequence[Scale]) -> None:
+    def __init__(
+        self,
+        annotations: Annotations,
+        scales: Sequence[Scale],
+        proposals: Proposals | None = None,
+    ) -> None:
         self.scales = tuple(scales)
         self.transforms = [
             EvalTransform(short_side=short_side, max_side=max_side)
             for short_side, max_side in self.scales
         ]
-        super().__init__(annotations, self.transforms[0])
+        super().__init__(annotations, self.transforms[0], proposals)
 
     def __getitem__(self, key: tuple[int, int]) -> list[Item]:
-        """Return the Item at every scale; the file is read once."""
+        """Return the Item at every scale, the proposals in the first; the file is read once."""
         index, seed = key
-        image, target = self._read(index), self.annotations.target(index)
-        return [(*transform(image, target, seed), image.shape[:2]) for transform in self.transforms]
+        image = self._read(index)
+        first, *others = self.transforms
+        return [
+            self._item(image, first, index, seed, self._proposals(index)),
+            *(self._item(image, transform, index, seed, None) for transform in others),
+        ]
 
     def collate(self, items: Sequence[list[Item]]) -> tuple[ImageBatch, list[Target]]:
         """Return one padded batch at the first scale with the others beside it, and the targets."""

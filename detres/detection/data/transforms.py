@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from detres.boxes import scale_boxes
 from detres.detection.structures import Target
@@ -65,20 +66,33 @@ class TrainTransform:
         together with their label and flags; M may be 0. They pass through albumentations'
         normalised float32, which rounds by about 1e-4 px.
         """
+        return self.with_proposals(image, target, None, seed)[:2]
+
+    def with_proposals(
+        self, image: np.ndarray, target: Target, proposals: Tensor | None, seed: int
+    ) -> tuple[np.ndarray, Target, Tensor | None]:
+        """As a call, with proposals (P, 4) float64 xyxy px, which go wherever the target's boxes
+        go and are returned as (P', 4) float32; None: there are none. P may be 0.
+        """
         rng = np.random.default_rng(seed)
         short_side = self.short_sides[rng.integers(len(self.short_sides))]
-        image, target = _resize(image, target, short_side=short_side, max_side=self.max_side)
+        image, target, proposals = _resize(
+            image, target, proposals, short_side=short_side, max_side=self.max_side
+        )
+        boxes = target.boxes if proposals is None else torch.cat((target.boxes, proposals))
         # One stream for all steps; set_random_seed would give every step the same one, and flips
         # would go with colours.
         self._augment.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-        changed = self._augment(
-            image=image, bboxes=target.boxes.numpy(), rows=np.arange(len(target))
-        )
+        changed = self._augment(image=image, bboxes=boxes.numpy(), rows=np.arange(len(boxes)))
         rows = torch.as_tensor(np.asarray(changed["rows"], dtype=np.int64))
         boxes = torch.as_tensor(np.asarray(changed["bboxes"], dtype=np.float32).reshape(-1, 4))
-        return changed["image"], Target(
+        given = rows >= len(target)  # the rows of both, in which the target's are the first
+        proposals = None if proposals is None else boxes[given]
+        rows, boxes = rows[~given], boxes[~given]
+        target = Target(
             target.image_id, boxes, target.labels[rows], target.crowd[rows], target.difficult[rows]
         )
+        return changed["image"], target, proposals
 
 
 class EvalTransform:
@@ -102,18 +116,36 @@ class EvalTransform:
         """Return the resized image (h, w, 3) uint8 and its target, boxes only scaled; nothing is
         random, `seed` is unused.
         """
-        return _resize(image, target, short_side=self.short_side, max_side=self.max_side)
+        return self.with_proposals(image, target, None)[:2]
+
+    def with_proposals(
+        self,
+        image: np.ndarray,
+        target: Target,
+        proposals: Tensor | None,
+        seed: int = 0,  # noqa: ARG002
+    ) -> tuple[np.ndarray, Target, Tensor | None]:
+        """As a call, with proposals (P, 4) float64 xyxy px, returned as (P, 4) float32; None: there
+        are none.
+        """
+        return _resize(image, target, proposals, short_side=self.short_side, max_side=self.max_side)
 
 
 def _resize(
-    image: np.ndarray, target: Target, *, short_side: int, max_side: int
-) -> tuple[np.ndarray, Target]:
+    image: np.ndarray,
+    target: Target,
+    proposals: Tensor | None,
+    *,
+    short_side: int,
+    max_side: int,
+) -> tuple[np.ndarray, Target, Tensor | None]:
     """Resize the image and scale the boxes by the exact ratio of each axis, not by the nominal
     scale.
     """
     old = image.shape[:2]
     new = resized_size(*old, short_side=short_side, max_side=max_side)
     boxes = scale_boxes(target.boxes, from_size=old, to_size=new)
-    return resize_image(image, new), Target(
-        target.image_id, boxes, target.labels, target.crowd, target.difficult
-    )
+    target = Target(target.image_id, boxes, target.labels, target.crowd, target.difficult)
+    if proposals is not None:
+        proposals = scale_boxes(proposals, from_size=old, to_size=new).float()
+    return resize_image(image, new), target, proposals

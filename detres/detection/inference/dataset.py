@@ -1,4 +1,4 @@
-"""Model + batches -> Predictions of a whole data set."""
+"""Model + batches -> Predictions, or Proposals, of a whole data set."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from detres.boxes import scale_boxes
 from detres.class_map import ClassMap
+from detres.detection.annotations import Annotations
 from detres.detection.inference.detector import detect_batch
-from detres.detection.structures import ImageBatch, Predictions, Target
+from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.detection.models.rpn import ProposalCounts
+from detres.detection.structures import ImageBatch, Predictions, Proposals, Target
 
 
 def detect_dataset(
@@ -42,4 +46,41 @@ def detect_dataset(
         scores=np.concatenate([np.zeros(0, np.float32), *scores]),
         labels=np.concatenate([np.zeros(0, np.int64), *labels]),
         seen=np.asarray(seen),
+    )
+
+
+@torch.inference_mode()
+def propose_dataset(
+    detector: FasterRCNN,
+    batches: Iterable[tuple[ImageBatch, list[Target]]],
+    truth: Annotations,
+    counts: ProposalCounts,
+    device: torch.device,
+) -> Proposals:
+    """Run the RPN of `detector`, in eval mode, over all batches and return what it proposes, boxes
+    in the pixels of the original files.
+
+    batches: of the images of `truth`, once and in their order. Its train/eval state is put back
+    afterwards.
+    """
+    boxes, scores = [np.zeros((0, 4))], [np.zeros(0, np.float32)]
+    was_training = detector.training
+    detector.eval()
+    try:
+        for images, _ in tqdm(batches, desc="proposing", unit="batch", leave=False, disable=None):
+            found = detector.propose(images.to(device), counts)
+            sizes = zip(images.sizes, images.original_sizes, strict=True)
+            for (box, logits), (size, original) in zip(found, sizes, strict=True):
+                # in float64, from which the float32 come back exactly: see Proposals
+                box = scale_boxes(box.double(), from_size=size, to_size=original)
+                boxes.append(box.cpu().numpy())
+                scores.append(logits.sigmoid().cpu().numpy())
+    finally:
+        detector.train(was_training)
+    return Proposals(
+        source=f"the proposals for {truth.source}",
+        image_ids=truth.image_ids,
+        offsets=np.cumsum([len(each) for each in scores], dtype=np.int64),
+        boxes=np.concatenate(boxes),
+        scores=np.concatenate(scores),
     )

@@ -132,12 +132,16 @@ class Ensemble(nn.Module):
         return "; ".join(parts)
 
     def forward(self, images: ImageBatch) -> list[Detections]:
-        """Return one Detections an image, in the pixels of the batch; raises ValueError when the
-        batch lacks a scale.
+        """Return one Detections an image, in the pixels of the batch; where it brings proposals
+        (Fast R-CNN), they take the place of the members' own. Raises ValueError when the batch
+        lacks a scale.
         """
         views = self.views(images)
-        proposals = [view.proposals(images.sizes) for view in views]
-        rois = [torch.cat(of_image) for of_image in zip(*proposals, strict=True)]
+        if images.proposals is not None:
+            rois = list(images.proposals)
+        else:
+            proposals = [view.proposals(images.sizes) for view in views]
+            rois = [torch.cat(of_image) for of_image in zip(*proposals, strict=True)]
         rounds = [self.score(views, rois, images.sizes)]
         for _ in range(self.refine.iterations):
             rois = [boxes_to_refine(boxes, scores) for boxes, scores in rounds[-1]]

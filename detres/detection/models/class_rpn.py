@@ -103,7 +103,7 @@ class ClassRPN(nn.Module):
         for of_guess in labels.T:
             maps = [self._on_map(feature, hidden, of_guess)]
             for n, label in enumerate(of_guess):
-                boxes, logits = self.rpn.scored_proposals(maps, images, n, counts)
+                boxes, logits = self.rpn.proposals_of_image(maps, images, n, counts)
                 found[n].append(Detections(boxes, logits.sigmoid(), label.expand(len(boxes))))
         return found
 

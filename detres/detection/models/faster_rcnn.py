@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from detres.detection.models.roi_head import RoIHead
-from detres.detection.models.rpn import RPN
+from detres.detection.models.rpn import RPN, ProposalCounts
 from detres.detection.structures import Detections, FeatureMap, ImageBatch, Losses, Target
 from detres.images.normalize import PixelNormalizer
 
@@ -92,6 +92,12 @@ class FasterRCNN(nn.Module):
         roi_losses = self.roi_head.losses(features, proposals, targets, images.sizes)
         return Losses({**losses, **roi_losses})
 
+    def propose(self, images: ImageBatch, counts: ProposalCounts) -> list[tuple[Tensor, Tensor]]:
+        """Return for each of N images what its RPN proposes, (P, 4) xyxy px of the batch, best
+        first, and their logits (P,); P may be 0.
+        """
+        return self.rpn.propose(self.rpn.on_maps(self.features(images)), images, counts)
+
     def features(self, images: ImageBatch) -> dict[str, FeatureMap]:
         """Return the shared maps by stage, strides in `backbone.strides`; an image's cells do not
         depend on what it shares the batch with.
@@ -112,3 +118,39 @@ def shared_maps(
         stage: FeatureMap(values, tuple(backbone.map_size(stage, size) for size in images.sizes))
         for stage, values in maps.items()
     }
+
+
+class FastRCNN(nn.Module):
+    """A detector without its RPN (Girshick 2015): what it looks at are `images.proposals`, and what
+    learns are the shared layers and the RoI head.
+    """
+
+    def __init__(self, detector: FasterRCNN) -> None:
+        super().__init__()
+        self.detector = detector
+        detector.rpn.requires_grad_(False)
+
+    def forward(
+        self, images: ImageBatch, targets: list[Target] | None = None
+    ) -> Losses | list[Detections]:
+        """Return the losses of the RoI head when targets are given, else one Detections an image;
+        raises ValueError for images without proposals.
+        """
+        if images.proposals is None:
+            raise ValueError("the images come without proposals, which Fast R-CNN looks at")
+        return self.detector(images, targets, list(images.proposals))
+
+
+class ProposalNetwork(nn.Module):
+    """A detector without its RoI head: its RPN on the shared layers, which are what learns."""
+
+    def __init__(self, detector: FasterRCNN) -> None:
+        super().__init__()
+        self.detector = detector
+        detector.roi_head.requires_grad_(False)
+
+    def forward(self, images: ImageBatch, targets: list[Target]) -> Losses:
+        """Return the losses of the RPN; proposals are not made for them."""
+        rpn = self.detector.rpn
+        maps = rpn.on_maps(self.detector.features(images))
+        return Losses(rpn.losses(maps, images, targets))

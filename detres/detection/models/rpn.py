@@ -25,10 +25,10 @@ from detres.detection.structures import FeatureMap, ImageBatch, Target
 @dataclass(frozen=True)
 class ProposalCounts:
     """How many boxes survive: the best `pre_nms` by objectness enter NMS, the best `post_nms` leave
-    it.
+    it. pre_nms None: all enter.
     """
 
-    pre_nms: int
+    pre_nms: int | None
     post_nms: int
 
 
@@ -147,13 +147,25 @@ class RPN(nn.Module):
         features: by stage. Anchors in the padding of an image neither propose nor are learnt from.
         Proposals carry no gradient: the approximate joint training of py-faster-rcnn. P may be 0.
         """
-        maps = [
+        maps = self.on_maps(features)
+        counts = self.settings.test_counts if targets is None else self.settings.train_counts
+        proposals = [boxes for boxes, _ in self.propose(maps, images, counts)]
+        return proposals, {} if targets is None else self.losses(maps, images, targets)
+
+    def on_maps(self, features: dict[str, FeatureMap]) -> list[MapOutput]:
+        """Return what the head says of each map; features: by stage."""
+        return [
             self.on_map(features[stage], anchors, self.head(features[stage].values))
             for stage, anchors in self.anchors.items()
         ]
-        counts = self.settings.test_counts if targets is None else self.settings.train_counts
-        proposals = [self.proposals_of_image(maps, images, n, counts) for n in range(len(images))]
-        return proposals, {} if targets is None else self.losses(maps, images, targets)
+
+    def propose(
+        self, maps: list[MapOutput], images: ImageBatch, counts: ProposalCounts
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return for each of N images its proposals (P, 4) xyxy px, best first, and their logits
+        (P,), `counts` of them; P may be 0.
+        """
+        return [self.proposals_of_image(maps, images, n, counts) for n in range(len(images))]
 
     def on_map(
         self, feature: FeatureMap, anchors: AnchorGenerator, outputs: tuple[Tensor, Tensor]
@@ -169,12 +181,6 @@ class RPN(nn.Module):
 
     def proposals_of_image(
         self, maps: list[MapOutput], images: ImageBatch, n: int, counts: ProposalCounts
-    ) -> Tensor:
-        """Return the proposals (P, 4) of image `n`, as `scored_proposals` does."""
-        return self.scored_proposals(maps, images, n, counts)[0]
-
-    def scored_proposals(
-        self, maps: list[MapOutput], images: ImageBatch, n: int, counts: ProposalCounts
     ) -> tuple[Tensor, Tensor]:
         """Return the proposals (P, 4) xyxy px of image `n` and their logits (P,), best first: of
         every map the best after NMS, of all maps together the best `counts.post_nms`.
@@ -185,15 +191,17 @@ class RPN(nn.Module):
         for each in maps:
             anchors, logits, deltas = each.of_image(n)  # (L_n, 4), (L_n,), (L_n, 4)
             logits, deltas = logits.detach(), deltas.detach()
-            top = logits.topk(min(counts.pre_nms, len(logits))).indices
+            entering = len(logits) if counts.pre_nms is None else counts.pre_nms
+            top = logits.topk(min(entering, len(logits))).indices
             decoded = clip_boxes(self.box_coder.decode(anchors[top], deltas[top]), size)
             large = large_enough(decoded, min_side)
             decoded, logits = decoded[large], logits[top][large]
             keep = nms(decoded, logits, self.settings.nms_thresh, counts.post_nms)
             boxes.append(decoded[keep])
             scores.append(logits[keep])
-        best = torch.cat(scores).argsort(descending=True, stable=True)[: counts.post_nms]
-        return torch.cat(boxes)[best], torch.cat(scores)[best]
+        logits = torch.cat(scores)
+        best = logits.argsort(descending=True, stable=True)[: counts.post_nms]
+        return torch.cat(boxes)[best], logits[best]
 
     def losses(
         self, maps: list[MapOutput], images: ImageBatch, targets: list[Target]

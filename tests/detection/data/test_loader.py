@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 from detres.detection.annotations import Annotations
 from detres.detection.build import eval_loader, train_loader
 from detres.detection.data.coco import read_coco
-from detres.detection.data.loader import DetectionDataset, PyramidDataset, collate
+from detres.detection.data.loader import DetectionDataset, Item, PyramidDataset, collate
 from detres.detection.data.shapes import ensure_shapes
 from detres.detection.data.transforms import EvalTransform, TrainTransform
-from detres.detection.structures import Target
+from detres.detection.structures import Proposals, Target
 from detres.images.decode import ImageReadError
 
 
@@ -31,7 +32,8 @@ def train_set(annotations: Annotations) -> DetectionDataset:
 
 def test_item_is_the_image_its_target_and_its_size_on_disk(annotations: Annotations) -> None:
     dataset = DetectionDataset(annotations, EvalTransform(short_side=96, max_side=200))
-    image, target, original_size = dataset[4, 0]
+    image, target, original_size, proposals = dataset[4, 0]
+    assert proposals is None
     height, width = annotations.image_sizes[4]
     assert original_size == (height, width)
     assert min(image.shape[:2]) == 96
@@ -52,12 +54,13 @@ def test_unknown_sizes_count_as_square(annotations: Annotations) -> None:
 
 
 def test_collate_pads_and_keeps_sizes() -> None:
-    def item(height: int, width: int, image_id: int) -> tuple[np.ndarray, Target, tuple[int, int]]:
+    def item(height: int, width: int, image_id: int) -> Item:
         flags = torch.zeros(1, dtype=torch.bool)
         target = Target(
             image_id, torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([1]), flags, flags
         )
-        return np.full((height, width, 3), image_id, np.uint8), target, (2 * height, 2 * width)
+        pixels = np.full((height, width, 3), image_id, np.uint8)
+        return Item(pixels, target, (2 * height, 2 * width))
 
     images, targets = collate([item(30, 40, 7), item(20, 70, 8)])
     assert images.pixels.shape == (2, 3, 32, 70)
@@ -107,8 +110,8 @@ def test_loading_leaves_the_global_random_state_alone(annotations: Annotations) 
 
 def test_a_data_set_survives_pickling_for_spawned_workers(annotations: Annotations) -> None:
     dataset = train_set(annotations)
-    image, target, _ = pickle.loads(pickle.dumps(dataset))[2, 11]
-    expected_image, expected_target, _ = dataset[2, 11]
+    image, target, _, _ = pickle.loads(pickle.dumps(dataset))[2, 11]
+    expected_image, expected_target, _, _ = dataset[2, 11]
     assert np.array_equal(image, expected_image)
     assert torch.equal(target.boxes, expected_target.boxes)
 
@@ -165,3 +168,56 @@ def test_real_photographs_load(shared_data) -> None:
         for (height, width), target in zip(images.sizes, targets, strict=True):
             assert (target.boxes >= 0).all()
             assert (target.boxes <= torch.tensor([width, height, width, height])).all()
+
+
+def proposals_for(annotations: Annotations) -> Proposals:
+    """Of image n, n % 3 boxes: its corner, n + 1 px wide."""
+    counts = np.arange(len(annotations)) % 3
+    owners = np.repeat(np.arange(len(annotations)), counts)
+    boxes = np.zeros((len(owners), 4))
+    boxes[:, 2], boxes[:, 3] = owners + 1, 10
+    return Proposals(
+        source="proposals",
+        image_ids=annotations.image_ids,
+        offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+        boxes=boxes,
+        scores=np.ones(len(owners), np.float32),
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_proposals_come_with_the_images_of_their_batch(
+    annotations: Annotations, num_workers: int
+) -> None:
+    dataset = DetectionDataset(
+        annotations, EvalTransform(short_side=96, max_side=200), proposals_for(annotations)
+    )
+    row = 0
+    for images, _ in eval_loader(dataset, batch_size=4, num_workers=num_workers):
+        assert len(images.proposals) == len(images)
+        for boxes, (height, width), (own_height, own_width) in zip(
+            images.proposals, images.sizes, images.original_sizes, strict=True
+        ):
+            corner = [0, 0, (row + 1) * width / own_width, 10 * height / own_height]
+            expected = torch.tensor([corner], dtype=torch.float32).expand(row % 3, 4)
+            torch.testing.assert_close(boxes, expected)
+            row += 1
+    assert row == len(annotations)
+
+
+def test_proposals_move_with_their_batch(annotations: Annotations) -> None:
+    dataset = DetectionDataset(
+        annotations, EvalTransform(short_side=96, max_side=200), proposals_for(annotations)
+    )
+    images, _ = collate([dataset[1, 0], dataset[2, 0]])
+    moved = images.to("meta")
+    assert moved.pixels.is_meta
+    assert [boxes.is_meta for boxes in moved.proposals] == [True, True]
+    assert collate([train_set(annotations)[0, 0]])[0].to("cpu").proposals is None
+
+
+def test_proposals_of_other_images_are_refused(annotations: Annotations) -> None:
+    other = proposals_for(annotations)
+    other = replace(other, image_ids=other.image_ids[::-1])
+    with pytest.raises(ValueError, match="proposals are not of the images of"):
+        DetectionDataset(annotations, EvalTransform(short_side=96, max_side=200), other)

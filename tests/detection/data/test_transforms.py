@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from detres.boxes import scale_boxes
 from detres.detection.data.transforms import EvalTransform, TrainTransform
 from detres.detection.structures import Target
+from tests.helpers import random_boxes
 
 BOXES = [(10.0, 20.0, 40.0, 80.0), (0.0, 0.0, 200.0, 100.0), (150.5, 3.25, 199.0, 97.75)]
 
@@ -305,3 +307,54 @@ def test_contrast_and_saturation_go_from_one_less_the_strength_to_one_more() -> 
         assert 0.65 < factors.min() < 0.75
         assert 1.25 < factors.max() < 1.36
         assert abs(factors.mean() - 1) < 0.04  # 4 standard errors of 300 draws
+
+
+# ---- proposals ----
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_proposals_go_where_boxes_go(seed):
+    """The same boxes as objects and as proposals end in the same places, flipped or not."""
+    boxes = random_boxes(40, 90.0, seed=seed)
+    transform = TrainTransform(short_sides=(70, 130), max_side=300, flip=0.5, color=0.1)
+    given = make_target(boxes.tolist())
+    image, target, proposals = transform.with_proposals(noise(95, 143), given, boxes.double(), seed)
+    assert len(proposals) == 40
+    assert proposals.dtype == torch.float32
+    torch.testing.assert_close(proposals, target.boxes, rtol=0, atol=1e-4)
+    alone, target_alone = transform(noise(95, 143), given, seed)
+    assert np.array_equal(image, alone)  # proposals change nothing else
+    assert torch.equal(target.boxes, target_alone.boxes)
+
+
+def test_proposals_are_mirrored_with_their_image():
+    transform = TrainTransform(short_sides=(100,), max_side=200, flip=1.0)
+    given = torch.tensor([[10.0, 20, 30, 60], [0, 0, 200, 100]], dtype=torch.float64)
+    _, target, proposals = transform.with_proposals(noise(100, 200), make_target([]), given, 0)
+    expected = torch.tensor([[170.0, 20, 190, 60], [0, 0, 200, 100]])
+    torch.testing.assert_close(proposals, expected, rtol=0, atol=1e-4)
+    assert len(target) == 0
+
+
+@pytest.mark.parametrize("transform", [
+    TrainTransform(short_sides=(50,), max_side=200),
+    EvalTransform(short_side=50, max_side=200),
+])  # fmt: skip
+def test_no_proposals_at_all_and_none_of_an_image(transform):
+    target = make_target([(1, 2, 30, 40)])
+    assert transform.with_proposals(noise(40, 60), target, None, 1)[2] is None
+    none = torch.zeros((0, 4), dtype=torch.float64)
+    _, target, proposals = transform.with_proposals(noise(40, 60), target, none, 1)
+    assert proposals.shape == (0, 4)
+    assert len(target) == 1
+
+
+def test_evaluated_proposals_come_back_bit_for_bit():
+    """From px of the resized image to the original's in float64, and back."""
+    resized = random_boxes(500, 90.0, seed=3)
+    image = noise(101, 143)
+    size = EvalTransform(short_side=90, max_side=200)(image, make_target([]))[0].shape[:2]
+    original = scale_boxes(resized.double(), from_size=size, to_size=(101, 143))
+    transform = EvalTransform(short_side=90, max_side=200)
+    _, _, again = transform.with_proposals(image, make_target([]), original)
+    assert torch.equal(again, resized)

@@ -12,11 +12,14 @@ from detres.config import check
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_detector, build_val_set, eval_loader
 from detres.detection.config import ModelConfig
+from detres.detection.data.proposals import read_proposals, save_proposals
 from detres.detection.data.read import read_split
 from detres.detection.data.voc import read_voc
 from detres.detection.evaluation.result_files import to_coco_results
-from detres.detection.inference.dataset import detect_dataset
+from detres.detection.inference.dataset import detect_dataset, propose_dataset
 from detres.detection.inference.detector import Detector
+from detres.detection.models.faster_rcnn import FastRCNN
+from detres.detection.models.rpn import ProposalCounts
 from detres.detection.structures import Detections, ImageBatch
 from tests.detection.configs import TINY, box, coco_config
 from tests.helpers import CLASSES, write_coco
@@ -148,3 +151,63 @@ def test_an_error_of_the_model_is_raised():
 
     with pytest.raises(RuntimeError, match=r"broken at \(1,\)"):
         detect_dataset(Broken(), [batch_of((1, (64, 64), (5, 5)))], CLASSES, CPU)
+
+
+def opinionated(tmp_path: Path) -> tuple:
+    """A detector that finds something, its configuration, and images of several sizes."""
+    write_coco(tmp_path, [(50, 60), (64, 40), (90, 121), (37, 53)], [box(n) for n in (1, 2, 3)])
+    config = coco_config(tmp_path)
+    torch.manual_seed(5)
+    model = build_detector(check(ModelConfig, TINY, "test"), len(CLASSES))
+    nn.init.normal_(model.roi_head.predictor.cls_score.weight, std=0.5)
+    nn.init.normal_(model.rpn.head.objectness.weight, std=0.5)
+    nn.init.normal_(model.rpn.head.deltas.weight, std=0.05)
+    return model, config, read_split(config.data, "val")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_on_its_own_saved_proposals_a_detector_finds_what_it_finds_bit_for_bit(
+    tmp_path, batch_size
+):
+    model, config, truth = opinionated(tmp_path)
+    counts = ProposalCounts(6000, config.model.rpn.test_post_nms_top_n)
+    loader = eval_loader(build_val_set(config.model, truth), batch_size=batch_size)
+    found = propose_dataset(model, loader, truth, counts, CPU)
+    save_proposals(tmp_path / "p.safetensors", found, truth, "the RPN")
+    saved, _ = read_proposals(tmp_path / "p.safetensors", truth)
+    proposed = eval_loader(
+        build_val_set(config.model, truth, proposals=saved), batch_size=batch_size
+    )
+    own = detect_dataset(model, loader, truth.class_map, CPU)
+    assert len(own) > 10
+    again = detect_dataset(FastRCNN(model), proposed, truth.class_map, CPU)
+    for name in ("image_ids", "boxes", "scores", "labels"):
+        assert np.array_equal(getattr(again, name), getattr(own, name)), name
+
+
+def test_proposals_of_a_data_set_are_those_of_its_images_in_their_own_pixels(tmp_path):
+    model, config, truth = opinionated(tmp_path)
+    model.train()
+    batches = list(eval_loader(build_val_set(config.model, truth), batch_size=1))
+    found = propose_dataset(model, batches, truth, ProposalCounts(None, 15), CPU)
+    assert model.training
+    assert found.image_ids.tolist() == [1, 2, 3, 4]
+    assert found.counts.max() == 15
+    model.eval()
+    for row, (images, _) in enumerate(batches):
+        with torch.inference_mode():
+            ((boxes, logits),) = model.propose(images, ProposalCounts(None, 15))
+        (height, width), (own_height, own_width) = images.sizes[0], images.original_sizes[0]
+        factor = np.array([own_width / width, own_height / height] * 2)
+        rows = found.rows_of(row)
+        np.testing.assert_allclose(found.boxes[rows], boxes.double().numpy() * factor, rtol=1e-12)
+        assert np.array_equal(found.scores[rows], logits.sigmoid().numpy())
+        assert (np.diff(found.scores[rows]) <= 0).all()
+
+
+def test_no_image_no_proposals(tmp_path):
+    model, _, truth = opinionated(tmp_path)
+    none = {name: value[:0] for name, value in vars(truth).items() if isinstance(value, np.ndarray)}
+    nothing = Annotations(**{**vars(truth), **none, "offsets": np.zeros(1, np.int64)})
+    found = propose_dataset(model, [], nothing, ProposalCounts(None, 15), CPU)
+    assert (len(found), found.boxes.shape, found.boxes.dtype) == (0, (0, 4), np.float64)

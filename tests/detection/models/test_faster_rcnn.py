@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from detres.config import check
 from detres.detection.build import build_detector
 from detres.detection.config import ModelConfig
 from detres.detection.data.batch import pad_images
-from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.detection.models.faster_rcnn import FasterRCNN, FastRCNN, ProposalNetwork
 from detres.detection.models.matcher import BELOW
+from detres.detection.models.rpn import ProposalCounts
 from detres.detection.structures import ImageBatch, Losses
 from tests.helpers import make_batch, make_target
 
@@ -293,3 +295,60 @@ def test_scoring_and_then_postprocessing_is_detecting(opinionated):
     found = opinionated.roi_head.postprocess(logits, deltas, proposals, images.sizes)
     assert all(len(each) for each in found)
     assert_same(found, opinionated(images))
+
+
+# ---- one half alone ----
+
+
+@pytest.fixture
+def whole():
+    """A detector that a test may change, in eval mode."""
+    torch.manual_seed(0)
+    return with_opinions(build_detector(check(ModelConfig, TINY, "test"), 4))
+
+
+def test_a_proposal_network_has_the_rpns_losses_and_teaches_it_alone(whole):
+    images, targets = make_batch([(64, 96)]), [make_target([[8, 8, 40, 40]], [1])]
+    whole.rpn.sampler = whole.roi_head.sampler = EveryCandidate()
+    together = whole(images, targets).terms()
+    network = ProposalNetwork(whole)
+    losses = network(images, targets)
+    assert {name: loss.item() for name, loss in losses.terms().items()} == {
+        name: loss.item() for name, loss in together.items() if "rpn" in name
+    }
+    losses.total().backward()
+    assert not any(p.requires_grad for p in whole.roi_head.parameters())
+    assert all(p.grad is not None for p in whole.rpn.head.parameters())
+    assert whole.backbone.conv1.weight.grad is not None
+
+
+def test_fast_rcnn_looks_at_the_proposals_of_its_images(whole):
+    images, targets = make_batch([(64, 96)]), [make_target([[8, 8, 40, 40]], [1])]
+    boxes = torch.tensor([[0.0, 0, 30, 30], [10, 10, 60, 60]])
+    whole.roi_head.sampler = EveryCandidate()
+    expected = whole(images, targets, [boxes]).terms()
+    found = whole(images, None, [boxes])
+    given = replace(images, proposals=(boxes,))
+    fast_rcnn = FastRCNN(whole)
+    losses = fast_rcnn(given, targets)
+    assert {name: loss.item() for name, loss in losses.terms().items()} == {
+        name: loss.item() for name, loss in expected.items()
+    }
+    assert expected.keys() == {"loss_roi_cls", "loss_roi_box"}
+    assert torch.equal(fast_rcnn(given)[0].boxes, found[0].boxes)
+    losses.total().backward()
+    assert not any(p.requires_grad for p in whole.rpn.parameters())
+    assert all(p.grad is not None for p in whole.roi_head.predictor.parameters())
+    with pytest.raises(ValueError, match="the images come without proposals"):
+        fast_rcnn(images)
+
+
+def test_without_a_cut_before_nms_every_box_may_be_proposed(whole):
+    images = make_batch([(64, 96)])
+    with torch.no_grad():
+        ((few, _),) = whole.propose(images, ProposalCounts(3, 100))
+        ((all_of_them, logits),) = whole.propose(images, ProposalCounts(None, 100))
+        ((large, _),) = whole.propose(images, ProposalCounts(10**6, 100))
+    assert len(few) <= 3 < len(all_of_them)
+    assert torch.equal(all_of_them, large)
+    assert (logits.diff() <= 0).all()
