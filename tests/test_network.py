@@ -17,6 +17,9 @@ def test_the_defaults_are_the_networks_own():
         "shortcut": None,
         "shortcut_padding": None,
         "stride_placement": None,
+        "width": None,
+        "pool1": None,
+        "fc_width": None,
         "norm": None,
         "zero_init_residual": None,
         "weights": None,
@@ -34,6 +37,9 @@ def test_the_detectors_network_has_the_papers_defaults():
         "shortcut": None,
         "shortcut_padding": None,
         "stride_placement": "original",
+        "width": None,
+        "pool1": None,
+        "fc_width": None,
         "norm": "frozen",
         "zero_init_residual": None,
         "weights": "torchvision/resnet101.v1",
@@ -47,7 +53,11 @@ def test_the_detectors_network_has_the_papers_defaults():
         (LearningNetworkConfig, {"norm": "frozen"}, "norm: .* got 'frozen'"),
         (BackboneConfig, {"norm": "sync", "weights": "w.pth"}, "norm: .* got 'sync'"),
         (BackboneConfig, {"stride_placement": None, "weights": "w"}, "stride_placement: "),
+        (BackboneConfig, {"norm": None, "weights": "w"}, "norm: resnet101 has one"),
+        (BackboneConfig, {"name": "vgg16_bn", "norm": None, "weights": "w"}, "norm: vgg16_bn has"),
         (BackboneConfig, {}, "cannot be frozen"),
+        (NetworkConfig, {"width": 0}, "width: "),
+        (NetworkConfig, {"pool1": "ceil"}, "pool1: .* got 'ceil'"),
         (NetworkConfig, {"depth": 50}, "unknown key 'depth'"),
         (NetworkConfig, {"shortcut": "D"}, "shortcut: .* got 'D'"),
     ],
@@ -80,6 +90,10 @@ def test_every_setting_reaches_the_network():
     assert isinstance(net.get_submodule("bn1"), nn.GroupNorm)
     assert not any(parameter.requires_grad for parameter in net.conv1.parameters())
     assert all(parameter.requires_grad for parameter in net.layer1.parameters())
+    half = build_network(NetworkConfig(width=0.5, pool1="caffe"), num_classes=0)
+    assert (half.channels["conv5"], half.get_submodule("maxpool").ceil_mode) == (1024, True)
+    vgg = build_network(NetworkConfig(name="vgg16", fc_width=8), num_classes=0)
+    assert vgg.num_features == 8
     quiet = build_network(NetworkConfig(name="resnet18", zero_init_residual=True), num_classes=0)
     assert quiet.get_submodule("layer1.0.bn2").weight.abs().max() == 0
     usual = build_network(NetworkConfig(name="resnet18"), num_classes=0)

@@ -77,6 +77,14 @@ class BackboneConfig(NetworkConfig):
         return name
 
     @model_validator(mode="after")
+    def _all_that_the_network_has(self) -> BackboneConfig:
+        has_norm, has_stride = self.name not in ("vgg16", "vgg19"), self.name not in VGGS
+        for key, has in (("norm", has_norm), ("stride_placement", has_stride)):
+            if has and getattr(self, key) is None:
+                raise ValueError(f"{key}: {self.name} has one, and null says none")
+        return self
+
+    @model_validator(mode="after")
     def _frozen_needs_weights(self) -> BackboneConfig:
         if self.weights is None and (self.norm == "frozen" or self.freeze_at > 0):
             raise ValueError(

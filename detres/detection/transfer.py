@@ -43,6 +43,8 @@ _MUST_AGREE = (
 that no shape shows.
 """
 
+_COUNTER = "num_batches_tracked"
+
 LISTED = 8
 """Of more classes a report names the first."""
 
@@ -63,12 +65,9 @@ def start_from(
     trained, given, classes = load_detector(path, notice)
     require_agreement(config, given.model, path)
     own, theirs = detector.state_dict(), trained.state_dict()
-    tensors = {
-        # a counter of batches, which a frozen norm lacks, says nothing of the network
-        name: theirs.get(name, tensor) if name.endswith("num_batches_tracked") else theirs[name]
-        for name, tensor in own.items()
-        if name in theirs or name.endswith("num_batches_tracked")
-    }
+    # a counter of batches, which a frozen norm lacks, says nothing of the network
+    tensors = {name: tensor for name, tensor in theirs.items() if not name.endswith(_COUNTER)}
+    tensors |= {name: theirs.get(name, own[name]) for name in own if name.endswith(_COUNTER)}
     pairs = same_classes(class_map.names, classes.names)
     head = "roi_head.predictor."
     rows = [(0, 0), *((label_of(mine), label_of(other)) for mine, other in pairs.items())]

@@ -82,6 +82,6 @@ def test_what_is_learned_from(tmp_path: Path) -> None:
     assert original == (90, 120)
     assert target.labels.tolist() in ([], [1])
     proposals = ProposalsByImage(np.array([1]), [np.array([[10, 20, 50, 60.0]], np.float32)])
-    image, target, _ = build_train_set(config, train, proposals)[0, 3]
+    image, target, *_ = build_train_set(config, train, proposals)[0, 3]
     assert image.shape == (64, 64, 3)
     assert target.labels.tolist() == [1]
