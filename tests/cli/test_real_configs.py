@@ -168,6 +168,39 @@ def test_the_voc_config_trains_on_photographs(shared_data: SharedData, tmp_path:
     assert "2010-2012" in numbers["protocol"]
 
 
+@pytest.mark.parametrize(("config", "dropout"), [("voc0712_vgg16", 0.5), ("coco_vgg16", 0.0)])
+def test_the_vgg_configs_train_on_photographs(
+    config: str, dropout: float, shared_data: SharedData, tmp_path: Path
+) -> None:
+    shared, weights = shared_data("voc_mini"), tmp_path / "vgg16.pth"
+    torch.save(create_backbone("vgg16", num_classes=10).state_dict(), weights)
+    data = few_of_2012(shared / "VOCdevkit" / "VOC2012", tmp_path / "VOCdevkit")
+    splits = ("data.format=voc", "data.train=[2012/train]", "data.val=[2012/val]")
+    folder = train(
+        config,
+        data,
+        *(*splits, "data.train_images=[]", "data.val_images=[]", "data.test=[]"),
+        *("data.test_images=[]", "eval.protocol=voc12"),
+        *(f"model.backbone.weights={weights}", "train.batch_size=1", "train.steps=2"),
+        *("train.milestones=[]", "train.warmup_steps=0"),
+    )
+    require_finite(folder, steps=2)
+    assert json.loads((folder / "metrics.json").read_text())["mAP"] >= 0
+    assert (
+        yaml.safe_load((folder / "config.yaml").read_text())["model"]["roi"]["dropout"] == dropout
+    )
+    given, trained = torch.load(weights, weights_only=True), tensors(folder)
+    fixed = {f"features.{n}" for n in (0, 2, 5, 7)}  # conv1_1, conv1_2, conv2_1, conv2_2
+    of_head = {"classifier.0": "layers.0", "classifier.3": "layers.3"}
+    for name, tensor in given.items():
+        layer, _, kind = name.rpartition(".")
+        own = (
+            f"roi_head.box_head.{of_head[layer]}.{kind}" if layer in of_head else f"backbone.{name}"
+        )
+        if layer != "classifier.6":
+            assert torch.equal(trained[own], tensor) == (layer in fixed), name
+
+
 def test_the_localisation_config_trains_on_photographs(
     shared_data: SharedData, tmp_path: Path
 ) -> None:
