@@ -120,8 +120,8 @@ class RoIHead(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return what `forward` does, of RoIs whose features (R, D) `region_features` makes."""
         if sum(map(len, rois)) == 0:
-            num_classes = self.predictor.num_classes
-            return rois[0].new_zeros((0, num_classes + 1)), rois[0].new_zeros((0, num_classes, 4))
+            # by the predictor, so that a batch without any RoI has a gradient, which is 0
+            return self.predictor(rois[0].new_zeros((0, self.predictor.cls_score.in_features)))
         if not self.context:
             return self.predictor(region_features(rois))
         if sizes is None:

@@ -343,6 +343,15 @@ def test_fast_rcnn_looks_at_the_proposals_of_its_images(whole):
         fast_rcnn(images)
 
 
+def test_a_batch_without_any_region_teaches_nothing_and_does_not_stop_training(whole):
+    images, targets = make_batch([(64, 96), (64, 64)]), [make_target([], []), make_target([], [])]
+    given = replace(images, proposals=(torch.zeros((0, 4)),) * 2)
+    losses = FastRCNN(whole)(given, targets)
+    assert [loss.item() for loss in losses.terms().values()] == [0, 0]
+    losses.total().backward()
+    assert whole.roi_head.predictor.cls_score.weight.grad.abs().sum() == 0
+
+
 def test_without_a_cut_before_nms_every_box_may_be_proposed(whole):
     images = make_batch([(64, 96)])
     with torch.no_grad():
