@@ -388,6 +388,12 @@ class TrainingRun:
             f"{settings.reference_batch}), device {self.device}, {torch.get_num_threads()} threads"
             f", {settings.precision}"
         )
+        warmup = self.schedule.warmup_steps
+        if warmup > steps and self.schedule.warmup_until_error is None:
+            self.notes.append(
+                f"the warm-up of {warmup} steps (train.warmup_steps) is longer than the run: its "
+                f"rate stays below {settings.effective_lr:g}"
+            )
         for note in self.notes:
             self.log.line(f"note: {note}")
 

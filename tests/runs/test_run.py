@@ -921,3 +921,10 @@ def test_the_precision_is_settled_once_said_and_stored(
         run.train()
     slower = "note: goes on in bf16, as it began, though it has none: slower here\n"
     assert (slower in capsys.readouterr().out) == (settled == "bf16")
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(10, False), (11, True)])
+def test_a_warm_up_longer_than_the_run_is_said(tmp_path, capsys, warmup, said):
+    trained(Fitting(warmup_steps=warmup), tmp_path / "run")
+    note = "note: the warm-up of 11 steps (train.warmup_steps) is longer than the run: its rate "
+    assert (f"{note}stays below 0.05\n" in capsys.readouterr().out) == said
