@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backbones.padding import Padding
+from backbones.padding import Padding, zero_padding_
 
 NormKind = Literal["batch", "frozen", "sync", "group"]
 
@@ -106,12 +106,85 @@ def _norm_of_images(norm: nn.Module, x: Tensor, padding: Padding) -> Tensor:
             into.copy_(image)
         return out
     if isinstance(norm, _BatchNorm) and (norm.training or norm.running_var is None):
+        if type(norm) is nn.BatchNorm2d and norm.affine and x.device.type == "cpu":
+            return _batch_norm_of_images(norm, zero_padding_(x, padding), padding)
         keep = padding.keep[:, 0]
         cells = x.permute(0, 2, 3, 1)[keep]  # (N, C, H, W) -> (cells, C)
         out = x.new_zeros((len(x), *x.shape[2:], x.shape[1]))
         out[keep] = norm(cells[:, :, None, None])[:, :, 0, 0].to(out.dtype)
         return out.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W), channels last in memory
     return norm(x)
+
+
+def _batch_norm_of_images(norm: nn.BatchNorm2d, x: Tensor, padding: Padding) -> Tensor:
+    """Return what `norm` makes of `x`, (N, C, H, W), by the statistics of its images' cells, and
+    count these in its averages; `x` is 0 in the padding, and what the result holds there has no
+    meaning.
+
+    As fast as torch's own over all cells, where gathering the cells takes six times as long.
+    """
+    count = sum(height * width for height, width in padding.sizes)
+    out, mean, var = _ImagesBatchNorm.apply(
+        x, norm.weight, norm.bias, padding.keep, count, norm.eps
+    )
+    if norm.training and norm.track_running_stats:
+        norm.num_batches_tracked.add_(1)
+        share = norm.momentum
+        if share is None:  # the plain average over all batches
+            share = 1 / norm.num_batches_tracked.item()
+        norm.running_mean.lerp_(mean, share)
+        norm.running_var.lerp_(var * (count / max(1, count - 1)), share)
+    return out
+
+
+class _ImagesBatchNorm(torch.autograd.Function):
+    """Batch norm by the statistics of `count` cells per channel of `x`, (N, C, H, W), those that
+    `keep`, (N, 1, H, W) bool, marks; `x` is 0 in all others. Gives the result, and the mean (C,)
+    and the variance (C,) of those cells.
+
+    Zeros add nothing to a sum, so torch's statistics over all cells become those of the images by
+    counting fewer; and its normalising with given statistics, forward and backward, does the rest.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        keep: Tensor,
+        count: int,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (N, C, H, W), (C,) and (C,)."""
+        more = x.numel() / x.shape[1] / count
+        mean, var = (each.double() for each in torch.batch_norm_update_stats(x, None, None, 0.0))
+        var = (more * (var + mean**2) - (more * mean) ** 2).clamp(min=0).to(weight.dtype)
+        mean = (more * mean).to(weight.dtype)
+        ctx.save_for_backward(x, weight, mean, var, keep)
+        ctx.count, ctx.eps = count, eps
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps), mean, var
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor, *_: object
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, weight and bias; of x as if each image cell were one of
+        `count`.
+        """
+        x, weight, mean, var, keep = ctx.saved_tensors
+        grad = grad * keep
+        by_itself, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        scale = weight * (var + ctx.eps).rsqrt()
+        slope = scale * of_weight * (var + ctx.eps).rsqrt() / ctx.count
+        # by way of the statistics: slope * (x - mean) + offset, in one pass
+        through_all = F.batch_norm(
+            x, mean, torch.ones_like(var), slope, scale * of_bias / ctx.count, eps=0.0
+        )
+        return by_itself - through_all, of_weight, of_bias, None, None, None
 
 
 def _is_plain(conv: nn.Module) -> bool:
