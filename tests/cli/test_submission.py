@@ -17,8 +17,9 @@ from detres.cli import eval as evaluate
 from detres.cli import submission, train_det
 from detres.config import check
 from detres.detection.build import build_detector
-from detres.detection.config import DetectionConfig
+from detres.detection.config import DataConfig, DetectionConfig
 from detres.detection.data.voc import VOC_CLASSES
+from detres.detection.evaluation.submission import SubmissionError
 from detres.detection.weights_file import load_detector, save_detector
 from tests.cli.conftest import FinishedRun, read_json, snapshot
 from tests.detection.configs import TINY
@@ -336,6 +337,19 @@ def test_sets_that_no_server_has_are_refused(official: Path, run: Run) -> None:
         flags = ("--weights", weights, "--split", split, "--submission", "sub")
         assert message in run(*flags, status=2)
     assert not Path("sub").exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"format": "ilsvrc", "train": ["DET/val1"], "val": ["DET/val2"]}, {"format": "shapes"}],
+)
+def test_data_that_have_no_such_server_are_refused(data: dict) -> None:
+    """ImageNet's takes other files; the shapes have none."""
+    message = f"data.format is {data['format']}, and a submission is what .* COCO or VOC takes"
+    with pytest.raises(SubmissionError, match=message):
+        submission.server_of(
+            check(DataConfig, data, "test"), "val", weights=["w"], competition="comp4"
+        )
 
 
 @pytest.mark.usefixtures("nothing_detects")
