@@ -47,8 +47,8 @@ def server_of(
     """
     if data.format not in ("coco", "voc"):
         raise SubmissionError(
-            f"data.format is {data.format}, and a submission is what the test server of COCO or VOC "
-            "takes; --save-detections writes detections of any data as COCO results"
+            f"data.format is {data.format}, and a submission is what the test server of COCO or "
+            "VOC takes; --save-detections writes detections of any data as COCO results"
         )
     if data.hold_out and split != "test":
         raise SubmissionError(

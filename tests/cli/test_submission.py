@@ -289,7 +289,16 @@ def test_sets_that_were_trained_on_are_said(official: Path, run: Run) -> None:
     (lists / "train.txt").write_text("2008_000001")
     assert "was trained on 2012/train:" in run("--weights", weights, "--split", "test")
     held = weights_of(official / "VOCdevkit", VOC_DATA, VOC)
-    assert "was trained on" not in run("--weights", held)
+    for same in ("data.hold_out=2", "data.hold_out=1"):  # of more, fewer are a part
+        assert "was trained on" not in run("--weights", held, "--set", same)
+    spelt = "data.train=[VOC2007/trainval,VOC2007/test,VOC2012/trainval]"
+    assert "was trained on" not in run("--weights", held, "--set", spelt)
+    for other, entry in (
+        ("data.hold_out=3", "2007/trainval"),
+        ("data.train=[2012/trainval,2007/trainval,2007/test]", "2012/trainval"),
+        ("data.train=[2007/trainval,2007/test]", "2007/test"),
+    ):
+        assert f"{held} was trained on {entry}:" in run("--weights", held, "--set", other)
     coco = weights_of(official / "coco", COCO_DATA, COCO)
     for split in ("val", "train"):
         assert "was trained on" not in run("--weights", coco, "--split", split)
@@ -316,6 +325,13 @@ def test_an_ensemble_is_one_submission_and_each_of_it_answers_for_its_data(
     assert "14 detections in 2 images for the test server: sub/results.tar.gz" in printed
     assert f"note: {files[1]} was trained on 2012/test:" in printed
     assert str(files[0]) not in printed
+    held, whole = (
+        files[0],
+        weights_of(devkit, {**VOC_DATA, "hold_out": 0, "val": ["2012/val"]}, VOC),
+    )
+    printed = run("--weights", held, whole)
+    assert f"note: {whole} was trained on 2007/trainval:" in printed  # the first's held-out images
+    assert f"{held} was trained" not in printed
     comp3 = ("--set", "eval.competition=comp3")
     run("--weights", *files, "--split", "test", "--submission", "third", *comp3)
     assert Path("third/results/VOC2012/Main/comp3_det_test_cow.txt").is_file()
