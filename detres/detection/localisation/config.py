@@ -157,6 +157,11 @@ class LocalisationConfig(Section):
     def _settings_go_together(self) -> LocalisationConfig:
         if self.data.color:
             raise ValueError("data.color is the detector's: localisation leaves colours alone")
+        if self.data.train_proposals or self.data.val_proposals:
+            raise ValueError(
+                "data.train_proposals and data.val_proposals are a detector's: R-CNN's are made by "
+                "model.rcnn.proposals"
+            )
         if self.eval.views == "center" and self.eval.short_side < self.model.input.crop_side:
             raise ValueError(
                 f"eval.short_side {self.eval.short_side} px does not hold a crop of "
