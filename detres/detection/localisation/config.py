@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from detres.config import Count, Fraction, Positive, PositiveFloat, RunName, Section, UserPath
 from detres.detection.config import (
+    VGGS,
     AnchorConfig,
     BackboneConfig,
     DataConfig,
@@ -93,6 +94,15 @@ class LocalisationModelConfig(Section):
     anchors: ClassAnchorConfig = ClassAnchorConfig()
     rpn: ClassRPNConfig = ClassRPNConfig()
     rcnn: RCNNConfig = RCNNConfig()
+
+    @model_validator(mode="after")
+    def _stage_is_the_last_of_a_vgg(self) -> LocalisationModelConfig:
+        if self.backbone.name in VGGS and self.rpn.stage != "conv5":
+            raise ValueError(
+                f"model.rpn.stage={self.rpn.stage} goes with a ResNet; of {self.backbone.name} the "
+                "RPN reads conv5"
+            )
+        return self
 
     @model_validator(mode="after")
     def _settings_are_of_the_kind(self) -> LocalisationModelConfig:

@@ -42,6 +42,10 @@ def test_the_papers_values_are_the_defaults() -> None:
             "model.anchors and model.rpn are of the per-class RPN",
         ),
         ({"model": {"rpn": {**TINY_MODEL["rpn"], "objectness": "softmax"}}}, "objectness"),
+        (
+            {"model": {"backbone": {"name": "vgg16", "freeze_at": 0, "norm": None}}},
+            "model.rpn.stage=conv4 goes with a ResNet; of vgg16 the RPN reads conv5",
+        ),
         ({"model": {"rpn": {"train_post_nms_top_n": 9}}}, "proposes nothing while it learns"),
     ],
 )
