@@ -217,9 +217,9 @@ class AlternatingRun:
     ) -> AlternatingRun:
         """Begin a run in a new folder: `out`, or the next free one of its name under runs/.
 
-        init_from: weights file of a trained detector of the same classes, from which the first two
-        steps start. Raises what configs_of_phases and DetectionTraining.start raise, before a
-        folder is made, and what new_run_folder raises.
+        init_from: weights file of a trained detector, of these or other classes, from which the
+        first two steps start. Raises what configs_of_phases and DetectionTraining.start raise,
+        before a folder is made, and what new_run_folder raises.
         """
         train, reason = config.train.settled(device)
         config = config.model_copy(update={"train": train})
