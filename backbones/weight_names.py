@@ -64,7 +64,7 @@ def _caffe_resnet(tensors: dict[str, Tensor]) -> Named | None:
             r"(res|bn|scale)(\d)([a-z])(\d*)_branch(1|2[a-c])|(|bn_|scale_)(conv1)", layer
         )
         if layer == "fc1000":
-            found[f"fc.{_CAFFE_BLOBS[blob]}"] = _matrix(tensor) if blob == "0" else tensor.flatten()
+            found[f"fc.{_of_blob(blob)}"] = _matrix(tensor) if blob == "0" else tensor.flatten()
         elif match is None:
             found[name] = tensor
         else:
@@ -72,17 +72,21 @@ def _caffe_resnet(tensors: dict[str, Tensor]) -> Named | None:
             own = "conv1" if match[7] else _caffe_block(*match.group(2, 3, 4, 5))
             norm = own.replace("conv", "bn").replace("downsample.0", "downsample.1")
             if kind == "bn" and blob in ("0", "1"):
-                total = tensors.get(f"{layer}.2", tensor.new_ones(1)).flatten()[0]
+                total = tensors.get(f"{layer}.2", tensor.new_ones(1)).flatten()[:1].sum()
                 statistic = tensor.flatten() / total if total else torch.zeros_like(tensor)
                 found[f"{norm}.running_{('mean', 'var')[int(blob)]}"] = statistic.flatten()
             elif kind == "scale":
-                found[f"{norm}.{_CAFFE_BLOBS[blob]}"] = tensor.flatten()
+                found[f"{norm}.{_of_blob(blob)}"] = tensor.flatten()
             elif kind == "res":
-                found[f"{own}.{_CAFFE_BLOBS[blob]}"] = tensor if blob == "0" else tensor.flatten()
+                found[f"{own}.{_of_blob(blob)}"] = tensor if blob == "0" else tensor.flatten()
     return Named("Caffe", found, {"stride_placement": "original", "pool1": "caffe"}, CAFFE)
 
 
-_CAFFE_BLOBS = {"0": "weight", "1": "bias"}
+def _of_blob(number: str) -> str:
+    """What the blob of a layer is called; one beyond weight and bias, which no layer of ours has,
+    by its number.
+    """
+    return {"0": "weight", "1": "bias"}.get(number, number)
 
 
 def _caffe_block(stage: str, letter: str, number: str, branch: str) -> str:
@@ -109,6 +113,7 @@ def _caffe_vgg(tensors: dict[str, Tensor]) -> Named | None:
     for layer, own in (("fc6", 0), ("fc7", 3), ("fc8", 6)):
         if f"{layer}.0" in tensors:
             found[f"classifier.{own}.weight"] = _matrix(tensors[f"{layer}.0"])
+        if f"{layer}.1" in tensors:
             found[f"classifier.{own}.bias"] = tensors[f"{layer}.1"].flatten()
     known = re.compile(r"(conv[1-5]_[1-9]|fc[678])\.[01]")
     found |= {name: tensor for name, tensor in tensors.items() if not known.fullmatch(name)}
@@ -116,8 +121,12 @@ def _caffe_vgg(tensors: dict[str, Tensor]) -> Named | None:
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """The weights of a linear layer (outputs, inputs), which were (1, 1, outputs, inputs)."""
-    return tensor.reshape(tensor.shape[-2:]) if tensor.dim() == 4 else tensor
+    """The weights of a linear layer (outputs, inputs), which were (1, 1, outputs, inputs), or those
+    of the convolution it was made, (outputs, channels, height, width).
+    """
+    if tensor.dim() == 4 and tensor.shape[:2] == (1, 1):
+        return tensor[0, 0]
+    return tensor.flatten(1) if tensor.dim() > 2 else tensor
 
 
 def _detectron(tensors: dict[str, Tensor]) -> Named | None:

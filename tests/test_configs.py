@@ -113,8 +113,11 @@ def test_the_papers_localisation():
 
 
 def test_imagenet_det_is_the_detector_of_coco():
-    det, coco = config_of("imagenet_det_r101"), config_of("coco_r101")
+    """With all that the figure of table 12 has."""
+    det, coco = config_of("imagenet_det_r101"), config_of("coco_r101_context")
     assert (det.model, det.train) == (coco.model, coco.train)
+    improved = config_of("voc0712_r101_context").eval
+    assert (det.eval.refine, det.eval.multi_scale) == (improved.refine, improved.multi_scale)
     assert (det.data.format, det.eval.protocol) == ("ilsvrc", "imagenet_det")
 
 

@@ -12,8 +12,9 @@ from detres.benchmarks.torchvision_parts import TorchvisionParts, require_expres
 from detres.config import to_yaml
 from detres.console import write_line
 from detres.detection.build import build_detector
-from detres.detection.config import DetectionConfig
+from detres.detection.config import DetectionConfig, ModelConfig
 from detres.detection.evaluation.protocol import DetectionEvaluation
+from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.training import DetectionData, DetectionTraining
 from detres.files import write_text
 from detres.runs.environment import write_environment
@@ -62,6 +63,16 @@ def compare(config: DetectionConfig, out: str | None, *, device: torch.device) -
     write_line(f"difference   {difference:+.4f}")
 
 
+def build_one(name: str, config: ModelConfig, num_classes: int) -> FasterRCNN | TorchvisionParts:
+    """Return "ours" or "torchvision"'s, both from the weights of the backbone where it has some."""
+    if name == "ours":
+        return build_detector(config, num_classes)
+    theirs = TorchvisionParts(config, num_classes)
+    if config.backbone.weights is not None:
+        theirs.copy_network(build_detector(config, num_classes))
+    return theirs
+
+
 def train_one(
     name: str, config: DetectionConfig, folder: Path, device: torch.device
 ) -> tuple[DetectionEvaluation, float]:
@@ -73,8 +84,7 @@ def train_one(
     config = config.model_copy(update={"train": train})
     data = DetectionData(config)
     num_classes = len(data.train.class_map)
-    build = build_detector if name == "ours" else TorchvisionParts
-    training = UnkeptTraining(config, build(config.model, num_classes), data, device)
+    training = UnkeptTraining(config, build_one(name, config.model, num_classes), data, device)
     run = TrainingRun.start(training, folder / name, device=device, resume_line=None)
     started = time.monotonic()
     with run:

@@ -35,6 +35,11 @@ def require_expressible(config: ModelConfig) -> None:
         "model.roi.smooth_l1_beta=1/9": abs(roi.smooth_l1_beta - 1 / 9) < 1e-6,
         "model.backbone.stride_placement=torchvision": backbone.stride_placement != "original",
         "model.backbone.norm=batch or frozen": backbone.norm in (None, "batch", "frozen"),
+        # torchvision's VGGs have none that is fixed, and its frozen stages go on counting
+        "model.backbone.norm=batch (of a VGG)": backbone.name not in VGGS
+        or backbone.norm in (None, "batch"),
+        "model.backbone.freeze_at=0 (with norm=batch)": backbone.norm != "batch"
+        or backbone.freeze_at == 0,
         "model.backbone.width=1": backbone.width in (None, 1),
         "model.backbone.pool1=torch": backbone.pool1 != "caffe",
         "model.backbone.fc_width=4096": backbone.fc_width in (None, 4096),
@@ -131,18 +136,35 @@ class TorchvisionParts(nn.Module):
         """Take every weight of `detector`, which must have an RPN as wide as conv4 (torchvision's
         is).
         """
-        tensors = {}
-        for name, tensor in detector.state_dict().items():
-            new = name
-            for ours, theirs in _NAMES:
-                if name.startswith(ours):
-                    new = theirs + name.removeprefix(ours)
-                    break
-            if name.startswith("roi_head.predictor.bbox_pred"):
-                # (4K, ...) -> (4 + 4K, ...): torchvision has a background row
-                tensor = torch.cat((tensor.new_zeros((4, *tensor.shape[1:])), tensor))
-            tensors[new] = tensor
-        self.model.load_state_dict(tensors)
+        self.model.load_state_dict(_renamed(detector))
+
+    def copy_network(self, detector: FasterRCNN) -> None:
+        """Take the weights of `detector` that pretraining gives: those of its backbone and box
+        head.
+        """
+        tensors = _renamed(detector)
+        pretrained = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name.startswith(("backbone.", "roi_heads.box_head."))
+        }
+        self.model.load_state_dict({**self.model.state_dict(), **pretrained})
+
+
+def _renamed(detector: FasterRCNN) -> dict[str, Tensor]:
+    """The weights of `detector` under torchvision's names."""
+    tensors = {}
+    for name, tensor in detector.state_dict().items():
+        new = name
+        for ours, theirs in _NAMES:
+            if name.startswith(ours):
+                new = theirs + name.removeprefix(ours)
+                break
+        if name.startswith("roi_head.predictor.bbox_pred"):
+            # (4K, ...) -> (4 + 4K, ...): torchvision has a background row
+            tensor = torch.cat((tensor.new_zeros((4, *tensor.shape[1:])), tensor))
+        tensors[new] = tensor
+    return tensors
 
 
 _NAMES = (

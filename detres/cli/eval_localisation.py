@@ -76,12 +76,18 @@ def require_localiser_flags(arguments: argparse.Namespace) -> None:
     """Raise ValueError for flags, settings and further weights that do not go with a localiser."""
     if len(arguments.weights) > 1:
         raise ValueError(f"{arguments.weights[0]} is a localiser, which is evaluated alone")
-    for flag in ("--protocol", "--iou", "--save-detections", "--save-probabilities"):
+    others = ("--protocol", "--iou", "--save-detections", "--save-probabilities", "--submission")
+    for flag in others:
         if getattr(arguments, flag.removeprefix("--").replace("-", "_")) is not None:
             raise ValueError(
                 f"{flag} does not go with a localiser; its views are set by --set eval.views=dense "
                 "and so on"
             )
+    if arguments.split not in (None, "val"):
+        raise ValueError(
+            f"--split {arguments.split}: a localiser is evaluated on val of its data; --set "
+            "data.val=... makes that another list"
+        )
     foreign = [setting for setting in arguments.set if not setting.startswith(SECTIONS)]
     if foreign:
         raise ValueError(

@@ -42,8 +42,14 @@ def server_of(
 ) -> CocoServer | VocServer:
     """Return the server whose files a `split` of `data` gets, by its format.
 
-    Raises SubmissionError for a split that is no single list or annotation file of its own.
+    Raises SubmissionError for a format that is neither COCO's nor VOC's, and for a split that is no
+    single list or annotation file of its own.
     """
+    if data.format not in ("coco", "voc"):
+        raise SubmissionError(
+            f"data.format is {data.format}, and a submission is what the test server of COCO or "
+            "VOC takes; --save-detections writes detections of any data as COCO results"
+        )
     if data.hold_out and split != "test":
         raise SubmissionError(
             f"{split} is part of data.train (data.hold_out={data.hold_out}), and no server has it"
@@ -54,9 +60,8 @@ def server_of(
             f"a submission is of one set, and data.{split} has {len(entries)}: give one of them, "
             f"--set data.{split}=[{entries[0]}]"
         )
-    if data.format != "voc":
-        test_set = coco_test_set(entries[0]) if entries else split
-        return CocoServer(test_set=test_set, algorithm=algorithm_name(weights))
+    if data.format == "coco":
+        return CocoServer(test_set=coco_test_set(entries[0]), algorithm=algorithm_name(weights))
     folder, image_list = split_folder(Path(data.root), entries[0])
     year = folder.name if VOC_YEAR.fullmatch(folder.name) else folder.resolve().name
     return VocServer(year=year, image_list=image_list, competition=competition)

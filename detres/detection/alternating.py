@@ -18,7 +18,7 @@ from detres.console import write_line
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_val_set, eval_loader
 from detres.detection.config import PHASES, DetectionConfig
-from detres.detection.data.proposals import save_proposals
+from detres.detection.data.proposals import ProposalsError, read_proposals, save_proposals
 from detres.detection.data.read import read_split
 from detres.detection.evaluation.proposal_recall import COUNTS, RecallResult, proposal_recall
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
@@ -217,9 +217,9 @@ class AlternatingRun:
     ) -> AlternatingRun:
         """Begin a run in a new folder: `out`, or the next free one of its name under runs/.
 
-        init_from: weights file of a trained detector of the same classes, from which the first two
-        steps start. Raises what configs_of_phases and DetectionTraining.start raise, before a
-        folder is made, and what new_run_folder raises.
+        init_from: weights file of a trained detector, of these or other classes, from which the
+        first two steps start. Raises what configs_of_phases and DetectionTraining.start raise,
+        before a folder is made, and what new_run_folder raises.
         """
         train, reason = config.train.settled(device)
         config = config.model_copy(update={"train": train})
@@ -389,7 +389,11 @@ class AlternatingRun:
                 ProposalCounts(rpn.test_pre_nms_top_n, rpn.test_post_nms_top_n),
             ),
         }
-        wanted = {name: one for name, one in wanted.items() if not (folder / name).is_file()}
+        wanted = {
+            name: one
+            for name, one in wanted.items()
+            if not self._has_proposals(folder / name, one[0])
+        }
         if not wanted:
             return
         weights = folder / names.DETECTOR_WEIGHTS
@@ -402,6 +406,18 @@ class AlternatingRun:
             write_line(
                 f"{folder / name}: {len(found.scores)} proposals for {len(found)} images of {split}"
             )
+
+    def _has_proposals(self, file: Path, split: str) -> bool:
+        """Whether proposals for a split are there; those of the data as they were before a change
+        that is accepted are not.
+        """
+        if not file.is_file() or not self.accept_data_change:
+            return file.is_file()
+        try:
+            read_proposals(file, read_split(self.config.data, split))
+        except ProposalsError:
+            return False
+        return True
 
     def _evaluated(self) -> DetectionEvaluation:
         """Evaluate the detector of the last step with its own RPN, and keep it where it is not kept

@@ -107,7 +107,13 @@ def require_agreement(mine: ModelConfig, theirs: ModelConfig, path: Path) -> Non
 
 def _neutral(key: str, value: object) -> object:
     """A setting that is not given means the network's own default."""
-    defaults = {"shortcut": "B", "shortcut_padding": "end", "width": 1.0, "pool1": "torch"}
+    defaults = {
+        "shortcut": "B",
+        "shortcut_padding": "end",
+        "width": 1.0,
+        "pool1": "torch",
+        "fc_width": 4096,
+    }
     if key in ("mean", "std"):
         return tuple(round(number, 3) for number in value)
     return defaults.get(key) if value is None else value

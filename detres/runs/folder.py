@@ -87,14 +87,21 @@ def newest_run(name: str) -> Path:
     """
     named = re.compile(rf"{re.escape(name)}(-\d+)?")
     folders = [path for path in RUNS.glob("*") if named.fullmatch(path.name)]
-    states = [folder / file for folder in folders for file in (STATE, PREVIOUS, PHASE)]
-    saved = [path for path in states if path.is_file()]
+    saved = {folder: time for folder in folders if (time := _last_saved(folder)) is not None}
     if saved:
-        return max(saved, key=lambda path: path.stat().st_mtime).parent
+        return max(saved, key=saved.__getitem__)
     begun = sorted(folder for folder in folders if (folder / LOCK).is_file())
     if begun:
         raise NothingSavedError(begun[-1])
     raise NoRunError(f"no run to resume: no {STATE} in {RUNS / name}, {RUNS / name}-2, ...")
+
+
+def _last_saved(folder: Path) -> float | None:
+    """When a run was saved last, in s; that of several steps in the one it is in. None: never."""
+    states = [folder / file for file in (STATE, PREVIOUS, PHASE)]
+    if (folder / PHASE).is_file():
+        states += folder.glob(f"*/{STATE}")
+    return max((path.stat().st_mtime for path in states if path.is_file()), default=None)
 
 
 def remove_unfinished(folder: Path) -> None:

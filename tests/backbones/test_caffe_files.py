@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from pathlib import Path
 
@@ -142,6 +143,62 @@ def test_vgg16_of_its_authors_with_fc6_and_fc7(legacy, tmp_path: Path):
     assert other.input_spec.mean == (103.939, 116.779, 123.68)
     for name, tensor in net.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
+
+
+def vgg_layers(fc6: list[Tensor]) -> dict[str, list[Tensor]]:
+    net = vgg16(fc_width=6, num_classes=0)
+    convolutions = iter(layer for layer in net.features if isinstance(layer, nn.Conv2d))
+    layers = {
+        f"conv{stage}_{n}": [layer.weight.data, layer.bias.data]
+        for stage, depth in enumerate((2, 2, 3, 3, 3), 1)
+        for n, layer in zip(range(1, depth + 1), convolutions, strict=False)
+    }
+    return {**layers, "fc6": fc6, "fc7": [net.fc7.weight.data, net.fc7.bias.data]}
+
+
+def test_fc6_as_a_convolution(tmp_path: Path):
+    """The same numbers; the widely used "fc_reduced" has another layer, which starts fresh."""
+    path, weight = tmp_path / "w.caffemodel", torch.randn(6, 512, 7, 7)
+    net = vgg16(fc_width=6, num_classes=0)
+    path.write_bytes(model(vgg_layers([weight, torch.ones(6)])))
+    assert not load_weights(net, path).skipped
+    x = torch.randn(2, 512, 7, 7, dtype=torch.float64)
+    expected = nn.functional.conv2d(x, weight.double(), torch.ones(6).double()).flatten(1)
+    torch.testing.assert_close(net.double().fc6(x.flatten(1)), expected)
+    net = vgg16(fc_width=6, num_classes=0)
+    path.write_bytes(model(vgg_layers([torch.randn(1024, 512, 3, 3), torch.ones(1024)])))
+    report = load_weights(net, path)
+    assert {name for name in report.skipped if "classifier.0" in name} == {
+        "classifier.0.weight",
+        "classifier.0.bias",
+    }
+
+
+@pytest.mark.parametrize(
+    ("layer", "shapes"),
+    [
+        ("fc1000", [(5, 512), (5,), (1,)]),
+        ("fc1000", [(2, 2, 5, 512), (5,)]),
+        ("res2a_branch2a", [(16, 64, 1, 1), (16,), (2,)]),
+        ("scale_conv1", [(64,), (64,), (3,)]),
+        ("bn_conv1", [(64,), (64,), (0,)]),
+    ],
+)
+def test_blobs_that_a_layer_does_not_have_are_no_traceback(layer, shapes, tmp_path: Path):
+    options = {"stride_placement": "original", "pool1": "caffe", "width": 0.25, "num_classes": 5}
+    layers = caffe_layers(resnet50(**options), ())
+    layers[layer] = [torch.rand(shape) for shape in shapes]
+    path = tmp_path / "w.caffemodel"
+    path.write_bytes(model(layers))
+    with contextlib.suppress(WeightsError):  # some are other networks, some have a layer too many
+        load_weights(resnet50(**options), path)
+
+
+def test_a_layer_without_bias_stays_as_initialised(tmp_path: Path):
+    path = tmp_path / "w.caffemodel"
+    path.write_bytes(model(vgg_layers([torch.randn(6, 512 * 49)])))
+    report = load_weights(vgg16(fc_width=6, num_classes=0), path)
+    assert list(report.skipped) == ["classifier.0.bias"]
 
 
 def test_blobs_by_hand(tmp_path: Path):

@@ -17,8 +17,9 @@ from detres.cli import eval as evaluate
 from detres.cli import submission, train_det
 from detres.config import check
 from detres.detection.build import build_detector
-from detres.detection.config import DetectionConfig
+from detres.detection.config import DataConfig, DetectionConfig
 from detres.detection.data.voc import VOC_CLASSES
+from detres.detection.evaluation.submission import SubmissionError
 from detres.detection.weights_file import load_detector, save_detector
 from tests.cli.conftest import FinishedRun, read_json, snapshot
 from tests.detection.configs import TINY
@@ -288,7 +289,16 @@ def test_sets_that_were_trained_on_are_said(official: Path, run: Run) -> None:
     (lists / "train.txt").write_text("2008_000001")
     assert "was trained on 2012/train:" in run("--weights", weights, "--split", "test")
     held = weights_of(official / "VOCdevkit", VOC_DATA, VOC)
-    assert "was trained on" not in run("--weights", held)
+    for same in ("data.hold_out=2", "data.hold_out=1"):  # of more, fewer are a part
+        assert "was trained on" not in run("--weights", held, "--set", same)
+    spelt = "data.train=[VOC2007/trainval,VOC2007/test,VOC2012/trainval]"
+    assert "was trained on" not in run("--weights", held, "--set", spelt)
+    for other, entry in (
+        ("data.hold_out=3", "2007/trainval"),
+        ("data.train=[2012/trainval,2007/trainval,2007/test]", "2012/trainval"),
+        ("data.train=[2007/trainval,2007/test]", "2007/test"),
+    ):
+        assert f"{held} was trained on {entry}:" in run("--weights", held, "--set", other)
     coco = weights_of(official / "coco", COCO_DATA, COCO)
     for split in ("val", "train"):
         assert "was trained on" not in run("--weights", coco, "--split", split)
@@ -315,6 +325,13 @@ def test_an_ensemble_is_one_submission_and_each_of_it_answers_for_its_data(
     assert "14 detections in 2 images for the test server: sub/results.tar.gz" in printed
     assert f"note: {files[1]} was trained on 2012/test:" in printed
     assert str(files[0]) not in printed
+    held, whole = (
+        files[0],
+        weights_of(devkit, {**VOC_DATA, "hold_out": 0, "val": ["2012/val"]}, VOC),
+    )
+    printed = run("--weights", held, whole)
+    assert f"note: {whole} was trained on 2007/trainval:" in printed  # the first's held-out images
+    assert f"{held} was trained" not in printed
     comp3 = ("--set", "eval.competition=comp3")
     run("--weights", *files, "--split", "test", "--submission", "third", *comp3)
     assert Path("third/results/VOC2012/Main/comp3_det_test_cow.txt").is_file()
@@ -336,6 +353,19 @@ def test_sets_that_no_server_has_are_refused(official: Path, run: Run) -> None:
         flags = ("--weights", weights, "--split", split, "--submission", "sub")
         assert message in run(*flags, status=2)
     assert not Path("sub").exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"format": "ilsvrc", "train": ["DET/val1"], "val": ["DET/val2"]}, {"format": "shapes"}],
+)
+def test_data_that_have_no_such_server_are_refused(data: dict) -> None:
+    """ImageNet's takes other files; the shapes have none."""
+    message = f"data.format is {data['format']}, and a submission is what .* COCO or VOC takes"
+    with pytest.raises(SubmissionError, match=message):
+        submission.server_of(
+            check(DataConfig, data, "test"), "val", weights=["w"], competition="comp4"
+        )
 
 
 @pytest.mark.usefixtures("nothing_detects")

@@ -198,6 +198,14 @@ def test_proposals_of_another_split_are_refused_in_one_line(
         (["--weights", "w", "--proposals", "--pre-nms", "-1"], "--pre-nms -1: expected 1 or more"),
         (["--weights", "w", "--proposals", "--iou", ".5"], "--iou does not go with --proposals"),
         (
+            ["--weights", "w", "--proposals", "--split", "val", "--submission", "s"],
+            "--submission does not go with --proposals",
+        ),
+        (
+            ["--weights", "w", "--proposals", "--classifier", "c"],
+            "--classifier does not go with --proposals",
+        ),
+        (
             ["--weights", "w", "--proposals", "f", "--save-proposals", "o"],
             "--save-proposals does not go with --proposals FILE",
         ),

@@ -31,6 +31,7 @@ from tests.helpers import write_coco
 
 CPU = torch.device("cpu")
 SIZES = [(50, 60), (64, 40), (90, 120)]
+SPLITS = ("train", "val")
 
 
 def config_of(root: Path, **train: object) -> DetectionConfig:
@@ -238,7 +239,7 @@ def test_other_data_between_two_steps_are_refused_unless_accepted(tmp_path):
 
     write_coco(tmp_path, [*SIZES[:2], (90, 121)], [box(n) for n in (1, 2, 3)])
     with (
-        resumed(accept_data_change=True) as run,
+        resumed() as run,
         pytest.raises(ProposalsError, match="holds proposals for other images"),
     ):
         run._train_step()
@@ -249,8 +250,28 @@ def test_other_data_between_two_steps_are_refused_unless_accepted(tmp_path):
         pytest.raises(DataChangedError, match="was trained on: they differ in train"),
     ):
         run._train_step()
-    with resumed(accept_data_change=True) as run, run._step_run(run.configs[1]) as step:
-        assert step.folder == tmp_path / "run" / FOLDERS[1]
+    files = [tmp_path / "run" / FOLDERS[0] / f"{split}_proposals.safetensors" for split in SPLITS]
+    made = [file.read_bytes() for file in files]
+    with resumed(accept_data_change=True) as run:
+        run._train_step()
+    assert [file.read_bytes() for file in files] == made
+
+
+def test_proposals_are_made_anew_for_other_images_that_are_accepted(tmp_path):
+    with started(tmp_path) as run:
+        run._train_step()
+        run.phase = 1
+        run.save()
+    write_coco(tmp_path, [*SIZES, (70, 80)], [box(n) for n in (1, 2, 3, 4)])
+    saved = SavedAlternating.read(tmp_path / "run", overrides=(), root=None)
+    options = {"device": CPU, "resume_line": lambda *_: "x", "accept_data_change": True}
+    with AlternatingRun.resume(saved, **options) as run:
+        run.train()
+    for folder in (FOLDERS[0], FOLDERS[2]):
+        for split in SPLITS:
+            truth = read_split(saved.config.data, split)
+            file = tmp_path / "run" / folder / f"{split}_proposals.safetensors"
+            assert len(read_proposals(file, truth)[0]) == 4
 
 
 @pytest.mark.parametrize(

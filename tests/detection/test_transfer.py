@@ -12,7 +12,7 @@ from detres.config import check
 from detres.detection.build import build_detector
 from detres.detection.config import DetectionConfig, ModelConfig
 from detres.detection.models.faster_rcnn import FasterRCNN
-from detres.detection.transfer import same_classes, start_from
+from detres.detection.transfer import require_agreement, same_classes, start_from
 from detres.detection.weights_file import save_detector
 from detres.files import CheckpointError
 from tests.detection.configs import TINY
@@ -140,6 +140,22 @@ def test_a_detector_whose_weights_mean_something_else_is_refused(tmp_path, chang
         start_from(detector, config, ClassMap.of_names(COCO), path, print)
     for name, tensor in detector.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "written_out"),
+    [
+        ({"name": "resnet18"}, {"width": 1.0, "pool1": "torch", "shortcut": "B"}),
+        ({"name": "vgg16", "norm": None}, {"fc_width": 4096}),
+    ],
+)
+def test_a_default_that_is_written_out_is_the_same(backbone, written_out):
+    plain, other = (
+        model_config(backbone={**backbone, **more}, roi={"pool_size": 7})
+        for more in ({}, written_out)
+    )
+    require_agreement(plain, other, Path("w"))
+    require_agreement(other, plain, Path("w"))
 
 
 @pytest.mark.parametrize(

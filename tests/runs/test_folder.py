@@ -64,6 +64,18 @@ def saved_at(folder: str, seconds: int) -> None:
     os.utime(path, (seconds, seconds))
 
 
+def test_a_run_of_several_steps_was_saved_when_its_step_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, file in enumerate(("voc/phase.json", "voc-2/last.pt", "voc/1-rpn/last.pt")):
+        path = Path("runs") / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (number, number))
+    assert newest_run("voc") == Path("runs/voc")
+    os.utime("runs/voc-2/last.pt", (9, 9))
+    assert newest_run("voc") == Path("runs/voc-2")
+
+
 def test_the_newest_run_is_the_one_saved_last_of_that_very_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved_at("voc", 100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +46,8 @@ def read_ilsvrc(
     list whose name begins with train, val or test is of the images in that folder of Data/TASK. Its
     lines are "IMAGE NUMBER", where -1 leaves the image out (DET's own lists of a class: it is known
     not to be there); an image in several lists counts once. An image without an XML file has no
-    objects, and this is noted. Of CLS-LOC/val, those on the devkit's blacklist are left out.
+    objects, and this is noted; where none of a test list has one, they are not known
+    (without_truth). Of CLS-LOC/val, those on the devkit's blacklist are left out.
 
     Classes are those of the devkit's map_det.txt or map_clsloc.txt (or Kaggle's
     LOC_synset_mapping.txt) in root, root/devkit/data or the folder above, in its order and with its
@@ -78,7 +80,8 @@ def read_ilsvrc(
     if missing == len(images) and any(part != "test" for part, _ in images):
         raise FileNotFoundError(f"{source}: none of its images has an annotation file: {paths[0]}")
     notes += [*left_out, *respelt]
-    if missing:
+    lacks_truth = 0 < missing == len(images)
+    if missing and not lacks_truth:
         notes.append(
             f"{source}: {missing} of {len(images)} images have no annotation file, which says that "
             "they have no objects"
@@ -91,7 +94,7 @@ def read_ilsvrc(
     if classes is not None:
         by_name = {synset.name: synset for synset in synsets}
         synsets = [by_name[name] for name in known_classes(classes, list(by_name), source)]
-    return annotations_of(
+    result = annotations_of(
         XmlImages(source, np.array(names, dtype=str), files, paths, records, told_apart),
         ClassMap(
             tuple(synset.name for synset in synsets), tuple(synset.source_id for synset in synsets)
@@ -101,6 +104,9 @@ def read_ilsvrc(
         box_policy=box_policy,
         notes=notes,
     )
+    if lacks_truth:
+        return replace(result, without_truth="no image of a test list has an annotation file")
+    return result
 
 
 class _Synset(NamedTuple):

@@ -65,7 +65,6 @@ class DetectionDataset(Dataset):
         size than annotated.
         """
         index, seed = key
-        index, seed = key
         return self._item(self._read(index), self.transform, index, seed, self._proposals(index))
 
     def _item(

@@ -21,6 +21,7 @@ from detres.files import (
     require_digest,
     write_safetensors,
 )
+from detres.images.decode import IMAGE_SUFFIXES
 
 FORMAT = "detres-proposals-1"
 """What the files of `save_proposals` call themselves."""
@@ -44,7 +45,7 @@ def digest_of(annotations: Annotations) -> str:
 
     Objects do not count: proposals are of images, and a corrected annotation leaves them as good.
     """
-    names = [PurePath(file).stem for file in annotations.image_files.tolist()]
+    names = [_name(file) for file in annotations.image_files.tolist()]
     records = zip(
         map(str, annotations.image_ids.tolist()),
         names,
@@ -52,6 +53,14 @@ def digest_of(annotations: Annotations) -> str:
         strict=True,
     )
     return hashlib.sha256(json.dumps(sorted(records)).encode()).hexdigest()
+
+
+def _name(file: str) -> str:
+    """Of an image, without folder and suffix; of one that is known by its stem alone, in which a
+    dot is no suffix, that.
+    """
+    path = PurePath(file)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
 def save_proposals(

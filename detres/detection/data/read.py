@@ -67,12 +67,28 @@ def trained_on(trained: DataConfig, data: DataConfig, split: str) -> list[str]:
     """Return those entries of a `split` of `data` that `trained` trains on: the same files and
     lists at the same place, in VOC's layout also train and val of a trainval; no file is read.
 
-    Both with their roots settled. Of train itself, of images held out and of shapes: none.
+    Both with their roots settled. Of train itself and of shapes: none, and none of held-out images
+    where `trained` holds out them, or more, of the same entries.
     """
     if "shapes" in (trained.format, data.format) or split == "train":
         return []
+    entries = getattr(data, split)
+    if split == "val" and data.hold_out:
+        if trained.hold_out >= data.hold_out and _same_train(trained, data):
+            return []
+        entries = data.train
     known = {path for entry in trained.train for path in _places(trained, entry, whole=True)}
-    return [entry for entry in getattr(data, split) if known & _places(data, entry, whole=False)]
+    return [entry for entry in entries if known & _places(data, entry, whole=False)]
+
+
+def _same_train(one: DataConfig, other: DataConfig) -> bool:
+    """Whether both train on the same entries, in the same order: of what is drawn from, held-out
+    images are the same.
+    """
+    places, others = (
+        [_places(data, entry, whole=False) for entry in data.train] for data in (one, other)
+    )
+    return len(places) == len(others) and all(map(set.intersection, places, others))
 
 
 def _places(data: DataConfig, entry: str, *, whole: bool) -> set[Path]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from backbones import Backbone
+from backbones import VGG, Backbone
 from detres.detection.annotations import Annotations, offsets_of
 from detres.detection.build import build_backbone, build_rpn, input_spec_of
 from detres.detection.config import DataConfig
@@ -78,6 +78,9 @@ def build_rcnn(
 
 def _drop_stages_behind(backbone: Backbone, stage: str) -> None:
     """Take out what the RPN does not read."""
+    if isinstance(backbone, VGG):  # whose last stage it reads: LocalisationModelConfig
+        backbone.pop_head()
+        return
     for name in reversed(list(backbone.channels)):
         if name == stage:
             return

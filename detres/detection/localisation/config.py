@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from detres.config import Count, Fraction, Positive, PositiveFloat, RunName, Section, UserPath
 from detres.detection.config import (
+    VGGS,
     AnchorConfig,
     BackboneConfig,
     DataConfig,
@@ -95,6 +96,15 @@ class LocalisationModelConfig(Section):
     rcnn: RCNNConfig = RCNNConfig()
 
     @model_validator(mode="after")
+    def _stage_is_the_last_of_a_vgg(self) -> LocalisationModelConfig:
+        if self.backbone.name in VGGS and self.rpn.stage != "conv5":
+            raise ValueError(
+                f"model.rpn.stage={self.rpn.stage} goes with a ResNet; of {self.backbone.name} the "
+                "RPN reads conv5"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _settings_are_of_the_kind(self) -> LocalisationModelConfig:
         if self.kind == "rcnn":
             if self.rcnn.proposals is None:
@@ -157,6 +167,11 @@ class LocalisationConfig(Section):
     def _settings_go_together(self) -> LocalisationConfig:
         if self.data.color:
             raise ValueError("data.color is the detector's: localisation leaves colours alone")
+        if self.data.train_proposals or self.data.val_proposals:
+            raise ValueError(
+                "data.train_proposals and data.val_proposals are a detector's: R-CNN's are made by "
+                "model.rcnn.proposals"
+            )
         if self.eval.views == "center" and self.eval.short_side < self.model.input.crop_side:
             raise ValueError(
                 f"eval.short_side {self.eval.short_side} px does not hold a crop of "

@@ -131,6 +131,9 @@ def test_the_test_images_have_no_files_at_all(tmp_path: Path) -> None:
     root = write(tmp_path, "DET", {f"test/{image}": None}, {"test": f"{image} 1"})
     result = read_ilsvrc(root, ["DET/test"])
     assert (len(result), result.num_objects, len(result.class_map)) == (1, 0, 3)
+    assert result.without_truth == "no image of a test list has an annotation file"
+    assert result.notes == ()
+    assert read_ilsvrc(det(tmp_path / "other"), ["DET/val"]).without_truth is None
 
 
 def test_the_localisation_task(tmp_path: Path) -> None:

@@ -88,6 +88,15 @@ def test_images_in_another_order_get_their_own_boxes(tmp_path):
     assert found.scores.tolist() == [1, np.float32(0.9), 0.25]
 
 
+def test_a_stem_with_a_dot_is_that_of_its_file():
+    """As image_files are where no image is looked for."""
+    own = annotations()
+    stems = ["7_jpg.rf.1a", "9.tar", "8"]
+    files = replace(own, image_files=np.array([f"/x/{stem}.JPG" for stem in stems]))
+    assert digest_of(replace(own, image_files=np.array(stems))) == digest_of(files)
+    assert digest_of(files) != digest_of(own)
+
+
 def test_the_digest_is_of_the_images_alone():
     own = digest_of(annotations())
     moved = np.array(["/y/z/7.png", "/y/z/9.png", "/y/z/8.png"])

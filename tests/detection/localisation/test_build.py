@@ -85,3 +85,14 @@ def test_what_is_learned_from(tmp_path: Path) -> None:
     image, target, *_ = build_train_set(config, train, proposals)[0, 3]
     assert image.shape == (64, 64, 3)
     assert target.labels.tolist() == [1]
+
+
+def test_of_a_vgg_the_convolutions_alone_are_kept() -> None:
+    """Fully connected layers would be most of its weights file, and never read."""
+    model = config_of(
+        Path("."),
+        model={"backbone": {"name": "vgg16", "freeze_at": 0}, "rpn": {"stage": "conv5"}},
+    ).model
+    names = [name for name, _ in build_class_rpn(model, 3).named_parameters()]
+    assert not [name for name in names if "classifier" in name]
+    assert len([name for name in names if name.startswith("backbone.features")]) == 26

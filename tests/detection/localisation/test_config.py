@@ -28,6 +28,7 @@ def test_the_papers_values_are_the_defaults() -> None:
     ("more", "message"),
     [
         ({"data": {"color": 0.5}}, "data.color is the detector's"),
+        ({"data": {"val_proposals": "x"}}, "R-CNN's are made by model.rcnn.proposals"),
         ({"eval": {"short_side": 48}}, "eval.short_side 48 px does not hold a crop"),
         ({"eval": {"max_side": 90}}, "max_side 90 px is less than a short side of 96 px"),
         (
@@ -41,6 +42,10 @@ def test_the_papers_values_are_the_defaults() -> None:
             "model.anchors and model.rpn are of the per-class RPN",
         ),
         ({"model": {"rpn": {**TINY_MODEL["rpn"], "objectness": "softmax"}}}, "objectness"),
+        (
+            {"model": {"backbone": {"name": "vgg16", "freeze_at": 0, "norm": None}}},
+            "model.rpn.stage=conv4 goes with a ResNet; of vgg16 the RPN reads conv5",
+        ),
         ({"model": {"rpn": {"train_post_nms_top_n": 9}}}, "proposes nothing while it learns"),
     ],
 )
