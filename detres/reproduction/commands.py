@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from detres.reproduction.found import Runs, numbers_file, weights_name
+from detres.reproduction.found import Runs, has_state, numbers_file, weights_name
 from detres.reproduction.tables import Cell, Training
-from detres.runs.folder import RUNS
+from detres.runs.folder import METRICS, RUNS
 
 Command = tuple[str, ...]
 """A file of tools/ without its ending, and its arguments."""
@@ -105,9 +105,9 @@ def next_of(cell: Cell, place: Place, runs: Runs) -> Command | None:
 
 
 def free_folder(folder: Path) -> Path:
-    """Return `folder`, or the first of -2, -3, ... that is not there or holds nothing saved."""
+    """Return `folder`, or the first of -2, -3, ... in which no run has saved anything."""
     number, free = 1, folder
-    while free.is_dir() and any(path.suffix in (".pt", ".safetensors") for path in free.iterdir()):
+    while has_state(free) or (free / METRICS).exists():
         number += 1
         free = folder.with_name(f"{folder.name}-{number}")
     return free

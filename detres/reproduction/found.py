@@ -63,8 +63,7 @@ class Run:
     @property
     def can_go_on(self) -> bool:
         """Whether there is a state from which it can be resumed."""
-        states = (names.STATE, names.PREVIOUS, names.PHASE)
-        return any((self.folder / name).is_file() for name in states)
+        return has_state(self.folder)
 
     def made_by(self) -> tuple[str | None, str]:
         """Return the commit and the machine, as env.json has them; None: no commit is known."""
@@ -77,9 +76,17 @@ class Run:
                 for each in facts
             ]
         except (ValueError, OSError, LookupError, TypeError):
+            machines = []
+        if not machines:
             return None, "machine not recorded"
         machine = f"{' then '.join(dict.fromkeys(machines))}, {self.config.train.precision}"
         return " then ".join(dict.fromkeys(commits)) or None, machine
+
+
+def has_state(folder: Path) -> bool:
+    """Return whether a run in `folder` has saved something to go on from."""
+    states = (names.STATE, names.PREVIOUS, names.PHASE)
+    return any((folder / name).is_file() for name in states)
 
 
 def weights_name(command: str) -> str:

@@ -153,26 +153,25 @@ def number(metric: str, value: float) -> str:
 
 def console(entry: Entry, place: Place, configs: Path, not_counted: Sequence[str]) -> str:
     """Return a cell for a console; not_counted: a line for every run that is none of its."""
-    cell = entry.cell
+    cell, hours = entry.cell, entry.hours(configs)
+    known = "; ".join(cell.deviations)
     lines = {
         "paper": [entry.paper() or "no number"],
-        "ours": [entry.ours() or NOT_MEASURED, *filter(None, [entry.origin()])],
-        "band": [entry.bands()],
-        "differs": [f"{'; '.join(cell.deviations)} (docs/deviations.md)"],
-        "note": [cell.note] * bool(cell.note),
+        "ours": [entry.ours() or NOT_MEASURED, entry.origin()],
+        "band": [entry.bands() if cell.runs else ""],
+        "differs": [f"{known} (docs/deviations.md)" if known else ""],
+        "note": [cell.note],
         "needs": [", ".join(data_of(cell))],
-        "training": [f"{entry.hours(configs)} ({sources_of([cell])})"],
+        "training": [f"{hours} ({sources_of([cell])})" if hours else ""],
         "run": [shown(command) for command in all_of(cell, place)],
         "not counted": [*not_counted, *entry.not_counted()],
     }
-    if not cell.runs:
-        lines = {name: lines[name] for name in ("paper", "ours", "note")}
-    shown_lines = [
+    texts = [
         f"  {name if row == 0 else '':<12} {text}"
-        for name, texts in lines.items()
-        for row, text in enumerate(texts)
+        for name, of_name in lines.items()
+        for row, text in enumerate(filter(None, of_name))
     ]
-    return "\n".join([f"Table {cell.table}: {cell.row}", *shown_lines])
+    return "\n".join([f"Table {cell.table}: {cell.row}", *texts])
 
 
 def data_of(cell: Cell) -> list[str]:
