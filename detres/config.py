@@ -175,6 +175,15 @@ def what_differs(config: Section) -> str:
     )
 
 
+def by_key(tree: dict, at: str = "") -> dict[str, object]:
+    """Return the settings in nested mappings by their whole keys, such as train.lr."""
+    flat: dict[str, object] = {}
+    for name, value in tree.items():
+        one = {f"{at}{name}": value}
+        flat |= by_key(value, f"{at}{name}.") if isinstance(value, dict) else one
+    return flat
+
+
 def _rename(section: type[Section], tree: dict, source: str, notice: Notice, at: str = "") -> None:
     """Give keys of `tree`, in place, the names they have now."""
     for earlier, now in section.renamed.items():

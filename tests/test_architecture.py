@@ -88,8 +88,13 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     "detres.benchmarks": (SHARED | {D, C}, BASE | {"torchvision", "cv2", "PIL"}),
     "detres.predictors": ({D, C, "detres.config"}, set()),
+    "detres.reproduction": (
+        {"backbones", "detres.config", "detres.console", "detres.files", "detres.runs"}
+        | {"detres.user_files", f"{C}.config", f"{D}.config", f"{D}.localisation.config"},
+        set(),
+    ),
     "detres.cli": (
-        SHARED | {D, C, "detres.benchmarks", "detres.predictors"},
+        SHARED | {D, C, "detres.benchmarks", "detres.predictors", "detres.reproduction"},
         BASE | {"matplotlib"},
     ),
     "detres": (set(), set()),  # the Python API: its names are imported when asked for

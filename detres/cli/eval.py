@@ -63,6 +63,7 @@ from detres.detection.localisation.weights_file import is_localiser
 from detres.detection.weights_file import is_detector, load_members
 from detres.files import CheckpointError, replacing, write_text
 from detres.images.source import LabelledImages
+from detres.reproduction.evaluated import evaluated
 from detres.runs.folder import CLASSIFIER_WEIGHTS, DETECTOR_WEIGHTS, STATE
 from detres.runs.settings import with_data_root
 from detres.user_files import expanded
@@ -283,7 +284,8 @@ def evaluate_classifiers(arguments: argparse.Namespace) -> None:
         with replacing(arguments.save_probabilities) as path, path.open("wb") as file:
             np.savez(file, **columns, classes=np.array(images.class_map.names))
     if arguments.json:
-        write_text(Path(arguments.json), json.dumps(result.to_dict(), indent=2) + "\n")
+        numbers = {**result.to_dict(), "evaluated": evaluated(arguments.weights, config)}
+        write_text(Path(arguments.json), json.dumps(numbers, indent=2) + "\n")
 
 
 def order_of(images: LabelledImages) -> str:
@@ -440,8 +442,11 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
     if truth.without_truth is not None:
         say(f"{truth.describe()}\n{len(found)} detections, not evaluated here")
         return
-    evaluated = evaluate(protocol, truth, found, iou_thresh=iou_thresh)
-    report(truth, evaluated, arguments.json, how=detecting.describe())
+    result = evaluate(protocol, truth, found, iou_thresh=iou_thresh)
+    used = given.model_copy(update={"eval": evaluation.model_copy(update={"protocol": protocol})})
+    split = arguments.split or "val"
+    of = evaluated(arguments.weights, used, split=split, iou=iou_thresh)
+    report(truth, result, arguments.json, how=detecting.describe(), of=of)
 
 
 def require_wanted(arguments: argparse.Namespace, images: Annotations) -> None:
@@ -485,8 +490,8 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
         predictions, notes = read_coco_results(detections, truth, others=others)
     for note in notes:
         say(f"note: {note}")
-    evaluated = evaluate(protocol, truth, predictions, iou_thresh=iou_thresh)
-    report(truth, evaluated, arguments.json)
+    result = evaluate(protocol, truth, predictions, iou_thresh=iou_thresh)
+    report(truth, result, arguments.json)
 
 
 def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | None]:
@@ -527,14 +532,21 @@ def own_iou(protocol: str, given: float | None) -> float:
 
 
 def report(
-    truth: Annotations, evaluated: DetectionEvaluation, out: str | None, how: str = ""
+    truth: Annotations,
+    result: DetectionEvaluation,
+    out: str | None,
+    *,
+    how: str = "",
+    of: dict | None = None,
 ) -> None:
     """Print the table, AP of each class and what explains a low number; write JSON when asked.
 
-    how: what the detections were made with beyond one plain detector, in words.
+    how: what the detections were made with beyond one plain detector, in words. of: the weights and
+    settings that were evaluated, as `evaluated` has them.
     """
     made = f" by {how}" if how else ""
-    say(f"{truth.describe()}\n{len(evaluated.predictions)} detections{made}\n{evaluated.table()}")
+    say(f"{truth.describe()}\n{len(result.predictions)} detections{made}\n{result.table()}")
     if out:
-        numbers = {**evaluated.result.to_dict(), **({"detected_by": how} if how else {})}
+        numbers = {**result.result.to_dict(), **({"detected_by": how} if how else {})}
+        numbers |= {} if of is None else {"evaluated": of}
         write_text(Path(out), json.dumps(numbers, indent=2) + "\n")

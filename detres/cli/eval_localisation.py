@@ -27,6 +27,7 @@ from detres.detection.localisation.weights_file import load_localiser
 from detres.detection.structures import label_of
 from detres.files import write_text
 from detres.images.source import ImageFiles
+from detres.reproduction.evaluated import evaluated
 from detres.runs.settings import with_data_root
 
 SECTIONS = ("data.", "eval.")
@@ -69,7 +70,9 @@ def evaluate_localiser(arguments: argparse.Namespace) -> None:
         result = predicted_class_error(truth, guesses, f"{how(model, views)}; {classified}")
     say(f"{truth.describe()}\n{weights}\n{result.table(per_class=True)}")
     if arguments.json:
-        write_text(Path(arguments.json), json.dumps(result.to_dict(), indent=2) + "\n")
+        files = [weights, *([arguments.classifier] if arguments.classifier else [])]
+        numbers = {**result.to_dict(), "evaluated": evaluated(files, config)}
+        write_text(Path(arguments.json), json.dumps(numbers, indent=2) + "\n")
 
 
 def require_localiser_flags(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from detres.config import Section, check, load_config, with_overrides
+from detres.config import Section, by_key, check, load_config, with_overrides
 from detres.files import CheckpointError
 from detres.runs import folder as names
 from detres.runs.lock import FolderLock
@@ -153,10 +153,10 @@ def _of_other_settings(
     `path`. Raises CheckpointError where the state is an earlier one, and so of another run.
     """
     try:
-        written = _flat(load_config(file, type(config)).model_dump(mode="json"))
+        written = by_key(load_config(file, type(config)).model_dump(mode="json"))
     except (ValueError, OSError):  # gone, or edited: the state has all that a run needs
         return ()
-    found = _flat(config.model_dump(mode="json"))
+    found = by_key(config.model_dump(mode="json"))
     keys = {key for key in {*written, *found} if written.get(key) != found.get(key)}
     others = sorted(keys - {"data.root"} - overridden)
     if not others:
@@ -168,14 +168,6 @@ def _of_other_settings(
             "that was changed"
         )
     return (f"{said}{f', and {len(others) - 1} more' if others[1:] else ''}: goes on as before",)
-
-
-def _flat(tree: dict, at: str = "") -> dict[str, object]:
-    """Settings by their whole keys."""
-    flat: dict[str, object] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{at}{name}.") if isinstance(value, dict) else {f"{at}{name}": value}
-    return flat
 
 
 def _state_to_read(folder: Path) -> tuple[Path, str | None]:

@@ -233,6 +233,13 @@ def read_json(path: Path) -> object:
     return json.loads(path.read_text())
 
 
+def numbers_in(path: Path) -> dict:
+    """What `eval --weights --json` wrote, without the weights and settings that it is of."""
+    numbers = read_json(path)
+    assert {"weights", "split", "iou", "data", "eval"} == numbers.pop("evaluated").keys()
+    return numbers
+
+
 def records(folder: Path, kind: str) -> list[dict]:
     """The training or evaluation records of a run, without the times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

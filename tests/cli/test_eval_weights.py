@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from detres.cli import eval as evaluate
 from detres.cli import train_det
 from detres.detection.data.shapes import SHAPES_CLASSES
-from tests.cli.conftest import COCO_FLAGS, FinishedRun, read_json, snapshot
+from tests.cli.conftest import COCO_FLAGS, FinishedRun, numbers_in, read_json, snapshot
 
 Score = Callable[..., dict]
 
@@ -32,7 +33,8 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
         assert (
             evaluate.main([*map(str, flags), "--device", "cpu", "--json", "out/numbers.json"]) == 0
         )
-        return read_json(Path("out/numbers.json"))
+        of_weights = "--weights" in flags
+        return (numbers_in if of_weights else read_json)(Path("out/numbers.json"))
 
     return call
 
@@ -53,6 +55,25 @@ def test_the_weights_alone_give_exactly_the_runs_number(
     assert f"= {numbers['AP50']:.3f}" in out
     assert numbers["protocol"] in out
     assert snapshot(finished.folder) == before
+
+
+def test_numbers_say_what_they_are_of(finished: FinishedRun, tmp_path: Path) -> None:
+    def said(*flags: str) -> dict:
+        out = tmp_path / "n.json"
+        given = ["--weights", str(finished.weights), *flags, "--json", str(out), "--device", "cpu"]
+        assert evaluate.main(given) == 0
+        return read_json(out)["evaluated"]
+
+    own = said()
+    with safe_open(finished.weights, framework="pt") as file:
+        assert own["weights"] == [file.metadata()["sha256"]]
+    assert (own["split"], own["iou"], own["eval"]["protocol"]) == ("val", 0.5, "coco")
+    other = said(
+        "--split", "train", "--protocol", "voc07", "--iou", "0.4", "--set", "eval.batch_size=2"
+    )
+    assert (other["split"], other["iou"], other["eval"]["protocol"]) == ("train", 0.4, "voc07")
+    assert (own["eval"]["batch_size"], other["eval"]["batch_size"]) == (1, 2)
+    assert other["data"] == own["data"]
 
 
 def test_a_relative_data_folder_is_found_from_another_directory(

@@ -29,7 +29,7 @@ from detres.cli import plot, predict, train_cls, train_det
 from detres.engine.stop import Interrupted
 from detres.runs import run as run_module
 from detres.runs.run import TrainingRun
-from tests.cli.conftest import records
+from tests.cli.conftest import numbers_in, records
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SMALL = [
@@ -151,7 +151,7 @@ def test_eval_gives_the_runs_own_number_and_saves_probabilities_under_either_nam
     assert "accuracy of each class" in capsys.readouterr().out
     in_run, again = (
         json.loads((folder / "metrics.json").read_text()),
-        json.loads(Path("out.json").read_text()),
+        numbers_in(Path("out.json")),
     )
     assert in_run.pop("step") == 6
     assert again == in_run
@@ -222,7 +222,7 @@ def test_files_of_a_run_with_earlier_names_are_read_without_a_word(
     assert load_classifier(old)[1] == config
     capsys.readouterr()
     assert evaluate.main(["--weights", str(old), "--json", "out.json", "--device", "cpu"]) == 0
-    assert {"step": 1, **json.loads(Path("out.json").read_text())} == wanted
+    assert {"step": 1, **numbers_in(Path("out.json"))} == wanted
     assert train("--resume", str(folder)) == 0
     assert capsys.readouterr().err == ""
 
@@ -869,11 +869,11 @@ def test_bare_weights_are_scored_by_a_configuration(
 ) -> None:
     flags = ["--json", "out.json", "--device", "cpu"]
     assert evaluate.main(["--weights", str(photo_weights), *flags]) == 0
-    wanted = json.loads(Path("out.json").read_text())
+    wanted = numbers_in(Path("out.json"))
     torch.save({"state_dict": load_file(photo_weights)}, "bare.pth")
     scored_by = ["--cfg", "runs/photos/config.yaml", "--data", "photos"]
     assert evaluate.main(["--weights", "bare.pth", *scored_by, *flags]) == 0
-    assert json.loads(Path("out.json").read_text()) == wanted
+    assert numbers_in(Path("out.json")) == wanted
     out = capsys.readouterr().out
     assert "bare.pth" in out
     assert "top-5" not in out  # of two classes

@@ -19,6 +19,7 @@ from tests.cli.conftest import (
     TRAIN_IMAGES,
     VAL_IMAGES,
     FinishedRun,
+    numbers_in,
     records,
     same_tensors,
     tensors,
@@ -73,7 +74,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
 
 def error_of(*flags: object) -> dict:
     assert evaluate.main([*map(str, flags), "--device", "cpu", "--json", "out.json"]) == 0
-    return json.loads(Path("out.json").read_text())
+    return numbers_in(Path("out.json"))
 
 
 def test_a_class_rpn_is_trained_evaluated_and_kept(
