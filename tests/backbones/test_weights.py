@@ -131,27 +131,29 @@ def test_a_classifier_of_another_size_or_absent_is_skipped_and_reported(
 
 
 @pytest.mark.parametrize(
-    ("name", "own"),
-    [("resnet18", 1000), ("resnet20", 10), ("vgg16", 1000)],
+    ("name", "own", "options"),
+    [("resnet18", 1000, {}), ("resnet20", 10, {}), ("vgg16", 1000, {"fc_width": 8})],
     ids=["resnet", "cifar", "vgg"],
 )
-def test_the_number_of_classes_is_the_files_unless_another_is_given(name, own, tmp_path):
-    trained = create_backbone(name, num_classes=7)
+def test_the_number_of_classes_is_the_files_unless_another_is_given(name, own, options, tmp_path):
+    trained = create_backbone(name, num_classes=7, **options)
     file = tmp_path / "seven.safetensors"
     save_weights(trained, file)
-    net = create_backbone(name, weights=file)
+    net = create_backbone(name, weights=file, **options)
     assert net.get_classifier().out_features == 7
     assert net.load_report.skipped == {}
     assert all(
         torch.equal(tensor, net.state_dict()[key]) for key, tensor in trained.state_dict().items()
     )
-    assert create_backbone(name).get_classifier().out_features == own
-    assert create_backbone(name).load_report is None
-    other = create_backbone(name, num_classes=5, weights=file)
+    usual = create_backbone(name, **options)
+    assert usual.get_classifier().out_features == own
+    assert usual.load_report is None
+    other = create_backbone(name, num_classes=5, weights=file, **options)
     assert other.get_classifier().out_features == 5
     assert len(other.load_report.skipped) == 2
     assert "stays as initialised" in str(other.load_report)
-    assert create_backbone(name, num_classes=0, weights=file).get_classifier() is None
+    without = create_backbone(name, num_classes=0, weights=file, **options)
+    assert without.get_classifier() is None
 
 
 def test_a_file_without_a_usable_classifier_leaves_the_usual_number(trained, tmp_path):
@@ -418,9 +420,9 @@ def test_a_file_put_there_by_hand_is_used(hub, trained, monkeypatch):
 
 
 def test_a_published_file_elsewhere_on_the_disk_is_known_by_its_name(tmp_path, monkeypatch):
-    torch.save(vgg16(num_classes=2).state_dict(), tmp_path / "fetched.pth")
+    torch.save(vgg16(num_classes=2, fc_width=8).state_dict(), tmp_path / "fetched.pth")
     path = published_as(tmp_path / "fetched.pth", "torchvision/vgg16.features", monkeypatch)
-    net = vgg16(num_classes=2)
+    net = vgg16(num_classes=2, fc_width=8)
     report = load_weights(net, path)
     assert report.input_spec == net.input_spec == PUBLISHED["torchvision/vgg16.features"].input_spec
     assert net.input_spec.std == (1.0, 1.0, 1.0)
