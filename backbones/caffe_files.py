@@ -7,7 +7,7 @@ its blobs. Only these are read, the rest is passed over; nothing is executed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import torch
@@ -80,7 +80,7 @@ def _fields(view: memoryview) -> Iterator[tuple[int, int, memoryview | int]]:
         at += size
 
 
-def _messages(view: memoryview, wanted: object) -> Iterator[tuple[int, memoryview]]:
+def _messages(view: memoryview, wanted: Container[int]) -> Iterator[tuple[int, memoryview]]:
     """Give (field, content) of the fields with a length whose number is among `wanted`."""
     for field, kind, value in _fields(view):
         if field in wanted and kind == _BYTES:

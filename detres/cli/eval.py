@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -46,7 +47,7 @@ from detres.cli.submission import plan_submission, require_competition, server_o
 from detres.config import with_overrides
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_ensemble, build_val_set, eval_loader, saved_proposals
-from detres.detection.config import SPLITS, DetectionConfig
+from detres.detection.config import SPLITS, DetectionConfig, EvalConfig
 from detres.detection.data.coco import read_coco
 from detres.detection.data.ilsvrc import read_ilsvrc
 from detres.detection.data.read import read_to_detect, trained_on
@@ -68,7 +69,7 @@ from detres.runs.folder import CLASSIFIER_WEIGHTS, DETECTOR_WEIGHTS, STATE
 from detres.runs.settings import with_data_root
 from detres.user_files import expanded
 
-PROTOCOLS = ("coco", "voc07", "voc12", "imagenet_det")
+PROTOCOLS = get_args(EvalConfig.model_fields["protocol"].annotation)
 WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections", "--save-probabilities")
 WEIGHTS_FLAGS += ("--submission", "--classifier")
 DETECTIONS_FLAGS = ("--annotations",)
