@@ -171,7 +171,7 @@ class Backbone(nn.Module):
             )
         names = list(self.channels)
         last = max(map(names.index, stages))
-        _require_images(x, self.in_channels, names[last], self.strides[names[last]])
+        require_images(x, self.in_channels, names[last], self.strides[names[last]])
         paddings = self._paddings(names[: last + 1], x, sizes)
         found = {}
         for number, stage in enumerate(names[: last + 1]):
@@ -348,7 +348,7 @@ def new_linear(in_features: int, num_classes: int, *, like: Tensor) -> nn.Linear
 
 
 @torch.fx.wrap
-def _require_images(x: Tensor, channels: int, stage: str, stride: int) -> None:
+def require_images(x: Tensor, channels: int, stage: str, stride: int) -> None:
     """Raise ValueError unless x is (N, channels, H, W) with sides of at least `stride`. A leaf for
     symbolic tracing.
     """

@@ -9,9 +9,11 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.backbone import Backbone
+from backbones.backbone import Backbone, require_images
+from backbones.norm import FrozenBatchNorm2d
 from backbones.resnet import BasicBlock, Bottleneck
 
 
@@ -39,12 +41,12 @@ def count(net: Backbone, size: int | None = None) -> list[StageCount]:
     below the stride.
     """
     size = net.input_spec.crop_side if size is None else size
-    net = copy.deepcopy(net).to("meta").eval()
+    empty = _without_norms(copy.deepcopy(net).to("meta").eval())
     x = torch.empty((1, net.in_channels, size, size), device="meta")
+    require_images(x, net.in_channels, net.last_stage, net.strides[net.last_stage])
     rows = []
-    net.feature_maps(x, stages=(net.last_stage,))  # checks the size
     for stage in net.channels:
-        x, multiply_adds = _run(lambda x, stage=stage: net.run_stage(stage, x), x)
+        x, multiply_adds = _run(lambda x, stage=stage: empty.run_stage(stage, x), x)
         modules = net.stage_modules(stage)
         rows.append(
             StageCount(
@@ -55,7 +57,7 @@ def count(net: Backbone, size: int | None = None) -> list[StageCount]:
                 multiply_adds,
             )
         )
-    _, multiply_adds = _run(net.forward_head, x)
+    _, multiply_adds = _run(empty.forward_head, x)
     left = _parameters(net) - sum(row.parameters for row in rows)
     rows.append(StageCount("head", _head(net), (1, 1), left, multiply_adds))
     return rows
@@ -101,6 +103,17 @@ def _run(step: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, int]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         x = step(x)
     return x, counter.get_total_flops() // 2  # a multiply and an add
+
+
+def _without_norms(net: Backbone) -> Backbone:
+    """`net` without what neither changes a shape nor counts, and takes most of the time on the
+    meta device.
+    """
+    for parent in list(net.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, (FrozenBatchNorm2d, _BatchNorm, nn.GroupNorm)):
+                setattr(parent, name, nn.Identity())
+    return net
 
 
 def _parameters(module: nn.Module) -> int:

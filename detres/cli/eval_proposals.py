@@ -8,10 +8,10 @@ import argparse
 import json
 from pathlib import Path
 
-from detres.cli.flags import config_path, notice, read_config, say
+from detres.cli.flags import evaluated_by, given_of, notice, require_settings_of, say
 from detres.detection.alternating import described, propose_split
 from detres.detection.annotations import Annotations
-from detres.detection.config import DataConfig, DetectionConfig
+from detres.detection.config import DetectionConfig
 from detres.detection.data.proposals import read_proposals, save_proposals
 from detres.detection.data.read import read_split
 from detres.detection.evaluation.proposal_recall import COUNTS, proposal_recall
@@ -69,7 +69,7 @@ def add_proposal_flags(parser: argparse.ArgumentParser) -> None:
 
 def fault_of(arguments: argparse.Namespace) -> str | None:
     """Return what is wrong with the flags together; None: nothing."""
-    given = [flag for flag in FLAGS if _value(arguments, flag) is not None]
+    given = given_of(arguments, FLAGS)
     if arguments.proposals is None:
         return f"{given[0]} goes with --proposals" if given else None
     if arguments.detections:
@@ -87,8 +87,7 @@ def fault_of(arguments: argparse.Namespace) -> str | None:
         others += ("--save-proposals", "--pre-nms")
     if arguments.annotations:
         others += ("--cfg", "--set", "--data")
-    given = [flag for flag in others if _value(arguments, flag)]
-    if given:
+    if given := given_of(arguments, others):
         what = "--proposals" if arguments.proposals == OWN else "--proposals FILE"
         return f"{', '.join(given)} does not go with {what}"
     counts = arguments.counts
@@ -103,10 +102,6 @@ def fault_of(arguments: argparse.Namespace) -> str | None:
     if arguments.save_proposals and Path(arguments.save_proposals).is_dir():
         return f"--save-proposals {arguments.save_proposals} is a folder; give a file"
     return None
-
-
-def _value(arguments: argparse.Namespace, flag: str) -> object:
-    return getattr(arguments, flag.removeprefix("--").replace("-", "_"))
 
 
 def evaluate_own_proposals(arguments: argparse.Namespace) -> None:
@@ -139,21 +134,15 @@ def _detector_of(
     """The detector of --weights, its configuration with the data that are asked for, and how many
     proposals are.
     """
+    require_settings_of(arguments, "data.", "eval.")
     detector, config, _ = load_detector(Path(arguments.weights[0]), notice)
-    data: DataConfig = config.data
-    if arguments.cfg:
-        data = read_config(config_path(arguments.cfg), DetectionConfig, arguments.set).data
-    elif arguments.set:
-        raise ValueError(
-            "--set changes a configuration: give it with --cfg; without --cfg the weights' own "
-            "data are used"
-        )
-    data = with_data_root(data, arguments.data)
+    by = evaluated_by(arguments, config)
+    data = with_data_root(by.data, arguments.data)
     entering = arguments.pre_nms
     if entering is None:
         entering = config.model.rpn.test_pre_nms_top_n
     counts = ProposalCounts(entering or None, (arguments.counts or COUNTS)[-1])
-    return detector, config.model_copy(update={"data": data}), counts
+    return detector, config.model_copy(update={"data": data, "eval": by.eval}), counts
 
 
 def report(

@@ -8,13 +8,13 @@ import errno
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
 
-from detres.config import Section, load_config
+from detres.config import Section, load_config, with_overrides
 from detres.console import accept_any_text, one_line, printable, shortened, write_line
 from detres.detection.annotations import NoTruthError
 from detres.detection.data.read import NoSplitError
@@ -218,7 +218,7 @@ def require_resumable(
             parser.error("--accept-data-change goes with --resume")
         return
     given = ("--seed", "--out", *more)
-    flags = [flag for flag in given if getattr(arguments, flag[2:].replace("-", "_")) is not None]
+    flags = given_of(arguments, given)
     changed = [setting for setting in arguments.set if setting.partition("=")[0] not in MAY_CHANGE]
     flags += [f"--set {setting}" for setting in changed]
     if flags:
@@ -248,6 +248,31 @@ def read_config(path: Path, kind: type[AnyConfig], overrides: list[str]) -> AnyC
     stderr.
     """
     return load_config(path, kind, overrides, notice=notice)
+
+
+def evaluated_by(arguments: argparse.Namespace, own: AnyConfig) -> AnyConfig:
+    """Return the configuration to evaluate weights by, that of --cfg or their `own`, with --set."""
+    if arguments.cfg:
+        return read_config(config_path(arguments.cfg), type(own), arguments.set)
+    if arguments.set:
+        return with_overrides(own, arguments.set, arguments.weights[0], notice=notice)
+    return own
+
+
+def given_of(arguments: argparse.Namespace, flags: Iterable[str]) -> list[str]:
+    """Return those of `flags` that were given."""
+    values = {flag: getattr(arguments, flag.removeprefix("--").replace("-", "_")) for flag in flags}
+    return [flag for flag, value in values.items() if value is not None and value != []]
+
+
+def require_settings_of(arguments: argparse.Namespace, *sections: str) -> None:
+    """Raise ValueError for a --set of another section of the configuration than these."""
+    foreign = [setting for setting in arguments.set if not setting.startswith(sections)]
+    if foreign:
+        raise ValueError(
+            f"--set {foreign[0]}: only {', '.join(f'{section}*' for section in sections)} say how "
+            "weights are evaluated"
+        )
 
 
 def config_from(arguments: argparse.Namespace, kind: type[AnyConfig], default: Path) -> AnyConfig:

@@ -210,9 +210,10 @@ def detecting_in_training(
     config: DetectionConfig, detector: FasterRCNN, plain: nn.Module
 ) -> tuple[nn.Module, tuple[Scale, ...]]:
     """Return what detects in held-out images while `detector` is trained, and the scales it wants
-    them at beside the model's own: `plain`, unless the improvements of `eval` are asked for there.
+    them at beside the model's own: `plain`, unless the improvements of `eval` are asked for there;
+    an RPN alone detects nothing.
     """
-    if not config.eval.improved_in_training:
+    if not config.eval.improved_in_training or config.train.scheme == "rpn":
         return plain, ()
     improved = build_ensemble([(detector, config.model)], config.eval)
     return improved, improved.other_scales

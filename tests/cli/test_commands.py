@@ -12,7 +12,8 @@ import detres.cli
 from detres.cli import COMMANDS, main
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-NO_COMMANDS = {"__init__", "flags", "submission", "eval_localisation", "eval_proposals"}
+EVALS = {f"eval_{of}" for of in ("classifier", "detections", "detector", "localiser", "proposals")}
+NO_COMMANDS = {"__init__", "flags", "submission"} | EVALS
 """Files of detres/cli that are not a command each."""
 
 

@@ -27,6 +27,9 @@ TASKS = {"DET": ("map_det.txt",), "CLS-LOC": ("map_clsloc.txt", "LOC_synset_mapp
 """Task -> the files that list its synsets: of the devkit, and of the packages on Kaggle."""
 
 PARTS = ("train", "val", "test")
+WHOLES = {*PARTS, "train_cls"}
+"""Lists that hold every image of their part; CLS-LOC's train_cls, also those of train_loc."""
+
 _NOTHING = XmlRecord((0, 0), [])
 
 
@@ -107,6 +110,19 @@ def read_ilsvrc(
     if lacks_truth:
         return replace(result, without_truth="no image of a test list has an annotation file")
     return result
+
+
+def lists_overlap(one: str, other: str) -> bool:
+    """Whether two entries, TASK/LIST, may have images in common: the same list, one of which a name
+    with * is, or a part and the whole that it is of, as DET's val1 and val are.
+    """
+    (task, _, name), (its_task, _, its_name) = one.partition("/"), other.partition("/")
+    if task != its_task:
+        return False
+    if fnmatchcase(name, its_name) or fnmatchcase(its_name, name):
+        return True
+    same_part = any(name.startswith(part) and its_name.startswith(part) for part in PARTS)
+    return same_part and not WHOLES.isdisjoint((name, its_name))
 
 
 class _Synset(NamedTuple):

@@ -12,7 +12,7 @@ from detres.detection.annotations import Annotations
 from detres.detection.config import SPLITS, DataConfig
 from detres.detection.data.box_policy import BoxPolicy
 from detres.detection.data.coco import read_coco
-from detres.detection.data.ilsvrc import read_ilsvrc
+from detres.detection.data.ilsvrc import lists_overlap, read_ilsvrc
 from detres.detection.data.shapes import ensure_shapes
 from detres.detection.data.voc import read_voc
 from detres.held_out import held_out_rows
@@ -64,8 +64,9 @@ def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotat
 
 
 def trained_on(trained: DataConfig, data: DataConfig, split: str) -> list[str]:
-    """Return those entries of a `split` of `data` that `trained` trains on: the same files and
-    lists at the same place, in VOC's layout also train and val of a trainval; no file is read.
+    """Return those entries of a `split` of `data` that `trained` trains on, or on part of: the same
+    files and lists at the same place, in VOC's layout also train and val of a trainval, in
+    ILSVRC's those that `lists_overlap` tells; no file is read.
 
     Both with their roots settled. Of train itself and of shapes: none, and none of held-out images
     where `trained` holds out them, or more, of the same entries.
@@ -77,8 +78,20 @@ def trained_on(trained: DataConfig, data: DataConfig, split: str) -> list[str]:
         if trained.hold_out >= data.hold_out and _same_train(trained, data):
             return []
         entries = data.train
-    known = {path for entry in trained.train for path in _places(trained, entry, whole=True)}
-    return [entry for entry in entries if known & _places(data, entry, whole=False)]
+    return [
+        entry
+        for entry in entries
+        if any(_share_images(trained, learnt, data, entry) for learnt in trained.train)
+    ]
+
+
+def _share_images(one: DataConfig, entry: str, other: DataConfig, its_entry: str) -> bool:
+    """Whether two entries may have images in common, by their names and places."""
+    if one.format == other.format == "ilsvrc":
+        same_place = tidied(Path(one.root or "")) == tidied(Path(other.root or ""))
+        return same_place and lists_overlap(entry, its_entry)
+    places = _places(one, entry, whole=True), _places(other, its_entry, whole=True)
+    return bool(set.intersection(*places))
 
 
 def _same_train(one: DataConfig, other: DataConfig) -> bool:

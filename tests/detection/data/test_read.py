@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+from detres.config import check
 from detres.detection.config import DataConfig
 from detres.detection.data.box_policy import AnnotationError
-from detres.detection.data.read import NoSplitError, read_split, read_to_detect
+from detres.detection.data.read import NoSplitError, read_split, read_to_detect, trained_on
 from tests.detection.configs import box, coco_config
 from tests.helpers import CLASSES, write_coco
+
+ILSVRC = {"format": "ilsvrc", "root": "/data"}
 
 
 def test_training_drops_bad_boxes_and_evaluation_keeps_them(tmp_path):
@@ -181,3 +184,39 @@ def test_a_split_to_detect_in_must_be_configured(tmp_path):
 def test_ids_of_what_is_detected_in_must_be_those_of_one_file(tmp_path):
     with pytest.raises(ValueError, match="have the same image ids, and results of held-out"):
         read_to_detect(two_files(tmp_path), "train", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("learnt", "judged", "known"),
+    [
+        (["DET/train_*", "DET/val1"], ["DET/val2"], []),
+        (["DET/train_*", "DET/val1"], ["DET/val"], ["DET/val"]),
+        (["DET/train", "DET/val"], ["DET/val2", "DET/test"], ["DET/val2"]),
+        (["DET/train_pos_*"], ["DET/train_pos_7", "DET/train_neg_7"], ["DET/train_pos_7"]),
+        (["DET/train_pos_7"], ["DET/train_*", "DET/train"], ["DET/train_*", "DET/train"]),
+        (["CLS-LOC/train_cls"], ["CLS-LOC/train_loc", "CLS-LOC/val"], ["CLS-LOC/train_loc"]),
+        (["CLS-LOC/val"], ["DET/val"], []),
+    ],
+)
+def test_lists_of_ilsvrc_that_share_images_were_trained_on(learnt, judged, known):
+    trained = check(DataConfig, {**ILSVRC, "train": learnt, "val": ["DET/none"]}, "config")
+    data = check(DataConfig, {**ILSVRC, "train": ["DET/none"], "val": judged}, "config")
+    assert trained_on(trained, data, "val") == known
+    elsewhere = data.model_copy(update={"root": "/elsewhere"})
+    assert trained_on(trained, elsewhere, "val") == []
+
+
+@pytest.mark.parametrize(
+    ("learnt", "judged", "known"),
+    [
+        ("2012/trainval", "2012/val", True),
+        ("2012/train", "2012/trainval", True),
+        ("2012/train", "2012/val", False),
+        ("2012/trainval", "2007/trainval", False),
+    ],
+)
+def test_a_part_of_a_trainval_was_trained_on_and_so_was_the_whole(learnt, judged, known):
+    voc = {"format": "voc", "root": "/data"}
+    trained = check(DataConfig, {**voc, "train": [learnt], "val": ["2010/val"]}, "config")
+    data = check(DataConfig, {**voc, "train": ["2010/train"], "val": [judged]}, "config")
+    assert trained_on(trained, data, "val") == ([judged] if known else [])

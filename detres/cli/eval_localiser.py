@@ -12,8 +12,7 @@ import torch
 from detres.class_map import ClassMap
 from detres.classification.evaluation.protocol import class_probabilities, protocol_of
 from detres.classification.weights_file import load_classifier
-from detres.cli.flags import config_path, notice, read_config, say
-from detres.config import with_overrides
+from detres.cli.flags import evaluated_by, given_of, notice, require_settings_of, say
 from detres.detection.annotations import Annotations
 from detres.detection.evaluation.localisation import (
     GUESSES,
@@ -21,7 +20,6 @@ from detres.detection.evaluation.localisation import (
     predicted_class_error,
 )
 from detres.detection.localisation.build import read_localisation
-from detres.detection.localisation.config import LocalisationConfig
 from detres.detection.localisation.localise import Views, how, localise, own_labels
 from detres.detection.localisation.weights_file import load_localiser
 from detres.detection.structures import label_of
@@ -29,9 +27,6 @@ from detres.files import write_text
 from detres.images.source import ImageFiles
 from detres.reproduction.evaluated import evaluated
 from detres.runs.settings import with_data_root
-
-SECTIONS = ("data.", "eval.")
-"""Of the configuration, what says how weights are evaluated."""
 
 
 def evaluate_localiser(arguments: argparse.Namespace) -> None:
@@ -45,10 +40,7 @@ def evaluate_localiser(arguments: argparse.Namespace) -> None:
     (weights,), device = arguments.weights, arguments.device
     model, config, class_map = load_localiser(Path(weights))
     crop_side = config.model.input.crop_side
-    if arguments.cfg:
-        config = read_config(config_path(arguments.cfg), LocalisationConfig, arguments.set)
-    elif arguments.set:
-        config = with_overrides(config, arguments.set, weights, notice=notice)
+    config = evaluated_by(arguments, config)
     data = with_data_root(config.data, arguments.data)
     truth = read_localisation(data, "val").matched_to(class_map, weights)
     views = Views.of(config.eval, crop_side)
@@ -80,22 +72,17 @@ def require_localiser_flags(arguments: argparse.Namespace) -> None:
     if len(arguments.weights) > 1:
         raise ValueError(f"{arguments.weights[0]} is a localiser, which is evaluated alone")
     others = ("--protocol", "--iou", "--save-detections", "--save-probabilities", "--submission")
-    for flag in others:
-        if getattr(arguments, flag.removeprefix("--").replace("-", "_")) is not None:
-            raise ValueError(
-                f"{flag} does not go with a localiser; its views are set by --set eval.views=dense "
-                "and so on"
-            )
+    if given := given_of(arguments, others):
+        raise ValueError(
+            f"{given[0]} does not go with a localiser; its views are set by --set eval.views=dense "
+            "and so on"
+        )
     if arguments.split not in (None, "val"):
         raise ValueError(
             f"--split {arguments.split}: a localiser is evaluated on val of its data; --set "
             "data.val=... makes that another list"
         )
-    foreign = [setting for setting in arguments.set if not setting.startswith(SECTIONS)]
-    if foreign:
-        raise ValueError(
-            f"--set {foreign[0]}: only data.* and eval.* say how weights are evaluated"
-        )
+    require_settings_of(arguments, "data.", "eval.")
 
 
 def predicted_labels(

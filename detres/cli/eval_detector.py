@@ -1,0 +1,159 @@
+"""The part of `eval` that judges detectors: `eval --weights FILE ...`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from detres.class_map import ClassMap
+from detres.cli.eval_detections import own_iou, report
+from detres.cli.flags import evaluated_by, given_of, notice, require_settings_of, say
+from detres.cli.submission import plan_submission, require_competition, server_of
+from detres.detection.annotations import Annotations
+from detres.detection.build import build_ensemble, build_val_set, eval_loader, saved_proposals
+from detres.detection.config import DetectionConfig
+from detres.detection.data.read import read_to_detect, trained_on
+from detres.detection.evaluation.protocol import evaluate
+from detres.detection.evaluation.result_files import to_coco_results
+from detres.detection.evaluation.submission import CocoServer, VocServer, write_submission
+from detres.detection.inference.dataset import detect_dataset
+from detres.detection.inference.ensemble import Ensemble
+from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.detection.structures import Predictions
+from detres.detection.weights_file import load_members
+from detres.files import CheckpointError, write_text
+from detres.reproduction.evaluated import evaluated
+from detres.runs.settings import with_data_root
+
+
+def evaluate_detectors(arguments: argparse.Namespace) -> None:
+    """Run a detector, or several as an ensemble, over held-out images and evaluate them by the
+    first one's data and settings, or those of --cfg.
+
+    Raises CheckpointError for weights of another kind, ValueError for flags that do not go
+    together, and what the readers raise.
+    """
+    require_settings_of(arguments, "data.", "eval.")
+    members, class_map = members_of(arguments.weights)
+    config = evaluated_by(arguments, members[0][1])
+    config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
+    detecting = build_ensemble([(model, own.model) for model, own in members], config.eval)
+    protocol = arguments.protocol or config.eval.protocol
+    iou_thresh = own_iou(protocol, arguments.iou)
+    images = read_to_detect(config.data, arguments.split or "val", class_map)
+    require_wanted(arguments, images)
+    trained = [own for _, own in members]
+    server = server_for(arguments, images, class_map, config, trained)
+    say_what_was_trained_on(arguments, config, trained)
+    truth = images.matched_to(class_map, arguments.weights[0])
+    found = detect(arguments, detecting, truth, members[0][1], config)
+    if arguments.save_detections:
+        write_text(Path(arguments.save_detections), json.dumps(to_coco_results(found)))
+    if server is not None:
+        archive = write_submission(Path(arguments.submission), truth, found, server)
+        say(f"{len(found)} detections in {len(truth)} images for the test server: {archive}")
+    if truth.without_truth is not None:
+        say(f"{truth.describe()}\n{len(found)} detections, not evaluated here")
+        return
+    result = evaluate(protocol, truth, found, iou_thresh=iou_thresh)
+    evaluation = config.eval.model_copy(update={"protocol": protocol})
+    of = evaluated(
+        arguments.weights,
+        config.model_copy(update={"eval": evaluation}),
+        split=arguments.split or "val",
+        iou=iou_thresh,
+    )
+    report(truth, result, arguments.json, how=detecting.describe(), of=of)
+
+
+def members_of(weights: list[str]) -> tuple[list[tuple[FasterRCNN, DetectionConfig]], ClassMap]:
+    """Return the detectors of the files with their configurations, and their classes; raises what
+    `load_members` raises, with what bare weights need.
+    """
+    try:
+        return load_members([*map(Path, weights)], notice)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Bare weights of a classifier are evaluated with --cfg, which says their "
+            "network and data"
+        ) from None
+
+
+def require_wanted(arguments: argparse.Namespace, images: Annotations) -> None:
+    """Raise ValueError where numbers are asked for and the objects in `images` are not known."""
+    if not (arguments.submission or arguments.save_detections):
+        images.require_truth()
+    given = given_of(arguments, ("--json", "--protocol", "--iou"))
+    if given and images.without_truth is not None:
+        raise ValueError(
+            f"{given[0]} goes with numbers, and {images.source} gives none, its objects are not "
+            f"known: {images.without_truth}. Leave it out"
+        )
+
+
+def server_for(
+    arguments: argparse.Namespace,
+    images: Annotations,
+    class_map: ClassMap,
+    config: DetectionConfig,
+    trained: list[DetectionConfig],
+) -> CocoServer | VocServer | None:
+    """Return the test server that --submission is for, None without it; what cannot be submitted is
+    refused before anything is detected.
+
+    images: of the split. class_map: the detectors' classes. trained: the detectors' configurations.
+    Raises what `plan_submission` and the like raise.
+    """
+    if not arguments.submission:
+        return None
+    require_competition(config.eval, trained)
+    server = server_of(
+        config.data,
+        arguments.split,
+        weights=arguments.weights,
+        competition=config.eval.competition,
+    )
+    plan_submission(
+        Path(arguments.submission),
+        images,
+        detector=class_map,
+        name=arguments.weights[0],
+        server=server,
+    )
+    return server
+
+
+def say_what_was_trained_on(
+    arguments: argparse.Namespace, config: DetectionConfig, trained: list[DetectionConfig]
+) -> None:
+    """Say which parts of the split a detector has seen in training."""
+    for file, own in zip(arguments.weights, trained, strict=True):
+        for entry in trained_on(own.data, config.data, arguments.split or "val"):
+            say(
+                f"note: {file} was trained on {entry}: its numbers are better than on unseen images"
+            )
+
+
+def detect(
+    arguments: argparse.Namespace,
+    detecting: Ensemble,
+    truth: Annotations,
+    first: DetectionConfig,
+    config: DetectionConfig,
+) -> Predictions:
+    """Return what is found in the images of `truth`, which the first detector's input brings to
+    size and `config` reads; in those that training held out, from saved proposals where it has
+    some.
+    """
+    of_val = config.data.val_proposals if (arguments.split or "val") == "val" else None
+    proposals = saved_proposals(of_val, truth)
+    if proposals is not None:
+        say(f"note: it looks at {proposals.source}, not at its RPN's")
+    batches = eval_loader(
+        build_val_set(first.model, truth, detecting.other_scales, proposals),
+        batch_size=config.eval.batch_size,
+        num_workers=config.data.workers,
+    )
+    device = arguments.device
+    return detect_dataset(detecting.to(device), batches, truth.class_map, device)
