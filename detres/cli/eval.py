@@ -15,7 +15,7 @@ from detres.classification.weights_file import is_classifier
 from detres.cli.eval_classifier import evaluate_classifiers
 from detres.cli.eval_detections import evaluate_detections, read_truth
 from detres.cli.eval_detector import evaluate_detectors
-from detres.cli.eval_localiser import evaluate_localiser
+from detres.cli.eval_localiser import evaluate_localisers
 from detres.cli.eval_proposals import (
     OWN,
     add_proposal_flags,
@@ -147,8 +147,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--classifier",
         type=expanded,
         metavar="FILE",
+        nargs="+",
         help="with a localiser's --weights: a classifier's weights.safetensors, which predicts the "
-        "classes (default: they are given)",
+        "classes (default: they are given); several make an ensemble",
     )
     add_proposal_flags(parser)
     add_config_flags(parser)
@@ -172,7 +173,7 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
                 f"{DETECTOR_WEIGHTS} of its run, a classifier's {CLASSIFIER_WEIGHTS}"
             )
     if first not in PUBLISHED and is_localiser(Path(first)):
-        evaluate_localiser(arguments)
+        evaluate_localisers(arguments)
         return
     if arguments.classifier:
         raise ValueError(f"--classifier goes with a localiser, and {first} is none")

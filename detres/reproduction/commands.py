@@ -59,8 +59,8 @@ def evaluate(cell: Cell, place: Place, weights_of: Callable[[Training], Path]) -
     how, weights = cell.evaluation, [weights_of(training) for training in cell.runs]
     file = numbers_file(weights[0].parent, cell)
     command = ["eval", "--weights", *map(str, weights), *place.flags(cell.runs[0], needed=False)]
-    if how.classifier is not None:
-        command += ["--classifier", str(weights_of(how.classifier))]
+    if how.classifiers:
+        command += ["--classifier", *(str(weights_of(each)) for each in how.classifiers)]
     if how.settings:
         command += ["--set", *how.settings]
     if how.server:

@@ -199,7 +199,7 @@ class Runs:
             numbers_of(path, cell.paper)
             if how is None or how.server:
                 return None
-            others = [*cell.runs[1:], *([how.classifier] if how.classifier else [])]
+            others = [*cell.runs[1:], *how.classifiers]
             found = [self.finished(training, cell) for training in others]
             if None in found:
                 return f"what {path.name} was evaluated with is not there"

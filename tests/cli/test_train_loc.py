@@ -12,9 +12,15 @@ import numpy as np
 import pytest
 import yaml
 
+from detres.class_map import ClassMap
 from detres.cli import eval as evaluate
 from detres.cli import predict, train_cls, train_loc
+from detres.config import check
 from detres.detection.build import train_loader
+from detres.detection.localisation.build import build_class_rpn
+from detres.detection.localisation.config import LocalisationConfig
+from detres.detection.localisation.weights_file import save_localiser
+from detres.reproduction.evaluated import weights_digest
 from tests.cli.conftest import (
     TRAIN_IMAGES,
     VAL_IMAGES,
@@ -154,6 +160,33 @@ def test_classes_are_predicted_by_a_classifier(train: Train) -> None:
     assert found["top1_error"] <= found["top1_loc_error"]
     assert "localisation error of predicted classes" in found["protocol"]
     assert "classes by runs/cls/weights.safetensors: " in found["protocol"]
+    assert train_cls.main(["--cfg", "cls.yaml", "--seed", "4", "--device", "cpu"]) == 0
+    files = [f"runs/{run}/weights.safetensors" for run in ("cls", "cls-2")]
+    together = error_of("--weights", weights, weights, "--classifier", *files)
+    assert "ensemble of 2: per-class RPN" in together["protocol"]
+    assert f"classes by {', '.join(files)}: " in together["protocol"]
+    of = json.loads(Path("out.json").read_text())["evaluated"]["weights"]
+    assert of == [weights_digest(file) for file in (weights, weights, *files)]
+    twice = error_of("--weights", weights, "--classifier", files[0], files[0])
+    assert twice["top5_loc_error"] == found["top5_loc_error"]
+
+
+def test_localisers_of_other_classes_or_of_another_kind_are_no_ensemble(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = [str(train(TINY_LOC) / "best.safetensors")]
+    weights.append(str(train(TINY_RCNN) / "best.safetensors"))
+    capsys.readouterr()
+    assert evaluate.main(["--weights", *weights, "--device", "cpu"]) == 2
+    assert "an ensemble of localisers is of per-class RPNs or of R-CNNs" in capsys.readouterr().err
+    few = "few.safetensors"
+    config = check(LocalisationConfig, TINY_LOC, "few")
+    model = build_class_rpn(config.model, 2, pretrained=False)
+    save_localiser(Path(few), model, config, ClassMap.of_names(("circle", "square")), 1)
+    assert evaluate.main(["--weights", weights[0], few, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert weights[0] in error
+    assert few in error
 
 
 @pytest.mark.parametrize(
@@ -165,7 +198,7 @@ def test_classes_are_predicted_by_a_classifier(train: Train) -> None:
         (["--split", "val", "--submission", "s"], "--submission does not go with a localiser"),
         (["--split", "train"], "--split train: a localiser is evaluated on val of its data"),
         (["--split", "test"], "--split test: a localiser is evaluated on val of its data"),
-        (["--set", "train.lr=1"], "--set train.lr=1: only data.* and eval.* say how"),
+        (["--set", "train.lr=1"], "--set train.lr=1: only data.*, eval.* say how"),
         (["--classifier", "none"], "no weights file at none"),
         (["--set", "eval.views=dens"], "eval.views"),
     ],
@@ -179,8 +212,6 @@ def test_what_does_not_go_with_a_localiser(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) <= 3
-    assert evaluate.main(["--weights", weights, weights, "--device", "cpu"]) == 2
-    assert "is a localiser, which is evaluated alone" in capsys.readouterr().err
 
 
 def test_proposals_of_other_classes_and_of_another_kind_are_refused(

@@ -28,7 +28,7 @@ def lines(cell: Cell, place: Place | None = None) -> list[str]:
 def test_the_commands_of_a_cell_by_hand():
     loc = Training("train-loc", "loc", "ILSVRC")
     rcnn = replace(loc, needs=loc).changed("rcnn", "model.kind=rcnn", "p={needs}")
-    how = Evaluation("predicted", ("eval.views=dense",), classifier=RESNET)
+    how = Evaluation("predicted", ("eval.views=dense",), classifiers=(RESNET,))
     cell = Cell(13, "x", {"top5_loc_error": 1.0}, (rcnn,), how)
     assert lines(cell) == [
         "python tools/train_loc.py --cfg configs/loc.yaml --data ILSVRC",

@@ -6,7 +6,7 @@ Shapes: N images, G guesses of an image's class, P proposals of a guess.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,16 +63,33 @@ def own_labels(annotations: Annotations) -> np.ndarray:
     return annotations.labels[annotations.offsets[:-1], None]
 
 
-def how(model: ClassRPN | RCNN, views: Views) -> str:
+@dataclass(frozen=True)
+class Member:
+    """A localiser, alone or with others, and the views in which it looks at an image."""
+
+    model: ClassRPN | RCNN
+    views: Views
+
+    @property
+    def proposer(self) -> ClassRPN:
+        """What proposes."""
+        return self.model.proposer if isinstance(self.model, RCNN) else self.model
+
+    def __str__(self) -> str:
+        kind = "R-CNN on a per-class RPN" if isinstance(self.model, RCNN) else "per-class RPN"
+        return f"{kind}, {self.views}"
+
+
+def how(members: Sequence[Member]) -> str:
     """Return in words how boxes come about."""
-    return f"{'R-CNN on a per-class RPN' if isinstance(model, RCNN) else 'per-class RPN'}, {views}"
+    words = "; ".join(dict.fromkeys(map(str, members)))
+    return words if len(members) == 1 else f"ensemble of {len(members)}: {words}"
 
 
 def localise(
-    model: ClassRPN | RCNN,
+    members: Sequence[Member],
     annotations: Annotations,
     labels: np.ndarray,
-    views: Views,
     config: LocalisationEvalConfig,
     *,
     device: torch.device,
@@ -80,16 +97,35 @@ def localise(
 ) -> Guesses:
     """Return the best box of every class in `labels` (N, G) int64 1..K, of N images.
 
-    A per-class RPN's best proposal in all views; R-CNN's, of the best of those, the one with the
-    highest score of its own, where it moves it to. The model's train/eval state is put back. An
-    image in which nothing is proposed: the whole image. Raises ImageReadError naming an image.
+    A per-class RPN's best proposal in all views, of several the one with the highest score of all;
+    R-CNN's, of the best of those, the one with the highest score of its own, where it moves it to.
+    Several R-CNNs share the union of their proposals, and their scores and boxes are averaged: the
+    paper has an ensemble and no more of it, and this is how the detector's are put together
+    (appendix B); scores are averaged as logits, for probabilities near 1 are all alike. The models'
+    train/eval state is put back. An image in which nothing is proposed: the whole image. Raises
+    ValueError for members of two kinds, ImageReadError naming an image.
     """
-    rescores = isinstance(model, RCNN)
-    proposer = model.proposer if rescores else model
-    limit = None if rescores else 1
-    loader = LoaderSettings(views, config.batch_size, num_workers)
-    proposals = propose(proposer, annotations, labels, loader, device=device, limit=limit)
-    boxes = np.zeros((*labels.shape, 4))
+    rescore = {isinstance(member.model, RCNN) for member in members}
+    if len(rescore) != 1:
+        raise ValueError(
+            "an ensemble of localisers is of per-class RPNs or of R-CNNs, whose scores are two "
+            "things; here are both, or none"
+        )
+    (rescores,) = rescore
+    proposals = _union(
+        [
+            propose(
+                member.proposer,
+                annotations,
+                labels,
+                LoaderSettings(member.views, config.batch_size, num_workers),
+                device=device,
+                limit=None if rescores else 1,
+            )
+            for member in members
+        ]
+    )
+    models, boxes = [member.model for member in members], np.zeros((*labels.shape, 4))
     for n, of_image in enumerate(tqdm(proposals, desc="localising", leave=False, disable=None)):
         stated = annotations.image_sizes[n]
         image = None
@@ -101,7 +137,7 @@ def localise(
             elif rescores:
                 label = int(labels[n, guess])
                 batch_size = config.rcnn_batch_size
-                boxes[n, guess] = best_region(model, image, found, label, batch_size, device)
+                boxes[n, guess] = best_region(models, image, found, label, batch_size, device)
             else:
                 boxes[n, guess] = found[0]
     return Guesses(labels, boxes)
@@ -148,16 +184,30 @@ def propose(
 
 
 def best_region(
-    model: RCNN,
+    models: Sequence[RCNN],
     image: np.ndarray,
     proposals: np.ndarray,
     label: int,
     batch_size: int,
     device: torch.device,
 ) -> np.ndarray:
-    """Return the box (4,) xyxy px to which R-CNN moves the best of `proposals` (P, 4) xyxy px of an
-    image (H, W, 3) uint8, by its own score for class `label`; P >= 1.
+    """Return the box (4,) xyxy px to which R-CNNs move, on average, the best of `proposals` (P, 4)
+    xyxy px of an image (H, W, 3) uint8, by the mean of their logits for class `label`; P >= 1.
     """
+    found = [_scored(model, image, proposals, label, batch_size, device) for model in models]
+    logits, boxes = (torch.stack(each).mean(dim=0) for each in zip(*found, strict=True))
+    return clip_boxes(boxes[logits.argmax()], image.shape[:2]).numpy()
+
+
+def _scored(
+    model: RCNN,
+    image: np.ndarray,
+    proposals: np.ndarray,
+    label: int,
+    batch_size: int,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (P,) of regions, and the boxes (P, 4) xyxy px to which they are moved, on the CPU."""
     side = model.crop_side
     logits, boxes = [], []
     with _evaluating(model):
@@ -173,8 +223,7 @@ def best_region(
             reference = torch.tensor(taken, dtype=torch.float32, device=device)
             boxes.append(model.box_coder.decode(reference, deltas).cpu())
             logits.append(scores.cpu())
-    best = torch.cat(logits).argmax()
-    return clip_boxes(torch.cat(boxes)[best], image.shape[:2]).numpy()
+    return torch.cat(logits), torch.cat(boxes)
 
 
 @contextlib.contextmanager
@@ -238,8 +287,23 @@ def _together(
     merged = []
     for of_guess in zip(*of_views, strict=True):
         most = max(len(scores) for _, scores in of_guess) if limit is None else limit
-        boxes = np.concatenate([boxes for boxes, _ in of_guess])
-        scores = np.concatenate([scores for _, scores in of_guess])
-        best = np.argsort(-scores, kind="stable")[:most]
-        merged.append((boxes[best], scores[best]))
+        merged.append(tuple(column[:most] for column in _best_first(of_guess)))
     return merged
+
+
+def _union(of_members: list[Proposals]) -> Proposals:
+    """All that members propose, image by image and guess by guess, best first."""
+    return [
+        [_best_first(of_guess) for of_guess in zip(*of_image, strict=True)]
+        for of_image in zip(*of_members, strict=True)
+    ]
+
+
+def _best_first(
+    parts: tuple[tuple[np.ndarray, np.ndarray], ...],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and scores of several parts as one, by falling score."""
+    boxes = np.concatenate([boxes for boxes, _ in parts])
+    scores = np.concatenate([scores for _, scores in parts])
+    order = np.argsort(-scores, kind="stable")
+    return boxes[order], scores[order]

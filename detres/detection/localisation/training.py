@@ -23,6 +23,7 @@ from detres.detection.localisation.build import (
 from detres.detection.localisation.config import LocalisationConfig, LocalisationModelConfig
 from detres.detection.localisation.localise import (
     LoaderSettings,
+    Member,
     Views,
     how,
     localise,
@@ -141,16 +142,16 @@ class LocalisationTraining:
         """Return the error on the held-out images given their class; writes nothing."""
         settings = self.config.eval
         views = Views.of(settings, self.config.model.input.crop_side)
+        members = [Member(self.model, views)]
         guesses = localise(
-            self.model,
+            members,
             self.data.val,
             own_labels(self.data.val),
-            views,
             settings,
             device=self.device,
             num_workers=self.config.data.workers,
         )
-        return given_class_error(self.data.val, guesses, how(self.model, views))
+        return given_class_error(self.data.val, guesses, how(members))
 
     def keep(self, run: TrainingRun, evaluation: LocalisationResult, *, improved: bool) -> None:
         """Write weights, numbers and a picture of the best evaluation so far."""

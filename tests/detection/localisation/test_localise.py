@@ -12,6 +12,7 @@ from detres.detection.annotations import Annotations
 from detres.detection.localisation.build import build_class_rpn, read_localisation
 from detres.detection.localisation.localise import (
     LoaderSettings,
+    Member,
     Views,
     best_region,
     how,
@@ -70,7 +71,9 @@ class Fixed(ClassRPN):
 
 def test_boxes_of_whole_images_are_in_the_pixels_of_the_files(truth: Annotations) -> None:
     model, config = Fixed().train(), config_of(Path("."), eval={"batch_size": 2}).eval
-    found = localise(model, truth, own_labels(truth), Views((64,), None, 90), config, device=CPU)
+    found = localise(
+        [Member(model, Views((64,), None, 90))], truth, own_labels(truth), config, device=CPU
+    )
     expected = [[w / 2, h / 2, w, h] for h, w in SIZES]
     np.testing.assert_allclose(found.boxes[:, 0], expected, rtol=1e-5)
     assert found.labels.tolist() == [[1], [2], [3]]
@@ -80,7 +83,9 @@ def test_boxes_of_whole_images_are_in_the_pixels_of_the_files(truth: Annotations
 
 def test_boxes_of_a_centre_crop_are_in_the_pixels_of_the_files(truth: Annotations) -> None:
     model, config = Fixed(), config_of(Path("."), eval={"batch_size": 3}).eval
-    found = localise(model, truth, own_labels(truth), Views((64,), 32, 90), config, device=CPU)
+    found = localise(
+        [Member(model, Views((64,), 32, 90))], truth, own_labels(truth), config, device=CPU
+    )
     assert model.seen == [(32, 32)] * 3
     # the first is seen as 64 x 96: of it columns 32..64 and rows 16..48, and of that the corner
     np.testing.assert_allclose(found.boxes[0, 0], [48 * 2, 32 * 2, 64 * 2, 48 * 2])
@@ -89,7 +94,7 @@ def test_boxes_of_a_centre_crop_are_in_the_pixels_of_the_files(truth: Annotation
 
 def test_a_crop_larger_than_the_image_is_the_image(truth: Annotations) -> None:
     model, config = Fixed(), config_of(Path(".")).eval
-    localise(model, truth, own_labels(truth), Views((40,), 64, 90), config, device=CPU)
+    localise([Member(model, Views((40,), 64, 90))], truth, own_labels(truth), config, device=CPU)
     assert model.seen == [(40, 60), (40, 40), (40, 64)]
 
 
@@ -120,7 +125,7 @@ class Nothing(Fixed):
 def test_where_nothing_is_proposed_it_is_the_whole_image(truth: Annotations) -> None:
     config = config_of(Path(".")).eval
     found = localise(
-        Nothing(), truth, own_labels(truth), Views((64,), None, 90), config, device=CPU
+        [Member(Nothing(), Views((64,), None, 90))], truth, own_labels(truth), config, device=CPU
     )
     np.testing.assert_allclose(found.boxes[:, 0], [[0, 0, w, h] for h, w in SIZES])
 
@@ -128,9 +133,9 @@ def test_where_nothing_is_proposed_it_is_the_whole_image(truth: Annotations) -> 
 def test_a_model_gives_the_best_box_of_its_own(truth: Annotations) -> None:
     model, config = make_model(), config_of(Path("."), eval={"batch_size": 3}).eval
     views = Views((64,), None, 300)
-    found = localise(model, truth, own_labels(truth), views, config, device=CPU)
+    found = localise([Member(model, views)], truth, own_labels(truth), config, device=CPU)
     one_by_one = config_of(Path("."), eval={"batch_size": 1}).eval
-    again = localise(model, truth, own_labels(truth), views, one_by_one, device=CPU)
+    again = localise([Member(model, views)], truth, own_labels(truth), one_by_one, device=CPU)
     np.testing.assert_allclose(found.boxes, again.boxes, atol=1e-2)
     for n, (height, width) in enumerate(SIZES):
         assert (found.boxes[n] >= 0).all()
@@ -144,7 +149,7 @@ def test_rcnn_takes_the_region_it_scores_highest_and_moves_it(truth: Annotations
     proposals = np.array([[0, 0, 60, 60], [20, 30, 90, 110.5], [100, 10, 190, 120]], np.float32)
     with torch.no_grad():
         torch.nn.init.normal_(model.bbox_pred.weight, std=0.3)
-    found = best_region(model, image, proposals, 2, 2, CPU)
+    found = best_region([model], image, proposals, 2, 2, CPU)
     logits, boxes = [], []
     for each in proposals:
         crop, region = warped_region(image, each, 64)
@@ -164,13 +169,13 @@ def test_rcnn_takes_the_region_it_scores_highest_and_moves_it(truth: Annotations
 def test_rcnn_localises_on_the_proposals_of_its_rpn(truth: Annotations) -> None:
     model, config = make_rcnn(), config_of(Path(".")).eval
     views, labels = Views((64,), None, 300), own_labels(truth)
-    found = localise(model, truth, labels, views, config, device=CPU)
+    found = localise([Member(model, views)], truth, labels, config, device=CPU)
     loader = LoaderSettings(views, 1, 0)
     proposals = propose(model.proposer, truth, labels, loader, device=CPU)
     for n, of_image in enumerate(proposals):
         assert len(of_image[0][0]) == 5
         image = read_image(truth.image_files[n])
-        expected = best_region(model, image, of_image[0][0], n + 1, 64, CPU)
+        expected = best_region([model], image, of_image[0][0], n + 1, 64, CPU)
         np.testing.assert_allclose(found.boxes[n, 0], expected)
 
 
@@ -180,6 +185,73 @@ def test_the_protocol_says_how() -> None:
     center, dense = Views.of(config.eval, 64), Views.of(
         config_of(Path("."), eval={"views": "dense"}).eval, 64
     )  # fmt: skip
-    assert how(rpn, center) == "per-class RPN, centre crop, 64 px of short side 64 px"
-    assert how(rpn, dense) == "per-class RPN, whole images of short side 64, 96 px"
-    assert how(make_rcnn(), dense).startswith("R-CNN on a per-class RPN, whole")
+    assert how([Member(rpn, center)]) == "per-class RPN, centre crop, 64 px of short side 64 px"
+    assert how([Member(rpn, dense)]) == "per-class RPN, whole images of short side 64, 96 px"
+    assert how([Member(make_rcnn(), dense)]).startswith("R-CNN on a per-class RPN, whole")
+
+
+def test_of_several_rpns_the_highest_score_counts(truth: Annotations) -> None:
+    config, labels = config_of(Path(".")).eval, own_labels(truth)
+    corner, small = (
+        Member(Fixed(), Views((32,), 32, 90)),
+        Member(Fixed(), Views((64,), None, 90)),
+    )  # of 32 px, which scores higher, and of 60, 64 and 43 px
+    alone, other = (
+        localise([member], truth, labels, config, device=CPU) for member in (corner, small)
+    )
+    assert not np.allclose(alone.boxes, other.boxes)
+    for members in ([corner, small], [small, corner]):
+        both = localise(members, truth, labels, config, device=CPU)
+        assert np.array_equal(both.boxes, alone.boxes)
+    assert how([corner, small]).startswith("ensemble of 2: per-class RPN, centre crop, 32 px")
+    assert how([small, small]) == f"ensemble of 2: {small}"
+
+
+def test_rcnns_share_their_proposals_and_their_logits_and_boxes_are_averaged(
+    truth: Annotations,
+) -> None:
+    image = read_image(truth.image_files[0])
+    proposals = np.array([[0, 0, 60, 60], [20, 30, 90, 110.5], [100, 10, 190, 120]], np.float32)
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        models.append(make_rcnn())
+        torch.nn.init.normal_(models[-1].bbox_pred.weight, std=0.3)
+    alone = []
+    for model in models:
+        boxes = [best_region([model], image, each[None], 2, 4, CPU) for each in proposals]
+        batch = [warped_region(image, each, 64)[0] for each in proposals]
+        pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            sizes = ((64, 64),) * 3
+            logits, _ = model(
+                ImageBatch(pixels, sizes, sizes, (0, 1, 2)), labels=torch.full((3,), 2)
+            )
+        alone.append((logits.numpy(), np.stack(boxes)))
+    best = int((alone[0][0] + alone[1][0]).argmax())
+    found = best_region(models, image, proposals, 2, 2, CPU)
+    np.testing.assert_allclose(found, (alone[0][1] + alone[1][1])[best] / 2, atol=1e-3)
+
+    config, views, labels = config_of(Path(".")).eval, Views((64,), None, 300), own_labels(truth)
+    members = [Member(model, views) for model in models]
+    both = localise(members, truth, labels, config, device=CPU)
+    loader = LoaderSettings(views, 1, 0)
+    for n in range(len(truth)):
+        of_each = [
+            propose(model.proposer, truth, labels, loader, device=CPU)[n][0] for model in models
+        ]
+        union = np.concatenate([boxes for boxes, _ in of_each])
+        image = read_image(truth.image_files[n])
+        expected = best_region(models, image, union, n + 1, 64, CPU)
+        np.testing.assert_allclose(both.boxes[n, 0], expected, atol=1e-3)
+    twice = localise([members[0]] * 2, truth, labels, config, device=CPU)
+    once = localise(members[:1], truth, labels, config, device=CPU)
+    np.testing.assert_allclose(twice.boxes, once.boxes, atol=1e-3)
+
+
+def test_an_rpn_and_an_rcnn_are_no_ensemble(truth: Annotations) -> None:
+    views, config = Views((64,), None, 300), config_of(Path(".")).eval
+    members = [Member(make_rcnn(), views), Member(make_model(), views)]
+    for wrong in (members, []):
+        with pytest.raises(ValueError, match="of per-class RPNs or of R-CNNs"):
+            localise(wrong, truth, own_labels(truth), config, device=CPU)
