@@ -67,9 +67,14 @@ NETWORKS: dict[str, Callable[[], Backbone]] = {
         ("conv2", "conv3")
     ),
 }
+LARGE = {"vgg16", "resnet50, 3x3", "resnet50, half"}
+"""What others have the like of."""
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in NETWORKS],
+)
 @pytest.mark.parametrize("extra", [(0, 0), (26, 32)])
 def test_an_images_cells_are_those_it_has_alone(name, extra):
     net = unsettled(NETWORKS[name]()).eval().requires_grad_(False)

@@ -221,7 +221,13 @@ def shapes_file(path: Path, name: str, **options: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", list(BACKBONES))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "resnet1202" else ())
+        for name in BACKBONES
+    ],
+)
 def test_the_wrong_architecture_is_recognised_and_the_network_left_alone(name, tmp_path):
     """Every depth is told from its names and the kind of block."""
     path = shapes_file(tmp_path / "other.pth", name)

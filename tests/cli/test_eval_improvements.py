@@ -89,7 +89,7 @@ def found() -> Callable[..., bytes]:
 # ---- nothing switched on ----
 
 
-@pytest.mark.parametrize("name", ["plain", "context"])
+@pytest.mark.parametrize("name", ["plain", pytest.param("context", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -122,9 +122,12 @@ def test_the_file_is_that_of_the_models_own_forward(weights, found):
     ("names", "settings", "said"),
     [
         ("plain", (REFINE,), "by 1 x box refinement, NMS 0.3; box voting from IoU 0.5"),
-        ("plain", ("eval.refine.voting=always",), "by box voting from IoU 0.5"),
+        pytest.param(
+            *("plain", ("eval.refine.voting=always",), "by box voting from IoU 0.5"),
+            marks=pytest.mark.slow,
+        ),
         ("plain", (SCALES,), "by short sides 64, 96, 128 px, maxout of features"),
-        ("plain other", (), "by 2 detectors"),
+        pytest.param("plain other", (), "by 2 detectors", marks=pytest.mark.slow),
         ("plain other context", (REFINE, SCALES), "by 3 detectors; short sides 64, 96, 128 px, "),
         ("context", (REFINE, SCALES, "eval.batch_size=3"), "by short sides 64, 96, 128 px"),
     ],

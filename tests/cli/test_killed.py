@@ -140,6 +140,7 @@ def test_through_twenty_kills_nothing_changes(tiny: Path, straight: Path, tmp_pa
     pytest.fail(f"only {happened} kills came before the end")
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_state_leaves_its_folder_to_the_same_command(
     tiny: Path,
     tmp_path: Path,

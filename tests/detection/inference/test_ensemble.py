@@ -237,14 +237,16 @@ def test_a_batch_without_a_scale_is_refused(member):
     "settings",
     [
         {"refine": ALL_ON["refine"]},
-        {"refine": {"voting": "always"}},
-        {"refine": {"iterations": 2, "voting": "never"}},
+        pytest.param({"refine": {"voting": "always"}}, marks=pytest.mark.slow),
+        pytest.param({"refine": {"iterations": 2, "voting": "never"}}, marks=pytest.mark.slow),
         {"multi_scale": ALL_ON["multi_scale"]},
         {"multi_scale": {"short_sides": [32, 48], "max_sides": [40, 90], "merge": "pooled"}},
         ALL_ON,
     ],
 )
-@pytest.mark.parametrize("names", ["member", "other", "member other"])
+@pytest.mark.parametrize(
+    "names", ["member", pytest.param("other", marks=pytest.mark.slow), "member other"]
+)
 def test_every_combination_in_a_padded_batch_is_each_image_alone(settings, names, request):
     members = [request.getfixturevalue(name) for name in names.split()]
     ensemble = ensemble_of(*members, **settings)
