@@ -14,7 +14,7 @@ import torch
 
 from detres.class_map import ClassMap
 from detres.cli import eval as evaluate
-from detres.cli import submission, train_det
+from detres.cli import eval_detector, submission, train_det
 from detres.config import check
 from detres.detection.build import build_detector
 from detres.detection.config import DataConfig, DetectionConfig
@@ -112,7 +112,7 @@ def nothing_detects(monkeypatch: pytest.MonkeyPatch) -> None:
     def detect(*_: object) -> None:
         raise AssertionError("it detects")
 
-    monkeypatch.setattr(evaluate, "detect_dataset", detect)
+    monkeypatch.setattr(eval_detector, "detect_dataset", detect)
 
 
 def test_2012_test_as_vocs_server_takes_it(voc: Path, run: Run) -> None:
