@@ -83,7 +83,8 @@ def test_it_loads_under_its_own_name_and_builds(path):
     detector = build_detector(config.model, 20)
     anchors = len(config.model.anchors.sizes) * len(config.model.anchors.aspect_ratios)
     assert [each.num_anchors for each in detector.rpn.anchors.values()] == [anchors]
-    assert detector.roi_head.predictor.bbox_pred.out_features == 80
+    boxes = 1 if config.model.roi.class_agnostic else 20
+    assert detector.roi_head.predictor.bbox_pred.out_features == 4 * boxes
 
 
 @pytest.mark.parametrize("path", LOCALISATION, ids=lambda path: path.stem)
