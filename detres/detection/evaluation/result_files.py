@@ -320,20 +320,22 @@ def to_voc_results(
 
 def to_det_results(predictions: Predictions, numbers: Mapping[str, int]) -> str:
     """Return the text of ILSVRC's results in detection: a line a detection, NUMBER CLASS SCORE xmin
-    ymin xmax ymax, by image, best first; no detections: an empty text.
+    ymin xmax ymax, in the order given; no detections: an empty text.
 
     numbers: image id -> its number. CLASS is the class's source id. Pixels are inclusive and count
     from 0, so that x2 and y2 lose 1; digits as to_voc_results has them (devkit of 2015, readme
     3.3).
     """
-    of_images = np.array([numbers[each] for each in predictions.image_ids.tolist()], np.int64)
-    classes = np.array(predictions.class_map.source_ids)[index_of(predictions.labels)]
-    boxes = _inclusive(predictions.boxes)
-    lines = [
-        f"{of_images[row]} {classes[row]} {_decimals(predictions.scores[row])} {boxes[row]}\n"
-        for row in np.lexsort((-predictions.scores, of_images))
-    ]
-    return "".join(lines)
+    columns = (
+        [numbers[image_id] for image_id in predictions.image_ids.tolist()],
+        _class_numbers(predictions),
+        map(_decimals, predictions.scores),
+        _inclusive(predictions.boxes),
+    )
+    return "".join(
+        f"{number} {label} {score} {box}\n"
+        for number, label, score, box in zip(*columns, strict=True)
+    )
 
 
 def to_loc_results(predictions: Predictions, image_ids: Collection[str]) -> str:
@@ -343,8 +345,8 @@ def to_loc_results(predictions: Predictions, image_ids: Collection[str]) -> str:
     image_ids: of all images, each with a guess at least; CLASS and pixels as in to_det_results
     (devkit of 2015, readme 2.4). Raises ValueError for an image without a guess.
     """
-    classes = np.array(predictions.class_map.source_ids)[index_of(predictions.labels)]
-    boxes, lines = _inclusive(predictions.boxes), {image_id: [] for image_id in image_ids}
+    classes, boxes = _class_numbers(predictions), _inclusive(predictions.boxes)
+    lines = {image_id: [] for image_id in image_ids}
     for row in np.argsort(-predictions.scores, kind="stable"):
         lines[str(predictions.image_ids[row])].append(f"{classes[row]} {boxes[row]}")
     without = [image_id for image_id, guesses in lines.items() if not guesses]
@@ -352,6 +354,12 @@ def to_loc_results(predictions: Predictions, image_ids: Collection[str]) -> str:
         raise ValueError(f"image {without[0]} has no guess ({len(without)} such)")
     in_order = sorted(lines, key="{}.JPEG".format)
     return "".join(" ".join(lines[image_id][:GUESSES]) + "\n" for image_id in in_order)
+
+
+def _class_numbers(predictions: Predictions) -> list[int]:
+    """The source id (D,) of the class of every detection."""
+    source_ids = np.array(predictions.class_map.source_ids, np.int64)
+    return source_ids[index_of(predictions.labels)].tolist()
 
 
 def _inclusive(boxes: np.ndarray) -> list[str]:
