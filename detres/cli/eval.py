@@ -103,9 +103,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--split",
         metavar="NAME",
         help="with a detector's --weights: train, val or test of its data (default: val), with a "
-        "localiser's val or test; with "
-        "--annotations of a VOC folder: the list in ImageSets/Main (default: test, else val, else "
-        "the only one); with --weights --proposals: train or val (default)",
+        "localiser's val or test; with --annotations of a VOC folder: the list in ImageSets/Main "
+        "(default: test, else val, else the only one); with --weights --proposals: train or val "
+        "(default)",
     )
     parser.add_argument(
         "--protocol",

@@ -1,4 +1,6 @@
-"""eval --split and --submission: a detector of official folders, and what a test server takes."""
+"""eval --split and --submission: detectors and localisers of official folders, and what a test
+server takes.
+"""
 
 from __future__ import annotations
 
