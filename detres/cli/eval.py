@@ -102,9 +102,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="with a detector's --weights: train, val or test of its data (default: val); with "
-        "--annotations of a VOC folder: the list in ImageSets/Main (default: test, else val, else "
-        "the only one); with --weights --proposals: train or val (default)",
+        help="with a detector's --weights: train, val or test of its data (default: val), with a "
+        "localiser's val or test; with --annotations of a VOC folder: the list in ImageSets/Main "
+        "(default: test, else val, else the only one); with --weights --proposals: train or val "
+        "(default)",
     )
     parser.add_argument(
         "--protocol",
@@ -134,7 +135,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--submission",
         type=expanded,
         metavar="DIR",
-        help="with --weights and --split: also write what the test server of COCO or VOC takes",
+        help="with --weights and --split: also write what the test server of COCO, VOC or ImageNet "
+        "takes (of a localiser with --classifier)",
     )
     parser.add_argument(
         "--save-probabilities",

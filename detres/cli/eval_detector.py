@@ -8,15 +8,15 @@ from pathlib import Path
 
 from detres.class_map import ClassMap
 from detres.cli.eval_detections import own_iou, report
-from detres.cli.flags import evaluated_by, given_of, notice, require_settings_of, say
-from detres.cli.submission import plan_submission, require_competition, server_of
+from detres.cli.flags import evaluated_by, notice, require_settings_of, say
+from detres.cli.submission import plan_submission, require_competition, require_wanted, server_of
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_ensemble, build_val_set, eval_loader, saved_proposals
 from detres.detection.config import DetectionConfig
 from detres.detection.data.read import read_to_detect, trained_on
 from detres.detection.evaluation.protocol import evaluate
 from detres.detection.evaluation.result_files import to_coco_results
-from detres.detection.evaluation.submission import CocoServer, VocServer, write_submission
+from detres.detection.evaluation.submission import Server, write_submission
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.ensemble import Ensemble
 from detres.detection.models.faster_rcnn import FasterRCNN
@@ -80,25 +80,13 @@ def members_of(weights: list[str]) -> tuple[list[tuple[FasterRCNN, DetectionConf
         ) from None
 
 
-def require_wanted(arguments: argparse.Namespace, images: Annotations) -> None:
-    """Raise ValueError where numbers are asked for and the objects in `images` are not known."""
-    if not (arguments.submission or arguments.save_detections):
-        images.require_truth()
-    given = given_of(arguments, ("--json", "--protocol", "--iou"))
-    if given and images.without_truth is not None:
-        raise ValueError(
-            f"{given[0]} goes with numbers, and {images.source} gives none, its objects are not "
-            f"known: {images.without_truth}. Leave it out"
-        )
-
-
 def server_for(
     arguments: argparse.Namespace,
     images: Annotations,
     class_map: ClassMap,
     config: DetectionConfig,
     trained: list[DetectionConfig],
-) -> CocoServer | VocServer | None:
+) -> Server | None:
     """Return the test server that --submission is for, None without it; what cannot be submitted is
     refused before anything is detected.
 

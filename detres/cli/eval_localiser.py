@@ -14,16 +14,19 @@ from detres.classification.evaluation.protocol import class_probabilities, proto
 from detres.classification.evaluation.top_k import ClassProbabilities, ensemble
 from detres.classification.weights_file import load_classifier
 from detres.cli.flags import evaluated_by, given_of, notice, require_settings_of, say
+from detres.cli.submission import localisation_server_of, plan_submission, require_wanted
 from detres.detection.annotations import Annotations
+from detres.detection.config import DataConfig
 from detres.detection.evaluation.localisation import (
     GUESSES,
     given_class_error,
     predicted_class_error,
 )
-from detres.detection.localisation.build import read_localisation
+from detres.detection.evaluation.submission import ImageNetServer, write_submission
+from detres.detection.localisation.build import read_to_localise
 from detres.detection.localisation.localise import Member, Views, how, localise, own_labels
 from detres.detection.localisation.weights_file import load_localiser
-from detres.detection.structures import label_of
+from detres.detection.structures import index_of, label_of
 from detres.files import write_text
 from detres.images.source import ImageFiles
 from detres.reproduction.evaluated import evaluated
@@ -32,7 +35,8 @@ from detres.runs.settings import with_data_root
 
 def evaluate_localisers(arguments: argparse.Namespace) -> None:
     """Run a localiser, or several as an ensemble, over held-out images, given their classes, or
-    those that classifiers predict, and print its error by the first one's settings.
+    those that classifiers predict; print its error by the first one's settings, and write what a
+    test server takes.
 
     Raises what the readers and the weights files raise, ValueError for flags that do not go with a
     localiser.
@@ -45,41 +49,77 @@ def evaluate_localisers(arguments: argparse.Namespace) -> None:
         class_map.require_same(classes, weights[0], file)
     config = evaluated_by(arguments, loaded[0][1])
     data = with_data_root(config.data, arguments.data)
-    truth = read_localisation(data, "val").matched_to(class_map, weights[0])
+    images = read_to_localise(data, arguments.split or "val", class_map)
+    require_wanted(arguments, images)
+    server = server_for(arguments, images, class_map, data)
+    images = images.matched_to(class_map, weights[0])
     members = [
         Member(model.to(device), Views.of(config.eval, own.model.input.crop_side))
         for model, own, _ in loaded
     ]
-    labels, classified = own_labels(truth), None
-    classifiers = arguments.classifier or []
+    classifiers = [*map(Path, arguments.classifier or [])]
     if classifiers:
-        labels, classified = predicted_labels([*map(Path, classifiers)], truth, device)
-    guesses = localise(members, truth, labels, config.eval, device=device, num_workers=data.workers)
-    if classified is None:
-        result = given_class_error(truth, guesses, how(members))
+        labels, classified = predicted_labels(classifiers, images, device)
     else:
-        result = predicted_class_error(truth, guesses, f"{how(members)}; {classified}")
-    say(f"{truth.describe()}\n{', '.join(weights)}\n{result.table(per_class=True)}")
+        labels, classified = own_labels(images), None
+    guesses = localise(
+        members, images, labels, config.eval, device=device, num_workers=data.workers
+    )
+    if server is not None:
+        archive = write_submission(Path(arguments.submission), images, guesses.all(images), server)
+        say(f"{guesses.labels.size} guesses in {len(images)} images for the test server: {archive}")
+    if images.without_truth is not None:
+        say(f"{images.describe()}\n{guesses.labels.size} guesses, not evaluated here")
+        return
+    if classified is None:
+        result = given_class_error(images, guesses, how(members))
+    else:
+        result = predicted_class_error(images, guesses, f"{how(members)}; {classified}")
+    say(f"{images.describe()}\n{', '.join(weights)}\n{result.table(per_class=True)}")
     if arguments.json:
-        of = evaluated([*weights, *classifiers], config)
+        of = evaluated([*weights, *classifiers], config, split=arguments.split or "val")
         numbers = {**result.to_dict(), "evaluated": of}
         write_text(Path(arguments.json), json.dumps(numbers, indent=2) + "\n")
 
 
 def require_localiser_flags(arguments: argparse.Namespace) -> None:
     """Raise ValueError for flags and settings that do not go with a localiser."""
-    others = ("--protocol", "--iou", "--save-detections", "--save-probabilities", "--submission")
+    others = ("--protocol", "--iou", "--save-detections", "--save-probabilities")
     if given := given_of(arguments, others):
         raise ValueError(
             f"{given[0]} does not go with a localiser; its views are set by --set eval.views=dense "
             "and so on"
         )
-    if arguments.split not in (None, "val"):
+    if arguments.split == "train":
         raise ValueError(
-            f"--split {arguments.split}: a localiser is evaluated on val of its data; --set "
+            "--split train: a localiser is evaluated on val or test of its data; --set "
             "data.val=... makes that another list"
         )
+    if arguments.submission and not arguments.classifier:
+        raise ValueError(
+            "--submission needs --classifier with a localiser: the test server takes classes too, "
+            "and those of a test set are not given"
+        )
     require_settings_of(arguments, "data.", "eval.")
+
+
+def server_for(
+    arguments: argparse.Namespace, images: Annotations, class_map: ClassMap, data: DataConfig
+) -> ImageNetServer | None:
+    """Return the test server that --submission is for, None without it; what cannot be submitted is
+    refused before anything is localised.
+
+    images: of the split of `data`. class_map: the localisers' classes. Raises what
+    `plan_submission` and `localisation_server_of` raise.
+    """
+    if not arguments.submission:
+        return None
+    weights = arguments.weights
+    server = localisation_server_of(data, arguments.split, weights=weights)
+    plan_submission(
+        Path(arguments.submission), images, detector=class_map, name=weights[0], server=server
+    )
+    return server
 
 
 def predicted_labels(
@@ -91,6 +131,9 @@ def predicted_labels(
     Raises ClassMismatchError when the classes of one are others, told by name.
     """
     members, protocols = [], []
+    labels = np.zeros(len(truth), np.int64)  # where they are not known, which no prediction reads
+    if truth.without_truth is None:
+        labels = index_of(own_labels(truth)[:, 0])
     for path in paths:
         model, config, class_map = load_classifier(path, notice)
         if set(class_map.names) != set(truth.class_map.names):
@@ -101,10 +144,9 @@ def predicted_labels(
             truth.source,
             ClassMap.of_names(class_map.names),
             truth.image_files,
-            np.array(order)[truth.class_indices[truth.offsets[:-1]]],
+            np.array(order)[labels],
         )
         found = class_probabilities(config, model.to(device), images, device)
-        labels = truth.class_indices[truth.offsets[:-1]]
         members.append(ClassProbabilities(found.probabilities[:, order], labels))
         protocols.append(protocol_of(config))
     probabilities = ensemble(members).probabilities

@@ -242,7 +242,8 @@ class DataConfig(Section):
     val: tuple[UserPath, ...] = ()
     val_images: tuple[UserPath, ...] = ()
     # the set that a test server evaluates, its annotations known (then eval reads them) or not:
-    # coco: files such as image_info_test-dev2017.json; voc: a list of images in JPEGImages
+    # coco: files such as image_info_test-dev2017.json; voc: a list of images in JPEGImages; ilsvrc:
+    # DET/test or CLS-LOC/test
     test: tuple[UserPath, ...] = ()
     test_images: tuple[UserPath, ...] = ()
     # images of `train` that are not trained on but are val, always the same; `val` is left out

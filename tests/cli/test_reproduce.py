@@ -64,7 +64,7 @@ def test_what_is_found_is_kept_when_its_folder_is_gone(docs, tmp_path, capsys):
 def test_the_committed_files_are_up_to_date(docs, capsys):
     before = bytes_of(docs)
     assert call(docs, "--table", "14") == 0
-    assert "Table 14: ensemble, test" in capsys.readouterr().out
+    assert "--split test --submission runs/imagenet_rcnn_r101/server\n" in capsys.readouterr().out
     assert bytes_of(docs) == before
 
 

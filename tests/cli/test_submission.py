@@ -1,4 +1,6 @@
-"""eval --split and --submission: a detector of official folders, and what a test server takes."""
+"""eval --split and --submission: detectors and localisers of official folders, and what a test
+server takes.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +11,43 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from detres.class_map import ClassMap
+from detres.classification.weights_file import save_classifier
 from detres.cli import eval as evaluate
-from detres.cli import eval_detector, submission, train_det
+from detres.cli import submission, train_det
 from detres.config import check
+from detres.detection.annotations import Annotations
 from detres.detection.build import build_detector
 from detres.detection.config import DataConfig, DetectionConfig
+from detres.detection.data.ilsvrc import read_ilsvrc
 from detres.detection.data.voc import VOC_CLASSES
+from detres.detection.evaluation.localisation import Guesses, predicted_class_error
+from detres.detection.evaluation.protocol import evaluate as numbers_of
 from detres.detection.evaluation.submission import SubmissionError
+from detres.detection.localisation.build import build_class_rpn
+from detres.detection.localisation.weights_file import save_localiser
+from detres.detection.structures import Predictions
 from detres.detection.weights_file import load_detector, save_detector
+from tests.classification.parts import config_of as classification
+from tests.classification.parts import random_model
 from tests.cli.conftest import FinishedRun, numbers_in, read_json, snapshot
 from tests.detection.configs import TINY
-from tests.detection.official import COCO_CLASSES, VOC_LISTS, write_coco, write_voc, write_xml
+from tests.detection.localisation.parts import config_of as localisation
+from tests.detection.official import (
+    COCO_CLASSES,
+    DET_CLASSES,
+    ILSVRC_LISTS,
+    LOC_CLASSES,
+    VOC_LISTS,
+    write_coco,
+    write_ilsvrc,
+    write_voc,
+    write_xml,
+)
 
 VOC = ClassMap.of_names(VOC_CLASSES)
 COCO = ClassMap(tuple(COCO_CLASSES.values()), tuple(COCO_CLASSES))
@@ -45,6 +69,23 @@ COCO_DATA = {
     "workers": 0,
 }
 
+DET = ClassMap(*zip(*((name, number) for number, name in DET_CLASSES.values()), strict=True))
+DET_DATA = {
+    "format": "ilsvrc",
+    "train": ["DET/train_*"],
+    "val": ["DET/val"],
+    "test": ["DET/test"],
+    "workers": 0,
+}
+LOC = ClassMap.of_names(sorted(LOC_CLASSES))  # as a folder of ImageNet classification has them
+LOC_DATA = {
+    "format": "ilsvrc",
+    "train": ["CLS-LOC/train_loc"],
+    "val": ["CLS-LOC/val"],
+    "test": ["CLS-LOC/test"],
+    "workers": 0,
+}
+
 Run = Callable[..., str]
 
 
@@ -53,6 +94,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("official")
     write_voc(root / "VOCdevkit")
     write_coco(root / "coco")
+    write_ilsvrc(root / "ILSVRC")
     return root
 
 
@@ -91,6 +133,35 @@ def coco(official: Path) -> Path:
 
 
 @pytest.fixture
+def det(official: Path) -> Path:
+    return weights_of(official / "ILSVRC", DET_DATA, DET, protocol="imagenet_det")
+
+
+def localiser_of(root: Path, data: dict, class_map: ClassMap = LOC, seed: int = 0) -> Path:
+    """Write a localiser that has learned nothing."""
+    config = localisation(root, eval={"short_side": 64, "scales": [64], "batch_size": 2})
+    tree = {**config.model_dump(mode="json"), "data": {**data, "root": str(root)}}
+    torch.manual_seed(seed)
+    model = build_class_rpn(config.model, len(class_map), pretrained=False)
+    path = Path("runs") / f"loc{seed}" / "best.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_localiser(path, model, check(type(config), tree, "test"), class_map, 1)
+    return path
+
+
+def classifier_of(names: tuple[str, ...] = LOC.names, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    path = Path("runs") / f"cls{seed}" / "weights.safetensors"
+    save_classifier(path, random_model(len(names)), classification(), ClassMap.of_names(names), 1)
+    return path
+
+
+@pytest.fixture
+def loc(official: Path) -> Path:
+    return localiser_of(official / "ILSVRC", LOC_DATA)
+
+
+@pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Return a function: flags -> what the command printed on standard output, or, where it ended
     otherwise than `status`, on standard error.
@@ -112,7 +183,9 @@ def nothing_detects(monkeypatch: pytest.MonkeyPatch) -> None:
     def detect(*_: object) -> None:
         raise AssertionError("it detects")
 
-    monkeypatch.setattr(eval_detector, "detect_dataset", detect)
+    monkeypatch.setattr("detres.cli.eval_detector.detect_dataset", detect)
+    monkeypatch.setattr("detres.cli.eval_localiser.class_probabilities", detect)
+    monkeypatch.setattr("detres.cli.eval_localiser.localise", detect)
 
 
 def test_2012_test_as_vocs_server_takes_it(voc: Path, run: Run) -> None:
@@ -355,17 +428,14 @@ def test_sets_that_no_server_has_are_refused(official: Path, run: Run) -> None:
     assert not Path("sub").exists()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [{"format": "ilsvrc", "train": ["DET/val1"], "val": ["DET/val2"]}, {"format": "shapes"}],
-)
-def test_data_that_have_no_such_server_are_refused(data: dict) -> None:
-    """ImageNet's takes other files; the shapes have none."""
-    message = f"data.format is {data['format']}, and a submission is what .* COCO or VOC takes"
-    with pytest.raises(SubmissionError, match=message):
-        submission.server_of(
-            check(DataConfig, data, "test"), "val", weights=["w"], competition="comp4"
-        )
+def test_the_shapes_have_no_server() -> None:
+    data = check(DataConfig, {"format": "shapes"}, "test")
+    for of in (
+        lambda: submission.server_of(data, "val", weights=["w"], competition="comp4"),
+        lambda: submission.localisation_server_of(data, "val", weights=["w"]),
+    ):
+        with pytest.raises(SubmissionError, match=r"data.format is shapes, and .* ImageNet"):
+            of()
 
 
 @pytest.mark.usefixtures("nothing_detects")
@@ -453,3 +523,272 @@ def test_a_run_says_that_val_is_trained_on_and_holds_images_out(
     assert "trained on too" not in out
     assert "2007/trainval + 2012/trainval without 1: 3 images" in out
     assert "2007/trainval + 2012/trainval held out 1: 1 images" in out
+
+
+# ---- ImageNet ----
+
+
+def lines_of(archive: Path) -> list[list[str]]:
+    """The fields of every line of the one file in an archive, which lies beside it too."""
+    with zipfile.ZipFile(archive) as file:
+        (name,) = file.namelist()
+        text = file.read(name).decode("ascii")
+    assert (archive.parent / name).read_text() == text
+    assert sorted(path.name for path in archive.parent.iterdir()) == sorted((name, archive.name))
+    return [line.split(" ") for line in text.splitlines()]
+
+
+def detections_of(archive: Path, truth: Annotations, task_list: str) -> Predictions:
+    """What a DET file says, read by the form that its readme gives."""
+    images = ILSVRC_LISTS["DET"][task_list]
+    rows = [[float(field) for field in fields] for fields in lines_of(archive)]
+    return Predictions(
+        truth.class_map,
+        np.array([images[int(row[0]) - 1] for row in rows]),
+        np.array([(row[3], row[4], row[5] + 1, row[6] + 1) for row in rows]),
+        np.array([row[2] for row in rows]),
+        np.array([truth.class_map.source_ids.index(int(row[1])) + 1 for row in rows]),
+    )
+
+
+def test_det_test_as_imagenets_server_takes_it(det: Path, run: Run) -> None:
+    flags = ("--weights", det, "--split", "test", "--submission", "sub")
+    printed = run(*flags, "--save-detections", "d.json")
+    archive = Path("sub/DET_test_tiny_net.zip")
+    assert f"21 detections in 3 images for the test server: {archive}" in printed
+    assert "objects are not known: no image of a test list has an annotation file" in printed
+    assert printed.endswith("21 detections, not evaluated here\n")
+    rows, records = lines_of(archive), read_json(Path("d.json"))
+    assert {int(row[1]) for row in rows} <= {1, 58, 200}
+    for row, record in zip(rows, records, strict=True):
+        x, y, width, height = record["bbox"]
+        number, label, score, *box = map(float, row)
+        assert ILSVRC_LISTS["DET"]["test"][int(number) - 1] == record["image_id"]
+        assert (label, np.float32(score)) == (record["category_id"], np.float32(record["score"]))
+        assert box == pytest.approx([x, y, x + width - 1, y + height - 1], abs=1e-3)
+
+
+def test_det_val_is_written_and_evaluated(official: Path, det: Path, run: Run) -> None:
+    run("--weights", det, "--split", "val", "--submission", "sub", "--json", "n.json")
+    truth = read_ilsvrc(official / "ILSVRC", ["DET/val"], box_policy="keep")
+    found = detections_of(Path("sub/DET_val_tiny_net.zip"), truth, "val")
+    again = numbers_of("imagenet_det", truth, found).metrics["mAP"]
+    assert read_json(Path("n.json"))["mAP"] == pytest.approx(again, abs=1e-6)
+
+
+def test_classes_that_are_chosen_keep_the_servers_numbers(official: Path, run: Run) -> None:
+    chosen = ClassMap(("zebra", "dog"), (200, 58))
+    data = {**DET_DATA, "classes": list(chosen.names)}
+    weights = weights_of(official / "ILSVRC", data, chosen)
+    run("--weights", weights, "--split", "test", "--submission", "sub")
+    rows = lines_of(Path("sub/DET_test_tiny_net.zip"))
+    assert {row[1] for row in rows} <= {"200", "58"}
+    assert {row[0] for row in rows} == {"1", "2", "3"}
+
+
+def test_a_detector_knows_classes_by_name_and_the_folder_by_number(
+    official: Path, run: Run
+) -> None:
+    """Weights of a folder without a map have numbers of their own."""
+    turned = ClassMap.of_names(DET.names[::-1])
+    weights = weights_of(official / "ILSVRC", DET_DATA, turned)
+    flags = ("--weights", weights, "--split", "test")
+    run(*flags, "--submission", "sub", "--save-detections", "d.json")
+    written = [int(row[1]) for row in lines_of(Path("sub/DET_test_tiny_net.zip"))]
+    assert written == [record["category_id"] for record in read_json(Path("d.json"))]
+    assert set(written) <= set(DET.source_ids)
+
+
+def test_detectors_together_are_one_imagenet_submission(det: Path, run: Run) -> None:
+    other = Path("other.safetensors")
+    shutil.copy(det, other)
+    run("--weights", det, other, "--split", "test", "--submission", "sub")
+    assert len(lines_of(Path("sub/DET_test_tiny_net+other.zip"))) >= 3
+
+
+def test_loc_test_as_imagenets_server_takes_it(official: Path, loc: Path, run: Run) -> None:
+    classifier = classifier_of()
+    flags = ("--split", "test", "--submission")
+    printed = run("--weights", loc, "--classifier", classifier, *flags, "sub")
+    assert "10 guesses in 2 images for the test server: sub/CLS-LOC_test_loc0.zip" in printed
+    assert printed.endswith("10 guesses, not evaluated here\n")
+    lines = lines_of(Path("sub/CLS-LOC_test_loc0.zip"))
+    assert [len(line) for line in lines] == [25, 25]
+    for line in lines:
+        labels = [int(field) for field in line[::5]]
+        assert len(set(labels)) == 5
+        assert set(labels) <= {number for number, _ in LOC_CLASSES.values()}
+        boxes = np.array(line, float).reshape(5, 5)[:, 1:]
+        assert (boxes[:, 2:] - boxes[:, :2] > -1).all()
+    again = run("--weights", loc, "--classifier", classifier, *flags, "sub2")
+    assert again == printed.replace("sub/", "sub2/")
+    more = localiser_of(official / "ILSVRC", LOC_DATA, seed=1)
+    several = (classifier, classifier_of(seed=1))
+    run("--weights", loc, more, "--classifier", *several, *flags, "sub3")
+    together = lines_of(Path("sub3/CLS-LOC_test_loc0+loc1.zip"))
+    assert [len(line) for line in together] == [25, 25]
+    assert together != lines
+
+
+def test_loc_val_is_written_in_the_order_of_names_and_evaluated(
+    official: Path, loc: Path, run: Run
+) -> None:
+    flags = ("--weights", loc, "--classifier", classifier_of(), "--split", "val")
+    printed = run(*flags, "--submission", "sub", "--json", "n.json")
+    assert printed.endswith(run(*flags))
+    lines = lines_of(Path("sub/CLS-LOC_val_loc0.zip"))
+    truth = read_ilsvrc(official / "ILSVRC", ["CLS-LOC/val"], box_policy="keep")
+    names = sorted(truth.image_ids.tolist())
+    in_order = [lines[names.index(image_id)] for image_id in truth.image_ids.tolist()]
+    assert in_order == lines[::-1]
+    fields = np.array(in_order, float).reshape(2, 5, 5)
+    labels = [[truth.class_map.source_ids.index(n) + 1 for n in row] for row in fields[:, :, 0]]
+    guesses = Guesses(np.array(labels), fields[:, :, 1:] + np.array((0, 0, 1, 1)))
+    numbers = read_json(Path("n.json"))
+    again = predicted_class_error(truth, guesses, "").errors
+    assert {name: numbers[name] for name in again} == again
+    assert numbers["evaluated"]["split"] == "val"
+
+
+def test_a_known_test_set_of_a_localiser_is_evaluated(official: Path, run: Run) -> None:
+    data = {**LOC_DATA, "test": ["CLS-LOC/val"]}
+    weights = localiser_of(official / "ILSVRC", data)
+    as_val = run("--weights", weights)
+    assert run("--weights", weights, "--split", "test", "--json", "n.json") == as_val
+    assert read_json(Path("n.json"))["evaluated"]["split"] == "test"
+
+
+@pytest.mark.usefixtures("nothing_detects")
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ("--submission", "sub"),
+            "--submission needs --classifier with a localiser: the test server takes classes too, "
+            "and those of a test set are not given",
+        ),
+        ((), "cannot be evaluated, the objects in its images are not known: no image of a test"),
+        (("--json", "n.json"), "the objects in its images are not known"),
+        (
+            ("--submission", "sub", "--classifier", "CLS", "--json", "n.json"),
+            "--json goes with numbers, and",
+        ),
+        (
+            ("--submission", "sub", "--classifier", "CLS", "--set", "data.test=[CLS-LOC/t*]"),
+            "a submission is of one list, and CLS-LOC/t* may be several: name one",
+        ),
+        (
+            ("--submission", "sub", "--classifier", "CLS", "--set", "data.test=[DET/test]"),
+            "DET/test: what localisers find is for the server of CLS-LOC; DET takes what detectors",
+        ),
+        (
+            (
+                *("--submission", "sub", "--classifier", "CLS", "--set"),
+                "data.test=[CLS-LOC/test,CLS-LOC/val]",
+            ),
+            "a submission is of one set, and data.test has 2: give one of them, --set "
+            "data.test=[CLS-LOC/test]",
+        ),
+    ],
+)
+def test_what_a_localiser_cannot_submit(
+    loc: Path, run: Run, more: tuple[str, ...], message: str
+) -> None:
+    more = tuple(str(classifier_of()) if flag == "CLS" else flag for flag in more)
+    error = run("--weights", loc, "--split", "test", *more, status=2)
+    assert message in error
+    assert error.count("\n") <= 3
+    assert not Path("sub").exists()
+
+
+@pytest.mark.usefixtures("nothing_detects")
+def test_localisers_of_other_data_have_no_server(official: Path, run: Run) -> None:
+    weights = localiser_of(official / "coco", COCO_DATA, COCO)
+    flags = ("--weights", weights, "--classifier", classifier_of(COCO.names))
+    error = run(*flags, "--split", "test", "--submission", "sub", status=2)
+    assert error == (
+        "error: data.format is coco, and what localisers find is for the test server of ImageNet's "
+        "CLS-LOC: data.format=ilsvrc\n"
+    )
+
+
+@pytest.mark.usefixtures("nothing_detects")
+def test_detectors_are_for_det(official: Path, run: Run) -> None:
+    names = ClassMap.of_names(tuple(LOC_CLASSES))
+    weights = weights_of(official / "ILSVRC", LOC_DATA, names)
+    error = run("--weights", weights, "--split", "test", "--submission", "sub", status=2)
+    assert error == (
+        "error: CLS-LOC/test: what detectors find is for the server of DET; CLS-LOC takes what "
+        "localisers find\n"
+    )
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder that may be changed."""
+    return write_ilsvrc(tmp_path / "ILSVRC")
+
+
+@pytest.mark.usefixtures("nothing_detects")
+def test_classes_without_the_servers_numbers_are_refused(own: Path, run: Run) -> None:
+    data = own / "devkit" / "data"
+    (data / "map_det.txt").unlink()
+    weights = weights_of(own, DET_DATA, ClassMap.of_names(("n02084071", "n02391049", "n02672831")))
+    (own / "Annotations" / "DET" / "val" / "ILSVRC2012_val_00000003.xml").write_text(
+        "<annotation><object><name>n02672831</name><bndbox><xmin>1</xmin><ymin>1</ymin>"
+        "<xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+    )
+    flags = ("--split", "test", "--submission", "sub")
+    error = run("--weights", weights, *flags, status=2)
+    assert error == (
+        f"error: {own}: its server knows classes by the numbers of map_det.txt, which is not "
+        f"there: put that of the devkit into {data}\n"
+    )
+    (data / "map_clsloc.txt").rename(own / "map_clsloc.old")
+    kaggles = "".join(f"{wnid} a name, another\n" for wnid in sorted(LOC_CLASSES))
+    (own / "LOC_synset_mapping.txt").write_text(kaggles)
+    weights = localiser_of(own, LOC_DATA)
+    more = ("--classifier", classifier_of())
+    error = run("--weights", weights, *more, *flags, status=2)
+    assert "by the numbers of map_clsloc.txt, which is not there" in error
+    assert not Path("sub").exists()
+
+
+def test_the_devkits_numbers_are_written_of_classes_in_another_order(own: Path, run: Run) -> None:
+    """A classifier and a localiser have them sorted, as Kaggle's list, which may be there too."""
+    (own / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} a name\n" for wnid in LOC.names))
+    flags = ("--classifier", classifier_of(), "--split", "test", "--submission")
+    weights, guessed = localiser_of(own, LOC_DATA), []
+    for numbers in (
+        {wnid: number for wnid, (number, _) in LOC_CLASSES.items()},
+        {wnid: 10 * place for place, wnid in enumerate(LOC.names, start=1)},
+    ):
+        rows = [f"{wnid} {number} a_name\n" for wnid, number in numbers.items()]
+        (own / "devkit" / "data" / "map_clsloc.txt").write_text("".join(rows))
+        folder = Path(f"sub{len(guessed)}")
+        run("--weights", weights, *flags, folder)
+        wnid_of = {str(number): wnid for wnid, number in numbers.items()}
+        lines = lines_of(folder / "CLS-LOC_test_loc0.zip")
+        guessed.append([[wnid_of[label] for label in line[::5]] for line in lines])
+    assert guessed[0] == guessed[1]
+
+
+@pytest.mark.usefixtures("nothing_detects")
+def test_a_set_of_which_images_are_left_out_is_refused(own: Path, run: Run) -> None:
+    """The server has a line of each, also of those on the devkit's blacklist."""
+    blacklist = own / "devkit" / "data" / "ILSVRC2015_clsloc_validation_blacklist.txt"
+    blacklist.write_text("2\n")
+    flags = ("--classifier", classifier_of(), "--submission", "sub", "--split")
+    error = run("--weights", localiser_of(own, LOC_DATA), *flags, "val", status=2)
+    assert error == (
+        f"error: {own}: CLS-LOC/val: 1 of the 2 images of its list are left out, such as "
+        "ILSVRC2012_val_00000002, and a submission is of all\n"
+    )
+    (own / "ImageSets" / "DET" / "test.txt").write_text(
+        "ILSVRC2013_test_00000005 1\nILSVRC2013_test_00000001 3\n"
+    )
+    weights = weights_of(own, DET_DATA, DET)
+    error = run("--weights", weights, "--split", "test", "--submission", "sub", status=2)
+    assert f"{own / 'ImageSets' / 'DET' / 'test.txt'}:2: 'ILSVRC2013_test_00000001' has" in error
+    assert "the number 3, expected 2" in error
+    assert not Path("sub").exists()

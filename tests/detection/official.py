@@ -1,4 +1,4 @@
-"""Small made-up folders in the layouts of PASCAL VOC and COCO as they are downloaded.
+"""Small made-up folders in the layouts of PASCAL VOC, COCO and ILSVRC as they are downloaded.
 
 Each image is a light rectangle, its object, on dark ground, of a size of its own.
 """
@@ -28,6 +28,37 @@ COCO_FILES = {
     "image_info_test-dev2015": ("test2015", (1, 14, 27)),
 }
 """Annotation file -> image folder, image ids."""
+
+
+DET_CLASSES = {"n02672831": (1, "accordion"), "n02084071": (58, "dog"), "n02391049": (200, "zebra")}
+"""Synset -> number and name of some of ILSVRC DET's, as its devkit has them."""
+
+LOC_CLASSES = {
+    "n02119789": (1, "kit_fox"),
+    "n02100735": (2, "English_setter"),
+    "n02110185": (3, "Siberian_husky"),
+    "n02096294": (4, "Australian_terrier"),
+    "n02102040": (5, "English_springer"),
+    "n02066245": (6, "grey_whale"),
+}
+"""Some of CLS-LOC's, whose numbers are in no alphabetical order."""
+
+ILSVRC_LISTS = {
+    "DET": {
+        "train_1": ("ILSVRC2013_train/n02084071/n02084071_7", "ILSVRC2013_train/n02391049/n_3"),
+        "val": ("ILSVRC2012_val_00000002", "ILSVRC2012_val_00000001"),
+        "val1": ("ILSVRC2012_val_00000001",),
+        "test": ("ILSVRC2013_test_00000005", "ILSVRC2013_test_00000001", "ILSVRC2015_test_01"),
+    },
+    "CLS-LOC": {
+        "train_loc": ("n02100735/n02100735_7", "n02066245/n02066245_3"),
+        "val": ("ILSVRC2012_val_00000002", "ILSVRC2012_val_00000001"),
+        "test": ("ILSVRC2012_test_00000003", "ILSVRC2012_test_00000001"),
+    },
+}
+"""Task -> list -> images, numbered by their lines; those of the test lists are in no order of their
+names, and their objects are not known.
+"""
 
 
 def write_picture(path: Path, number: int) -> tuple[int, int, tuple[int, int, int, int]]:
@@ -105,3 +136,39 @@ def write_coco(root: Path) -> Path:
             content["annotations"] = annotations
         (root / "annotations" / f"{file}.json").write_text(json.dumps(content))
     return root
+
+
+def write_ilsvrc(root: Path) -> Path:
+    """Write Annotations, Data, ImageSets and devkit of both tasks, and return their folder."""
+    maps = {"DET": ("map_det", DET_CLASSES), "CLS-LOC": ("map_clsloc", LOC_CLASSES)}
+    (root / "devkit" / "data").mkdir(parents=True)
+    for task, (file, classes) in maps.items():
+        rows = [f"{wnid} {number} {name}\n" for wnid, (number, name) in classes.items()]
+        (root / "devkit" / "data" / f"{file}.txt").write_text("".join(rows))
+        (root / "ImageSets" / task).mkdir(parents=True)
+        for name, images in ILSVRC_LISTS[task].items():
+            lines = [f"{image} {number}\n" for number, image in enumerate(images, start=1)]
+            (root / "ImageSets" / task / f"{name}.txt").write_text("".join(lines))
+            part = next(part for part in ("train", "val", "test") if name.startswith(part))
+            for row, image in enumerate(images):
+                picture = write_picture(root / "Data" / task / part / f"{image}.JPEG", row + 7)
+                wnid = next((each for each in classes if each in image), list(classes)[row % 3])
+                if part != "test":
+                    write_ilsvrc_xml(
+                        root / "Annotations" / task / part / f"{image}.xml", wnid, picture
+                    )
+    return root
+
+
+def write_ilsvrc_xml(
+    path: Path, wnid: str, picture: tuple[int, int, tuple[int, int, int, int]]
+) -> None:
+    """Write the annotation of an image; inclusive pixels, counted from 0."""
+    height, width, (x1, y1, x2, y2) = picture
+    sides = {"xmin": x1, "xmax": x2 - 1, "ymin": y1, "ymax": y2 - 1}
+    box = "".join(f"<{side}>{value}</{side}>" for side, value in sides.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"<annotation><size><width>{width}</width><height>{height}</height></size><object><name>"
+        f"{wnid}</name><bndbox>{box}</bndbox></object></annotation>"
+    )

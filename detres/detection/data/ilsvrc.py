@@ -26,6 +26,9 @@ CORNER = 0
 TASKS = {"DET": ("map_det.txt",), "CLS-LOC": ("map_clsloc.txt", "LOC_synset_mapping.txt")}
 """Task -> the files that list its synsets: of the devkit, and of the packages on Kaggle."""
 
+NUM_CLASSES = {"DET": 200, "CLS-LOC": 1000}
+"""Of each task; its server's numbers of them count from 1 (devkit, readme)."""
+
 PARTS = ("train", "val", "test")
 WHOLES = {*PARTS, "train_cls"}
 """Lists that hold every image of their part; CLS-LOC's train_cls, also those of train_loc."""
@@ -125,12 +128,70 @@ def lists_overlap(one: str, other: str) -> bool:
     return same_part and not WHOLES.isdisjoint((name, its_name))
 
 
+def image_numbers(root: str | Path, entry: str) -> dict[str, int]:
+    """Return image -> its number in results, of one list, TASK/LIST of ImageSets, in its order: the
+    second column, and where no line has one the place of the line, from 1.
+
+    Raises FileNotFoundError for no such list; AnnotationError naming file and line for an image or
+    a number that is there twice, no number where other lines have one, one below 1 (-1 leaves an
+    image out), and in train, val and test, which are whole, one that is not the line's place.
+    """
+    task, _, name = entry.partition("/")
+    path = Path(root) / "ImageSets" / task / f"{name}.txt"
+    lines = _lines_of(path)
+    numbered = any(line.number is not None for line in lines)
+    numbers: dict[str, int] = {}
+    images: dict[int, str] = {}
+    for place, line in enumerate(lines, start=1):
+        number = line.number if numbered else place
+        where = f"{path}:{line.at}: {shown(line.image)}"
+        if number is None or number < 1:
+            given = "no number" if number is None else f"the number {number}"
+            raise AnnotationError(
+                f"{where} has {given}, and results refer to an image by its number in the list, "
+                "from 1"
+            )
+        if line.image in numbers:
+            raise AnnotationError(f"{where} is in it more than once")
+        if number in images:
+            raise AnnotationError(f"{where} has the number {number}, as {shown(images[number])}")
+        if name in PARTS and number != place:
+            raise AnnotationError(
+                f"{where} has the number {number}, expected {place}: the images of a whole set are "
+                "numbered by their lines"
+            )
+        numbers[line.image], images[number] = number, line.image
+    return numbers
+
+
+def require_class_numbers(root: str | Path, task: str) -> None:
+    """Raise AnnotationError unless a map of the task is found that gives its classes the numbers
+    that ILSVRC's results have, 1..NUM_CLASSES: the devkit's, not Kaggle's, which gives none.
+    """
+    root, largest = Path(root), NUM_CLASSES[task]
+    synsets = _synsets(root, task)
+    if not synsets or not all(synset.numbered for synset in synsets):
+        raise AnnotationError(
+            f"{root}: its server knows classes by the numbers of {TASKS[task][0]}, which is not "
+            f"there: put that of the devkit into {root / 'devkit' / 'data'}"
+        )
+    wrong = next((each for each in synsets if not 1 <= each.source_id <= largest), None)
+    if wrong is not None:
+        raise AnnotationError(
+            f"{root}: {TASKS[task][0]} gives {wrong.wnid} the number {wrong.source_id}, expected "
+            f"the devkit's 1..{largest}"
+        )
+
+
 class _Synset(NamedTuple):
-    """A class: its id in WordNet, as objects are called in XML files, its number and its name."""
+    """A class: its id in WordNet, as objects are called in XML files, its number, its name, and
+    whether the number is written, not only its place.
+    """
 
     wnid: str
     source_id: int
     name: str
+    numbered: bool = False
 
 
 def _task_of(splits: Sequence[str]) -> str:
@@ -182,22 +243,36 @@ def _listed(
     return list(images), [said] if negatives else []
 
 
-def _read_list(path: Path) -> tuple[list[str], int]:
-    """The images of a list, and how many it has as -1."""
-    kept, negatives = [], 0
-    for number, line in enumerate(read_text(path, "image list").splitlines(), start=1):
+class _Line(NamedTuple):
+    """A line of a list: which it is, from 1, its image and the number behind it."""
+
+    at: int
+    image: str
+    number: int | None
+
+
+def _lines_of(path: Path) -> list[_Line]:
+    """The lines of a list, empty ones left out."""
+    lines = []
+    for at, line in enumerate(read_text(path, "image list").splitlines(), start=1):
         fields = line.split()
         if not fields:
             continue
-        if len(fields) > 2 or not re.fullmatch(r"-?\d+", fields[-1] if len(fields) > 1 else "0"):
+        if len(fields) > 2 or not re.fullmatch(
+            r"-?\d{1,18}", fields[-1] if len(fields) > 1 else "0"
+        ):
             raise AnnotationError(
-                f"{path}:{number}: {shown(line)}, expected an image and, behind a space, a number"
+                f"{path}:{at}: {shown(line)}, expected an image and, behind a space, a number"
             )
-        if fields[1:] == ["-1"]:
-            negatives += 1
-        else:
-            kept.append(fields[0])
-    return kept, negatives
+        lines.append(_Line(at, fields[0], int(fields[1]) if len(fields) > 1 else None))
+    return lines
+
+
+def _read_list(path: Path) -> tuple[list[str], int]:
+    """The images of a list, and how many it has as -1."""
+    lines = _lines_of(path)
+    kept = [line.image for line in lines if line.number != -1]
+    return kept, len(lines) - len(kept)
 
 
 def _without_blacklisted(
@@ -241,7 +316,8 @@ def _synsets(root: Path, task: str) -> list[_Synset]:
                 f"{path}:{number}: {shown(line)}, expected a synset, its number and its name, such "
                 "as n02672831 1 accordion"
             )
-        found.append(_Synset(wnid, int(counted[1]) if counted else number, one_line(name)))
+        source_id = int(counted[1]) if counted else number
+        found.append(_Synset(wnid, source_id, one_line(name), counted is not None))
     for what in ("wnid", "source_id"):
         repeated = [v for v, n in Counter(getattr(each, what) for each in found).items() if n > 1]
         if repeated:

@@ -36,6 +36,20 @@ class Guesses:
             labels=self.labels[:, 0],
         )
 
+    def all(self, annotations: Annotations) -> Predictions:
+        """Return every guess of the images of `annotations`, N, as a detection; scores, which fall
+        from 1, tell which guess of its image it is.
+        """
+        num, each = self.labels.shape
+        return Predictions(
+            class_map=annotations.class_map,
+            image_ids=np.repeat(annotations.image_ids, each),
+            boxes=self.boxes.reshape(-1, 4),
+            scores=np.tile(np.linspace(1, 0, each, endpoint=False), num),
+            labels=self.labels.reshape(-1),
+            seen=annotations.image_ids,
+        )
+
 
 @dataclass(frozen=True)
 class LocalisationResult:

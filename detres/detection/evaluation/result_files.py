@@ -1,4 +1,6 @@
-"""Detections on disk: COCO results JSON, and PASCAL VOC's text file a class."""
+"""Detections on disk: COCO results JSON, PASCAL VOC's text file a class, and the text file of each
+of ILSVRC's tasks.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,14 @@ import os
 import re
 import reprlib
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from detres.detection.annotations import Annotations
+from detres.detection.evaluation.localisation import GUESSES
 from detres.detection.structures import Predictions, index_of, label_of
 from detres.images.decode import IMAGE_SUFFIXES
 from detres.user_files import JsonError, TextError, read_json, read_text
@@ -313,6 +316,57 @@ def to_voc_results(
         ]
         files[f"{competition}_det_{split}_{name}.txt"] = "".join(f"{line}\n" for line in lines)
     return files
+
+
+def to_det_results(predictions: Predictions, numbers: Mapping[str, int]) -> str:
+    """Return the text of ILSVRC's results in detection: a line a detection, NUMBER CLASS SCORE xmin
+    ymin xmax ymax, in the order given; no detections: an empty text.
+
+    numbers: image id -> its number. CLASS is the class's source id. Pixels are inclusive and count
+    from 0, so that x2 and y2 lose 1; digits as to_voc_results has them (devkit of 2015, readme
+    3.3).
+    """
+    columns = (
+        [numbers[image_id] for image_id in predictions.image_ids.tolist()],
+        _class_numbers(predictions),
+        map(_decimals, predictions.scores),
+        _inclusive(predictions.boxes),
+    )
+    return "".join(
+        f"{number} {label} {score} {box}\n"
+        for number, label, score, box in zip(*columns, strict=True)
+    )
+
+
+def to_loc_results(predictions: Predictions, image_ids: Collection[str]) -> str:
+    """Return the text of ILSVRC's results in classification and localisation: a line an image, in
+    the order of their file names, of its up to five best guesses: CLASS xmin ymin xmax ymax ...
+
+    image_ids: of all images, each with a guess at least; CLASS and pixels as in to_det_results
+    (devkit of 2015, readme 2.4). Raises ValueError for an image without a guess.
+    """
+    classes, boxes = _class_numbers(predictions), _inclusive(predictions.boxes)
+    lines = {image_id: [] for image_id in image_ids}
+    for row in np.argsort(-predictions.scores, kind="stable"):
+        lines[str(predictions.image_ids[row])].append(f"{classes[row]} {boxes[row]}")
+    without = [image_id for image_id, guesses in lines.items() if not guesses]
+    if without:
+        raise ValueError(f"image {without[0]} has no guess ({len(without)} such)")
+    in_order = sorted(lines, key="{}.JPEG".format)
+    return "".join(" ".join(lines[image_id][:GUESSES]) + "\n" for image_id in in_order)
+
+
+def _class_numbers(predictions: Predictions) -> list[int]:
+    """The source id (D,) of the class of every detection."""
+    source_ids = np.array(predictions.class_map.source_ids, np.int64)
+    return source_ids[index_of(predictions.labels)].tolist()
+
+
+def _inclusive(boxes: np.ndarray) -> list[str]:
+    """Boxes (D, 4) xyxy px as ILSVRC writes them."""
+    written = boxes.astype(np.float64) - np.array((0, 0, 1, 1))
+    rounded = written.round(3) + 0.0  # no -0
+    return [" ".join(f"{value:.3f}" for value in box) for box in rounded]
 
 
 def _decimals(score: np.floating) -> str:

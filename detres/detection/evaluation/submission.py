@@ -1,5 +1,5 @@
-"""What the test servers of COCO and PASCAL VOC take: detections as files of theirs, and the archive
-that is uploaded.
+"""What the test servers of COCO, PASCAL VOC and ImageNet (ILSVRC) take: detections, and what was
+localised, as files of theirs, and the archive that is uploaded.
 """
 
 from __future__ import annotations
@@ -11,12 +11,19 @@ import re
 import tarfile
 import zipfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from detres.console import shown
 from detres.detection.annotations import Annotations
-from detres.detection.evaluation.result_files import to_coco_results, to_voc_results
+from detres.detection.evaluation.result_files import (
+    to_coco_results,
+    to_det_results,
+    to_loc_results,
+    to_voc_results,
+)
 from detres.detection.structures import Predictions
 from detres.files import writing_folder
 
@@ -49,10 +56,7 @@ class CocoServer:
 
     @property
     def _stem(self) -> str:
-        test_set, algorithm = (
-            _NOT_IN_A_NAME.sub("_", name) for name in (self.test_set, self.algorithm)
-        )
-        return f"detections_{test_set}_{algorithm}_results"
+        return _file_name("detections", self.test_set, self.algorithm, "results")
 
     def require_written(self, images: Annotations) -> None:
         """Nothing to check: JSON holds every id and name."""
@@ -63,13 +67,7 @@ class CocoServer:
 
     def packed(self, files: dict[str, str]) -> bytes:
         """Return the archive of `files`; the same files give the same bytes."""
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, text in files.items():
-                entry = zipfile.ZipInfo(name)  # of 1980: the time of writing is not part of it
-                entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-                archive.writestr(entry, text)
-        return buffer.getvalue()
+        return _zipped(files)
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,56 @@ class VocServer:
         return buffer.getvalue()
 
 
+@dataclass(frozen=True)
+class ImageNetServer:
+    """ILSVRC's: one text file, TASK_LIST_ALGORITHM.txt, and its .zip.
+
+    task, image_list: of ImageSets/TASK/LIST.txt. algorithm: the name of the detector or localiser.
+    numbers: image id -> its number, of every image in the list, as image_numbers gives them.
+    """
+
+    task: Literal["DET", "CLS-LOC"]
+    image_list: str
+    algorithm: str
+    numbers: Mapping[str, int]
+
+    @property
+    def archive(self) -> str:
+        """The file to upload."""
+        return f"{self._stem}.zip"
+
+    @property
+    def _stem(self) -> str:
+        return _file_name(self.task, self.image_list, self.algorithm)
+
+    def require_written(self, images: Annotations) -> None:
+        """Raise SubmissionError for an image of the list that is not one of `images`."""
+        known = set(images.image_ids.tolist())
+        left_out = [image_id for image_id in self.numbers if image_id not in known]
+        if left_out:
+            raise SubmissionError(
+                f"{images.source}: {len(left_out)} of the {len(self.numbers)} images of its list "
+                f"are left out, such as {left_out[0]}, and a submission is of all"
+            )
+
+    def files(self, predictions: Predictions) -> dict[str, str]:
+        """Return path -> text: one file, classes by the numbers of the data set; raises what
+        to_loc_results raises.
+        """
+        if self.task == "DET":
+            text = to_det_results(predictions, self.numbers)
+        else:
+            text = to_loc_results(predictions, self.numbers)
+        return {f"{self._stem}.txt": text}
+
+    def packed(self, files: dict[str, str]) -> bytes:
+        """Return the archive of `files`; the same files give the same bytes."""
+        return _zipped(files)
+
+
+Server = CocoServer | VocServer | ImageNetServer
+
+
 def coco_test_set(annotation_file: str) -> str:
     """Return what COCO's server calls the set of an annotation file: test-dev2017 of
     image_info_test-dev2017.json, val2014 of instances_val2014.json; others by their stem.
@@ -137,7 +185,7 @@ def coco_test_set(annotation_file: str) -> str:
 
 
 def write_submission(
-    folder: Path, images: Annotations, predictions: Predictions, server: CocoServer | VocServer
+    folder: Path, images: Annotations, predictions: Predictions, server: Server
 ) -> Path:
     """Write what `server` takes of `predictions`, of all `images`, into `folder`, whole or not at
     all; return the archive, which is to be uploaded.
@@ -155,6 +203,22 @@ def write_submission(
             path.write_text(text, encoding="utf-8")
         (temporary / server.archive).write_bytes(server.packed(files))
     return folder / server.archive
+
+
+def _file_name(*parts: str) -> str:
+    """A name, without its ending, that every file system has."""
+    return "_".join(_NOT_IN_A_NAME.sub("_", part) for part in parts)
+
+
+def _zipped(files: dict[str, str]) -> bytes:
+    """A .zip of path -> text; the same files give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            entry = zipfile.ZipInfo(name)  # of 1980: the time of writing is not part of it
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive.writestr(entry, text)
+    return buffer.getvalue()
 
 
 def _require_whole(images: Annotations, predictions: Predictions) -> None:

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from backbones import VGG, Backbone
+from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations, offsets_of
 from detres.detection.build import build_backbone, build_rpn, input_spec_of
 from detres.detection.config import DataConfig
 from detres.detection.data.box_policy import require_objects
 from detres.detection.data.crops import ProposalsByImage, RandomCrop, WarpedProposal
 from detres.detection.data.loader import DetectionDataset
-from detres.detection.data.read import read_split
+from detres.detection.data.read import read_split, read_to_detect
 from detres.detection.localisation.config import LocalisationConfig, LocalisationModelConfig
 from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
@@ -94,7 +95,19 @@ def read_localisation(data: DataConfig, split: str) -> Annotations:
     Of ImageNet's localisation task all objects of an image have its class. Crowd and difficult
     objects do not count. Raises what read_split raises, AnnotationError when no image is left.
     """
-    annotations = read_split(data, split)
+    return _localised(read_split(data, split))
+
+
+def read_to_localise(data: DataConfig, split: str, class_map: ClassMap) -> Annotations:
+    """Read the `split` ("val" or "test") of a data configuration whose root is settled, for a
+    localiser of the classes `class_map`: as read_localisation, and of "test", where the objects are
+    not known, all images (Annotations.without_truth). Raises what read_to_detect raises beside.
+    """
+    annotations = read_to_detect(data, split, class_map)
+    return annotations if annotations.without_truth is not None else _localised(annotations)
+
+
+def _localised(annotations: Annotations) -> Annotations:
     require_objects(annotations, "to localise")
     return of_main_class(annotations)
 

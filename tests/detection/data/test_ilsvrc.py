@@ -10,7 +10,7 @@ import pytest
 from detres.config import check
 from detres.detection.config import DataConfig
 from detres.detection.data.box_policy import AnnotationError
-from detres.detection.data.ilsvrc import read_ilsvrc
+from detres.detection.data.ilsvrc import image_numbers, read_ilsvrc, require_class_numbers
 from detres.detection.data.read import read_split
 from detres.detection.structures import names_of
 from detres.images.locate import OutsideFolderError
@@ -276,3 +276,97 @@ def test_images_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> Non
     assert both.told_apart
     assert "told apart by their folder" in both.notes[-1]
     assert not read_ilsvrc(root, ["DET/val"]).told_apart
+
+
+def listed(tmp_path: Path, text: str, name: str = "test") -> Path:
+    (tmp_path / "ImageSets" / "DET").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "ImageSets" / "DET" / f"{name}.txt").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "numbers"),
+    [
+        ("test", "b 1\na 2\n\nc 3\n", {"b": 1, "a": 2, "c": 3}),
+        ("test", "b\n\na\n", {"b": 1, "a": 2}),
+        ("val2", "x/b 7\nx/a 3\n", {"x/b": 7, "x/a": 3}),  # a part keeps the numbers of its whole
+        ("val2", "b\na\n", {"b": 1, "a": 2}),
+        ("val", "", {}),
+    ],
+)
+def test_the_numbers_of_images(
+    tmp_path: Path, name: str, text: str, numbers: dict[str, int]
+) -> None:
+    found = image_numbers(listed(tmp_path, text, name), f"DET/{name}")
+    assert found == numbers
+    assert list(found) == list(numbers)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("test", "a 1\nb\nc 3\n", r"test\.txt:2: 'b' has no number, and results refer to an image"),
+        ("test", "a\n\nb 2\n", r"test\.txt:1: 'a' has no number"),
+        ("test", "a 1\nb -1\n", r"test\.txt:2: 'b' has the number -1, and results refer"),
+        ("test", "a 0\nb 1\n", r"test\.txt:1: 'a' has the number 0"),
+        ("test", "a 1\nb 3\n", r"test\.txt:2: 'b' has the number 3, expected 2: the images of a"),
+        ("val", "b 2\na 1\n", r"val\.txt:1: 'b' has the number 2, expected 1"),
+        ("test", "a 1\n\nb 1\n", r"test\.txt:3: 'b' has the number 1, as 'a'"),
+        ("val2", "a 5\nb 5\n", r"val2\.txt:2: 'b' has the number 5, as 'a'"),
+        ("test", "a 1\na 2\n", r"test\.txt:2: 'a' is in it more than once"),
+        ("test", "a\na\n", r"test\.txt:2: 'a' is in it more than once"),
+        ("test", "a 1\nb two\n", r"test\.txt:2: 'b two', expected an image and"),
+        ("test", f"a 1\nb {'9' * 5000}\n", r"test\.txt:2: .*expected an image and"),
+    ],
+)
+def test_numbers_that_results_could_not_refer_to(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    with pytest.raises(AnnotationError, match=message) as caught:
+        image_numbers(listed(tmp_path, text, name), f"DET/{name}")
+    assert len(str(caught.value)) < 500
+
+
+def test_the_numbers_of_no_list(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"DET/tst\.txt"):
+        image_numbers(listed(tmp_path, "a 1"), "DET/tst")
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "text", "message"),
+    [
+        ("DET", "map_det.txt", MAP, None),
+        ("DET", "map_det.txt", f"{DOG} 200 dog\n", None),
+        ("CLS-LOC", "map_clsloc.txt", f"{DOG} 201 dog\n{KIT_FOX} 1000 kit_fox\n", None),
+        ("DET", "map_det.txt", f"{DOG} 201 dog\n", "the number 201, expected the devkit's 1..200"),
+        ("DET", "map_det.txt", f"{DOG} 0 dog\n", "n02084071 the number 0, expected the devkit's"),
+        ("CLS-LOC", "map_clsloc.txt", f"{DOG} 1001 dog", "the number 1001, expected .* 1..1000"),
+        ("DET", "map_det.txt", f"{DOG} 1 dog\n{KIT_FOX} fox\n", "knows classes by the numbers of"),
+        (
+            "CLS-LOC",
+            "map_det.txt",
+            MAP,
+            "by the numbers of map_clsloc.txt, which is not there: put",
+        ),
+        # Kaggle's is in another order than the server's, and has no numbers
+        (
+            "CLS-LOC",
+            "LOC_synset_mapping.txt",
+            f"{DOG} dog, domestic dog",
+            "of the devkit into .*data",
+        ),
+        ("DET", None, "", "by the numbers of map_det.txt, which is not there"),
+    ],
+)
+def test_classes_have_the_servers_numbers_or_are_refused(
+    tmp_path: Path, task: str, file: str | None, text: str, message: str | None
+) -> None:
+    root = tmp_path / "ILSVRC"
+    (root / "devkit" / "data").mkdir(parents=True)
+    if file:
+        (root / "devkit" / "data" / file).write_text(text)
+    if message is None:
+        require_class_numbers(root, task)
+        return
+    with pytest.raises(AnnotationError, match=message):
+        require_class_numbers(root, task)

@@ -35,6 +35,17 @@ def test_an_overlap_of_a_half_with_any_object_is_right() -> None:
     assert localised(two_images(), found).tolist() == [[True, False, True], [False, True, False]]
 
 
+def test_guesses_as_detections_by_hand() -> None:
+    guesses = guesses_of([[(1, HALF), (2, LESS)], [(2, FAR), (1, BOX)]])
+    found = guesses.all(two_images())
+    assert found.image_ids.tolist() == ["a", "a", "b", "b"]
+    assert found.labels.tolist() == [1, 2, 2, 1]
+    assert found.boxes.tolist() == [list(box) for box in (HALF, LESS, FAR, BOX)]
+    assert found.scores.tolist() == [1, 0.5, 1, 0.5]
+    assert found.seen.tolist() == ["a", "b"]
+    assert guesses.first(two_images()).boxes.tolist() == found.boxes[::2].tolist()
+
+
 def test_the_error_given_the_class_is_of_the_first_box() -> None:
     result = given_class_error(
         two_images(), guesses_of([[(1, FAR), (1, LESS)], [(2, FAR), (2, BOX)]]), "by hand"

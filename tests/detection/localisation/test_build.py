@@ -5,17 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detres.class_map import ClassMap
+from detres.config import check
 from detres.detection.data.box_policy import AnnotationError
 from detres.detection.data.crops import ProposalsByImage
+from detres.detection.data.read import NoSplitError
 from detres.detection.localisation.build import (
     build_class_rpn,
     build_train_set,
     of_main_class,
     read_localisation,
+    read_to_localise,
 )
+from detres.detection.localisation.config import LocalisationConfig
 from tests.detection.configs import box
 from tests.detection.evaluation.scenes import truth_of
 from tests.detection.localisation.parts import config_of
+from tests.detection.official import LOC_CLASSES, write_ilsvrc
 from tests.helpers import write_coco
 
 BIG, SMALL, OTHER = (0, 0, 90, 90), (5, 5, 30, 30), (50, 50, 100, 100)
@@ -61,6 +67,30 @@ def test_a_data_set_is_read_as_images_of_one_class(tmp_path: Path) -> None:
     write_coco(tmp_path, [(60, 70)], [{**box(1), "iscrowd": 1}])
     with pytest.raises(AnnotationError, match="no object to localise"):
         read_localisation(config.data, "train")
+
+
+def test_a_test_set_is_read_whole_where_its_objects_are_not_known(tmp_path: Path) -> None:
+    lists = {"train": ["CLS-LOC/train_loc"], "val": ["CLS-LOC/val"], "test": ["CLS-LOC/test"]}
+    data = {"format": "ilsvrc", "root": str(write_ilsvrc(tmp_path)), "workers": 0, **lists}
+    given = config_of(tmp_path).model_dump(mode="json")
+    config = check(LocalisationConfig, {**given, "data": data}, "test")
+    classes = ClassMap.of_names(tuple(LOC_CLASSES))
+    found = read_to_localise(config.data, "test", classes)
+    assert (len(found), found.num_objects) == (2, 0)
+    assert found.without_truth is not None
+    assert found.class_map.names == tuple(LOC_CLASSES)
+    val = read_to_localise(config.data, "val", classes)
+    assert val.without_truth is None
+    assert val.describe() == read_localisation(config.data, "val").describe()
+    known = config.data.model_copy(update={"test": ("CLS-LOC/val",)})
+    assert read_to_localise(known, "test", classes).labels.tolist() == val.labels.tolist()
+    with pytest.raises(NoSplitError, match="no split test; there is train, val"):
+        read_to_localise(config.data.model_copy(update={"test": ()}), "test", classes)
+    (tmp_path / "ImageSets" / "CLS-LOC" / "val.txt").write_text("ILSVRC2012_val_00000001\n")
+    xml = tmp_path / "Annotations" / "CLS-LOC" / "val" / "ILSVRC2012_val_00000001.xml"
+    xml.write_text("<annotation></annotation>")
+    with pytest.raises(AnnotationError, match="no object to localise"):
+        read_to_localise(config.data, "val", classes)
 
 
 @pytest.mark.parametrize(("stage", "stride"), [("conv4", 16), ("conv5", 32)])
