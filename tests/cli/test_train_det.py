@@ -315,10 +315,8 @@ def run_as_typed(command: str, *flags: str) -> subprocess.Popen:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals to a process group")
-@pytest.mark.parametrize(
-    "command",
-    ["python tools/train_det.py", pytest.param("detres train-det", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["python tools/train_det.py", "detres train-det"])
 def test_without_a_config_it_stops_at_ctrl_c_and_the_command_it_names_resumes_exactly(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def stopping_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "set_rate", call)
 
 
+@pytest.mark.slow
 def test_stopped_in_each_of_the_four_steps_a_run_ends_as_one_never_stopped(
     tiny: Path,
     straight: Path,

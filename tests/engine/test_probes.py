@@ -23,6 +23,7 @@ def nothing_compiled_yet() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.usefixtures("nothing_compiled_yet")
 def test_nothing_fails_where_there_is_a_compiler() -> None:

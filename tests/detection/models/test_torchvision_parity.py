@@ -137,7 +137,11 @@ def cropped(images: ImageBatch, targets: list[Target]) -> tuple[ImageBatch, list
 
 @pytest.mark.parametrize(
     "config",
-    [torchvision_config("resnet18", 256), torchvision_config("resnet50", 1024), vgg_config()],
+    [
+        torchvision_config("resnet18", 256),
+        pytest.param(torchvision_config("resnet50", 1024), marks=pytest.mark.slow),
+        vgg_config(),
+    ],
     ids=lambda config: config.backbone.name,
 )
 def test_same_proposals_detections_and_losses(config, batches):
