@@ -5,13 +5,11 @@ Shapes: N images, G guesses of an image's class, P proposals of a guess.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from detres.boxes import clip_boxes, scale_boxes
@@ -25,6 +23,7 @@ from detres.detection.localisation.config import LocalisationEvalConfig
 from detres.detection.models.class_rpn import ClassRPN
 from detres.detection.models.rcnn import RCNN
 from detres.detection.structures import Detections, ImageBatch
+from detres.eval_mode import evaluating
 from detres.images.decode import read_image
 from detres.images.resize import warped_region
 
@@ -173,7 +172,7 @@ def propose(
             batch_size=loader.batch_size,
             num_workers=loader.num_workers,
         )
-        with _evaluating(model):
+        with evaluating(model):
             row = 0
             for images, _ in tqdm(batches, desc="proposing", leave=False, disable=None):
                 wanted = torch.from_numpy(labels[row : row + len(images)])
@@ -210,7 +209,7 @@ def _scored(
     """Logits (P,) of regions, and the boxes (P, 4) xyxy px to which they are moved, on the CPU."""
     side = model.crop_side
     logits, boxes = [], []
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(proposals), batch_size):
             regions = [
                 warped_region(image, box, side) for box in proposals[start : start + batch_size]
@@ -224,18 +223,6 @@ def _scored(
             boxes.append(model.box_coder.decode(reference, deltas).cpu())
             logits.append(scores.cpu())
     return torch.cat(logits), torch.cat(boxes)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Runs a block without gradients, `model` in eval mode, whose state is put back."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def _in_view(
