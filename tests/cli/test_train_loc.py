@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from detres.detection.localisation.build import build_class_rpn
 from detres.detection.localisation.config import LocalisationConfig
 from detres.detection.localisation.weights_file import save_localiser
 from detres.reproduction.evaluated import weights_digest
+from detres.runs.state import load_state, save_state
 from tests.cli.conftest import (
     TRAIN_IMAGES,
     VAL_IMAGES,
@@ -123,9 +125,33 @@ def test_a_resumed_run_ends_as_one_never_stopped(
         patch.setattr("detres.detection.localisation.training.train_loader", stops_after_two)
         assert train_loc.main(["--cfg", "config.yaml", "--out", "stopped", "--device", "cpu"]) == 2
     assert not Path("stopped/best.safetensors").exists()
+    if kind == "rcnn":  # whose run has its per-class RPN
+        shutil.rmtree("runs/loc")
     assert train_loc.main(["--resume", "stopped", "--device", "cpu"]) == 0
     assert [record["step"] for record in records(Path("stopped"), "train")] == [1, 2, 3, 4]
     assert same_tensors(tensors(straight), tensors(Path("stopped")))
+
+
+def test_the_state_of_an_earlier_version_needs_the_file_of_its_rpn(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rpn = train(TINY_LOC) / "best.safetensors"
+    folder = train(TINY_RCNN)
+    state = load_state(folder / "last.pt", ("proposer",))
+    del state["proposer"]
+    resume = ["--resume", str(folder), "--device", "cpu"]
+    save_state(folder / "last.pt", state)
+    assert train_loc.main(resume) == 0
+    rpn.unlink()
+    capsys.readouterr()
+    assert train_loc.main(resume) == 2
+    assert str(rpn) in capsys.readouterr().err
+    for wrong in ("null", "{}", "[", 5):
+        save_state(folder / "last.pt", {**state, "proposer": wrong})
+        assert train_loc.main(resume) == 2
+        error = capsys.readouterr().err
+        assert "last.pt is not a training state of detres: its 'proposer'" in error
+        assert error.count("\n") == 1
 
 
 def test_rcnn_learns_on_the_proposals_of_an_rpn(
