@@ -84,7 +84,8 @@ class DetectionTraining:
         self.schedule = build_schedule(config.train, len(data.train))
         self.loaded: str | None = None
         self.init_from: str | None = None  # the trained detector that it started from
-        self.improvements = build_ensemble([(detector, config.model)], config.eval).describe()
+        improvements = build_ensemble([(detector, config.model)], config.eval).describe()
+        self.improvements = "" if config.train.scheme == "rpn" else improvements  # it only proposes
         self.detecting, other_scales = detecting_in_training(config, detector, self.model)
         self.held_out = eval_loader(
             build_val_set(config.model, data.val, other_scales, data.val_proposals),

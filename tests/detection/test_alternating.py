@@ -238,7 +238,9 @@ def test_a_milestone_in_epochs_at_the_very_end_is_none(tmp_path):
 @pytest.mark.parametrize("scheme", ["joint", "rpn", "alternating"])
 def test_proposals_are_refused_where_the_rpn_proposes(scheme):
     tree = {"name": "t", "data": {"format": "shapes", "val_proposals": "p"}, "model": TINY}
-    with pytest.raises(ConfigError, match=r"data\.val_proposals goes with train\.scheme=fast_rcnn"):
+    with pytest.raises(
+        ConfigError, match=r"^test: data\.val_proposals goes with train\.scheme=fast_rcnn"
+    ):
         check(DetectionConfig, {**tree, "train": {"steps": 6, "scheme": scheme}}, "test")
 
 
@@ -246,6 +248,17 @@ def test_random_layers_are_not_fixed(tmp_path):
     config = config_of(tmp_path, scheme="rpn", shared_layers="fixed")
     with pytest.raises(ValueError, match="they would stay random; start from a trained detector"):
         TRAININGS["rpn"].start(config, CPU)
+
+
+@pytest.mark.parametrize(("scheme", "said"), [("joint", True), ("rpn", False)])
+@pytest.mark.parametrize("improved", [True, False])
+def test_of_an_rpn_alone_no_improvement_of_detections_is_said(tmp_path, scheme, said, improved):
+    config = config_of(tmp_path, scheme=scheme)
+    refine = config.eval.refine.model_copy(update={"iterations": 1})
+    update = {"refine": refine, "improved_in_training": improved}
+    config = config.model_copy(update={"eval": config.eval.model_copy(update=update)})
+    words = TRAININGS[scheme].start(config, CPU).describe_data()
+    assert ("box refinement" in words) == said
 
 
 # ---- a run that goes on ----
