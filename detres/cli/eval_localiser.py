@@ -15,6 +15,7 @@ from detres.classification.evaluation.top_k import ClassProbabilities, ensemble
 from detres.classification.weights_file import load_classifier
 from detres.cli.flags import evaluated_by, given_of, notice, require_settings_of, say
 from detres.cli.submission import localisation_server_of, plan_submission, require_wanted
+from detres.config import check
 from detres.detection.annotations import Annotations
 from detres.detection.config import DataConfig
 from detres.detection.evaluation.localisation import (
@@ -24,6 +25,7 @@ from detres.detection.evaluation.localisation import (
 )
 from detres.detection.evaluation.submission import ImageNetServer, write_submission
 from detres.detection.localisation.build import read_to_localise
+from detres.detection.localisation.config import LocalisationConfig
 from detres.detection.localisation.localise import Member, Views, how, localise, own_labels
 from detres.detection.localisation.weights_file import load_localiser
 from detres.detection.structures import index_of, label_of
@@ -48,6 +50,9 @@ def evaluate_localisers(arguments: argparse.Namespace) -> None:
     for file, (_, _, classes) in zip(weights, loaded, strict=True):
         class_map.require_same(classes, weights[0], file)
     config = evaluated_by(arguments, loaded[0][1])
+    for file, (_, own, _) in zip(weights, loaded, strict=True):  # its crops fit these views, too
+        tree = own.model_dump(mode="json") | {"eval": config.eval.model_dump(mode="json")}
+        check(LocalisationConfig, tree, file)
     data = with_data_root(config.data, arguments.data)
     images = read_to_localise(data, arguments.split or "val", class_map)
     require_wanted(arguments, images)

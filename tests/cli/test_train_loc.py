@@ -20,7 +20,7 @@ from detres.config import check
 from detres.detection.build import train_loader
 from detres.detection.localisation.build import build_class_rpn
 from detres.detection.localisation.config import LocalisationConfig
-from detres.detection.localisation.weights_file import save_localiser
+from detres.detection.localisation.weights_file import load_localiser, save_localiser
 from detres.reproduction.evaluated import weights_digest
 from detres.runs.state import load_state, save_state
 from tests.cli.conftest import (
@@ -213,6 +213,18 @@ def test_localisers_of_other_classes_or_of_another_kind_are_no_ensemble(
     error = capsys.readouterr().err
     assert weights[0] in error
     assert few in error
+    wide, classes = "wide.safetensors", load_localiser(Path(weights[0]))[2]
+    crops = {**TINY_LOC["model"], "input": {"crop_side": 96, "train_short_sides": [96, 96]}}
+    evaluation = {**TINY_LOC["eval"], "short_side": 96}
+    tree = {**TINY_LOC, "model": crops, "eval": evaluation}
+    config = check(LocalisationConfig, tree, "wide")
+    model = build_class_rpn(config.model, len(classes), pretrained=False)
+    save_localiser(Path(wide), model, config, classes, 1)
+    assert evaluate.main(["--weights", weights[0], wide, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert f"{wide}: eval.short_side 80 px does not hold a crop" in error
+    settings = ["--set", "eval.short_side=96"]
+    assert evaluate.main(["--weights", weights[0], wide, *settings, "--device", "cpu"]) == 0
 
 
 @pytest.mark.parametrize(
