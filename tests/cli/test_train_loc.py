@@ -169,7 +169,9 @@ def test_rcnn_learns_on_the_proposals_of_an_rpn(
     assert error_of("--weights", folder / "best.safetensors")["loc_error"] == metrics["loc_error"]
 
 
-def test_classes_are_predicted_by_a_classifier(train: Train) -> None:
+def test_classes_are_predicted_by_a_classifier(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = train(TINY_LOC) / "best.safetensors"
     classifier = {
         "name": "cls",
@@ -195,6 +197,17 @@ def test_classes_are_predicted_by_a_classifier(train: Train) -> None:
     assert of == [weights_digest(file) for file in (weights, weights, *files)]
     twice = error_of("--weights", weights, "--classifier", files[0], files[0])
     assert twice["top5_loc_error"] == found["top5_loc_error"]
+
+    rcnn = train(TINY_RCNN) / "best.safetensors"
+    capsys.readouterr()
+    monkeypatch.delattr("detres.cli.eval_localiser.class_probabilities")  # which may take hours
+    for flags, message in (
+        (["--weights", weights, rcnn, "--classifier", files[0]], "an ensemble of localisers is of"),
+        (["--weights", weights, "--classifier", files[0], "none"], "no weights file at none"),
+        (["--weights", weights, "--classifier", files[0], weights], "the weights of a localiser"),
+    ):
+        assert evaluate.main([*map(str, flags), "--device", "cpu"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_localisers_of_other_classes_or_of_another_kind_are_no_ensemble(

@@ -85,6 +85,15 @@ def how(members: Sequence[Member]) -> str:
     return words if len(members) == 1 else f"ensemble of {len(members)}: {words}"
 
 
+def require_one_kind(members: Sequence[Member]) -> None:
+    """Raise ValueError for members of two kinds, and for none."""
+    if len({isinstance(member.model, RCNN) for member in members}) != 1:
+        raise ValueError(
+            "an ensemble of localisers is of per-class RPNs or of R-CNNs, whose scores are two "
+            "things; here are both, or none"
+        )
+
+
 def localise(
     members: Sequence[Member],
     annotations: Annotations,
@@ -102,15 +111,10 @@ def localise(
     paper has an ensemble and no more of it, and this is how the detector's are put together
     (appendix B); scores are averaged as logits, for probabilities near 1 are all alike. The models'
     train/eval state is put back. An image in which nothing is proposed: the whole image. Raises
-    ValueError for members of two kinds, ImageReadError naming an image.
+    what require_one_kind raises, ImageReadError naming an image.
     """
-    rescore = {isinstance(member.model, RCNN) for member in members}
-    if len(rescore) != 1:
-        raise ValueError(
-            "an ensemble of localisers is of per-class RPNs or of R-CNNs, whose scores are two "
-            "things; here are both, or none"
-        )
-    (rescores,) = rescore
+    require_one_kind(members)
+    rescores = isinstance(members[0].model, RCNN)
     proposals = _union(
         [
             propose(
