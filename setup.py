@@ -1,11 +1,13 @@
 """Packaging of detres and backbones; `pip install -e .[dev]` for development."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+PACKAGE = (ROOT / "detres" / "__init__.py").read_text(encoding="utf-8")
 
 
 class BuildWithConfigs(build_py):
@@ -25,7 +27,7 @@ class BuildWithConfigs(build_py):
 
 setup(
     name="detres",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', PACKAGE, re.MULTILINE)[1],
     description="Faster R-CNN on ResNet backbones: train, evaluate and predict on COCO, PASCAL "
     "VOC and your own data",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),

@@ -409,9 +409,8 @@ _UNION_TAGS = ("bool", "literal['auto']")
 
 def _explain(section: type[Section], error: dict, source: str) -> str:
     location = [part for part in error["loc"] if isinstance(part, str) and part not in _UNION_TAGS]
-    key = (
-        ".".join(str(part) for part in error["loc"] if part not in _UNION_TAGS) or section.__name__
-    )
+    key = ".".join(str(part) for part in error["loc"] if part not in _UNION_TAGS)
+    where = f"{source}: {key}" if key else source  # without: several keys do not go together
     if error["type"] == "extra_forbidden":
         valid = _keys_beside(section, location)
         near = [
@@ -425,8 +424,8 @@ def _explain(section: type[Section], error: dict, source: str) -> str:
         return f"{source}: unknown key '{shortened(key)}'; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("value_error", "missing"):
-        return f"{source}: {key}: {message}"
-    return f"{source}: {key}: {message}, got {shown(error['input'])}"
+        return f"{where}: {message}"
+    return f"{where}: {message}, got {shown(error['input'])}"
 
 
 def _all_keys(section: type[Section]) -> list[str]:

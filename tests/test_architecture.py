@@ -18,6 +18,7 @@ SHARED = {  # the rooms both wings stand on
     "detres.config",
     "detres.engine",
     "detres.console",
+    "detres.eval_mode",
     "detres.files",
     "detres.held_out",
     "detres.images",
@@ -34,6 +35,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.class_map": (set(), set()),
     "detres.held_out": (set(), {"numpy"}),
     "detres.console": (set(), set()),
+    "detres.eval_mode": (set(), {"torch"}),
     "detres.user_files": (set(), set()),
     "detres.values": (set(), set()),
     "detres.config": ({"detres.console", "detres.user_files"}, {"pydantic", "yaml"}),
@@ -67,6 +69,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     f"{D}.inference": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
+        | {"detres.eval_mode"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.models", f"{D}.data.batch"},
         BASE | {"cv2", "tqdm"},
     ),
@@ -94,7 +97,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         set(),
     ),
     "detres.cli": (
-        SHARED | {D, C, "detres.benchmarks", "detres.predictors", "detres.reproduction"},
+        SHARED | {D, C, "detres.benchmarks", "detres.predictors", "detres.reproduction", "detres"},
         BASE | {"matplotlib"},
     ),
     "detres": (set(), set()),  # the Python API: its names are imported when asked for

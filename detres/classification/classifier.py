@@ -10,6 +10,7 @@ from detres.class_map import ClassMap
 from detres.classification.data.crops import CenterCrop
 from detres.classification.model import ClassificationModel
 from detres.classification.structures import CropBatch
+from detres.eval_mode import evaluating
 from detres.images.decode import Picture, as_rgb, one_or_more
 
 
@@ -31,7 +32,6 @@ class Classifier:
         self.model.to(self.device)
         return self
 
-    @torch.inference_mode()
     def predict(
         self, images: Picture | Sequence[Picture], *, top: int = 5
     ) -> list[dict[str, float]]:
@@ -44,11 +44,10 @@ class Classifier:
         shape or dtype.
         """
         images = one_or_more(images)
-        spec, was_training = self.model.net.input_spec, self.model.training
+        spec = self.model.net.input_spec
         crop = CenterCrop(short_side=spec.short_side, crop_side=spec.crop_side)
-        self.model.eval()
         likeliest = []
-        try:
+        with evaluating(self.model):
             for number, image in enumerate(images):
                 square = torch.from_numpy(crop(as_rgb(image, f"image {number}"), 0))
                 pixels = square.permute(2, 0, 1)[None].to(self.device)  # (S, S, 3) -> (1, 3, S, S)
@@ -57,6 +56,4 @@ class Classifier:
                 best, indices = probabilities.topk(min(top, len(self.class_map)))
                 names = [self.class_map.name_of(index) for index in indices.tolist()]
                 likeliest.append(dict(zip(names, best.tolist(), strict=True)))
-        finally:
-            self.model.train(was_training)
         return likeliest

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import sys
 
+from detres import __version__
 from detres.console import accept_any_text, one_line, shortened, write_line
 
 COMMANDS = {
@@ -26,6 +27,9 @@ COMMANDS = {
 
 def main() -> int:
     """Run `detres COMMAND ...` as tools/COMMAND.py would be."""
+    if sys.argv[1:] == ["--version"]:
+        write_line(f"detres {__version__}")
+        return 0
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         asked_for_help = sys.argv[1:] in ([], ["-h"], ["--help"])
         if not asked_for_help:
@@ -37,7 +41,7 @@ def main() -> int:
                 sys.stderr,
             )
         width = max(map(len, COMMANDS))
-        write_line("usage: detres COMMAND [ARGUMENTS]\n")
+        write_line("usage: detres COMMAND [ARGUMENTS]\n       detres --version\n")
         for name, what in COMMANDS.items():
             write_line(f"  {name:<{width}}  {what}")
         return 0 if asked_for_help else 2

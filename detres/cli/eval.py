@@ -57,8 +57,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--split {arguments.split}: with --weights, one of {', '.join(SPLITS)}")
     if arguments.submission and arguments.split is None:
         parser.error("--submission needs --split: test, val or train")
-    if arguments.json and Path(arguments.json).is_dir():
-        parser.error(f"--json {arguments.json} is a folder; give a file")
+    for flag, out in (
+        ("--json", arguments.json),
+        ("--save-detections", arguments.save_detections),
+        ("--save-probabilities", arguments.save_probabilities),
+    ):
+        if out and Path(out).is_dir():
+            parser.error(f"{flag} {out} is a folder; give a file")
     with ending(parser) as end:
         if arguments.proposals:
             evaluate_proposals(arguments)

@@ -65,7 +65,7 @@ def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | N
 
 def own_iou(protocol: str, given: float | None) -> float:
     """Return the IoU threshold of a VOC protocol; raises ValueError for one that is given where the
-    protocol fixes its own.
+    protocol fixes its own, and for one that no overlap can be asked for.
     """
     fixed = {
         "coco": "COCO averages over .50:.05:.95 and gives AP50 and AP75 beside it",
@@ -73,6 +73,8 @@ def own_iou(protocol: str, given: float | None) -> float:
     }
     if protocol in fixed and given is not None:
         raise ValueError(f"--iou goes with --protocol voc07 or voc12: {fixed[protocol]}")
+    if given is not None and not 0 < given <= 1:
+        raise ValueError(f"--iou {given:g}: expected a number above 0, and at most 1")
     return 0.5 if given is None else given
 
 

@@ -95,7 +95,7 @@ def server_for(
     """
     if not arguments.submission:
         return None
-    require_competition(config.eval, trained)
+    require_competition(config.eval, arguments.weights, trained)
     server = server_of(
         config.data,
         arguments.split,

@@ -15,6 +15,7 @@ from detres.classification.evaluation.top_k import ClassProbabilities, ensemble
 from detres.classification.weights_file import load_classifier
 from detres.cli.flags import evaluated_by, given_of, notice, require_settings_of, say
 from detres.cli.submission import localisation_server_of, plan_submission, require_wanted
+from detres.config import check
 from detres.detection.annotations import Annotations
 from detres.detection.config import DataConfig
 from detres.detection.evaluation.localisation import (
@@ -24,7 +25,15 @@ from detres.detection.evaluation.localisation import (
 )
 from detres.detection.evaluation.submission import ImageNetServer, write_submission
 from detres.detection.localisation.build import read_to_localise
-from detres.detection.localisation.localise import Member, Views, how, localise, own_labels
+from detres.detection.localisation.config import LocalisationConfig
+from detres.detection.localisation.localise import (
+    Member,
+    Views,
+    how,
+    localise,
+    own_labels,
+    require_one_kind,
+)
 from detres.detection.localisation.weights_file import load_localiser
 from detres.detection.structures import index_of, label_of
 from detres.files import write_text
@@ -48,15 +57,19 @@ def evaluate_localisers(arguments: argparse.Namespace) -> None:
     for file, (_, _, classes) in zip(weights, loaded, strict=True):
         class_map.require_same(classes, weights[0], file)
     config = evaluated_by(arguments, loaded[0][1])
+    for file, (_, own, _) in zip(weights, loaded, strict=True):  # its crops fit these views, too
+        tree = own.model_dump(mode="json") | {"eval": config.eval.model_dump(mode="json")}
+        check(LocalisationConfig, tree, file)
     data = with_data_root(config.data, arguments.data)
-    images = read_to_localise(data, arguments.split or "val", class_map)
-    require_wanted(arguments, images)
-    server = server_for(arguments, images, class_map, data)
-    images = images.matched_to(class_map, weights[0])
     members = [
         Member(model.to(device), Views.of(config.eval, own.model.input.crop_side))
         for model, own, _ in loaded
     ]
+    require_one_kind(members)
+    images = read_to_localise(data, arguments.split or "val", class_map)
+    require_wanted(arguments, images)
+    server = server_for(arguments, images, class_map, data)
+    images = images.matched_to(class_map, weights[0])
     classifiers = [*map(Path, arguments.classifier or [])]
     if classifiers:
         labels, classified = predicted_labels(classifiers, images, device)
@@ -128,16 +141,18 @@ def predicted_labels(
     """Return the likeliest classes of every image, (N, G) int64 1..K, best first, by a classifier's
     own protocol, of several by the mean of their probabilities, and that in words.
 
-    Raises ClassMismatchError when the classes of one are others, told by name.
+    Raises ClassMismatchError, before one classifies, when the classes of one are others, told by
+    name.
     """
+    loaded = [load_classifier(path, notice) for path in paths]
+    for path, (_, _, class_map) in zip(paths, loaded, strict=True):
+        if set(class_map.names) != set(truth.class_map.names):
+            truth.class_map.require_same(class_map, truth.source, str(path))
     members, protocols = [], []
     labels = np.zeros(len(truth), np.int64)  # where they are not known, which no prediction reads
     if truth.without_truth is None:
         labels = index_of(own_labels(truth)[:, 0])
-    for path in paths:
-        model, config, class_map = load_classifier(path, notice)
-        if set(class_map.names) != set(truth.class_map.names):
-            truth.class_map.require_same(class_map, truth.source, str(path))
+    for model, config, class_map in loaded:
         index_of_name = {name: index for index, name in enumerate(class_map.names)}
         order = [index_of_name[name] for name in truth.class_map.names]  # ours -> theirs
         images = ImageFiles(

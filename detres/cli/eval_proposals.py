@@ -11,7 +11,7 @@ from pathlib import Path
 from detres.cli.flags import evaluated_by, given_of, notice, require_settings_of, say
 from detres.detection.alternating import described, propose_split
 from detres.detection.annotations import Annotations
-from detres.detection.config import DetectionConfig
+from detres.detection.config import TRAINING_SPLITS, DetectionConfig
 from detres.detection.data.proposals import read_proposals, save_proposals
 from detres.detection.data.read import read_split
 from detres.detection.evaluation.proposal_recall import COUNTS, proposal_recall
@@ -25,9 +25,6 @@ from detres.user_files import expanded
 
 OWN = "own"
 """What --proposals without a file means."""
-
-SPLITS = ("train", "val")
-"""Of a detector's data."""
 
 FLAGS = ("--counts", "--save-proposals", "--pre-nms")
 
@@ -97,8 +94,9 @@ def fault_of(arguments: argparse.Namespace) -> str | None:
         return f"--pre-nms {arguments.pre_nms}: expected 1 or more, or 0 for all"
     if arguments.weights and len(arguments.weights) > 1:
         return "--proposals takes one file of --weights"
-    if arguments.weights and arguments.split not in (None, *SPLITS):
-        return f"--split {arguments.split}: --weights have the splits {' and '.join(SPLITS)}"
+    if arguments.weights and arguments.split not in (None, *TRAINING_SPLITS):
+        named = " and ".join(TRAINING_SPLITS)
+        return f"--split {arguments.split}: --proposals are judged on the splits {named}"
     if arguments.save_proposals and Path(arguments.save_proposals).is_dir():
         return f"--save-proposals {arguments.save_proposals} is a folder; give a file"
     return None

@@ -20,6 +20,7 @@ from detres.detection.evaluation.submission import (
     VocServer,
     coco_test_set,
 )
+from detres.detection.weights_file import started_from
 from detres.files import require_free_folder
 from detres.runs.folder import DETECTOR_WEIGHTS
 
@@ -128,18 +129,26 @@ def algorithm_name(weights: list[str]) -> str:
     return "+".join(names)
 
 
-def require_competition(evaluation: EvalConfig, trained: list[DetectionConfig]) -> None:
-    """Raise ValueError where competition comp3 is claimed and data beside VOC's were used.
+def require_competition(
+    evaluation: EvalConfig, weights: list[str], trained: list[DetectionConfig]
+) -> None:
+    """Raise ValueError where competition comp3 is claimed and data beside VOC's were used, or may
+    have been, by a detector that training started from.
 
-    trained: the configurations of the detectors.
+    weights: the files of the detectors; trained: their configurations.
     """
     if evaluation.competition != "comp3":
         return
-    for config in trained:
-        start = config.model.backbone.weights
-        used = f"the backbone started from {start}" if start else f"{config.data.format} data"
-        if start or config.data.format != "voc":
+    for file, config in zip(weights, trained, strict=True):
+        start, detector = config.model.backbone.weights, started_from(Path(file))
+        used = {
+            f"training started from the detector {detector}": detector is not None,
+            f"the backbone started from {start}": start is not None,
+            f"{config.data.format} data": config.data.format != "voc",
+        }
+        if any(used.values()):
+            said = next(text for text, so in used.items() if so)
             raise ValueError(
-                f"eval.competition: comp3 is for VOC's data alone, and what was used is otherwise: "
-                f"{used}. Give eval.competition=comp4"
+                f"eval.competition: comp3 is for VOC's data alone, and what {file} used is "
+                f"otherwise: {said}. Give eval.competition=comp4"
             )

@@ -17,7 +17,7 @@ from detres.config import Section, check, to_yaml, with_overrides
 from detres.console import write_line
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_val_set, eval_loader
-from detres.detection.config import PHASES, DetectionConfig
+from detres.detection.config import PHASES, TRAINING_SPLITS, DetectionConfig
 from detres.detection.data.proposals import ProposalsError, read_proposals, save_proposals
 from detres.detection.data.read import read_split
 from detres.detection.evaluation.proposal_recall import COUNTS, RecallResult, proposal_recall
@@ -69,8 +69,8 @@ class ProposalTraining(DetectionTraining):
         if not improved:
             return
         folder, step = run.folder, run.progress.step
-        class_map = self.data.train.class_map
-        save_detector(folder / names.DETECTOR_WEIGHTS, self.detector, self.config, class_map, step)
+        class_map, weights = self.data.train.class_map, folder / names.DETECTOR_WEIGHTS
+        save_detector(weights, self.detector, self.config, class_map, step, self.init_from)
         metrics = json.dumps({"step": step, **evaluation.to_dict()}, indent=2)
         write_text(folder / names.METRICS, metrics)
 
@@ -349,6 +349,7 @@ class AlternatingRun:
         training, self.first = self.first, None
         if training is None:
             training = kind.start(config, self.device, self._weights_before())
+            training.init_from = self.init_from  # the last two start from the run's own weights
         self._compare_data(training)
         return TrainingRun.start(training, folder, device=self.device, resume_line=resume_line)
 
@@ -363,7 +364,7 @@ class AlternatingRun:
     def _compare_data(self, training: DetectionTraining) -> None:
         """Raise DataChangedError when a new step has other data than the first, unless accepted."""
         found = training.fingerprints()
-        now = {split: _digest(found[split].state()) for split in ("train", "val")}
+        now = {split: _digest(found[split].state()) for split in TRAINING_SPLITS}
         if now == self.data:
             return
         if self.data and not self.accept_data_change:
@@ -438,13 +439,13 @@ class AlternatingRun:
         if not (self.folder / names.DETECTOR_WEIGHTS).exists():
             self.lock.require_held()
             step = sum(config.train.steps for config in self.configs)
-            keep_detector(self.folder, detector, self.config, val, evaluation, step)
+            keep_detector(self.folder, detector, self.config, val, evaluation, step, self.init_from)
         return evaluation
 
 
 def configs_of_phases(config: DetectionConfig, folder: Path) -> list[DetectionConfig]:
     """Return the configurations of the four steps of a run in `folder`; raises ConfigError for
-    settings that no step can have.
+    settings that no step can have, and what DetectionTrainConfig.phases raises.
     """
     num_images = 0  # which steps do not depend on
     if config.train.steps is None:

@@ -225,6 +225,8 @@ class ModelConfig(Section):
 
 
 SPLITS = ("train", "val", "test")
+TRAINING_SPLITS = SPLITS[:2]
+"""Those that a run reads: it learns from one, and the other judges it."""
 
 
 class DataConfig(Section):
@@ -279,7 +281,7 @@ class DataConfig(Section):
                 f"hold_out makes {self.hold_out} images of train val: leave out val and "
                 "val_images, or hold_out"
             )
-        needed = ("train",) if self.hold_out else ("train", "val")
+        needed = ("train",) if self.hold_out else TRAINING_SPLITS
         for split in dict.fromkeys((*needed, *given)):
             files, folders = getattr(self, split), getattr(self, f"{split}_images")
             if not files:
@@ -426,9 +428,17 @@ class DetectionTrainConfig(TrainConfig):
     def phases(self, num_images: int) -> tuple[dict, ...]:
         """Return the train section of each of the four steps of scheme alternating, as plain values
         to be checked, for a training set of `num_images`: schemes "rpn" and "fast_rcnn", with the
-        schedule of these settings on their own lengths.
+        schedule of these settings on their own lengths. Raises ValueError for `epochs` of too few
+        images.
         """
         total, milestones = self.in_steps(num_images)
+        least = sum(PHASE_SHARES)
+        if self.phase_steps is None and total < least:  # of `epochs`: see _phases_fit
+            raise ValueError(
+                f"train.epochs {self.epochs:g} of {num_images} images, {self.batch_size} a step, "
+                f"gives {total} steps, and train.scheme=alternating divides them among four: give "
+                f"train.epochs={least * self.batch_size / max(num_images, 1):.3g} or more"
+            )
         lengths = self.phase_steps or _shared_out(total)
         drops = self.phase_milestones or [_scaled(milestones, total, length) for length in lengths]
         return tuple(
@@ -458,8 +468,8 @@ def _shared_out(total: int) -> tuple[int, ...]:
 
 
 def _scaled(milestones: tuple[int, ...], total: int, length: int) -> list[int]:
-    """Milestones of `total` steps at the same places of `length`."""
-    return [scaled for one in milestones if (scaled := one * length // total) > 0]
+    """Milestones of `total` steps at the same places of `length`, but for those at its ends."""
+    return [scaled for one in milestones if 0 < (scaled := one * length // total) < length]
 
 
 class EvalConfig(Section):
@@ -491,7 +501,7 @@ class DetectionConfig(Section):
     def _proposals_where_they_are_used(self) -> DetectionConfig:
         given = {
             f"data.{split}_proposals": getattr(self.data, f"{split}_proposals")
-            for split in ("train", "val")
+            for split in TRAINING_SPLITS
         }
         if self.train.scheme == "fast_rcnn":
             missing = [name for name, path in given.items() if path is None]

@@ -83,7 +83,9 @@ class DetectionTraining:
         self.optimizer = build_optimizer(config.train, self.model)
         self.schedule = build_schedule(config.train, len(data.train))
         self.loaded: str | None = None
-        self.improvements = build_ensemble([(detector, config.model)], config.eval).describe()
+        self.init_from: str | None = None  # the trained detector that it started from
+        improvements = build_ensemble([(detector, config.model)], config.eval).describe()
+        self.improvements = "" if config.train.scheme == "rpn" else improvements  # it only proposes
         self.detecting, other_scales = detecting_in_training(config, detector, self.model)
         self.held_out = eval_loader(
             build_val_set(config.model, data.val, other_scales, data.val_proposals),
@@ -119,6 +121,7 @@ class DetectionTraining:
             report = start_from(detector, config.model, class_map, Path(init_from), notes.append)
             notes.append(report)
         training = cls(config, detector, data, device)
+        training.init_from = None if init_from is None else str(Path(init_from).absolute())
         if detector.backbone.load_report is not None:
             notes.insert(0, str(detector.backbone.load_report))
         training.loaded = "\n".join(notes) or None
@@ -142,6 +145,10 @@ class DetectionTraining:
             tensors = current_names(saved.state["model"])
             require_same_context(detector, tensors, path)
             load_model_state(training.model, tensors, path)
+        with reading_field(path, "init_from"):
+            training.init_from = saved.state.get("init_from")  # earlier versions did not keep it
+            if not isinstance(training.init_from, str | None):
+                raise TypeError(f"a {type(training.init_from).__name__}, expected a path or none")
         return training
 
     def describe_data(self) -> str:
@@ -178,8 +185,8 @@ class DetectionTraining:
         return found
 
     def state(self) -> dict:
-        """Return what last.pt holds of the classes."""
-        return {"classes": self.data.train.class_map.to_dict()}
+        """Return what last.pt holds of the classes, and of what the run started from."""
+        return {"classes": self.data.train.class_map.to_dict(), "init_from": self.init_from}
 
     def batches(self, run: TrainingRun) -> DataLoader:
         """Return the batches of the run's steps that are not done."""
@@ -202,8 +209,15 @@ class DetectionTraining:
         """Write weights, detections, numbers and a picture of the best evaluation so far."""
         if not improved:
             return
-        step = run.progress.step
-        keep_detector(run.folder, self.detector, self.config, self.data.val, evaluation, step)
+        keep_detector(
+            run.folder,
+            self.detector,
+            self.config,
+            self.data.val,
+            evaluation,
+            run.progress.step,
+            self.init_from,
+        )
 
 
 def detecting_in_training(
@@ -226,16 +240,17 @@ def keep_detector(
     val: Annotations,
     evaluation: DetectionEvaluation,
     step: int,
+    init_from: str | None,
 ) -> None:
     """Write into `folder` the detections, numbers and a picture of an `evaluation` on `val`, and
-    the weights, after `step` steps, at the last.
+    the weights, after `step` steps from those of `init_from`, at the last.
     """
     found = evaluation.predictions
     write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
     metrics = json.dumps({"step": step, **evaluation.result.to_dict()}, indent=2)
     write_text(folder / METRICS, metrics)
     write_sheet(folder / PICTURE, val, found)
-    save_detector(folder / DETECTOR_WEIGHTS, detector, config, val.class_map, step)
+    save_detector(folder / DETECTOR_WEIGHTS, detector, config, val.class_map, step, init_from)
 
 
 def fingerprint_of(annotations: Annotations) -> Fingerprint:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backbones.files import DIGEST, DamagedFileError, require_digest
+from backbones.files import DIGEST, DamagedFileError, read_safetensors_metadata, require_digest
 from backbones.weights import OF_BACKBONE, UNCHECKED, backbone_facts
 from detres.class_map import ClassMap
 from detres.config import Notice, check
@@ -61,10 +61,17 @@ UNTRAINED = {
 
 
 def save_detector(
-    path: Path, detector: FasterRCNN, config: DetectionConfig, class_map: ClassMap, step: int
+    path: Path,
+    detector: FasterRCNN,
+    config: DetectionConfig,
+    class_map: ClassMap,
+    step: int,
+    init_from: str | None = None,
 ) -> None:
     """Write a weights file that is enough by itself: weights, model and data configuration,
     classes, protocol.
+
+    init_from: the weights file of the detector that training started from.
     """
     metadata = {
         "format": FORMAT,
@@ -81,7 +88,17 @@ def save_detector(
             }
         ),
     }
+    if init_from is not None:
+        metadata["init_from"] = json.dumps(init_from)
     write_safetensors(path, detector.state_dict(), metadata)
+
+
+def started_from(path: Path) -> str | None:
+    """Return the weights file of the detector from which the training of the one in `path` started;
+    None where there was none, or an earlier version did not write it down.
+    """
+    metadata = read_safetensors_metadata(path)
+    return metadata_field(metadata, "init_from", path, str) if "init_from" in metadata else None
 
 
 def is_detector(path: Path) -> bool:

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     if fault := fault_of(path):
         raise ImageReadError(f"image file {path} {fault}")
     try:
-        with _own_limit(), Image.open(path) as image:
+        with _own_settings(), Image.open(path) as image:
             _require_size(*image.size)
             if image.format == "TIFF":
                 image.load()  # which turns it; what its header says until then, versions differ in
@@ -142,7 +143,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = None) -> np.ndarray:
     """Return an encoded image as (H, W, 3) uint8 RGB, C-contiguous and writable, turned as its EXIF
-    orientation says.
+    orientation says; one in damaged EXIF data that cannot be read counts as none.
 
     Grey, palette, 1-bit and CMYK images become RGB; of an animated image the first frame is taken;
     an alpha channel is dropped and the colours
@@ -155,7 +156,7 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
     way.
     """
     try:
-        with _own_limit(), Image.open(io.BytesIO(data)) as image:
+        with _own_settings(), Image.open(io.BytesIO(data)) as image:
             _require_size(*image.size)
             pixels = (
                 _decode_jpeg(data)
@@ -187,11 +188,15 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
 
 
 @contextlib.contextmanager
-def _own_limit() -> Iterator[None]:
-    """Within, Pillow's limit on pixels, a global without a setting of ours, is off."""
+def _own_settings() -> Iterator[None]:
+    """Within, Pillow's limit on pixels, a global without a setting of ours, is off, and so are its
+    warnings of damaged EXIF data, whose reader is that of TIFF tags.
+    """
     earlier, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+            yield
     finally:
         Image.MAX_IMAGE_PIXELS = earlier
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import pytest
 import detres.cli
 from detres.cli import COMMANDS, main
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / "tools"
 EVALS = {f"eval_{of}" for of in ("classifier", "detections", "detector", "localiser", "proposals")}
 NO_COMMANDS = {"__init__", "flags", "submission"} | EVALS
 """Files of detres/cli that are not a command each."""
@@ -28,10 +31,24 @@ def test_alone_it_lists_every_command(
 ) -> None:
     assert call(monkeypatch, *arguments) == 0
     shown = capsys.readouterr()
-    assert shown.out.startswith("usage: detres COMMAND [ARGUMENTS]\n")
-    listed = [line.split()[0] for line in shown.out.splitlines()[2:]]
+    assert shown.out.startswith("usage: detres COMMAND [ARGUMENTS]\n       detres --version\n\n")
+    listed = [line.split()[0] for line in shown.out.splitlines()[3:]]
     assert listed == list(COMMANDS)
     assert shown.err == ""
+
+
+def test_it_says_its_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("detres.cli.__version__", "7.8.9")
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr() == ("detres 7.8.9\n", "")
+
+
+def test_what_is_installed_has_the_packages_version() -> None:
+    setup = [sys.executable, "setup.py", "--version"]
+    found = subprocess.run(setup, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == detres.__version__
 
 
 @pytest.mark.parametrize(

@@ -329,7 +329,7 @@ def test_a_score_of_nothing_is_explained(
             "error: --iou goes with --protocol voc07 or voc12: ImageNet DET has one for each",
         ),
         (["--split", "val"], "error: --split goes with a VOC folder"),
-        (["--protocol", "voc07", "--iou", "50"], "error: IoU threshold 50.0 is outside"),
+        (["--protocol", "voc07", "--iou", "50"], "error: --iou 50: expected a number above"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(

@@ -57,6 +57,32 @@ def test_the_weights_alone_give_exactly_the_runs_number(
     assert snapshot(finished.folder) == before
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--protocol", "voc07", "--iou", "0"], "--iou 0: expected a number above 0, and at most"),
+        (["--protocol", "voc12", "--iou", "nan"], "--iou nan: expected a number above 0"),
+        (["--json", "."], "--json . is a folder; give a file"),
+        (["--save-detections", "."], "--save-detections . is a folder; give a file"),
+        (["--save-probabilities", "."], "--save-probabilities . is a folder; give a file"),
+    ],
+)
+def test_what_cannot_be_written_or_asked_for_is_told_before_detecting(
+    finished: FinishedRun,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    message: str,
+) -> None:
+    monkeypatch.delattr("detres.cli.eval_detector.detect_dataset")
+    try:
+        status = evaluate.main(["--weights", str(finished.weights), *flags, "--device", "cpu"])
+    except SystemExit as end:  # of the parser
+        status = end.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
 def test_numbers_say_what_they_are_of(finished: FinishedRun, tmp_path: Path) -> None:
     def said(*flags: str) -> dict:
         out = tmp_path / "n.json"

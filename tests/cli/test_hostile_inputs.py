@@ -313,8 +313,9 @@ def test_shards(judged) -> None:
 
 
 HARMLESS = ("without format", "environment.threads")
+HARMLESS += ("without init_from", "init_from = None", "init_from = text")
 """What is read all the same: states of format 1 had none; the number of threads is only told where
-it is another."""
+it is another; what training started from, earlier states did not say, and it may be any path."""
 NAMED = ("last.pt", "run is a run of classification")
 RESUME = ["--resume", "run", "--device", "cpu"]
 

@@ -454,14 +454,21 @@ def test_comp3_is_for_what_saw_vocs_data_alone(official: Path, run: Run) -> None
 
 
 @pytest.mark.parametrize(
-    ("data", "weights", "used"),
+    ("data", "weights", "init_from", "used"),
     [
-        ("voc", "torchvision/resnet50.v1", "the backbone started from torchvision/resnet50.v1"),
-        ("shapes", None, "shapes data"),
+        (
+            *("voc", "torchvision/resnet50.v1", None),
+            "the backbone started from torchvision/resnet50.v1",
+        ),
+        ("shapes", None, None, "shapes data"),
+        (
+            *("voc", None, "/far/coco/best.safetensors"),
+            "training started from the detector /far/coco/best.safetensors",
+        ),
     ],
 )
 def test_comp3_is_refused_where_other_data_were_used(
-    data: str, weights: str | None, used: str
+    data: str, weights: str | None, init_from: str | None, used: str
 ) -> None:
     tree = {
         "name": "t",
@@ -472,10 +479,21 @@ def test_comp3_is_refused_where_other_data_were_used(
     }
     tree["model"]["backbone"]["weights"] = weights
     config = check(DetectionConfig, tree, "test")
-    with pytest.raises(ValueError, match=f"comp3 is for VOC's data alone.*: {used}"):
-        submission.require_competition(config.eval, [config])
+    files = ["alone.safetensors", "used.safetensors"]
+    alone = config.model_copy(update={"data": DataConfig(format="voc", train=("a",), val=("b",))})
+    backbone = config.model.backbone.model_copy(update={"weights": None})
+    alone = alone.model_copy(
+        update={"model": config.model.model_copy(update={"backbone": backbone})}
+    )
+    detector = build_detector(alone.model, len(VOC), pretrained=False)
+    save_detector(Path(files[0]), detector, alone, VOC, 1)
+    save_detector(Path(files[1]), detector, config, VOC, 1, init_from)
+    message = f"comp3 is for VOC's data alone, and what {files[1]} used is otherwise: {used}. Give"
+    with pytest.raises(ValueError, match=message):
+        submission.require_competition(config.eval, files, [alone, config])
+    submission.require_competition(config.eval, files[:1], [alone])
     comp4 = config.eval.model_copy(update={"competition": "comp4"})
-    submission.require_competition(comp4, [config])
+    submission.require_competition(comp4, files, [alone, config])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from detres.config import check
 from detres.detection.build import train_loader
 from detres.detection.localisation.build import build_class_rpn
 from detres.detection.localisation.config import LocalisationConfig
-from detres.detection.localisation.weights_file import save_localiser
+from detres.detection.localisation.weights_file import load_localiser, save_localiser
 from detres.reproduction.evaluated import weights_digest
+from detres.runs.state import load_state, save_state
 from tests.cli.conftest import (
     TRAIN_IMAGES,
     VAL_IMAGES,
@@ -123,9 +125,33 @@ def test_a_resumed_run_ends_as_one_never_stopped(
         patch.setattr("detres.detection.localisation.training.train_loader", stops_after_two)
         assert train_loc.main(["--cfg", "config.yaml", "--out", "stopped", "--device", "cpu"]) == 2
     assert not Path("stopped/best.safetensors").exists()
+    if kind == "rcnn":  # whose run has its per-class RPN
+        shutil.rmtree("runs/loc")
     assert train_loc.main(["--resume", "stopped", "--device", "cpu"]) == 0
     assert [record["step"] for record in records(Path("stopped"), "train")] == [1, 2, 3, 4]
     assert same_tensors(tensors(straight), tensors(Path("stopped")))
+
+
+def test_the_state_of_an_earlier_version_needs_the_file_of_its_rpn(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rpn = train(TINY_LOC) / "best.safetensors"
+    folder = train(TINY_RCNN)
+    state = load_state(folder / "last.pt", ("proposer",))
+    del state["proposer"]
+    resume = ["--resume", str(folder), "--device", "cpu"]
+    save_state(folder / "last.pt", state)
+    assert train_loc.main(resume) == 0
+    rpn.unlink()
+    capsys.readouterr()
+    assert train_loc.main(resume) == 2
+    assert str(rpn) in capsys.readouterr().err
+    for wrong in ("null", "{}", "[", 5):
+        save_state(folder / "last.pt", {**state, "proposer": wrong})
+        assert train_loc.main(resume) == 2
+        error = capsys.readouterr().err
+        assert "last.pt is not a training state of detres: its 'proposer'" in error
+        assert error.count("\n") == 1
 
 
 def test_rcnn_learns_on_the_proposals_of_an_rpn(
@@ -143,7 +169,9 @@ def test_rcnn_learns_on_the_proposals_of_an_rpn(
     assert error_of("--weights", folder / "best.safetensors")["loc_error"] == metrics["loc_error"]
 
 
-def test_classes_are_predicted_by_a_classifier(train: Train) -> None:
+def test_classes_are_predicted_by_a_classifier(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = train(TINY_LOC) / "best.safetensors"
     classifier = {
         "name": "cls",
@@ -170,6 +198,17 @@ def test_classes_are_predicted_by_a_classifier(train: Train) -> None:
     twice = error_of("--weights", weights, "--classifier", files[0], files[0])
     assert twice["top5_loc_error"] == found["top5_loc_error"]
 
+    rcnn = train(TINY_RCNN) / "best.safetensors"
+    capsys.readouterr()
+    monkeypatch.delattr("detres.cli.eval_localiser.class_probabilities")  # which may take hours
+    for flags, message in (
+        (["--weights", weights, rcnn, "--classifier", files[0]], "an ensemble of localisers is of"),
+        (["--weights", weights, "--classifier", files[0], "none"], "no weights file at none"),
+        (["--weights", weights, "--classifier", files[0], weights], "the weights of a localiser"),
+    ):
+        assert evaluate.main([*map(str, flags), "--device", "cpu"]) == 2
+        assert message in capsys.readouterr().err
+
 
 def test_localisers_of_other_classes_or_of_another_kind_are_no_ensemble(
     train: Train, capsys: pytest.CaptureFixture[str]
@@ -187,6 +226,18 @@ def test_localisers_of_other_classes_or_of_another_kind_are_no_ensemble(
     error = capsys.readouterr().err
     assert weights[0] in error
     assert few in error
+    wide, classes = "wide.safetensors", load_localiser(Path(weights[0]))[2]
+    crops = {**TINY_LOC["model"], "input": {"crop_side": 96, "train_short_sides": [96, 96]}}
+    evaluation = {**TINY_LOC["eval"], "short_side": 96}
+    tree = {**TINY_LOC, "model": crops, "eval": evaluation}
+    config = check(LocalisationConfig, tree, "wide")
+    model = build_class_rpn(config.model, len(classes), pretrained=False)
+    save_localiser(Path(wide), model, config, classes, 1)
+    assert evaluate.main(["--weights", weights[0], wide, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert f"{wide}: eval.short_side 80 px does not hold a crop" in error
+    settings = ["--set", "eval.short_side=96"]
+    assert evaluate.main(["--weights", weights[0], wide, *settings, "--device", "cpu"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from detres.cli import eval as evaluate
 from detres.cli import train_cls, train_det
 from detres.detection.alternating import FOLDERS
 from detres.detection.data.shapes import ensure_shapes
+from detres.detection.weights_file import started_from
 from detres.engine import loop
 from tests.cli.conftest import numbers_in, read_json, records, same_tensors, tensors
 
@@ -97,6 +98,19 @@ def test_stopped_in_each_of_the_four_steps_a_run_ends_as_one_never_stopped(
         .out.splitlines()[-1]
         .endswith(f"weights {out}/best.safetensors, picture {out}/val.jpg")
     )
+
+
+def test_a_resumed_run_still_says_what_it_started_from(
+    tiny: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, weights = tmp_path / "run", straight / "best.safetensors"
+    flags = ["--cfg", str(tiny), "--set", "train.steps=2", "--out", str(out), "--device", "cpu"]
+    stopping_at(1, monkeypatch)
+    assert train_det.main([*flags, "--init-from", str(weights)]) == 130
+    monkeypatch.undo()
+    assert not (out / "best.safetensors").exists()
+    assert train_det.main(["--resume", str(out), "--device", "cpu"]) == 0
+    assert started_from(out / "best.safetensors") == str(weights)
 
 
 def test_the_steps_by_hand_give_what_the_four_steps_give(
@@ -210,7 +224,7 @@ def test_proposals_of_another_split_are_refused_in_one_line(
             ["--weights", "w", "--proposals", "f", "--save-proposals", "o"],
             "--save-proposals does not go with --proposals FILE",
         ),
-        (["--weights", "w", "--proposals", "--split", "x"], "have the splits train and val"),
+        (["--weights", "w", "--proposals", "--split", "x"], "judged on the splits train and val"),
         (["--weights", "w", "--proposals", "--save-proposals", "/tmp"], "/tmp is a folder"),
         (["--detections", "d", "--proposals", "f"], "two things to judge: give one"),
         (["--weights", "w", "x", "--proposals"], "--proposals takes one file of --weights"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from detres.detection.data.proposals import ProposalsError, read_proposals
 from detres.detection.data.read import read_split
 from detres.detection.models.rpn import ProposalCounts
 from detres.detection.training import WING
-from detres.detection.weights_file import load_detector
+from detres.detection.weights_file import load_detector, started_from
 from detres.files import CheckpointError
 from detres.runs.fingerprint import DataChangedError
 from tests.detection.configs import TINY, box, coco_config
@@ -210,10 +211,36 @@ def test_settings_that_do_not_fit(train, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(("epochs", "batch_size"), [(0.1, 1), (1, 1), (1.8, 1), (3, 2), (9, 5)])
+def test_epochs_of_too_few_images_are_refused_in_their_own_words(tmp_path, epochs, batch_size):
+    settings = {"steps": None, "epochs": epochs, "batch_size": batch_size}
+    config = config_of(tmp_path, **settings)
+    with pytest.raises(ValueError) as caught:
+        AlternatingRun.start(config, tmp_path / "run", device=CPU, resume_line=lambda *_: "x")
+    assert not (tmp_path / "run").exists()
+    said = f"train.epochs {epochs:g} of 3 images, {batch_size} a step, gives "
+    assert str(caught.value).startswith(said)
+    assert "train.steps" not in str(caught.value)
+    enough = re.search(r"give train\.epochs=(\S+) or more$", str(caught.value))[1]
+    assert float(enough) == pytest.approx(6 * batch_size / 3, rel=0.005)
+    settings["epochs"] = float(enough)
+    configs = configs_of_phases(config_of(tmp_path, **settings), tmp_path)
+    assert [each.train.steps for each in configs] == [2, 1, 2, 1]
+
+
+def test_a_milestone_in_epochs_at_the_very_end_is_none(tmp_path):
+    """2.95 epochs of 3 images in twos, of 4, are 4.4 steps of 6; 3.95 are 6, the end."""
+    settings = {"steps": None, "epochs": 4, "batch_size": 2, "milestones": [2.95, 3.95]}
+    configs = configs_of_phases(config_of(tmp_path, **settings), tmp_path)
+    assert [each.train.milestones for each in configs] == [(1,), (), (1,), ()]
+
+
 @pytest.mark.parametrize("scheme", ["joint", "rpn", "alternating"])
 def test_proposals_are_refused_where_the_rpn_proposes(scheme):
     tree = {"name": "t", "data": {"format": "shapes", "val_proposals": "p"}, "model": TINY}
-    with pytest.raises(ConfigError, match=r"data\.val_proposals goes with train\.scheme=fast_rcnn"):
+    with pytest.raises(
+        ConfigError, match=r"^test: data\.val_proposals goes with train\.scheme=fast_rcnn"
+    ):
         check(DetectionConfig, {**tree, "train": {"steps": 6, "scheme": scheme}}, "test")
 
 
@@ -223,7 +250,35 @@ def test_random_layers_are_not_fixed(tmp_path):
         TRAININGS["rpn"].start(config, CPU)
 
 
+@pytest.mark.parametrize(("scheme", "said"), [("joint", True), ("rpn", False)])
+@pytest.mark.parametrize("improved", [True, False])
+def test_of_an_rpn_alone_no_improvement_of_detections_is_said(tmp_path, scheme, said, improved):
+    config = config_of(tmp_path, scheme=scheme)
+    refine = config.eval.refine.model_copy(update={"iterations": 1})
+    update = {"refine": refine, "improved_in_training": improved}
+    config = config.model_copy(update={"eval": config.eval.model_copy(update=update)})
+    words = TRAININGS[scheme].start(config, CPU).describe_data()
+    assert ("box refinement" in words) == said
+
+
 # ---- a run that goes on ----
+
+
+def test_weights_say_what_the_run_started_from(finished, tmp_path, monkeypatch):
+    """Also those of the steps that start from the run's own, and of a run that was resumed."""
+    assert started_from(finished / "best.safetensors") is None
+    monkeypatch.chdir(finished)
+    config, out = config_of(tmp_path), tmp_path / "run"
+    how = {"device": CPU, "resume_line": lambda *_: "x"}
+    with AlternatingRun.start(config, out, init_from="best.safetensors", **how) as run:
+        run._train_step()
+        run.phase = 1
+        run.save()
+    monkeypatch.chdir(tmp_path)
+    with AlternatingRun.resume(read_saved(out, DetectionConfig, wing=WING), **how) as run:
+        run.train()
+    files = [folder / "best.safetensors" for folder in (out, *(out / name for name in FOLDERS))]
+    assert [started_from(file) for file in files] == [str(finished / "best.safetensors")] * 5
 
 
 def test_other_data_between_two_steps_are_refused_unless_accepted(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from detres.images import decode
 from detres.images.decode import IMAGE_SUFFIXES, ImageReadError, as_rgb, read_image, read_size
 
 ORIENTATION = 0x0112
@@ -328,6 +331,49 @@ def test_damaged_exif_data_leave_the_image_upright(tmp_path: Path, photo: np.nda
     at = whole.index(b"Exif\0\0") + 6
     (tmp_path / "a.jpg").write_bytes(whole[:at] + b"XX" + whole[at + 2 :])
     assert read_image(tmp_path / "a.jpg").shape == (24, 40, 3)
+
+
+def with_exif(pixels: np.ndarray, tags: bytes) -> bytes:
+    """A JPEG without a density of its own, whose EXIF segment holds `tags`: Pillow reads it for one
+    when it opens the file, and again for the orientation.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    assert data[2:4] == b"\xff\xe0"  # JFIF, which has the density
+    rest = data[4 + int.from_bytes(data[4:6], "big") :]
+    body = b"Exif\0\0" + tags
+    return b"\xff\xd8\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + rest
+
+
+# byte order, 42, offset 8, 2 tags: orientation 6, and a text of 64 bytes behind the directory
+WHOLE_EXIF = (
+    struct.pack("<2sHIH", b"II", 42, 8, 2)
+    + struct.pack("<HHIHH", ORIENTATION, 3, 1, 6, 0)
+    + struct.pack("<HHIII", 0x010E, 2, 64, 38, 0)
+    + b"x" * 64
+)
+
+
+@pytest.mark.parametrize(
+    ("length", "turned"),
+    [(len(WHOLE_EXIF), True), (60, True), (30, True), (16, False), (9, False), (3, False)],
+)
+def test_exif_data_that_are_cut_short_say_nothing_but_what_is_there(
+    tmp_path: Path, photo: np.ndarray, length: int, turned: bool
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(with_exif(photo, WHOLE_EXIF[:length]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shape = read_image(path).shape
+        assert read_size(path) == shape[:2]
+    assert shape == ((40, 24, 3) if turned else (24, 40, 3))
+
+
+def test_other_warnings_than_those_of_exif_data_are_heard() -> None:
+    with pytest.warns(UserWarning, match="of ours"), decode._own_settings():
+        warnings.warn("of ours", stacklevel=1)
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from detres.eval_mode import evaluating
 
-@torch.inference_mode()
+
 def layer_responses(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
     """Return norm name -> standard deviation of its output over all values of all batches, in
     network order.
@@ -38,16 +39,14 @@ def layer_responses(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, floa
 
         return net.get_submodule(name).register_forward_hook(hook)
 
-    was_training = net.training
-    net.eval()
     hooks = [record(name) for name in names]
     try:
-        for batch in batches:
-            net(batch)
+        with evaluating(net):
+            for batch in batches:
+                net(batch)
     finally:
         for hook in hooks:
             hook.remove()
-        net.train(was_training)
     if not all(count for count, _, _ in sums.values()):
         raise ValueError("no images to measure the responses on")
     return {

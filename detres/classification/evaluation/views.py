@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from detres.classification.evaluation.top_k import ClassProbabilities
 from detres.classification.structures import ClassTargets, CropBatch
+from detres.eval_mode import evaluating
 from detres.images.resize import rounded_size
 
 
-@torch.inference_mode()
 def classify(
     model: nn.Module,
     batches: Iterable[tuple[CropBatch, ClassTargets]],
@@ -35,10 +35,8 @@ def classify(
     views: pixels (N, 3, H, W) uint8 on the device -> probabilities (N, K): one of `center`,
     `ten_crop`, `dense` of this module, applied to the model.
     """
-    was_training = model.training
-    model.eval()
     found, labels = [], []
-    try:
+    with evaluating(model):
         # disable=None: on a terminal only
         for images, targets in tqdm(
             batches, desc="evaluating", unit="batch", leave=False, disable=None
@@ -50,8 +48,6 @@ def classify(
                     f"{num_classes}"
                 )
             labels.append(targets.labels.cpu().numpy())
-    finally:
-        model.train(was_training)
     if not found:
         raise ValueError("no images to classify")
     return ClassProbabilities(np.concatenate(found), np.concatenate(labels))

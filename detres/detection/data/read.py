@@ -9,7 +9,7 @@ import numpy as np
 
 from detres.class_map import LISTED_CLASSES, ClassMap
 from detres.detection.annotations import Annotations
-from detres.detection.config import SPLITS, DataConfig
+from detres.detection.config import SPLITS, TRAINING_SPLITS, DataConfig
 from detres.detection.data.box_policy import BoxPolicy
 from detres.detection.data.coco import read_coco
 from detres.detection.data.ilsvrc import lists_overlap, read_ilsvrc
@@ -50,7 +50,7 @@ def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotat
     """
     configured = [name for name in SPLITS if getattr(data, name)]
     if data.format == "shapes":
-        configured = ["train", "val"]
+        configured = list(TRAINING_SPLITS)
     elif data.hold_out:
         configured.append("val")
     if split not in configured:

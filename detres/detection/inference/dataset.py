@@ -16,6 +16,7 @@ from detres.detection.inference.detector import detect_batch
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.models.rpn import ProposalCounts
 from detres.detection.structures import ImageBatch, Predictions, Proposals, Target
+from detres.eval_mode import evaluating
 
 
 def detect_dataset(
@@ -49,7 +50,6 @@ def detect_dataset(
     )
 
 
-@torch.inference_mode()
 def propose_dataset(
     detector: FasterRCNN,
     batches: Iterable[tuple[ImageBatch, list[Target]]],
@@ -64,9 +64,7 @@ def propose_dataset(
     afterwards.
     """
     boxes, scores = [np.zeros((0, 4))], [np.zeros(0, np.float32)]
-    was_training = detector.training
-    detector.eval()
-    try:
+    with evaluating(detector):
         for images, _ in tqdm(batches, desc="proposing", unit="batch", leave=False, disable=None):
             found = detector.propose(images.to(device), counts)
             sizes = zip(images.sizes, images.original_sizes, strict=True)
@@ -75,8 +73,6 @@ def propose_dataset(
                 box = scale_boxes(box.double(), from_size=size, to_size=original)
                 boxes.append(box.cpu().numpy())
                 scores.append(logits.sigmoid().cpu().numpy())
-    finally:
-        detector.train(was_training)
     return Proposals(
         source=f"the proposals for {truth.source}",
         image_ids=truth.image_ids,

@@ -12,6 +12,7 @@ from detres.boxes import scale_boxes
 from detres.class_map import ClassMap
 from detres.detection.data.batch import pad_images
 from detres.detection.structures import Detections, ImageBatch, Scale, names_of
+from detres.eval_mode import evaluating
 from detres.images.decode import Picture, as_rgb, one_or_more
 from detres.images.resize import resize_image, resized_size
 
@@ -87,24 +88,19 @@ class Detector:
         return replace(at((self.short_side, self.max_side)), others=others)
 
 
-@torch.inference_mode()
 def detect_batch(model: nn.Module, images: ImageBatch, device: torch.device) -> list[Detections]:
     """Return what `model`, in eval mode, finds in a batch: one Detections an image, on the CPU,
     boxes in the pixels of the original files.
 
     The model's train/eval state is put back afterwards.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         found = model(images.to(device))
-    finally:
-        model.train(was_training)
-    boxes = [
-        scale_boxes(each.boxes, from_size=size, to_size=original)
-        for each, size, original in zip(found, images.sizes, images.original_sizes, strict=True)
-    ]
-    return [
-        Detections(box, each.scores, each.labels).to("cpu")
-        for box, each in zip(boxes, found, strict=True)
-    ]
+        boxes = [
+            scale_boxes(each.boxes, from_size=size, to_size=original)
+            for each, size, original in zip(found, images.sizes, images.original_sizes, strict=True)
+        ]
+        return [
+            Detections(box, each.scores, each.labels).to("cpu")
+            for box, each in zip(boxes, found, strict=True)
+        ]

@@ -77,6 +77,18 @@ def build_rcnn(
     return model.to(memory_format=torch.channels_last)
 
 
+def build_localiser(
+    config: LocalisationModelConfig, proposer: LocalisationModelConfig | None, num_classes: int
+) -> ClassRPN | RCNN:
+    """Return what a file is about to fill: with the settings of a per-class RPN, `proposer`, R-CNN
+    on its proposals, else the per-class RPN of `config`.
+    """
+    if proposer is None:
+        return build_class_rpn(config, num_classes, pretrained=False)
+    inner = build_class_rpn(proposer, num_classes, pretrained=False)
+    return build_rcnn(config, num_classes, inner, pretrained=False)
+
+
 def _drop_stages_behind(backbone: Backbone, stage: str) -> None:
     """Take out what the RPN does not read."""
     if isinstance(backbone, VGG):  # whose last stage it reads: LocalisationModelConfig

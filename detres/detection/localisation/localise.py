@@ -5,13 +5,11 @@ Shapes: N images, G guesses of an image's class, P proposals of a guess.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from detres.boxes import clip_boxes, scale_boxes
@@ -25,6 +23,7 @@ from detres.detection.localisation.config import LocalisationEvalConfig
 from detres.detection.models.class_rpn import ClassRPN
 from detres.detection.models.rcnn import RCNN
 from detres.detection.structures import Detections, ImageBatch
+from detres.eval_mode import evaluating
 from detres.images.decode import read_image
 from detres.images.resize import warped_region
 
@@ -86,6 +85,15 @@ def how(members: Sequence[Member]) -> str:
     return words if len(members) == 1 else f"ensemble of {len(members)}: {words}"
 
 
+def require_one_kind(members: Sequence[Member]) -> None:
+    """Raise ValueError for members of two kinds, and for none."""
+    if len({isinstance(member.model, RCNN) for member in members}) != 1:
+        raise ValueError(
+            "an ensemble of localisers is of per-class RPNs or of R-CNNs, whose scores are two "
+            "things; here are both, or none"
+        )
+
+
 def localise(
     members: Sequence[Member],
     annotations: Annotations,
@@ -103,15 +111,10 @@ def localise(
     paper has an ensemble and no more of it, and this is how the detector's are put together
     (appendix B); scores are averaged as logits, for probabilities near 1 are all alike. The models'
     train/eval state is put back. An image in which nothing is proposed: the whole image. Raises
-    ValueError for members of two kinds, ImageReadError naming an image.
+    what require_one_kind raises, ImageReadError naming an image.
     """
-    rescore = {isinstance(member.model, RCNN) for member in members}
-    if len(rescore) != 1:
-        raise ValueError(
-            "an ensemble of localisers is of per-class RPNs or of R-CNNs, whose scores are two "
-            "things; here are both, or none"
-        )
-    (rescores,) = rescore
+    require_one_kind(members)
+    rescores = isinstance(members[0].model, RCNN)
     proposals = _union(
         [
             propose(
@@ -173,7 +176,7 @@ def propose(
             batch_size=loader.batch_size,
             num_workers=loader.num_workers,
         )
-        with _evaluating(model):
+        with evaluating(model):
             row = 0
             for images, _ in tqdm(batches, desc="proposing", leave=False, disable=None):
                 wanted = torch.from_numpy(labels[row : row + len(images)])
@@ -210,7 +213,7 @@ def _scored(
     """Logits (P,) of regions, and the boxes (P, 4) xyxy px to which they are moved, on the CPU."""
     side = model.crop_side
     logits, boxes = [], []
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(proposals), batch_size):
             regions = [
                 warped_region(image, box, side) for box in proposals[start : start + batch_size]
@@ -224,18 +227,6 @@ def _scored(
             boxes.append(model.box_coder.decode(reference, deltas).cpu())
             logits.append(scores.cpu())
     return torch.cat(logits), torch.cat(boxes)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Runs a block without gradients, `model` in eval mode, whose state is put back."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def _in_view(

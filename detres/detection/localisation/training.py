@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detres.class_map import ClassMap
+from detres.config import check
 from detres.detection.annotations import Annotations
 from detres.detection.build import train_loader
 from detres.detection.data.crops import ProposalsByImage
@@ -16,6 +17,7 @@ from detres.detection.evaluation.localisation import LocalisationResult, given_c
 from detres.detection.inference.pictures import write_sheet
 from detres.detection.localisation.build import (
     build_class_rpn,
+    build_localiser,
     build_rcnn,
     build_train_set,
     read_localisation,
@@ -34,7 +36,7 @@ from detres.detection.localisation.weights_file import load_proposer, save_local
 from detres.detection.models.class_rpn import ClassRPN
 from detres.detection.models.rcnn import RCNN
 from detres.detection.training import fingerprint_of
-from detres.files import load_model_state, write_text
+from detres.files import load_model_state, mapping, write_text
 from detres.runs.fingerprint import Fingerprint
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE
 from detres.runs.run import TrainingRun
@@ -91,7 +93,7 @@ class LocalisationTraining:
         """
         torch.manual_seed(config.seed)
         data = LocalisationData(config)
-        model, proposer = _build(config, data.train, pretrained=True)
+        model, proposer = _build(config, data.train)
         training = cls(config, model, data, device, proposer)
         backbone = model.net if isinstance(model, RCNN) else model.backbone
         if backbone.load_report is not None:
@@ -100,17 +102,19 @@ class LocalisationTraining:
 
     @classmethod
     def resume(cls, saved: SavedRun, device: torch.device) -> LocalisationTraining:
-        """Return what a saved run trained, as its last.pt left it.
+        """Return what a saved run trained, as its last.pt left it; the per-class RPN of an R-CNN is
+        in it, too.
 
-        Raises what `start` raises, ClassMismatchError when the data have other classes now,
-        CheckpointError when the weights do not fit.
+        Raises what LocalisationData raises, ClassMismatchError when the data have other classes
+        now, CheckpointError when the weights do not fit.
         """
         data = LocalisationData(saved.config)
         path, train = saved.path, data.train
         with reading_field(path, "classes"):
             class_map = ClassMap.from_dict(saved.state["classes"])
         class_map.require_same(train.class_map, str(path), train.source)
-        model, proposer = _build(saved.config, train, pretrained=False)
+        proposer = _saved_proposer(saved)
+        model = build_localiser(saved.config.model, proposer, len(class_map))
         with reading_field(path, "model"):
             load_model_state(model, saved.state["model"], path)
         return cls(saved.config, model, data, device, proposer)
@@ -124,8 +128,9 @@ class LocalisationTraining:
         return {"train": fingerprint_of(self.data.train), "val": fingerprint_of(self.data.val)}
 
     def state(self) -> dict:
-        """Return what last.pt holds of the classes."""
-        return {"classes": self.data.train.class_map.to_dict()}
+        """Return what last.pt holds of the classes and, of an R-CNN, of its per-class RPN."""
+        proposer = None if self.proposer is None else self.proposer.model_dump_json()
+        return {"classes": self.data.train.class_map.to_dict(), "proposer": proposer}
 
     def batches(self, run: TrainingRun) -> DataLoader:
         """Return the batches of the run's steps that are not done."""
@@ -174,14 +179,28 @@ class LocalisationTraining:
         return ProposalsByImage(train.image_ids, [of_image[0][0] for of_image in found])
 
 
+def _saved_proposer(saved: SavedRun) -> LocalisationModelConfig | None:
+    """The settings of the per-class RPN in the state of an R-CNN; where an earlier version wrote
+    it, of the file that the RPN is from.
+    """
+    if saved.config.model.kind == "class_rpn":
+        return None
+    if "proposer" not in saved.state:
+        _, own, _ = load_proposer(Path(saved.config.model.rcnn.proposals))
+        return own.model
+    with reading_field(saved.path, "proposer"):
+        tree = mapping(json.loads(saved.state["proposer"]))
+        return check(LocalisationModelConfig, tree, str(saved.path))
+
+
 def _build(
-    config: LocalisationConfig, train: Annotations, *, pretrained: bool
+    config: LocalisationConfig, train: Annotations
 ) -> tuple[ClassRPN | RCNN, LocalisationModelConfig | None]:
     """The model for the classes of `train`, and of an R-CNN the settings of its per-class RPN."""
     num_classes = len(train.class_map)
     if config.model.kind == "class_rpn":
-        return build_class_rpn(config.model, num_classes, pretrained=pretrained), None
+        return build_class_rpn(config.model, num_classes), None
     path = Path(config.model.rcnn.proposals)
     proposer, own, class_map = load_proposer(path)
     class_map.require_same(train.class_map, str(path), train.source)
-    return build_rcnn(config.model, num_classes, proposer, pretrained=pretrained), own.model
+    return build_rcnn(config.model, num_classes, proposer), own.model

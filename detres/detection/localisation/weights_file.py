@@ -10,7 +10,7 @@ import torch
 from backbones.files import DamagedFileError, require_digest
 from detres.class_map import ClassMap
 from detres.config import check
-from detres.detection.localisation.build import build_class_rpn, build_rcnn
+from detres.detection.localisation.build import build_localiser
 from detres.detection.localisation.config import LocalisationConfig, LocalisationModelConfig
 from detres.detection.models.class_rpn import ClassRPN
 from detres.detection.models.rcnn import RCNN
@@ -78,8 +78,8 @@ def load_localiser(path: Path) -> tuple[ClassRPN | RCNN, LocalisationConfig, Cla
         own = metadata_field(metadata, "proposer", path, mapping)
         proposer = check(LocalisationModelConfig, own, str(path))
     with torch.device("meta"):  # which takes no memory, whatever size the file says the model has
-        require_fitting(_build(config.model, proposer, len(class_map)), tensors, path)
-    model = _build(config.model, proposer, len(class_map))
+        require_fitting(build_localiser(config.model, proposer, len(class_map)), tensors, path)
+    model = build_localiser(config.model, proposer, len(class_map))
     load_model_state(model, tensors, path)
     return model.eval(), config, class_map
 
@@ -95,12 +95,3 @@ def load_proposer(path: Path) -> tuple[ClassRPN, LocalisationConfig, ClassMap]:
             f"{config.model.rcnn.proposals}"
         )
     return model, config, class_map
-
-
-def _build(
-    config: LocalisationModelConfig, proposer: LocalisationModelConfig | None, num_classes: int
-) -> ClassRPN | RCNN:
-    if proposer is None:
-        return build_class_rpn(config, num_classes, pretrained=False)
-    inner = build_class_rpn(proposer, num_classes, pretrained=False)
-    return build_rcnn(config, num_classes, inner, pretrained=False)
