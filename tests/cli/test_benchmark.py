@@ -37,4 +37,3 @@ def test_benchmark_of_the_classifier_s_input(what, jobs, capsys):
     assert benchmark.main([what, "--repeats", "1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
     assert [" ".join(row.split()[:2]) for row in rows] == jobs
-    assert all(float(row.split("times as fast")[0].split()[-1]) > 0 for row in rows)

@@ -324,7 +324,7 @@ def to_det_results(predictions: Predictions, numbers: Mapping[str, int]) -> str:
 
     numbers: image id -> its number. CLASS is the class's source id. Pixels are inclusive and count
     from 0, so that x2 and y2 lose 1; digits as to_voc_results has them (devkit of 2015, readme
-    3.3).
+    2.4).
     """
     columns = (
         [numbers[image_id] for image_id in predictions.image_ids.tolist()],
@@ -343,7 +343,7 @@ def to_loc_results(predictions: Predictions, image_ids: Collection[str]) -> str:
     the order of their file names, of its up to five best guesses: CLASS xmin ymin xmax ymax ...
 
     image_ids: of all images, each with a guess at least; CLASS and pixels as in to_det_results
-    (devkit of 2015, readme 2.4). Raises ValueError for an image without a guess.
+    (devkit of 2015, readme 3.3). Raises ValueError for an image without a guess.
     """
     classes, boxes = _class_numbers(predictions), _inclusive(predictions.boxes)
     lines = {image_id: [] for image_id in image_ids}
