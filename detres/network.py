@@ -30,8 +30,10 @@ class NetworkConfig(Section):
 
     at: ClassVar[str] = "model.network"  # the key under which it stands
 
-    name: str = "resnet50"
+    name: str = "resnet50"  # see `python -m backbones`
+    # kind of shortcut (paper, section 3.3 and Table 3)
     shortcut: Literal["A", "B", "C"] | None = None
+    # of shortcut A: where channels of zeros are added
     shortcut_padding: Literal["end", "both"] | None = None
     # stride 2 in the 1x1 (the paper) or the 3x3 of a bottleneck
     stride_placement: Literal["original", "torchvision"] | None = None
@@ -40,6 +42,7 @@ class NetworkConfig(Section):
     # a ResNet's max pooling: padded by a cell, or (the authors' own networks) not, and rounded up
     pool1: Literal["torch", "caffe"] | None = None
     fc_width: Annotated[int, Field(ge=1, le=65_536)] | None = None  # of a VGG's fc6 and fc7
+    # batch norm that learns, is frozen or synchronised, or group norm
     norm: Literal["batch", "frozen", "sync", "group"] | None = None
     zero_init_residual: bool | None = None  # not in the paper
     weights: UserPath | None = None  # a file, or a published name such as torchvision/resnet101.v1

@@ -42,6 +42,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     # the one writer of files is backbones.files
     "detres.files": ({"backbones", "detres.user_files"}, {"torch"}),
     "detres.network": ({"backbones", "detres.config"}, {"pydantic"}),
+    "detres.settings_table": ({"detres.config"}, set()),
     "detres.images": (
         {"backbones", "detres.class_map", "detres.console", "detres.files", "detres.user_files"},
         BASE | {"cv2", "PIL", "fsspec"},

@@ -27,6 +27,7 @@ from detres.runs.settings import TrainConfig
 class LearningNetworkConfig(NetworkConfig):
     """Which network learns to classify; the paper trains from scratch, without `weights`."""
 
+    # batch norm, synchronised batch norm, or group norm
     norm: Literal["batch", "sync", "group"] | None = None
 
 
@@ -44,14 +45,14 @@ class ClassificationDataConfig(Section):
 
     renamed: ClassVar[dict[str, str]] = {"size": "crop_side", "shorter": "short_sides"}
 
-    format: Literal["shapes", "folder", "shards", "cifar10"]
+    format: Literal["shapes", "folder", "shards", "cifar10"]  # how labelled images are kept
     # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder;
     # shards: or a URL
     root: UserPath | None = None
     # folder: the sub-folder with a folder a class; shards: a sub-folder of *.tar, or
     # train-{000..146}.tar
     train: UserPath = "train"
-    val: UserPath = "val"
+    val: UserPath = "val"  # what is evaluated on; as train
     # folder: only to train on a subset; shards: names of 0, 1, ...
     classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     # training images that cannot be read: skipped ones are listed in skipped.txt
@@ -64,14 +65,14 @@ class ClassificationDataConfig(Section):
     short_sides: tuple[Positive, Positive] = (256, 480)  # px between which the short side is drawn
     # images in memory: px of black around, out of which crops are drawn (section 4.2)
     pad: Count = 4
-    flip: Fraction = 0.5
+    flip: Fraction = 0.5  # probability of mirroring a training image
     # image files: standard deviation of AlexNet's colour shift
     pca: Annotated[float, Field(ge=0)] = 0.1
     # image files: magnitude of two random operations; not in the paper
     randaugment: Annotated[int, Field(ge=0, le=30)] = 0
     shapes_train: Positive = 2500  # shapes: images to draw
-    shapes_val: Positive = 200
-    workers: Count = 2
+    shapes_val: Positive = 200  # shapes: images to draw
+    workers: Count = 2  # processes that read images
 
     @property
     def arrays(self) -> bool:
@@ -84,11 +85,11 @@ class ClassificationTrainConfig(TrainConfig):
     fb.resnet.torch.
     """
 
-    batch_size: Positive = 256
+    batch_size: Positive = 256  # images a step
     lr: PositiveFloat = 0.1
-    reference_batch: Positive = 256
+    reference_batch: Positive = 256  # the batch that lr is stated for
     bias_lr_scale: PositiveFloat = 1.0  # fb.resnet.torch
-    warmup_steps: Count = 0
+    warmup_steps: Count = 0  # none in the paper's ImageNet runs
     # ends the warm-up once training error is below (section 4.2, ResNet-110: 0.8)
     warmup_until_error: Annotated[float, Field(gt=0, le=1)] | None = None
     mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha; not in the paper
@@ -104,18 +105,19 @@ class ClassificationEvalConfig(Section):
 
     renamed: ClassVar[dict[str, str]] = {"resize": "short_side"}
 
+    # the centre crop, ten crops, or the whole image at several scales
     views: Literal["center", "ten_crop", "dense"] = "center"
     short_side: Positive = 256  # px, before cropping; image files only
     # dense: short sides in px
     scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
-    batch_size: Positive = 100
+    batch_size: Positive = 100  # images at once
 
 
 class ClassificationConfig(Section):
     """One run."""
 
-    name: RunName
-    seed: Count = 3
+    name: RunName  # of the run folder, runs/NAME
+    seed: Count = 3  # of all that is drawn at random
     data: ClassificationDataConfig
     model: ClassifierConfig = ClassifierConfig()
     train: ClassificationTrainConfig

@@ -50,7 +50,7 @@ class BackboneConfig(NetworkConfig):
 
     at: ClassVar[str] = "model.backbone"
 
-    name: str = "resnet101"
+    name: str = "resnet101"  # a ResNet with a stage for the regions, or a VGG
     stride_placement: Literal["original", "torchvision"] | None = "original"
     # paper, appendix A: batch norm is fixed in detection
     norm: Literal["frozen", "batch", "group"] | None = "frozen"
@@ -99,7 +99,9 @@ class PixelConfig(Section):
     """What pixels are made of. mean and std are on the 0..255 scale, in channel_order."""
 
     mean: Triple = (123.675, 116.28, 103.53)  # the torchvision weights' RGB means
+    # each channel is divided by it
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
+    # in which the network reads pixels; files and arrays are RGB
     channel_order: Literal["rgb", "bgr"] = "rgb"
 
 
@@ -132,30 +134,34 @@ class AnchorConfig(Section):
     side 64 (Ren et al., 4.2).
     """
 
+    # px of the resized image: the side of the square one
     sizes: Annotated[tuple[AnchorSide, ...], Few] = (128.0, 256.0, 512.0)
+    # height / width, at the area of the square
     aspect_ratios: Annotated[tuple[AspectRatio, ...], Few] = (0.5, 1.0, 2.0)
+    # whose rounding and order of anchors
     style: Literal["py-faster-rcnn", "torchvision", "detectron2"] = "py-faster-rcnn"
 
 
 class RPNConfig(Section):
     """The region proposal network; values of py-faster-rcnn unless said."""
 
-    width: Annotated[int, Field(ge=1, le=65_536)] = 512
-    objectness: Literal["softmax", "sigmoid"] = "softmax"
+    width: Annotated[int, Field(ge=1, le=65_536)] = 512  # channels of the 3x3 convolution
+    objectness: Literal["softmax", "sigmoid"] = "softmax"  # two outputs an anchor, or one
+    # inside: anchors that cross the image's edge teach nothing (Ren et al., 3.3)
     train_anchors: Literal["inside", "all"] = "inside"
-    fg_iou_thresh: Fraction = 0.7
-    bg_iou_thresh: Fraction = 0.3
-    batch_size: Positive = 256
-    positive_fraction: Fraction = 0.5
+    fg_iou_thresh: Fraction = 0.7  # IoU from which an anchor is an object
+    bg_iou_thresh: Fraction = 0.3  # IoU under which it is background
+    batch_size: Positive = 256  # anchors an image that are learned from
+    positive_fraction: Fraction = 0.5  # of them, objects at most
     smooth_l1_beta: NotNegative = 1 / 9  # sigma 3; 0: L1, as in detectron2's zoo
     # what both losses are divided by: the anchors that were sampled, or (detectron2) the
     # `batch_size` that could be
     loss_normalizer: Literal["sampled", "batch_size"] = "sampled"
     min_size: NotNegative = 16.0  # px of the original image
-    nms_thresh: Fraction = 0.7
-    train_pre_nms_top_n: Positive = 12000
-    train_post_nms_top_n: Positive = 2000
-    test_pre_nms_top_n: Positive = 6000
+    nms_thresh: Fraction = 0.7  # IoU above which the worse of two proposals goes
+    train_pre_nms_top_n: Positive = 12000  # in training: best boxes an image that enter NMS
+    train_post_nms_top_n: Positive = 2000  # and proposals that leave it
+    test_pre_nms_top_n: Positive = 6000  # in tests: best boxes an image that enter NMS
     test_post_nms_top_n: Positive = 300  # paper, appendix A: 300 proposals
 
     @model_validator(mode="after")
@@ -167,6 +173,7 @@ class RPNConfig(Section):
 class RoIConfig(Section):
     """Pooling, box head and predictor; values of py-faster-rcnn unless said."""
 
+    # RoIPool (paper), or RoIAlign with or without the half-pixel shift
     pool: Literal["roi_pool", "roi_align", "roi_align_aligned"] = "roi_pool"
     # before conv5, whose stride halves it (the paper gives no size; every C4 release); a VGG's fc6
     # reads 7
@@ -174,20 +181,20 @@ class RoIConfig(Section):
     # behind fc6 and fc7 of a VGG: 0.5 in py-faster-rcnn's networks for VOC, none (0) for COCO
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     sampling_ratio: Count = 2  # RoIAlign only; 0 = adaptive
-    fg_iou_thresh: Fraction = 0.5
-    bg_iou_thresh: Fraction = 0.5
+    fg_iou_thresh: Fraction = 0.5  # IoU from which a region is an object
+    bg_iou_thresh: Fraction = 0.5  # IoU under which it is background
     # 0.1 in Ren et al. on VOC; 0 in py-faster-rcnn's Faster R-CNN configs and on COCO
     bg_iou_floor: Fraction = 0.0
-    batch_size: Positive = 128
-    positive_fraction: Fraction = 0.25
+    batch_size: Positive = 128  # regions an image that are learned from
+    positive_fraction: Fraction = 0.25  # of them, objects at most
     box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)  # 1 / (.1, .1, .2, .2)
     smooth_l1_beta: NotNegative = 1.0  # sigma 1; 0: L1, as in detectron2's zoo
     class_agnostic: bool = False  # one box a RoI for all classes, as in R-FCN
     # the whole image's feature beside each region's (paper, appendix B); trained, so not in `eval`
     context: bool = False
-    score_thresh: Fraction = 0.05
-    nms_thresh: Fraction = 0.3
-    detections_per_image: Positive = 100
+    score_thresh: Fraction = 0.05  # detections below it are dropped
+    nms_thresh: Fraction = 0.3  # IoU above which the worse of two detections of a class goes
+    detections_per_image: Positive = 100  # the best of all classes
 
     @model_validator(mode="after")
     def _thresholds_in_order(self) -> RoIConfig:
@@ -234,20 +241,20 @@ class DataConfig(Section):
 
     renamed: ClassVar[dict[str, str]] = {"boxes": "box_policy"}
 
-    format: Literal["shapes", "coco", "voc", "ilsvrc"]
+    format: Literal["shapes", "coco", "voc", "ilsvrc"]  # how annotations are written
     # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder
     root: UserPath | None = None
     # coco: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder;
     # ilsvrc: TASK/LIST, DET/val or CLS-LOC/train_loc
     train: tuple[UserPath, ...] = ()
     train_images: tuple[UserPath, ...] = ()  # coco: the image folder of each file
-    val: tuple[UserPath, ...] = ()
-    val_images: tuple[UserPath, ...] = ()
+    val: tuple[UserPath, ...] = ()  # what is evaluated on; entries as for train
+    val_images: tuple[UserPath, ...] = ()  # coco: the image folder of each file
     # the set that a test server evaluates, its annotations known (then eval reads them) or not:
     # coco: files such as image_info_test-dev2017.json; voc: a list of images in JPEGImages; ilsvrc:
     # DET/test or CLS-LOC/test
     test: tuple[UserPath, ...] = ()
-    test_images: tuple[UserPath, ...] = ()
+    test_images: tuple[UserPath, ...] = ()  # coco: the image folder of each file
     # images of `train` that are not trained on but are val, always the same; `val` is left out
     hold_out: Count = 0
     classes: tuple[str, ...] | None = None  # only to train on a subset; otherwise the data say
@@ -258,13 +265,13 @@ class DataConfig(Section):
     # files of proposals for the images of train and of val: what train.scheme=fast_rcnn learns
     # from and is evaluated on
     train_proposals: FilePath | None = None
-    val_proposals: FilePath | None = None
+    val_proposals: FilePath | None = None  # see train_proposals
     shapes_train: Positive = 2500  # shapes only: images to draw
-    shapes_val: Positive = 200
-    flip: Fraction = 0.5
+    shapes_val: Positive = 200  # shapes only: images to draw
+    flip: Fraction = 0.5  # probability of mirroring a training image
     # strength of the colour jitter; the paper's detector has none
     color: Annotated[float, Field(ge=0, le=1)] = 0.0
-    workers: Count = 2
+    workers: Count = 2  # processes that read images
 
     @model_validator(mode="after")
     def _splits_fit_format(self) -> DataConfig:
@@ -475,8 +482,9 @@ def _scaled(milestones: tuple[int, ...], total: int, length: int) -> list[int]:
 class EvalConfig(Section):
     """How held-out images are evaluated during training and after it."""
 
+    # whose rules AP is computed by
     protocol: Literal["coco", "voc07", "voc12", "imagenet_det"] = "coco"
-    batch_size: Positive = 1
+    batch_size: Positive = 1  # images at once; detections do not depend on it
     # of results for VOC's server: comp3 is for what was trained on VOC's data alone, pretraining
     # included; comp4, for any data, is true of every detector
     competition: Literal["comp3", "comp4"] = "comp4"
@@ -490,8 +498,8 @@ class EvalConfig(Section):
 class DetectionConfig(Section):
     """One run."""
 
-    name: RunName
-    seed: Count = 3  # py-faster-rcnn's
+    name: RunName  # of the run folder, runs/NAME
+    seed: Count = 3  # of all that is drawn at random; py-faster-rcnn's
     data: DataConfig
     model: ModelConfig
     train: DetectionTrainConfig

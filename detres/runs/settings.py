@@ -32,32 +32,35 @@ class TrainConfig(Section):
     milestones epochs too.
     """
 
-    batch_size: Positive = 2
+    batch_size: Positive = 2  # images a step
     lr: PositiveFloat = 1e-3  # for `reference_batch` images
     # py-faster-rcnn: the gradients of two images averaged (iter_size 2)
     reference_batch: Positive = 2
+    # whether lr is multiplied by batch_size / reference_batch
     lr_scaling: Literal["linear", "none"] = "linear"
-    steps: Positive | None = None
-    epochs: PositiveFloat | None = None
+    steps: Positive | None = None  # length of the run; this or `epochs`
+    epochs: PositiveFloat | None = None  # length in passes over the training set
+    # how lr falls: at milestones, when evaluations stall, or along half a cosine to 0
     schedule: Literal["multistep", "plateau", "cosine"] = "multistep"
     milestones: tuple[PositiveFloat, ...] = ()  # where lr is multiplied by gamma
-    gamma: Fraction = 0.1
+    gamma: Fraction = 0.1  # factor of lr at a milestone
     # plateau: evaluations in a row without a better metric, after which lr is multiplied by gamma
     patience: Positive = 5
     warmup_steps: Count = 500  # Detectron; py-faster-rcnn has no warm-up
-    warmup_factor: Fraction = 1 / 3
+    warmup_factor: Fraction = 1 / 3  # share of lr that the warm-up starts from, rising in a line
     # adamw is not the paper's: for short runs from random weights
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Fraction = 0.9  # sgd only
     # sgd only: how much faster biases learn (py-faster-rcnn's lr_mult 2; Detectron's too)
     bias_lr_scale: PositiveFloat = 2.0
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4  # of weights and, with sgd, of biases
+    # largest 2-norm of all gradients together; null: no limit
     clip_grad_norm: PositiveFloat | None = None
     # of the forward pass; auto: bf16 where the device has instructions for it, settled at the start
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    log_every: Positive = 20
+    log_every: Positive = 20  # steps
     eval_every: Count = 0  # steps; 0: only at the end
-    save_every: Positive = 500
+    save_every: Positive = 500  # steps between two states to resume from
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

@@ -79,16 +79,16 @@ class RCNNConfig(Section):
 
     # weights of a trained per-class RPN, whose proposals are learned from and tested
     proposals: UserPath | None = None
-    fg_iou_thresh: Fraction = 0.5
+    fg_iou_thresh: Fraction = 0.5  # IoU from which a region is an object
     positive_fraction: Fraction = 0.25  # R-CNN: 32 of 128 regions
-    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
-    smooth_l1_beta: NotNegative = 1.0
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)  # as the detector's
+    smooth_l1_beta: NotNegative = 1.0  # as the detector's
 
 
 class LocalisationModelConfig(Section):
     """All that is needed, with a class list, to build the model: stored in every weights file."""
 
-    kind: Literal["class_rpn", "rcnn"] = "class_rpn"
+    kind: Literal["class_rpn", "rcnn"] = "class_rpn"  # which of the two models
     backbone: BackboneConfig
     input: CropConfig = CropConfig()
     anchors: ClassAnchorConfig = ClassAnchorConfig()
@@ -125,10 +125,10 @@ class LocalisationModelConfig(Section):
 class LocalisationTrainConfig(TrainConfig):
     """The optimisation. The paper gives the batch; the rest is that of its classification."""
 
-    batch_size: Positive = 256
-    reference_batch: Positive = 256
+    batch_size: Positive = 256  # crops a step
+    reference_batch: Positive = 256  # the batch that lr is stated for
     lr: PositiveFloat = 0.01  # not in the paper
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # that of the paper's classification
 
 
 class LocalisationEvalConfig(Section):
@@ -140,7 +140,7 @@ class LocalisationEvalConfig(Section):
     # dense: short sides in px; those of the paper's classification (section 3.4)
     scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (224, 256, 384, 480, 640)
     max_side: Positive = 1000  # px cap of a whole image's long side; not in the paper
-    batch_size: Positive = 1
+    batch_size: Positive = 1  # images at once
     rcnn_batch_size: Positive = 64  # regions
 
     @model_validator(mode="after")
@@ -156,8 +156,8 @@ class LocalisationEvalConfig(Section):
 class LocalisationConfig(Section):
     """One run."""
 
-    name: RunName
-    seed: Count = 3
+    name: RunName  # of the run folder, runs/NAME
+    seed: Count = 3  # of all that is drawn at random
     data: DataConfig
     model: LocalisationModelConfig
     train: LocalisationTrainConfig
