@@ -116,16 +116,26 @@ def read_ilsvrc(
 
 
 def lists_overlap(one: str, other: str) -> bool:
-    """Whether two entries, TASK/LIST, may have images in common: the same list, one of which a name
-    with * is, or a part and the whole that it is of, as DET's val1 and val are.
+    """Whether two entries, TASK/LIST, may have images in common: the same list, or one that names
+    with * both stand for, or a part and the whole that it is of, as DET's val1 and val are.
     """
     (task, _, name), (its_task, _, its_name) = one.partition("/"), other.partition("/")
     if task != its_task:
         return False
-    if fnmatchcase(name, its_name) or fnmatchcase(its_name, name):
+    if _share_a_name(name, its_name):
         return True
     same_part = any(name.startswith(part) and its_name.startswith(part) for part in PARTS)
     return same_part and not WHOLES.isdisjoint((name, its_name))
+
+
+def _share_a_name(one: str, other: str) -> bool:
+    """Whether some name fits both patterns; ? and [ are taken to fit as much as * does."""
+    (start, *rest), (its_start, *its_rest) = (re.split(r"[*?[]", each) for each in (one, other))
+    if not rest or not its_rest:
+        return fnmatchcase(one, other) or fnmatchcase(other, one)
+    end, its_end = rest[-1], its_rest[-1]
+    starts = start.startswith(its_start) or its_start.startswith(start)
+    return starts and (end.endswith(its_end) or its_end.endswith(end))
 
 
 def image_numbers(root: str | Path, entry: str) -> dict[str, int]:

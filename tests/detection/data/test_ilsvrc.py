@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,12 @@ import pytest
 from detres.config import check
 from detres.detection.config import DataConfig
 from detres.detection.data.box_policy import AnnotationError
-from detres.detection.data.ilsvrc import image_numbers, read_ilsvrc, require_class_numbers
+from detres.detection.data.ilsvrc import (
+    image_numbers,
+    lists_overlap,
+    read_ilsvrc,
+    require_class_numbers,
+)
 from detres.detection.data.read import read_split
 from detres.detection.structures import names_of
 from detres.images.locate import OutsideFolderError
@@ -370,3 +377,11 @@ def test_classes_have_the_servers_numbers_or_are_refused(
         return
     with pytest.raises(AnnotationError, match=message):
         require_class_numbers(root, task)
+
+
+def test_two_patterns_overlap_exactly_where_a_name_fits_both() -> None:
+    words = ["".join(letters) for size in range(5) for letters in product("ab", repeat=size)]
+    patterns = ["".join(letters) for size in range(1, 4) for letters in product("ab*", repeat=size)]
+    for one, other in product(patterns, repeat=2):
+        both = any(fnmatchcase(word, one) and fnmatchcase(word, other) for word in words)
+        assert lists_overlap(f"DET/{one}", f"DET/{other}") == both, (one, other)

@@ -196,6 +196,9 @@ def test_ids_of_what_is_detected_in_must_be_those_of_one_file(tmp_path):
         (["DET/train_pos_7"], ["DET/train_*", "DET/train"], ["DET/train_*", "DET/train"]),
         (["CLS-LOC/train_cls"], ["CLS-LOC/train_loc", "CLS-LOC/val"], ["CLS-LOC/train_loc"]),
         (["CLS-LOC/val"], ["DET/val"], []),
+        (["DET/train_*"], ["DET/*_7", "DET/val*"], ["DET/*_7"]),
+        (["DET/train_pos_*_a"], ["DET/train_*_b", "DET/train_p*a"], ["DET/train_p*a"]),
+        (["DET/train_po?_1"], ["DET/train_n*", "DET/train_pos_*"], ["DET/train_pos_*"]),
     ],
 )
 def test_lists_of_ilsvrc_that_share_images_were_trained_on(learnt, judged, known):
