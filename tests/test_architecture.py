@@ -54,9 +54,14 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         {"detres.engine", "detres.files", "detres.config", "detres.user_files"},
         BASE | {"torchvision", "cv2", "pydantic"},
     ),
+    "detres.runs.resumable": (set(), set()),  # light
     f"{D}.structures": ({"detres.class_map"}, BASE),
     f"{D}.annotations": ({"detres.class_map", f"{D}.structures"}, BASE),
-    f"{D}.config": ({"backbones", "detres.config", "detres.network", "detres.runs"}, {"pydantic"}),
+    f"{D}.choices": (set(), set()),  # light: what a command's arguments are read with
+    f"{D}.config": (
+        {"backbones", "detres.config", "detres.network", "detres.runs", f"{D}.choices"},
+        {"pydantic"},
+    ),
     f"{D}.data": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
         | {"detres.held_out", "detres.user_files", "detres.values"}
@@ -76,7 +81,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.evaluation": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files"}
         | {"detres.images.decode", "detres.user_files", "detres.values"}
-        | {f"{D}.structures", f"{D}.annotations"},
+        | {f"{D}.structures", f"{D}.annotations", f"{D}.choices"},
         BASE | {"pycocotools"},
     ),
     f"{D}.localisation": (SHARED | {D}, BASE | {"pydantic", "tqdm"}),
@@ -96,8 +101,16 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         | {"detres.user_files", f"{C}.config", f"{D}.config", f"{D}.localisation.config"},
         set(),
     ),
-    "detres.cli": (
-        SHARED | {D, C, "detres.benchmarks", "detres.predictors", "detres.reproduction", "detres"},
+    "detres.reproduction.tables": (set(), set()),  # light
+    "detres.cli": (  # what is light, so that arguments are read at once
+        {"detres", "detres.console", "detres.user_files", "detres.runs.resumable"}
+        | {f"{D}.choices", "detres.reproduction.tables"},
+        set(),
+    ),
+    "detres.commands": (
+        SHARED
+        | {D, C, "detres.benchmarks", "detres.predictors", "detres.reproduction"}
+        | {"detres.cli.flags", "detres.cli.proposal_flags"},
         BASE | {"matplotlib"},
     ),
     "detres": (set(), set()),  # the Python API: its names are imported when asked for
@@ -208,6 +221,10 @@ def test_nothing_imports_in_a_circle():
         ("detres.engine", "from detres.cli import train_det", ["detres.cli.train_det"]),
         ("detres.runs", f"from {D}.config import DetectionConfig", [f"{D}.config"]),
         ("detres.benchmarks", "from detres.cli.flags import say", ["detres.cli.flags"]),
+        ("detres.cli", "from detres.commands.ending import HINTS", ["detres.commands.ending"]),
+        ("detres.cli", "from detres.runs.folder import STATE", ["detres.runs.folder"]),
+        ("detres.cli", "import numpy", ["numpy"]),
+        ("detres.cli", "from detres.detection.choices import SPLITS", []),
         ("detres.boxes", "def f():\n    import math", ["math inside a function"]),
     ],
 )

@@ -24,6 +24,7 @@ from detres.config import (
     Triple,
     UserPath,
 )
+from detres.detection.choices import SPLITS, TRAINING_SPLITS, ProtocolName
 from detres.network import NetworkConfig
 from detres.runs.settings import TrainConfig
 
@@ -222,11 +223,6 @@ class ModelConfig(Section):
                 f"grid of {FC_GRID}x{FC_GRID}: give {FC_GRID}"
             )
         return self
-
-
-SPLITS = ("train", "val", "test")
-TRAINING_SPLITS = SPLITS[:2]
-"""Those that a run reads: it learns from one, and the other judges it."""
 
 
 class DataConfig(Section):
@@ -475,7 +471,7 @@ def _scaled(milestones: tuple[int, ...], total: int, length: int) -> list[int]:
 class EvalConfig(Section):
     """How held-out images are evaluated during training and after it."""
 
-    protocol: Literal["coco", "voc07", "voc12", "imagenet_det"] = "coco"
+    protocol: ProtocolName = "coco"
     batch_size: Positive = 1
     # of results for VOC's server: comp3 is for what was trained on VOC's data alone, pretraining
     # included; comp4, for any data, is true of every detector

@@ -14,6 +14,7 @@ from detres.config import Section, by_key, check, load_config, with_overrides
 from detres.files import CheckpointError
 from detres.runs import folder as names
 from detres.runs.lock import FolderLock
+from detres.runs.resumable import MAY_CHANGE
 from detres.runs.settings import with_data_root
 from detres.runs.state import (
     DamagedStateError,
@@ -22,11 +23,6 @@ from detres.runs.state import (
     require_keys,
     require_whole,
 )
-
-MAY_CHANGE = ("data.workers", "data.damaged", "train.lr", "train.clip_grad_norm")
-"""Settings that a resumed run may have otherwise: where and how data are read, and what helps where
-the loss became infinite.
-"""
 
 STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
 

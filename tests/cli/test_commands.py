@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 
 import detres.cli
+import detres.commands
 from detres.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 EVALS = {f"eval_{of}" for of in ("classifier", "detections", "detector", "localiser", "proposals")}
-NO_COMMANDS = {"__init__", "flags", "submission"} | EVALS
+NO_COMMANDS = {"__init__", "flags", "proposal_flags", "advice", "command"}
 """Files of detres/cli that are not a command each."""
+
+PARTS = {"__init__", "ending", "configured", "submission"} | EVALS
+"""Files of detres/commands that are not the work of a command each."""
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -75,6 +79,8 @@ def test_every_command_has_its_module_and_its_script() -> None:
     names = {name.replace("-", "_") for name in COMMANDS}
     modules = {path.stem for path in Path(detres.cli.__file__).parent.glob("*.py")}
     assert modules - NO_COMMANDS == names
+    works = {path.stem for path in Path(detres.commands.__file__).parent.glob("*.py")}
+    assert works - PARTS == names
     assert {path.stem for path in TOOLS.glob("*.py")} == names
 
 

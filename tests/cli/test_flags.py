@@ -24,15 +24,11 @@ from detres.cli.flags import (
     CommandParser,
     add_training_flags,
     called_as,
-    config_from,
-    config_path,
-    ending,
-    read_config,
     require_resumable,
     resume_line_of,
-    saved_run,
-    usable_device,
 )
+from detres.commands.configured import config_from, config_path, read_config, saved_run
+from detres.commands.ending import carried_out, ending, usable_device
 from detres.config import ConfigError
 from detres.detection.config import DetectionConfig
 from detres.engine.flight_recorder import NonFiniteLossError
@@ -83,6 +79,8 @@ class FullFolderError(RunFolderError):
         ("train-det", "/usr/bin/pytest", "detres train-det"),
         ("train-det", "-c", "detres train-det"),
         ("train-det", "", "detres train-det"),
+        ("train-det", "detres train", "detres train"),
+        ("train-cls", "detres train", "detres train-cls"),
     ],
 )
 def test_a_command_is_named_as_it_was_called(
@@ -286,7 +284,9 @@ def test_a_message_of_any_length_is_cut_line_by_line(capsys):
 def test_usage_errors_do_not_repeat_all_that_was_given(arguments, capsys):
     parser = training_parser()
     with pytest.raises(SystemExit) as ended:
-        require_resumable(parser, parser.parse_args(arguments))
+        given = parser.parse_args(arguments)
+        require_resumable(parser, given)
+        carried_out(pytest.fail, parser, given)
     message = capsys.readouterr().err
     assert ended.value.code == 2
     assert len(message) < 3000
@@ -411,6 +411,21 @@ def test_a_run_to_resume_that_is_none(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_device_is_tried_before_it_is_taken() -> None:
     assert usable_device("cpu") == torch.device("cpu")
+    assert usable_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("gpu", "cuda:99", "", "meta"):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"{name} cannot be used: "):
+        with pytest.raises(ValueError, match=f"{name} cannot be used: "):
             usable_device(name)
+
+
+def test_a_device_that_there_is_not_is_a_usage_error(capsys):
+    parser = training_parser()
+    with pytest.raises(SystemExit) as ended:
+        carried_out(pytest.fail, parser, parser.parse_args(["--device", "gpu"]))
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("usage: ")
+    assert ": error: argument --device: gpu cannot be used: " in message
+    found = []
+    given = parser.parse_args(["--device", "cpu"])
+    assert carried_out(lambda arguments: found.append(arguments.device), parser, given) == 0
+    assert found == [torch.device("cpu")]

@@ -16,6 +16,7 @@ import pytest
 
 from detres import cli
 from detres.cli import eval, predict
+from detres.commands.predict import picture_names
 from detres.images.decode import read_image
 from tests.cli.conftest import SPARSE_IDS, VAL_IMAGES, FinishedRun, read_json, snapshot
 
@@ -337,7 +338,7 @@ def test_a_name_does_not_steer_the_console(
 def test_pictures_are_named_in_linear_time() -> None:
     """So many that looking through all names for each would never end."""
     files = [Path(f"{n}/a.jpg") for n in range(200_000)] + [Path("a-3.jpg"), Path("b.jpg")]
-    names = predict.picture_names(files)
+    names = picture_names(files)
     assert len(set(names.values())) == len(files)
     assert [names[file] for file in files[:3]] == ["a.jpg", "a-2.jpg", "a-3.jpg"]
     assert names[Path("b.jpg")] == "b.jpg"
