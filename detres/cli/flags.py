@@ -82,11 +82,11 @@ class CommandParser(argparse.ArgumentParser):
 
     def unexpected(self, *values: str) -> NoReturn:
         """End with an error: no flag and no argument takes these values."""
-        self._end_with([_Unknown(*_split(value), value) for value in values])
+        self._end_with([_Unknown(*_named(value), value) for value in values])
 
     def _unknown_flags(self, given: list[str]) -> list[_Unknown]:
         unknown = []
-        for token, following in zip(given, [*given[1:], "--"], strict=True):
+        for token, following in zip(given, [*given, "--"][1:], strict=True):
             if token in _ENDS_PARSING:
                 break
             name, value = _split(token)
@@ -116,6 +116,14 @@ class CommandParser(argparse.ArgumentParser):
 def _is_flag(token: str) -> bool:
     """Whether argparse takes it for a flag, not for a value."""
     return len(token) > 1 and token.startswith("-") and not _NUMBER.match(token)
+
+
+def _named(value: str) -> tuple[str, str | None]:
+    """What a value that stands alone is for, "" where that is not seen, and its value."""
+    if "=" in value:
+        return _split(value)
+    path = Path(value)
+    return "--weights" if path.is_file() else "--data" if path.is_dir() else "", value
 
 
 def _split(token: str) -> tuple[str, str | None]:

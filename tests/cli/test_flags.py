@@ -253,6 +253,12 @@ def test_memory_that_a_tensor_does_not_get_is_no_fault_of_ours(capsys):
     )
 
 
+def test_settings_of_every_set_count():
+    given = training_parser().parse_args(["--set", "a=1", "b=2", "--seed", "3", "--set", "c=4"])
+    assert given.set == ["a=1", "b=2", "c=4"]
+    assert training_parser().parse_args([]).set == []
+
+
 def test_the_change_of_data_is_accepted_by_a_resumed_run_only(capsys):
     parser = training_parser()
     require_resumable(parser, parser.parse_args(["--resume", "x", "--accept-data-change"]))
@@ -283,10 +289,14 @@ def test_a_message_of_any_length_is_cut_line_by_line(capsys):
 )
 def test_usage_errors_do_not_repeat_all_that_was_given(arguments, capsys):
     parser = training_parser()
-    with pytest.raises(SystemExit) as ended:
+
+    def command() -> int:
         given = parser.parse_args(arguments)
         require_resumable(parser, given)
-        carried_out(pytest.fail, parser, given)
+        return carried_out(pytest.fail, parser, given)
+
+    with pytest.raises(SystemExit) as ended:
+        command()
     message = capsys.readouterr().err
     assert ended.value.code == 2
     assert len(message) < 3000
