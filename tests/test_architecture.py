@@ -69,7 +69,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     f"{D}.inference": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
-        | {"detres.eval_mode"}
+        | {"detres.eval_mode", "detres.user_files", f"{D}.evaluation.result_files"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.models", f"{D}.data.batch"},
         BASE | {"cv2", "tqdm"},
     ),
@@ -81,6 +81,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     f"{D}.localisation": (SHARED | {D}, BASE | {"pydantic", "tqdm"}),
     f"{D}.build": (SHARED | {D}, {"torch"}),
+    f"{D}.detector": (SHARED | {D}, BASE | {"tqdm"}),
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),
     f"{D}.training": (SHARED | {D}, {"torch"}),
@@ -90,7 +91,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         BASE | {"torchvision", "cv2", "fsspec", "pydantic", "tqdm"},
     ),
     "detres.benchmarks": (SHARED | {D, C}, BASE | {"torchvision", "cv2", "PIL"}),
-    "detres.predictors": ({D, C, "detres.config"}, set()),
+    "detres.predictors": ({D, C, "detres.config", "detres.runs.weights"}, set()),
     "detres.reproduction": (
         {"backbones", "detres.config", "detres.console", "detres.files", "detres.runs"}
         | {"detres.user_files", f"{C}.config", f"{D}.config", f"{D}.localisation.config"},
@@ -98,7 +99,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     "detres.cli": (
         SHARED | {D, C, "detres.benchmarks", "detres.predictors", "detres.reproduction", "detres"},
-        BASE | {"matplotlib"},
+        BASE | {"matplotlib", "tqdm"},
     ),
     "detres": (set(), set()),  # the Python API: its names are imported when asked for
 }

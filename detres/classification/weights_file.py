@@ -17,7 +17,6 @@ from backbones import (
 from backbones.files import DIGEST
 from backbones.weights import UNCHECKED
 from detres.class_map import ClassMap
-from detres.classification.classifier import Classifier
 from detres.classification.config import ClassificationConfig, ClassifierConfig
 from detres.classification.model import ClassificationModel
 from detres.config import Notice, check
@@ -106,9 +105,3 @@ def _with_own_head(net: Backbone) -> ClassificationModel:
             f"these weights have no classifier that could be evaluated: {net.load_report}"
         )
     return ClassificationModel(net=net).to(memory_format=torch.channels_last).eval()
-
-
-def as_classifier(path: Path, notice: Notice = lambda _: None) -> Classifier:
-    """Return a file of `save_classifier` as a user calls it; raises as `load_classifier` does."""
-    model, _, class_map = load_classifier(path, notice)
-    return Classifier(model, class_map)

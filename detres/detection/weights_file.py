@@ -14,9 +14,8 @@ from backbones.files import DIGEST, DamagedFileError, read_safetensors_metadata,
 from backbones.weights import OF_BACKBONE, UNCHECKED, backbone_facts
 from detres.class_map import ClassMap
 from detres.config import Notice, check
-from detres.detection.build import build_detector, build_ensemble, input_spec_of
+from detres.detection.build import build_detector, input_spec_of
 from detres.detection.config import DetectionConfig
-from detres.detection.inference.detector import Detector
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.files import (
     WHAT_FILES_HOLD,
@@ -198,19 +197,3 @@ def _require_known_format(metadata: dict[str, str], path: Path) -> None:
             require_digest(metadata, path)
     except DamagedFileError as error:
         raise CheckpointError(str(error)) from None
-
-
-def as_detector(path: Path, notice: Notice = lambda _: None) -> Detector:
-    """Return a file of `save_detector` as a user calls it, which detects as its `eval` settings
-    say; raises as `load_detector` does.
-    """
-    model, config, class_map = load_detector(path, notice)
-    ensemble = build_ensemble([(model, config.model)], config.eval)
-    size = config.model.input
-    return Detector(
-        ensemble,
-        class_map,
-        short_side=size.short_side,
-        max_side=size.max_side,
-        other_scales=ensemble.other_scales,
-    )

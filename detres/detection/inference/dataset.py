@@ -12,7 +12,7 @@ from tqdm import tqdm
 from detres.boxes import scale_boxes
 from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
-from detres.detection.inference.detector import detect_batch
+from detres.detection.inference.detect import detect_batch
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.models.rpn import ProposalCounts
 from detres.detection.structures import ImageBatch, Predictions, Proposals, Target
