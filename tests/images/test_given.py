@@ -28,6 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 A, B = Path("set/a.png"), Path("set/b.png")
 
 
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -43,19 +44,21 @@ A, B = Path("set/a.png"), Path("set/b.png")
         (7, [7]),
     ],
 )
-def test_what_is_one_image(given: object, expected: list, folder: Path) -> None:
+def test_what_is_one_image(given: object, expected: list) -> None:
     assert is_one(given)
     (found,) = pictures_of(given)
     assert found is expected[0] or np.array_equal(found, expected[0])
 
 
-def test_a_picture_of_pillow_is_one(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_a_picture_of_pillow_is_one() -> None:
     with Image.open(A) as image:
         assert is_one(image)
         assert pictures_of(image) == [image]
         assert pictures_of([image, "b.png"]) == [image, "b.png"]
 
 
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -71,14 +74,15 @@ def test_a_picture_of_pillow_is_one(folder: Path) -> None:
         (np.zeros((0, 4, 5, 3), np.uint8), []),
     ],
 )
-def test_what_are_several_images(given: object, expected: list, folder: Path) -> None:
+def test_what_are_several_images(given: object, expected: list) -> None:
     assert not is_one(given)
     found = pictures_of(given)
     assert len(found) == len(expected)
     assert all(np.array_equal(mine, its) for mine, its in zip(found, expected, strict=True))
 
 
-def test_an_iterator_is_several_images(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_an_iterator_is_several_images() -> None:
     assert not is_one(iter(["a"]))
     assert pictures_of(str(path) for path in (A, B)) == [str(A), str(B)]
 
@@ -93,6 +97,7 @@ def test_a_list_names_files_of_its_own_folder_first_then_of_the_working_director
     assert find_images([folder / "absolute.txt"]) == [B.resolve(), A]
 
 
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -104,9 +109,7 @@ def test_a_list_names_files_of_its_own_folder_first_then_of_the_working_director
         (b"caf\xe9.png", r"list of images list\.txt: byte 0xe9"),
     ],
 )
-def test_what_a_list_names_wrongly_is_said_by_line(
-    text: bytes, message: str, folder: Path
-) -> None:
+def test_what_a_list_names_wrongly_is_said_by_line(text: bytes, message: str) -> None:
     Path("list.txt").write_bytes(text)
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         pictures_of("list.txt")

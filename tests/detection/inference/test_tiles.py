@@ -110,9 +110,7 @@ def test_tiles_that_cannot_be_are_refused(given: tuple, message: str) -> None:
 
 def test_an_object_across_a_seam_comes_out_once_and_whole() -> None:
     across = (60, 20, 130, 50)
-    assert merged(view(LEFT, (across, 0.7, 1)), view(RIGHT, (across, 0.9, 1))) == [
-        (across, 0.9, 1)
-    ]
+    assert merged(view(LEFT, (across, 0.7, 1)), view(RIGHT, (across, 0.9, 1))) == [(across, 0.9, 1)]
 
 
 def test_an_object_across_three_tiles_comes_out_once_and_whole() -> None:
