@@ -228,19 +228,26 @@ SPLITS = ("train", "val", "test")
 TRAINING_SPLITS = SPLITS[:2]
 """Those that a run reads: it learns from one, and the other judges it."""
 
+_FROM_TRAIN = ("hold_out", "val_share", "split")
+"""Settings by which some images of train are val."""
+
 
 class DataConfig(Section):
     """Where the annotated images are. Paths of files and splits are relative to `root`."""
 
     renamed: ClassVar[dict[str, str]] = {"boxes": "box_policy"}
 
-    format: Literal["shapes", "coco", "voc", "ilsvrc"]
+    format: Literal["shapes", "coco", "voc", "ilsvrc", "yolo", "xml", "labelme", "csv"]
     # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder
     root: UserPath | None = None
-    # coco: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder;
-    # ilsvrc: TASK/LIST, DET/val or CLS-LOC/train_loc
+    # coco, csv: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder;
+    # ilsvrc: TASK/LIST, DET/val or CLS-LOC/train_loc; xml, labelme: folders with a file an image;
+    # yolo: folders of images or lists of them, as data.yaml names them, or with train_images
+    # folders of labels
     train: tuple[UserPath, ...] = ()
-    train_images: tuple[UserPath, ...] = ()  # coco: the image folder of each file
+    # coco, csv: the image folder of each file; xml, labelme, yolo: of each folder, () where the
+    # images lie in it too (yolo: in images/, their labels in labels/)
+    train_images: tuple[UserPath, ...] = ()
     val: tuple[UserPath, ...] = ()
     val_images: tuple[UserPath, ...] = ()
     # the set that a test server evaluates, its annotations known (then eval reads them) or not:
@@ -250,6 +257,14 @@ class DataConfig(Section):
     test_images: tuple[UserPath, ...] = ()
     # images of `train` that are not trained on but are val, always the same; `val` is left out
     hold_out: Count = 0
+    # of the images of `train`, the part that is val; frames of one video and copies of one picture,
+    # as far as their names show them, stay together (see data/split.py); `val` is left out
+    val_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    split_seed: Count = 0  # of val_share
+    # a file that says which images of `train` are val, as a run with val_share writes one
+    split: FilePath | None = None
+    # yolo: the file that names the classes, data.yaml or classes.txt
+    class_names: UserPath | None = None
     classes: tuple[str, ...] | None = None  # only to train on a subset; otherwise the data say
     # what becomes of boxes without area or outside their image
     box_policy: Literal["drop", "error"] = "drop"
@@ -266,40 +281,68 @@ class DataConfig(Section):
     color: Annotated[float, Field(ge=0, le=1)] = 0.0
     workers: Count = 2
 
+    @property
+    def val_from_train(self) -> str | None:
+        """The setting by which some images of `train` are val; None: `val` has its own."""
+        return next((name for name in _FROM_TRAIN if getattr(self, name)), None)
+
     @model_validator(mode="after")
     def _splits_fit_format(self) -> DataConfig:
         given = [name for name in SPLITS if getattr(self, name) or getattr(self, f"{name}_images")]
         if self.format == "shapes":
-            if given or self.hold_out:
+            if given or self.val_from_train:
                 raise ValueError(
                     "format shapes has splits of its own: leave out train, val, test, their "
-                    "images and hold_out"
+                    f"images and {', '.join(_FROM_TRAIN)}"
                 )
             return self
-        if self.hold_out and "val" in given:
-            raise ValueError(
-                f"hold_out makes {self.hold_out} images of train val: leave out val and "
-                "val_images, or hold_out"
-            )
-        needed = ("train",) if self.hold_out else TRAINING_SPLITS
+        self._require_one_val(given)
+        # val or test alone is enough to evaluate on
+        alone = given and "train" not in given and not self.val_from_train
+        needed = () if alone else ("train",) if self.val_from_train else TRAINING_SPLITS
         for split in dict.fromkeys((*needed, *given)):
-            files, folders = getattr(self, split), getattr(self, f"{split}_images")
-            if not files:
-                raise ValueError(
-                    f"{split} is missing: format {self.format} needs at least one entry"
-                )
-            if self.format == "coco" and len(folders) != len(files):
-                raise ValueError(
-                    f"{split} has {len(files)} annotation files but {split}_images {len(folders)} "
-                    "folders"
-                )
-            places = {"voc": "JPEGImages", "ilsvrc": "Data"}
-            if self.format in places and folders:
-                raise ValueError(
-                    f"{split}_images does not apply to format {self.format}: images are in "
-                    f"{places[self.format]}"
-                )
+            self._require_entries(split)
+        if (self.class_names is None) == (self.format == "yolo"):
+            raise ValueError(
+                "format yolo needs class_names, the file that names the classes: data.yaml or "
+                "classes.txt"
+                if self.class_names is None
+                else f"class_names goes with format yolo, not with {self.format}"
+            )
         return self
+
+    def _require_one_val(self, given: list[str]) -> None:
+        """Raise ValueError where val is said in two ways."""
+        ways = [name for name in _FROM_TRAIN if getattr(self, name)]
+        if ways and "val" in given:
+            what = f"{self.hold_out} images" if ways[0] == "hold_out" else "some images"
+            raise ValueError(
+                f"{ways[0]} makes {what} of train val: leave out val and val_images, or {ways[0]}"
+            )
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(ways)} both say what is val: leave out one of them")
+
+    def _require_entries(self, split: str) -> None:
+        """Raise ValueError unless a split has entries, with the image folders that go with them."""
+        files, folders = getattr(self, split), getattr(self, f"{split}_images")
+        if not files:
+            raise ValueError(f"{split} is missing: format {self.format} needs at least one entry")
+        if self.format in ("coco", "csv") and len(folders) != len(files):
+            raise ValueError(
+                f"{split} has {len(files)} annotation files but {split}_images {len(folders)} "
+                "folders"
+            )
+        if self.format in ("xml", "labelme", "yolo") and len(folders) not in (0, len(files)):
+            raise ValueError(
+                f"{split} has {len(files)} folders of annotations but {split}_images "
+                f"{len(folders)} of images"
+            )
+        places = {"voc": "JPEGImages", "ilsvrc": "Data"}
+        if self.format in places and folders:
+            raise ValueError(
+                f"{split}_images does not apply to format {self.format}: images are in "
+                f"{places[self.format]}"
+            )
 
 
 class RefineConfig(Section):
