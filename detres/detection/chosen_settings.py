@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from backbones.vgg import FC_GRID
 from detres.config import in_yaml
 from detres.detection.annotations import Annotations
-from detres.detection.config import AnchorConfig, InputConfig, ModelConfig
+from detres.detection.config import VGGS, AnchorConfig, InputConfig, ModelConfig
 from detres.detection.data.anchor_fit import (
     ENOUGH,
     boxes_in_training,
@@ -279,7 +280,6 @@ def _choose_model(
     pixels: dict[str, object] = {}
     if start is not None:
         backbone |= {**start.facts.settings, "weights": start.weights}
-        backbone.setdefault("stride_placement", "torchvision")
         why = f"pretrained, {start.where}: {start.facts.words}"
         if recipe.backbone["norm"] == "frozen":
             why += "; its norm and first stages stay as they are"
@@ -290,11 +290,23 @@ def _choose_model(
                 "mean": list(spec.mean),
                 "std": list(spec.std),
             }
-    found.pick_section("model.backbone", backbone, why)
+    name = found["model.backbone.name"] or backbone.get("name", "resnet101")
+    found.pick_section("model.backbone", _that_it_has(str(name), backbone), why)
     found.pick_section("model.input", pixels, "what these weights expect")
     _choose_scale(found, train, recipe, machine)
     found.pick_section("model.rpn", _of_rpn(recipe, train), recipe.name)
-    found.pick_section("model.roi", _of_roi(recipe, train), recipe.name)
+    roi = _of_roi(recipe, train)
+    found.pick_section(
+        "model.roi", {**roi, "pool_size": FC_GRID} if name in VGGS else roi, recipe.name
+    )
+
+
+def _that_it_has(name: str, backbone: dict[str, object]) -> dict[str, object]:
+    """Without what a VGG has not."""
+    if name not in VGGS:
+        return {"stride_placement": "torchvision", **backbone}
+    absent = {"stride_placement", "pool1", *(() if name.endswith("_bn") else ("norm",))}
+    return {key: value for key, value in backbone.items() if key not in absent}
 
 
 def _choose_scale(found: _Chooser, train: Annotations, recipe: Recipe, machine: Machine) -> None:
@@ -409,7 +421,7 @@ def _choose_training(
         why = f"{FINE_TUNED_RATE:g} of the rate from scratch: what is there moves over"
     optimisation["warmup_steps"] = min(int(optimisation["warmup_steps"]), length // 5)
     found.pick_section("train", optimisation, why)
-    every = _eval_every(length, batch, num_images, num_val)
+    every = _eval_every(length, batch, num_val)
     found.pick("train.eval_every", every, f"{-(-length // every)} evaluations of {num_val} images")
 
 
@@ -428,9 +440,8 @@ def _length(recipe: Recipe, num_images: int, batch: int, tuned: bool) -> tuple[i
     return length, why
 
 
-def _eval_every(steps: int, batch: int, num_images: int, num_val: int) -> int:
+def _eval_every(steps: int, batch: int, num_val: int) -> int:
     """Steps between evaluations, so many that these take a small part of the time."""
-    del num_images
     of_steps = steps * batch * 3  # in images that are only looked at
     number = int(_EVALUATION_SHARE * of_steps / max(1, num_val))
     return -(-steps // min(max(number, 1), _EVALUATIONS))

@@ -74,6 +74,19 @@ def find_pretrained(device_type: str, wanted: Mapping[str, object]) -> Search:
     return Search(found[0] if found else None, tuple(notes))
 
 
+def given_weights(weights: str) -> Pretrained:
+    """Return what is known of the weights that a user names: a file, or a published name, which is
+    not looked for; raises WeightsError for a file that cannot be read.
+    """
+    if weights in PUBLISHED:
+        entry = PUBLISHED[weights]
+        settings = {"name": entry.architecture, **dict(entry.traits)}
+        facts = FileFacts(entry.architecture, settings, entry.input_spec, ours=False)
+    else:
+        facts = facts_of_file(weights) or FileFacts("a network", {}, None, ours=False)
+    return Pretrained(weights, facts, "as told")
+
+
 def _in_folder() -> Iterator[tuple[str, Path, str]]:
     """(weights, path, where) of the files in the folder of DETRES_WEIGHTS."""
     given = os.environ.get(FOLDER)
