@@ -419,6 +419,19 @@ _FIXED_FROM = 2
 """The first of PHASES in which the shared layers are fixed."""
 
 
+_TRAINED_A_LOOK = 10
+"""Images are trained on for each that is looked at on the way. Looking takes no longer than a step:
+forward alone, but over all proposals of a test.
+"""
+
+_LEAST_LOOKED_AT = 50
+"""Of fewer images the metric would say little."""
+
+
+_MOST_OF_THEM = 0.8
+"""Of the held-out images; where it would be more of them it is all."""
+
+
 class DetectionTrainConfig(TrainConfig):
     """The optimisation, and what is trained when."""
 
@@ -427,6 +440,12 @@ class DetectionTrainConfig(TrainConfig):
     # data.train_proposals. alternating: the paper's four steps, RPN, Fast R-CNN on its proposals,
     # then both again on shared layers that stay as the second left them
     scheme: Scheme = "joint"
+    # steps; 0: only at the end; auto: a fifth of the run, where that is 20 steps or more. Of scheme
+    # alternating that is 0: each of its steps goes on from the last weights of the one before
+    eval_every: Count | Literal["auto"] = "auto"
+    # held-out images of an evaluation on the way, always the same; the one at the end is of all.
+    # auto: so many that evaluations take about a tenth of the time, 50 at least
+    eval_images: Positive | Literal["auto", "all"] = "auto"
     # fixed: the layers that RPN and RoI head share do not learn
     shared_layers: Literal["learn", "fixed"] = "learn"
     # alternating: steps of each of the four, `steps` together; null: in PHASE_SHARES
@@ -447,6 +466,12 @@ class DetectionTrainConfig(TrainConfig):
             if given:
                 raise ValueError(f"{given[0]} goes with train.scheme=alternating")
             return self
+        if self.early_stopping or self.ema_decay is not None:
+            name = "early_stopping" if self.early_stopping else "ema_decay"
+            raise ValueError(
+                f"{name} does not go with scheme alternating, each of whose four steps goes on "
+                "from the last weights of the one before: leave it out"
+            )
         if self.shared_layers == "fixed":
             raise ValueError(
                 "scheme alternating fixes the shared layers in its last two steps by itself: leave "
@@ -468,6 +493,19 @@ class DetectionTrainConfig(TrainConfig):
             )
         return self
 
+    def looked_at(self, steps: int, num_held_out: int) -> int:
+        """Return how many of the held-out images every evaluation of a run of `steps` looks at; all
+        where there is none on the way.
+        """
+        every = self.evaluated_every(steps)
+        if self.eval_images == "all" or every == 0:
+            return num_held_out
+        number = self.eval_images
+        if number == "auto":
+            number = max(_LEAST_LOOKED_AT, every * self.batch_size // _TRAINED_A_LOOK)
+            number = num_held_out if number > _MOST_OF_THEM * num_held_out else number
+        return min(number, num_held_out)
+
     def phases(self, num_images: int) -> tuple[dict, ...]:
         """Return the train section of each of the four steps of scheme alternating, as plain values
         to be checked, for a training set of `num_images`: schemes "rpn" and "fast_rcnn", with the
@@ -488,6 +526,7 @@ class DetectionTrainConfig(TrainConfig):
             {
                 **self.model_dump(mode="json"),
                 "scheme": scheme,
+                "eval_every": 0 if self.eval_every == "auto" else self.eval_every,
                 "shared_layers": "learn" if number < _FIXED_FROM else "fixed",
                 "steps": length,
                 "epochs": None,
