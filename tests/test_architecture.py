@@ -63,6 +63,11 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         | {f"{D}.structures", f"{D}.annotations", f"{D}.config"},
         BASE | {"cv2", "albumentations", "defusedxml", "yaml"},
     ),
+    # the boxes that anchors are, which know no network
+    f"{D}.data.anchor_fit": (
+        {"detres.images", f"{D}.annotations", f"{D}.config", f"{D}.models.anchors"},
+        {"numpy"},
+    ),
     f"{D}.models": (
         {"backbones", "detres.boxes", "detres.images.normalize", f"{D}.structures"},
         {"torch", "torchvision"},
@@ -83,6 +88,10 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.build": (SHARED | {D}, {"torch"}),
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),
+    f"{D}.pretrained": ({"backbones", "detres.user_files"}, {"torch"}),
+    f"{D}.chosen_settings": (SHARED | {D}, BASE),
+    f"{D}.own_data": (SHARED | {D}, {"torch"}),
+    f"{D}.time_budget": (SHARED | {D}, {"numpy"}),
     f"{D}.training": (SHARED | {D}, {"torch"}),
     f"{D}.alternating": (SHARED | {D}, {"torch"}),
     C: (

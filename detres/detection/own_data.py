@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,14 @@ import torch
 from backbones import PUBLISHED
 from detres.config import by_key, check, config_of, given_settings, nested
 from detres.detection.annotations import Annotations
-from detres.detection.chosen_settings import Choice, Machine, Start, Trained, choose
+from detres.detection.chosen_settings import Choice, Machine, Start, Trained, choose, quoted
 from detres.detection.config import SPLITS, VGGS, DataConfig, DetectionConfig
 from detres.detection.data.box_policy import require_objects
 from detres.detection.data.read import read_split
 from detres.detection.data.recognise import Recognised, UnrecognisedDataError, recognise
-from detres.detection.pretrained import FOLDER, Pretrained, find_pretrained, given_weights
+from detres.detection.pretrained import FOLDER, find_pretrained, given_weights
 from detres.detection.weights_file import model_settings
-from detres.runs.settings import with_data_root
+from detres.runs.settings import holds_shapes, with_data_root
 
 WHERE_KEYS = (
     *("format", "root", "train", "train_images", "val", "val_images", "test", "test_images"),
@@ -61,8 +61,11 @@ class OwnData:
         *,
         device: torch.device,
         init_from: str | Path | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> OwnData:
         """Recognise and read what is at `path`; None: the embedded shapes.
+
+        say: called with lines on what the data are taken for, before they are read.
 
         overrides: settings KEY=VALUE of the user, which come before what is recognised and chosen.
         init_from: weights file of a trained detector to start from.
@@ -78,6 +81,8 @@ class OwnData:
             tree = {"root": str(path)}
         else:
             recognised = recognise(path, given.get("data.format"))
+            for line in described(recognised):
+                say(line)
             tree = recognised.data.model_dump(mode="json", exclude_defaults=True)
         alone = _checked_alone(tree, overrides, given, f"data {path or 'shapes'}")
         settings = by_key(alone.model_dump(mode="json"))
@@ -101,8 +106,8 @@ class OwnData:
         )
 
     def configured(self, steps: int | None = None) -> tuple[DetectionConfig, list[Choice]]:
-        """Return the configuration of a run, and what of it was chosen; steps: how many, where a time
-        says so. Raises ConfigError when settings of the user do not go with each other.
+        """Return the configuration of a run, and what of it was chosen; steps: how many, where a
+        time says so. Raises ConfigError when settings of the user do not go with each other.
         """
         protocol = "voc07" if self.data.format in _OF_VOC else "coco"
         choices = choose(
@@ -121,27 +126,24 @@ class OwnData:
         return check(DetectionConfig, tree, f"the settings for {self.data.root}"), choices
 
     def lines(self, choices: Sequence[Choice]) -> list[str]:
-        """Return what the data were taken for and what was chosen, a line each."""
-        said = []
-        if self.recognised is not None:
-            settings = " ".join(quoted(setting) for setting in self.recognised.settings())
-            said = [
-                f"{self.data.root}: {self.recognised.kind}; {self.recognised.reason}",
-                f"the same by hand: --set {settings}",
-            ]
-        said.append("chosen, each to be overridden with --set:")
-        said += [f"  {choice.line()}" for choice in choices]
-        return [*said, *(f"note: {note}" for note in self.notes)]
+        """Return what was chosen, and what else is to be said, a line each."""
+        chosen = [f"  {choice.line()}" for choice in choices]
+        notes = [f"note: {note}" for note in self.notes]
+        return ["chosen, each to be overridden with --set:", *chosen, *notes]
 
 
-def quoted(setting: str) -> str:
-    """Return a setting as a shell takes it."""
-    return f"'{setting}'" if re.search(r"[^\w./=:@%+-]", setting) else setting
+def described(recognised: Recognised) -> list[str]:
+    """Return what data were taken for and why, and the settings that say the same, a line each."""
+    settings = " ".join(quoted(setting) for setting in recognised.settings())
+    return [
+        f"data {recognised.data.root}: {recognised.kind}; {recognised.reason}",
+        f"the same by hand: --set {settings}",
+    ]
 
 
 def name_of(path: str | Path | None) -> str:
-    """Return the name of a run on the data at `path`, that of the folder in letters that a run's name
-    may have; of a file, that of the folder it is in.
+    """Return the name of a run on the data at `path`, that of the folder in letters that a run's
+    name may have; of a file, that of the folder it is in.
     """
     if path is None:
         return "shapes"
@@ -154,8 +156,8 @@ def name_of(path: str | Path | None) -> str:
 def _checked_alone(
     data: dict, overrides: Sequence[str], given: dict[str, object], source: str
 ) -> DetectionConfig:
-    """The data and the user's settings, all else as it is by default: what is wrong with them is said
-    before anything is read.
+    """The data and the user's settings, all else as it is by default: what is wrong with them is
+    said before anything is read.
     """
     name = given.get("model.backbone.name")
     model: dict = {"backbone": {"weights": "none"}}
@@ -193,9 +195,9 @@ def _start_of(
 def replaced_data(
     config: DetectionConfig, path: str | Path, given: Sequence[str]
 ) -> tuple[DetectionConfig, Recognised] | None:
-    """Return `config` for the data at `path` where these are not what its data section describes, and
-    what they are; None where it is to be used as it is: some of its entries are there, the user says
-    himself where they are, or nothing is recognised.
+    """Return `config` for the data at `path` where these are not what its data section describes,
+    and what they are; None where it is to be used as it is: some of its entries are there, the user
+    says himself where they are, or nothing is recognised.
 
     given: the user's settings by whole key.
     """
@@ -218,7 +220,7 @@ def _is_there(data: DataConfig, root: Path) -> bool:
     they are drawn into.
     """
     if data.format == "shapes":
-        return root.is_dir() and (not any(root.iterdir()) or any(root.glob("*shapes-v*")))
+        return root.is_dir() and (not any(root.iterdir()) or holds_shapes(root))
     entries = [entry for split in SPLITS for entry in getattr(data, split)]
     return any(path.exists() for entry in entries for path in _files_of(data.format, root, entry))
 
@@ -232,4 +234,3 @@ def _files_of(form: str, root: Path, entry: str) -> list[Path]:
     if form == "ilsvrc":
         return sorted((root / "ImageSets" / year).glob(f"{name}.txt"))
     return [root / entry]
-

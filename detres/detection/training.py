@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from detres.detection.build import (
     train_loader,
 )
 from detres.detection.config import DetectionConfig
+from detres.detection.data.anchor_fit import describe_fit
 from detres.detection.data.box_policy import require_objects
 from detres.detection.data.read import read_split
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
@@ -188,6 +190,9 @@ class DetectionTraining:
                 f"      on the way on {len(held_out.part)} of them, the same every time; on all at "
                 "the end (train.eval_images)"
             )
+        if self.config.train.scheme != "fast_rcnn":
+            map_size = functools.partial(self.detector.backbone.map_size, self.detector.stages[0])
+            lines += describe_fit(self.data.train, self.config.model, map_size)
         shared = self.data.train.num_shared_files(self.data.val)
         if shared:
             lines.append(

@@ -189,8 +189,13 @@ def with_data_root(data: DataSettings, root: str | Path | None) -> DataSettings:
     return data.model_copy(update={"root": str(Path(chosen).absolute())})
 
 
+def holds_shapes(folder: Path) -> bool:
+    """Whether embedded shapes were drawn into `folder`."""
+    return folder.is_dir() and any(folder.glob("*shapes-v*"))
+
+
 def _holds_other_files(cache: Path) -> bool:
-    return cache.is_dir() and any(cache.iterdir()) and not any(cache.glob("*shapes-v*"))
+    return cache.is_dir() and any(cache.iterdir()) and not holds_shapes(cache)
 
 
 def build_optimizer(settings: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
