@@ -31,6 +31,8 @@ WHERE_KEYS = (
 _OF_VOC = ("voc", "xml")
 """Formats whose data are known by VOC's numbers; the others by COCO's."""
 
+_ADVISED = "torchvision/resnet50.v1"
+
 _SPECIES = ("name", "shortcut", "stride_placement", "width", "pool1")
 """Settings of a backbone by which one that is at hand may be told to fit."""
 
@@ -77,13 +79,13 @@ class OwnData:
         recognised = None
         if path is None:
             tree: dict = {"format": "shapes"}
-        elif "data.format" in given and "data.train" in given:
+        elif given.get("data.format") == "shapes" or {"data.format", "data.train"} <= given.keys():
             tree = {"root": str(path)}
         else:
             recognised = recognise(path, given.get("data.format"))
             for line in described(recognised):
                 say(line)
-            tree = recognised.data.model_dump(mode="json", exclude_defaults=True)
+            tree = _beside(given, recognised.data)
         alone = _checked_alone(tree, overrides, given, f"data {path or 'shapes'}")
         settings = by_key(alone.model_dump(mode="json"))
         given = {key: settings.get(key) for key in given}
@@ -141,6 +143,17 @@ def described(recognised: Recognised) -> list[str]:
     ]
 
 
+def _beside(given: dict[str, object], data: DataConfig) -> dict[str, object]:
+    """What was recognised, but for what the user says in another way: which images are val."""
+    tree = data.model_dump(mode="json", exclude_defaults=True)
+    ways = (("val", "val_images"), ("val_share",), ("hold_out",), ("split",))
+    told = [way for way in ways if any(f"data.{key}" in given for key in way)]
+    if told:
+        others = {key for way in ways if way not in told for key in way}
+        return {key: value for key, value in tree.items() if key not in others}
+    return tree
+
+
 def name_of(path: str | Path | None) -> str:
     """Return the name of a run on the data at `path`, that of the folder in letters that a run's
     name may have; of a file, that of the folder it is in.
@@ -185,9 +198,9 @@ def _start_of(
     if search.best is not None:
         return search.best, search.notes
     advice = (
-        f"from random weights: no pretrained backbone is at hand; with one it learns more from few "
-        f"images: put a file such as {PUBLISHED['torchvision/resnet50.v1'].file} into a folder and "
-        f"name that in {FOLDER}"
+        "from random weights: no pretrained backbone is at hand, with which it learns more from few "
+        f"images: name a folder with one, such as {PUBLISHED[_ADVISED].file}, in {FOLDER}, or let "
+        f"model.backbone.weights={_ADVISED} download one"
     )
     return None, (*search.notes, advice)
 

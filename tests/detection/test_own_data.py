@@ -103,6 +103,19 @@ def test_what_the_user_sets_is_not_chosen(folder: Path) -> None:
     assert {"train.warmup_steps", "model.anchors.aspect_ratios"} <= settings
 
 
+def test_another_way_to_say_what_is_val_takes_the_place_of_the_one_found(folder: Path) -> None:
+    own = OwnData.read(folder, ["data.hold_out=3"], device=CPU)
+    assert (own.data.val, own.data.hold_out) == ((), 3)
+    assert (len(own.train), own.num_val) == (5, 3)
+    shutil.rmtree(folder / "val")
+    (folder / "annotations" / "val.json").unlink()
+    shared = OwnData.read(folder, [], device=CPU)
+    assert (shared.data.val, len(shared.train) + shared.num_val) == ((), 8)
+    told = ["data.val=[annotations/train.json]", "data.val_images=[train]"]
+    own = OwnData.read(folder, told, device=CPU)
+    assert (len(own.train), own.num_val) == (8, 8)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -63,8 +63,10 @@ def test_the_half_width_resnet50_is_known_by_its_first_convolution(
     (folder / "w.safetensors").symlink_to(file)
     best = find_pretrained("cpu", {}).best
     assert best.facts.settings == {
-        **{"name": "resnet50", "width": 0.5},
-        **{"stride_placement": "original", "pool1": "caffe"},
+        "name": "resnet50",
+        "width": 0.5,
+        "stride_placement": "original",
+        "pool1": "caffe",
     }
     spec = best.facts.input_spec
     assert (spec.channel_order, spec.mean, spec.std) == ("bgr", (104, 117, 123), (1, 1, 1))
@@ -157,7 +159,8 @@ def test_a_download_with_another_content_is_not_used(folder: Path) -> None:
 def test_weights_that_are_named_are_described_and_not_looked_for(folder: Path) -> None:
     found = given_weights("torchvision/resnet50.v1")
     assert found.facts.settings == {
-        **{"name": "resnet50", "stride_placement": "torchvision"},
+        "name": "resnet50",
+        "stride_placement": "torchvision",
         "pool1": "torch",
     }
     assert not (folder.parent / "hub").exists()
