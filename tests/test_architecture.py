@@ -59,7 +59,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.config": ({"backbones", "detres.config", "detres.network", "detres.runs"}, {"pydantic"}),
     f"{D}.data": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
-        | {"detres.held_out", "detres.user_files", "detres.values"}
+        | {"detres.config", "detres.held_out", "detres.user_files", "detres.values"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.config"},
         BASE | {"cv2", "albumentations", "defusedxml", "yaml"},
     ),

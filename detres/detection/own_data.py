@@ -85,7 +85,7 @@ class OwnData:
             recognised = recognise(path, given.get("data.format"))
             for line in described(recognised):
                 say(line)
-            tree = _beside(given, recognised.data)
+            tree = recognised.data.model_dump(mode="json", exclude_defaults=True)
         alone = _checked_alone(tree, overrides, given, f"data {path or 'shapes'}")
         settings = by_key(alone.model_dump(mode="json"))
         given = {key: settings.get(key) for key in given}
@@ -143,17 +143,6 @@ def described(recognised: Recognised) -> list[str]:
     ]
 
 
-def _beside(given: dict[str, object], data: DataConfig) -> dict[str, object]:
-    """What was recognised, but for what the user says in another way: which images are val."""
-    tree = data.model_dump(mode="json", exclude_defaults=True)
-    ways = (("val", "val_images"), ("val_share",), ("hold_out",), ("split",))
-    told = [way for way in ways if any(f"data.{key}" in given for key in way)]
-    if told:
-        others = {key for way in ways if way not in told for key in way}
-        return {key: value for key, value in tree.items() if key not in others}
-    return tree
-
-
 def name_of(path: str | Path | None) -> str:
     """Return the name of a run on the data at `path`, that of the folder in letters that a run's
     name may have; of a file, that of the folder it is in.
@@ -176,7 +165,7 @@ def _checked_alone(
     model: dict = {"backbone": {"weights": "none"}}
     if name in VGGS:
         model["roi"] = {"pool_size": 7}
-    train = {} if given.get("train.epochs") is not None else {"steps": 2**62, "eval_every": 1}
+    train = {"steps": 2**62, "eval_every": 1}
     tree = {"name": "own", "data": data, "model": model, "train": train}
     return config_of(tree, DetectionConfig, overrides, source)
 
