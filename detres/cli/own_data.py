@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from detres.cli.flags import (
     DETECTION_CONFIG,
@@ -19,9 +20,10 @@ from detres.cli.flags import (
 )
 from detres.config import given_settings
 from detres.detection.alternating import TRAININGS
+from detres.detection.annotations import Annotations
 from detres.detection.config import DetectionConfig
 from detres.detection.own_data import OwnData, described, name_of, replaced_data
-from detres.detection.time_budget import pace_of, seconds_of, with_time
+from detres.detection.time_budget import in_units, pace_of, seconds_of, with_time
 from detres.runs.settings import holds_shapes, with_data_root
 
 
@@ -65,16 +67,23 @@ def run_name(arguments: argparse.Namespace) -> str | None:
     return name_of(arguments.data) if arguments.data and is_own(arguments) else None
 
 
-def settled_config(arguments: argparse.Namespace) -> DetectionConfig:
-    """Return the checked configuration of a new run, all that was found and chosen said.
+class Settled(NamedTuple):
+    """The checked configuration of a new run, and its train and val where they were read for it."""
+
+    config: DetectionConfig
+    read: tuple[Annotations, Annotations] | None = None
+
+
+def settled_run(arguments: argparse.Namespace) -> Settled:
+    """Return what is to be trained by the flags, all that was found and chosen said.
 
     Raises what recognising, reading and checking raise, ShortTimeError for a --time that is too
     short.
     """
     began = time.monotonic()
     if not is_own(arguments):
-        config = _configured(arguments)
-        return config if arguments.time is None else _in_time(config, arguments, began)
+        settled = Settled(_configured(arguments))
+        return settled if arguments.time is None else _in_time(settled, arguments, began)
     own = OwnData.read(
         arguments.data,
         overrides_of(arguments),
@@ -82,13 +91,14 @@ def settled_config(arguments: argparse.Namespace) -> DetectionConfig:
         init_from=arguments.init_from,
         say=say,
     )
+    read = own.train, own.val
     config, choices = own.configured()
     if arguments.time is not None:
-        steps = _in_time(config, arguments, began).train.steps
-        config, choices = own.configured(steps)
+        timed, _ = _in_time(Settled(config, read), arguments, began)
+        config, choices = own.configured(timed.train.steps)
     for line in own.lines(choices):
         say(line)
-    return config
+    return Settled(config, read)
 
 
 def _configured(arguments: argparse.Namespace) -> DetectionConfig:
@@ -113,19 +123,21 @@ def _configured(arguments: argparse.Namespace) -> DetectionConfig:
     return config
 
 
-def _in_time(
-    config: DetectionConfig, arguments: argparse.Namespace, began: float
-) -> DetectionConfig:
-    """The configuration with as many steps as fit into --time, which is measured."""
+def _in_time(settled: Settled, arguments: argparse.Namespace, began: float) -> Settled:
+    """The same with as many steps as fit into --time, which is measured."""
+    config, making = settled.config, time.monotonic()
     if config.train.scheme == "alternating":
         raise ValueError("--time does not go with train.scheme=alternating: give train.steps")
     say("measuring how long a step and an evaluation take (these steps do not count)")
-    training = TRAININGS[config.train.scheme].start(config, arguments.device, arguments.init_from)
-    pace = pace_of(training, began)
-    settled = with_time(config, pace, arguments.time, len(training.data.val))
-    total = pace.takes(settled.train, settled.train.steps, len(training.data.val))
-    say(
-        f"{settled.train.steps} steps of {pace.step:.2g} s, and evaluations, take about "
-        f"{total / 60:.0f} min"
+    training = TRAININGS[config.train.scheme].start(
+        config, arguments.device, arguments.init_from, settled.read
     )
-    return settled
+    pace = pace_of(training, began=began, building=time.monotonic() - making)
+    data = training.data
+    config = with_time(config, pace, arguments.time, len(data.val))
+    total = pace.takes(config.train, config.train.steps, len(data.val))
+    say(
+        f"{config.train.steps} steps of {pace.step:.2g} s and the evaluations take about "
+        f"{in_units(total)}"
+    )
+    return Settled(config, (data.train, data.val))

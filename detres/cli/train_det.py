@@ -20,7 +20,7 @@ from detres.cli.own_data import (
     add_time_flag,
     require_one_length,
     run_name,
-    settled_config,
+    settled_run,
 )
 from detres.detection.alternating import (
     TRAININGS,
@@ -68,7 +68,8 @@ def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
     """Return what is to be trained, by the scheme of the configuration."""
     device, resume_line = arguments.device, resume_line_of("train-det")
     if arguments.resume is None:
-        config = settled_config(arguments)
+        settled = settled_run(arguments)
+        config = settled.config
         if config.train.scheme == "alternating":
             return AlternatingRun.start(
                 config,
@@ -77,7 +78,9 @@ def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
                 resume_line=resume_line,
                 init_from=arguments.init_from,
             )
-        training = TRAININGS[config.train.scheme].start(config, device, arguments.init_from)
+        training = TRAININGS[config.train.scheme].start(
+            config, device, arguments.init_from, settled.read
+        )
         return TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
     saved = saved_run(
         arguments,

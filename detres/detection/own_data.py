@@ -24,7 +24,7 @@ from detres.runs.settings import holds_shapes, with_data_root
 
 WHERE_KEYS = (
     *("format", "root", "train", "train_images", "val", "val_images", "test", "test_images"),
-    *("hold_out", "val_share", "split", "class_names"),
+    *("hold_out", "val_share", "split_seed", "split", "class_names"),
 )
 """Settings of DataConfig that say where the data are; the others say what becomes of them."""
 
@@ -49,7 +49,7 @@ class OwnData:
     recognised: Recognised | None
     data: DataConfig
     train: Annotations
-    num_val: int
+    val: Annotations
     machine: Machine
     start: Start
     given: dict[str, object]
@@ -92,7 +92,7 @@ class OwnData:
         data = with_data_root(alone.data, None)
         train = read_split(data, "train")
         require_objects(train, "to learn from")
-        num_val = len(read_split(data, "val"))
+        val = read_split(data, "val")
         machine = Machine.of(device)
         start, notes = _start_of(given, machine, init_from)
         return cls(
@@ -100,7 +100,7 @@ class OwnData:
             recognised,
             data,
             train,
-            num_val,
+            val,
             machine,
             start,
             given,
@@ -114,7 +114,7 @@ class OwnData:
         protocol = "voc07" if self.data.format in _OF_VOC else "coco"
         choices = choose(
             self.train,
-            self.num_val,
+            len(self.val),
             machine=self.machine,
             start=self.start,
             protocol=protocol,
@@ -187,9 +187,9 @@ def _start_of(
     if search.best is not None:
         return search.best, search.notes
     advice = (
-        "from random weights: no pretrained backbone is at hand, with which it learns more from few "
-        f"images: name a folder with one, such as {PUBLISHED[_ADVISED].file}, in {FOLDER}, or let "
-        f"model.backbone.weights={_ADVISED} download one"
+        "from random weights: no pretrained backbone is at hand, with which it learns more from "
+        f"few images: name a folder with one, such as {PUBLISHED[_ADVISED].file}, in {FOLDER}, or "
+        f"let model.backbone.weights={_ADVISED} download one"
     )
     return None, (*search.notes, advice)
 

@@ -33,7 +33,7 @@ _WANTED = {"cpu": "resnet18", "cuda": "resnet50"}
 
 @dataclass(frozen=True)
 class Pretrained:
-    """weights: a path, or a published name. facts: what is known of the network. where: in words."""
+    """weights: a path, or a published name. facts: what is known of it. where: in words."""
 
     weights: str
     facts: FileFacts

@@ -1,4 +1,4 @@
-"""How many steps a given time allows: a few real ones are timed first, and part of an evaluation."""
+"""How many steps a time allows: a few real ones are timed first, and part of an evaluation."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Pace:
     spent: float
 
     def takes(self, train: DetectionTrainConfig, steps: int, num_val: int) -> float:
-        """Return the s of a run of `steps`, its evaluations on `num_val` held-out images included."""
+        """Return the s of a run of `steps`, its evaluations on `num_val` images included."""
         return self.spent + steps * self.step + images_judged(train, steps, num_val) * self.image
 
 
@@ -115,11 +115,12 @@ def images_judged(train: DetectionTrainConfig, steps: int, num_val: int) -> int:
     return on_the_way * looked_at + num_val * (2 if looked_at < num_val else 1)
 
 
-def pace_of(training: DetectionTraining, began: float) -> Pace:
+def pace_of(training: DetectionTraining, *, began: float, building: float) -> Pace:
     """Time a few steps and a batch of an evaluation of `training`, which learns from them: it is to
-    be thrown away. began: time.monotonic() at the begin of the command.
+    be thrown away. began: time.monotonic() at the begin of the command. building: s that making
+    `training` took, and takes once more.
     """
-    built, trial = time.monotonic(), _Trial(training)
+    trial = _Trial(training)
     settings = training.config.train.settled(training.device)[0]
     batches = train_loader(
         training.data.train_set,
@@ -144,8 +145,7 @@ def pace_of(training: DetectionTraining, began: float) -> Pace:
         device=training.device,
     )
     step = (trial.ends[-1] - trial.ends[0]) / (_TIMED - 1)
-    # what came before is done once more for the run itself
-    return Pace(step, trial.image, time.monotonic() - began + (built - began))
+    return Pace(step, trial.image, time.monotonic() - began + building)
 
 
 def with_time(config: DetectionConfig, pace: Pace, seconds: float, num_val: int) -> DetectionConfig:

@@ -58,15 +58,19 @@ from detres.runs.state import reading_field
 class DetectionData:
     """The training set and the held-out annotations of one run.
 
-    Raises, before anything is written, what the readers raise; AnnotationError when one of the two
-    has no object to learn from or to evaluate on; ClassMismatchError when the names of their
-    classes differ.
+    read: train and val as `config` has them, where they were read already. Raises, before anything
+    is written, what the readers raise; AnnotationError when one of the two has no object to learn
+    from or to evaluate on; ClassMismatchError when the names of their classes differ.
     """
 
-    def __init__(self, config: DetectionConfig) -> None:
-        self.train_set = build_train_set(config)
+    def __init__(
+        self, config: DetectionConfig, read: tuple[Annotations, Annotations] | None = None
+    ) -> None:
+        train, val = (None, None) if read is None else read
+        self.train_set = build_train_set(config, train)
         self.train = self.train_set.annotations
-        val = read_split(config.data, "val")
+        if val is None:
+            val = read_split(config.data, "val")
         self.val = val.matched_to(self.train.class_map, self.train.source)
         require_objects(self.val, "to evaluate on, so no weights could be chosen as the best")
         self.train_proposals = self.train_set.proposals
@@ -120,13 +124,17 @@ class DetectionTraining:
 
     @classmethod
     def start(
-        cls, config: DetectionConfig, device: torch.device, init_from: str | None = None
+        cls,
+        config: DetectionConfig,
+        device: torch.device,
+        init_from: str | None = None,
+        read: tuple[Annotations, Annotations] | None = None,
     ) -> DetectionTraining:
         """Return what a new run trains.
 
         init_from: weights file of a trained detector, of these or other classes, to start from, in
-        place of the backbone's weights. Raises what DetectionData, build_detector and start_from
-        raise, ValueError for shared layers that are random and fixed.
+        place of the backbone's weights. read: see DetectionData. Raises what DetectionData,
+        build_detector and start_from raise, ValueError for shared layers that are random and fixed.
         """
         fixed = config.train.shared_layers == "fixed"
         if fixed and init_from is None and config.model.backbone.weights is None:
@@ -135,7 +143,7 @@ class DetectionTraining:
                 "or give model.backbone.weights"
             )
         torch.manual_seed(config.seed)
-        data = DetectionData(config)
+        data = DetectionData(config, read)
         class_map, notes = data.train.class_map, []
         detector = build_detector(config.model, len(class_map), pretrained=init_from is None)
         if init_from is not None:

@@ -63,7 +63,7 @@ def test_a_folder_is_all_that_is_needed(folder: Path) -> None:
     assert config.data.format == "coco"
     assert config.eval.protocol == "coco"
     assert len(read_split(config.data, "train")) == 8
-    assert (len(own.train), own.num_val) == (8, 2)
+    assert (len(own.train), len(own.val)) == (8, 2)
     assert said[0].startswith(f"data {folder}: COCO JSON; ")
     assert said[1].startswith("the same by hand: --set data.format=coco ")
     lines = own.lines(choices)
@@ -106,14 +106,14 @@ def test_what_the_user_sets_is_not_chosen(folder: Path) -> None:
 def test_another_way_to_say_what_is_val_takes_the_place_of_the_one_found(folder: Path) -> None:
     own = OwnData.read(folder, ["data.hold_out=3"], device=CPU)
     assert (own.data.val, own.data.hold_out) == ((), 3)
-    assert (len(own.train), own.num_val) == (5, 3)
+    assert (len(own.train), len(own.val)) == (5, 3)
     shutil.rmtree(folder / "val")
     (folder / "annotations" / "val.json").unlink()
     shared = OwnData.read(folder, [], device=CPU)
-    assert (shared.data.val, len(shared.train) + shared.num_val) == ((), 8)
+    assert (shared.data.val, len(shared.train) + len(shared.val)) == ((), 8)
     told = ["data.val=[annotations/train.json]", "data.val_images=[train]"]
     own = OwnData.read(folder, told, device=CPU)
-    assert (len(own.train), own.num_val) == (8, 8)
+    assert (len(own.train), len(own.val)) == (8, 8)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def boxes_in_training(
 
 
 def _known_sizes(annotations: Annotations, rows: np.ndarray) -> np.ndarray:
-    """The (h, w) (N, 2) int64 of every image; those of `rows` that are not stated, of their files."""
+    """The (h, w) of every image (N, 2) int64; what is not stated of `rows`, from their files."""
     sizes = annotations.image_sizes.astype(np.int64)
     for row in rows[(sizes[rows] <= 0).any(axis=1)].tolist():
         try:
