@@ -218,7 +218,8 @@ class _Chooser:
         self.known = dict(given)
 
     def pick(self, key: str, value: object, reason: str) -> None:
-        if key not in self.given:
+        """Choose a key that is neither given nor chosen."""
+        if key not in self.known:
             self.choices.append(Choice(key, value, reason))
             self.known[key] = value
 
@@ -257,7 +258,9 @@ def choose(
         _choose_model(found, train, recipe, start, machine)
     _choose_training(found, len(train), num_val, recipe, machine, start, steps)
     found.pick("eval.protocol", protocol, "the one that data in this layout are known by")
-    found.pick("eval.batch_size", min(4, recipe.batch * 2), "as many images at once as in training")
+    found.pick(
+        "eval.batch_size", min(4, recipe.batch * 2), "as many images at once as memory holds"
+    )
     return found.choices
 
 
@@ -318,18 +321,24 @@ def _choose_scale(found: _Chooser, train: Annotations, recipe: Recipe, machine: 
     """The size of images, and the anchors that fit the boxes at it."""
     inside = found["model.rpn.train_anchors"] == "inside"
     style = str(found["model.anchors.style"] or "detectron2")
-    side, why = _short_side(found, train, recipe, machine, style)
-    found.pick("model.input.short_side", side, why)
+    if "model.input.short_side" not in found.given:
+        side, why = _short_side(found, train, recipe, machine, style)
+        found.pick("model.input.short_side", side, why)
     side = int(found["model.input.short_side"])
-    sides = [round(side * factor) for factor in (0.8, 0.9, 1.0, 1.1)] if recipe.jitter else []
-    longest = max([round(side * _CAP), *sides])
+    longest = max(round(side * _CAP), *(found["model.input.train_short_sides"] or (0,)))
     found.pick("model.input.max_side", longest, "5/3 of short_side, as 1000 of 600")
-    if sides and max(sides) <= int(found["model.input.max_side"]):
+    if recipe.jitter:
+        cap = int(found["model.input.max_side"])
+        sides = sorted({min(cap, round(side * factor)) for factor in (0.8, 0.9, 1.0, 1.1)})
         found.pick("model.input.train_short_sides", sides, "scales in training, around short_side")
-    given = {
-        key: found[f"model.input.{key}"] for key in ("short_side", "max_side", "train_short_sides")
-    }
-    scaled = boxes_in_training(train, InputConfig(**{k: v for k, v in given.items() if v}))
+    scaled = boxes_in_training(
+        train,
+        InputConfig(
+            short_side=side,
+            max_side=found["model.input.max_side"],
+            train_short_sides=tuple(found["model.input.train_short_sides"] or ()),
+        ),
+    )
     anchors = fewest_anchors(scaled, style=style, inside=inside)
     told = {key: found[f"model.anchors.{key}"] for key in ("sizes", "aspect_ratios")}
     chosen = {"sizes": list(anchors.sizes), "aspect_ratios": list(anchors.aspect_ratios)}
@@ -350,11 +359,14 @@ def _short_side(
     own = int(statistics.median(shorts)) if shorts else recipe.short_side
     enlarged = own if machine.device == "cpu" else 2 * own  # the paper shows 375 px at 600
     first = max(_SMALLEST, min(recipe.short_side, enlarged))
-    largest = max(first, _LARGEST[machine.device])
+    longest = found["model.input.max_side"]
+    first = min(first, longest or first)
+    largest = max(first, min(_LARGEST[machine.device], longest or _LARGEST[machine.device]))
     rungs = [first, *(rung for rung in LARGER_SIDES if first < rung <= largest)]
     why = f"images of {own} px are as good at it as larger ones, for the time"
     for side in rungs:
-        scaled = boxes_in_training(train, InputConfig(short_side=side, max_side=round(side * _CAP)))
+        resized = InputConfig(short_side=side, max_side=longest or round(side * _CAP))
+        scaled = boxes_in_training(train, resized)
         share = reachable(scaled, style=style, inside=inside).on_grid
         if share >= ENOUGH + _TO_SPARE or len(scaled) == 0:
             break
@@ -406,7 +418,7 @@ def _choose_training(
         batch //= 2
     found.pick("train.batch_size", batch, f"{machine.memory:.0f} GiB of memory")
     batch = int(found["train.batch_size"])
-    if "train.epochs" not in found.given:
+    if found["train.epochs"] is None:
         length, why = _length(recipe, num_images, batch, tuned)
         if steps is not None:
             length, why = steps, "what the time allows"
@@ -414,18 +426,19 @@ def _choose_training(
     else:
         length = max(1, round(float(found["train.epochs"]) * num_images / batch))
     length = int(found["train.steps"] or length)
-    optimisation = dict(recipe.train)
-    if {"train.milestones", "train.gamma"} & found.given.keys():
-        optimisation["schedule"] = "multistep"
+    optimisation, why = dict(recipe.train), recipe.name
     told = found["train.optimizer"]
     if told is not None and told != optimisation.get("optimizer", "sgd"):
         optimisation = dict(_SGD if told == "sgd" else _ADAMW)
-    why = recipe.name
+    if found["train.milestones"]:
+        optimisation["schedule"] = "multistep"
     if tuned:
         optimisation["lr"] = float(f"{optimisation['lr'] * FINE_TUNED_RATE:g}")
         why = f"{FINE_TUNED_RATE:g} of the rate from scratch: what is there moves over"
     optimisation["warmup_steps"] = min(int(optimisation["warmup_steps"]), length // 5)
     found.pick_section("train", optimisation, why)
+    if found["train.schedule"] == "plateau":
+        found.pick("train.eval_every", max(1, length // 20), "a plateau is one of evaluations")
     found.pick("train.eval_every", "auto", f"some of {num_val} images five times, all at the end")
 
 

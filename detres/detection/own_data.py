@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from backbones import PUBLISHED
+from backbones.vgg import FC_GRID
 from detres.config import by_key, check, config_of, given_settings, nested
 from detres.detection.annotations import Annotations
 from detres.detection.chosen_settings import Choice, Machine, Start, Trained, choose, quoted
@@ -161,10 +162,12 @@ def _checked_alone(
     """The data and the user's settings, all else as it is by default: what is wrong with them is
     said before anything is read.
     """
-    name = given.get("model.backbone.name")
-    model: dict = {"backbone": {"weights": "none"}}
-    if name in VGGS:
-        model["roi"] = {"pool_size": 7}
+    model: dict = {
+        "backbone": {"weights": "any", "norm": "batch", "freeze_at": 0},
+        "input": {"short_side": 1, "max_side": 2**31},
+    }
+    if given.get("model.backbone.name") in VGGS:
+        model["roi"] = {"pool_size": FC_GRID}
     train = {"steps": 2**62, "eval_every": 1}
     tree = {"name": "own", "data": data, "model": model, "train": train}
     return config_of(tree, DetectionConfig, overrides, source)

@@ -160,6 +160,20 @@ def test_a_schedule_with_milestones_is_multistep() -> None:
     assert found.train.schedule == "multistep"
 
 
+def test_a_plateau_waits_for_evaluations() -> None:
+    found = chosen(cells(), given={"train.schedule": "plateau"})
+    assert found.train.eval_every == 30
+
+
+def test_a_given_cap_holds_for_what_is_chosen() -> None:
+    for start in (None, HALF):
+        found = chosen(cells(side=20.0), start=start, given={"model.input.max_side": 250})
+        given = found.model.input
+        assert max(given.short_side, *given.train_short_sides, 0) <= given.max_side == 250
+    sides = {"model.input.train_short_sides": [900, 1000]}
+    assert chosen(cells(), given=sides).model.input.max_side == 1000
+
+
 def test_another_optimizer_has_its_own_rate() -> None:
     assert chosen(cells(), given={"train.optimizer": "sgd"}).train.lr == 5e-3
     assert chosen(cells(), start=HALF, given={"train.optimizer": "adamw"}).train.lr == 1e-3

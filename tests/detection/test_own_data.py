@@ -133,6 +133,24 @@ def test_settings_that_cannot_be_are_named(folder: Path, setting: str, message: 
     assert str(error.value).count("\n") < 3
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "model.input.max_side=250",
+        "model.input.short_side=1200",
+        "model.backbone.weights=null",
+        "model.backbone.norm=group",
+        "model.backbone.name=vgg16_bn",
+        "train.schedule=plateau",
+        "train.epochs=2",
+        "train.milestones=[5]",
+    ],
+)
+def test_one_setting_is_enough(folder: Path, setting: str) -> None:
+    config, _ = OwnData.read(folder, [setting], device=CPU).configured()
+    assert config.train.steps is None or config.train.steps > 0
+
+
 def test_settings_that_do_not_go_together_are_named(folder: Path) -> None:
     own = OwnData.read(folder, ["train.steps=50", "train.milestones=[60]"], device=CPU)
     with pytest.raises(ConfigError, match=r"milestone 60 lies at or beyond the end"):
