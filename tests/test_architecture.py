@@ -85,7 +85,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.build": (SHARED | {D}, {"torch"}),
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),
-    f"{D}.training": (SHARED | {D}, {"torch"}),
+    f"{D}.training": (SHARED | {D}, BASE),
     f"{D}.judging": (SHARED | {D}, BASE),
     f"{D}.alternating": (SHARED | {D}, {"torch"}),
     C: (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -272,9 +273,8 @@ class DetectionTraining:
         """Write into `folder` the detections, numbers and a picture of an evaluation, and the
         weights as they are, after `step` steps, at the last.
         """
-        seen = len(evaluation.predictions.seen)
-        truth = self.held_out.val if seen == len(self.held_out.val) else self.held_out.part
-        keep_detector(folder, self.detector, self.config, truth, evaluation, step, self.init_from)
+        val = self.data.val
+        keep_detector(folder, self.detector, self.config, val, evaluation, step, self.init_from)
 
     def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
         """Write weights, detections, numbers and a picture of the best evaluation so far.
@@ -350,14 +350,17 @@ def keep_detector(
     step: int,
     init_from: str | None,
 ) -> None:
-    """Write into `folder` the detections, numbers and a picture of an `evaluation` on `val`, all
-    images that it looked at, and the weights, after `step` steps from those of `init_from`, at the
-    last.
+    """Write into `folder` the detections, numbers and a picture of an `evaluation` on images of
+    `val`, and the weights, after `step` steps from those of `init_from`, at the last.
+
+    Where it has not looked at all of them, the numbers say at how many.
     """
-    found = evaluation.predictions
+    found, numbers = evaluation.predictions, {"step": step}
+    if len(found.seen) < len(val):
+        numbers["images"] = len(found.seen)
+        val = val.subset(np.flatnonzero(np.isin(val.image_ids, found.seen)), val.source)
     write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
-    numbers = {"step": step, "images": len(val), **evaluation.result.to_dict()}
-    metrics = json.dumps(numbers, indent=2)
+    metrics = json.dumps({**numbers, **evaluation.result.to_dict()}, indent=2)
     write_text(folder / METRICS, metrics)
     write_sheet(folder / PICTURE, val, found)
     save_detector(folder / DETECTOR_WEIGHTS, detector, config, val.class_map, step, init_from)

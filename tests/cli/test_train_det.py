@@ -379,7 +379,12 @@ def test_resume_alone_takes_the_newest_run_of_the_configs_name(
 
 @pytest.mark.parametrize(
     "flags",
-    [["--set", "train.steps=9"], ["--seed", "1"], ["--out", "x"], ["--init-from", "w.safetensors"]],
+    [
+        ["--set", "train.batch_size=9"],
+        ["--seed", "1"],
+        ["--out", "x"],
+        ["--init-from", "w.safetensors"],
+    ],
 )
 def test_resume_takes_no_settings(
     flags: list[str], finished: FinishedRun, capsys: pytest.CaptureFixture[str]
