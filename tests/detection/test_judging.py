@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_the_images_are_drawn_by_the_seed_and_more_of_them_hold_the_fewer(tmp_pa
         config = config_of(tmp_path, seed=seed)
         parts = [HeldOut(config, val, number) for number in (1, 2, 3, 4)]
         drawn[seed] = [part.part.image_ids.tolist() for part in parts]
-        for number, (fewer, more) in enumerate(zip(parts, parts[1:], strict=False), start=1):
+        for number, (fewer, more) in enumerate(pairwise(parts), start=1):
             assert len(fewer.part) == number
             assert set(fewer.part.image_ids) < set(more.part.image_ids)
             assert (np.diff(fewer.rows) > 0).all()
