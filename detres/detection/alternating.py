@@ -72,11 +72,14 @@ class ProposalTraining(DetectionTraining):
         """Return what was proposed for the images that all evaluations look at."""
         return found.of_images(self.held_out.rows)
 
-    def write(self, folder: Path, evaluation: RecallResult, step: int) -> None:
-        """Write numbers of an evaluation, and the weights as they are, after `step` steps."""
+    def write(self, folder: Path, evaluation: RecallResult, step: int, truth: Annotations) -> None:
+        """Write the numbers of an evaluation on the images of `truth`, and the weights as they are,
+        after `step` steps.
+        """
         class_map, weights = self.data.train.class_map, folder / names.DETECTOR_WEIGHTS
         save_detector(weights, self.detector, self.config, class_map, step, self.init_from)
-        metrics = json.dumps({"step": step, **evaluation.to_dict()}, indent=2)
+        numbers = {"step": step, "images": len(truth), **evaluation.to_dict()}
+        metrics = json.dumps(numbers, indent=2)
         write_text(folder / names.METRICS, metrics)
 
 

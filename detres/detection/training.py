@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -269,12 +268,17 @@ class DetectionTraining:
         """Return what was found in the images that all evaluations look at."""
         return self.held_out.predictions_of_part(found)
 
-    def write(self, folder: Path, evaluation: DetectionEvaluation, step: int) -> None:
-        """Write into `folder` the detections, numbers and a picture of an evaluation, and the
-        weights as they are, after `step` steps, at the last.
+    def write(
+        self,
+        folder: Path,
+        evaluation: DetectionEvaluation,
+        step: int,
+        truth: Annotations,
+    ) -> None:
+        """Write into `folder` the detections, numbers and a picture of an evaluation on the images
+        of `truth`, and the weights as they are, after `step` steps, at the last.
         """
-        val = self.data.val
-        keep_detector(folder, self.detector, self.config, val, evaluation, step, self.init_from)
+        keep_detector(folder, self.detector, self.config, truth, evaluation, step, self.init_from)
 
     def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
         """Write weights, detections, numbers and a picture of the best evaluation so far.
@@ -288,7 +292,8 @@ class DetectionTraining:
         if not improved and whole and self.held_out.is_divided:
             improved = not self._earlier_is_best(run, judgement)
         if improved:
-            self.write(run.folder, judgement.evaluation, run.progress.step)
+            truth = self.held_out.val if whole else self.held_out.part
+            self.write(run.folder, judgement.evaluation, run.progress.step, truth)
 
     def _earlier_is_best(self, run: TrainingRun, judgement: Judgement) -> bool:
         """Whether the weights in the run folder are ahead of those after the last step on all
@@ -313,7 +318,7 @@ class DetectionTraining:
             best = earlier.best_metric
             ahead = is_better(earlier.metrics[best], last.metrics[best])
             if ahead:
-                self.write(run.folder, earlier, step)
+                self.write(run.folder, earlier, step, self.held_out.val)
         kept = step if ahead else run.progress.step
         run.log.line(
             f"{best} on all: {shown_metric(earlier.metrics[best])} after step {step}, "
@@ -350,17 +355,13 @@ def keep_detector(
     step: int,
     init_from: str | None,
 ) -> None:
-    """Write into `folder` the detections, numbers and a picture of an `evaluation` on images of
-    `val`, and the weights, after `step` steps from those of `init_from`, at the last.
-
-    Where it has not looked at all of them, the numbers say at how many.
+    """Write into `folder` the detections, numbers and a picture of an `evaluation` on `val`, and
+    the weights, after `step` steps from those of `init_from`, at the last.
     """
-    found, numbers = evaluation.predictions, {"step": step}
-    if len(found.seen) < len(val):
-        numbers["images"] = len(found.seen)
-        val = val.subset(np.flatnonzero(np.isin(val.image_ids, found.seen)), val.source)
+    found = evaluation.predictions
     write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
-    metrics = json.dumps({**numbers, **evaluation.result.to_dict()}, indent=2)
+    numbers = {"step": step, "images": len(val), **evaluation.result.to_dict()}
+    metrics = json.dumps(numbers, indent=2)
     write_text(folder / METRICS, metrics)
     write_sheet(folder / PICTURE, val, found)
     save_detector(folder / DETECTOR_WEIGHTS, detector, config, val.class_map, step, init_from)

@@ -66,9 +66,8 @@ def fit(
     run: Run,
     device: torch.device,
 ) -> None:
-    """Train from `run.progress.step` to `schedule.steps`, or until early stopping, saving and
-    evaluating on the way and at the end; first of all, evaluate where the run stopped when that was
-    due.
+    """Train from the run's step to the last of `schedule`, or until early stopping, saving and
+    evaluating on the way and there; first of all, evaluate where that was due when the run stopped.
 
     model: called as model(images, targets), returns an object with .terms() (name -> scalar tensor)
     and .total(). batches: yields (images, targets) from the run's step on; images have .to(device),

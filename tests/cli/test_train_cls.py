@@ -790,6 +790,13 @@ def test_bad_settings(cifar: Path, refused: Callable[..., str]) -> None:
             "give train.eval_every",
         ),
         (["train.schedule=plateau", "train.milestones=[]", "train.steps=10000"], "would never act"),
+        (
+            ["train.early_stopping=2", "train.eval_every=2"],
+            "early_stopping is for detectors and localisers: a classifier is evaluated on its test "
+            "set, which must not decide when training ends",
+        ),
+        (["train.ema_decay=0.9"], "ema_decay is for detectors and localisers"),
+        (["train.eval_images=5"], "unknown key 'train.eval_images'"),
     ):
         assert message in refused(*base, *settings)
 

@@ -208,7 +208,7 @@ def test_the_best_are_chosen_by_numbers_of_the_same_images(marked, tmp_path, few
     mark, step, numbers = kept(tmp_path)
     assert (mark, step) == ((1.0, 4), (2.0, 10))[best - 1]
     assert numbers["AP"] == all_images[best - 1]
-    assert "images" not in numbers  # it is of all
+    assert numbers["images"] == 3
     assert run.progress.evaluations == {4: few[0], 10: few[1]}
     said = "\n".join(run.lines)
     if few[1] > few[0]:
@@ -255,7 +255,7 @@ def test_where_all_images_are_looked_at_every_time_the_metric_alone_decides(mark
     evaluated(marked, run, 10, 3.0, whole=True)
     mark, step, numbers = kept(tmp_path)
     assert (mark, step, numbers["AP"]) == (1.0, 4, 0.5)
-    assert "images" not in numbers
+    assert numbers["images"] == 3
     assert run.lines == []
 
 
