@@ -20,7 +20,14 @@ from detres.detection.alternating import FOLDERS
 from detres.detection.data.shapes import ensure_shapes
 from detres.detection.weights_file import started_from
 from detres.engine import loop
-from tests.cli.conftest import numbers_in, read_json, records, same_tensors, tensors
+from tests.cli.conftest import (
+    VAL_IMAGES,
+    numbers_in,
+    read_json,
+    records,
+    same_tensors,
+    tensors,
+)
 
 SETTINGS = ("train.steps=8", "train.phase_steps=[2,2,2,2]", "train.save_every=1")
 ALTERNATING = ("train.scheme=alternating", *SETTINGS, "train.proposals_post_nms_top_n=30")
