@@ -33,12 +33,13 @@ class Classifier:
 
     @classmethod
     def load(cls, file_or_name: str | Path, notice: Notice = lambda _: None) -> Classifier:
-        """Return the classifier of a weights file, a run folder or a run's name (runs/NAME, the one
-        saved last), on the CPU.
+        """Return the classifier that a run has learned, on the CPU.
 
-        notice: called with a line when the file, of an earlier version, carries no checksum. Raises
-        CheckpointError naming the file when it is missing, damaged, or no classifier's, and saying
-        what it is.
+        file_or_name: its weights file; the state it was stopped in, last.pt; its folder, or its
+        name (runs/NAME, of several the one saved last), of which it is what find_weights chooses.
+        notice: called with a line when the file, of an earlier version, carries no checksum, and
+        when it is a state. Raises CheckpointError naming the file when it is missing, damaged, or
+        no classifier's, and saying what it is; OtherWingError for the state of another wing.
         """
         model, _, class_map = load_classifier(find_weights(file_or_name), notice)
         return cls(model, class_map)

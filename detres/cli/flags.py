@@ -35,6 +35,7 @@ from detres.runs.folder import (
 from detres.runs.run import ResumeLine
 from detres.runs.saved import MAY_CHANGE, OtherWingError, SavedRun
 from detres.runs.settings import DataRootError, ShapesRootError, with_data_root
+from detres.runs.weights import find_weights
 from detres.user_files import expanded
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
@@ -430,6 +431,17 @@ def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
         return f"{text.removesuffix('.')}. Give --set {settings}"
     hint = next((hint for hint in hints if flags >= set(_FLAG.findall(hint))), None)
     return f"{text}: {hint}" if hint else text
+
+
+def weights_of(given: str) -> str:
+    """Return the weights file of --weights; of a run folder, or a run by its name, the one that
+    find_weights chooses, which is then said. Raises CheckpointError for a folder without one.
+    """
+    chosen = find_weights(given)
+    if str(chosen) != str(Path(given)):
+        notice(f"{given}: its {chosen.name}")
+        return str(chosen)
+    return given
 
 
 def say(line: str) -> None:

@@ -13,11 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from detres.classification.classifier import Classifier
 from detres.classification.weights_file import is_classifier
-from detres.cli.flags import CommandParser, add_device_flag, ending, notice, say
+from detres.cli.flags import (
+    CommandParser,
+    add_device_flag,
+    ending,
+    notice,
+    say,
+    weights_of,
+)
 from detres.console import one_line
 from detres.detection.detector import Detector
 from detres.detection.inference.pictures import PictureError, write_jpeg
@@ -36,15 +42,12 @@ from detres.images.decode import ImageReadError, read_image
 from detres.images.given import find_images, left_out
 from detres.predictors import load
 from detres.runs.folder import PREDICTIONS
-from detres.runs.weights import find_weights
 from detres.user_files import expanded
+from detres.waiting import counted
 
 DRAWN_SCORE = 0.5
 LISTED = 5
 """Of files that are left out, so many are named in a line."""
-
-SILENT = 30
-"""S after which a line says how far a video is."""
 
 Images = Iterator[tuple[Path, np.ndarray]]
 
@@ -79,8 +82,8 @@ def make_parser() -> argparse.ArgumentParser:
         type=expanded,
         metavar="FILE",
         required=True,
-        help="best.safetensors (detector) or weights.safetensors (classifier) of a run, its "
-        "folder, or its name",
+        help="a run's folder or name, its best.safetensors (detector) or weights.safetensors "
+        "(classifier), or the last.pt of one that was stopped",
     )
     parser.add_argument(
         "--out",
@@ -128,12 +131,13 @@ def predict(arguments: argparse.Namespace) -> None:
             f"{', ...' if len(others) > LISTED else ''}; convert them to JPEG or PNG"
         )
     files = find_images(named)
-    out, weights = Path(arguments.out), find_weights(arguments.weights)
+    out = Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder")
     names = picture_names(files)
     tiling = tiling_of(arguments)
-    classifies = is_classifier(weights)
+    weights = arguments.weights = weights_of(arguments.weights)
+    classifies = is_classifier(Path(weights))
     if classifies:
         require_a_detectors(arguments, files)
     require_free(out, [*([] if classifies else names.values()), PREDICTIONS])
@@ -303,8 +307,9 @@ class Drawing:
     ) -> Iterator[list[dict]]:
         """Detect in frames, which are counted from 0, and hand them, drawn, to `add`."""
         number = shown = 0
+        name = f"{one_line(str(file))} ({video.stated or '?'} frames)"
         start = time.perf_counter()
-        for number, frame in enumerate(progressing(video, one_line(str(file))), start=1):
+        for number, frame in enumerate(counted(video, name, "done"), start=1):
             decoded = time.perf_counter()
             results = self._detect(frame)
             detected = time.perf_counter()
@@ -321,19 +326,6 @@ class Drawing:
             f"{one_line(str(file))}: {number} frames, {shown} detections of at least "
             f"{self.lowest:g} drawn"
         )
-
-
-def progressing(video: Video, name: str) -> Iterator[np.ndarray]:
-    """Yield the frames of a video; on a terminal a bar says how far it is, elsewhere a line every
-    SILENT s.
-    """
-    said = time.monotonic()
-    with tqdm(video, desc=name, total=video.stated or None, leave=False, disable=None) as frames:
-        for number, frame in enumerate(frames):
-            if frames.disable and time.monotonic() - said > SILENT:
-                say(f"{name}: {number} of {video.stated or 'unknown'} frames")
-                said = time.monotonic()
-            yield frame
 
 
 def name_classes(classifier: Classifier, out: Path, images: Images) -> None:
@@ -368,10 +360,10 @@ def picture_names(files: list[Path]) -> dict[Path, str]:
     number_of: Counter[str] = Counter()
     for file in files:
         suffix = ".mp4" if is_video(file) else ".jpg"
-        name = f"{file.stem}{suffix}"
+        first = name = f"{file.stem}{suffix}"
         while name in taken:
-            number_of[file.stem] += 1
-            name = f"{file.stem}-{number_of[file.stem] + 1}{suffix}"
+            number_of[first] += 1
+            name = f"{file.stem}-{number_of[first] + 1}{suffix}"
         taken.add(name)
         names[file] = name
     return names

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from detres.class_map import ClassMap
 from detres.config import Notice
@@ -21,6 +20,7 @@ from detres.detection.weights_file import load_detector
 from detres.images.decode import as_rgb
 from detres.images.given import Pictures, is_one, pictures_of
 from detres.runs.weights import find_weights
+from detres.waiting import PASS_S, counted
 
 
 class Detector:
@@ -53,12 +53,14 @@ class Detector:
 
     @classmethod
     def load(cls, file_or_name: str | Path, notice: Notice = lambda _: None) -> Detector:
-        """Return the detector of a weights file, a run folder or a run's name (runs/NAME, the one
-        saved last), on the CPU; it detects as the `eval` settings of its training say.
+        """Return the detector that a run has learned, on the CPU; it detects as the `eval` settings
+        of its training say.
 
-        notice: called with a line when the file, of an earlier version, carries no checksum. Raises
-        CheckpointError naming the file when it is missing, damaged, or no detector's, and saying
-        what it is.
+        file_or_name: its weights file; the state it was stopped in, last.pt; its folder, or its
+        name (runs/NAME, of several the one saved last), of which it is what find_weights chooses.
+        notice: called with a line when the file, of an earlier version, carries no checksum, and
+        when it is a state. Raises CheckpointError naming the file when it is missing, damaged, or
+        no detector's, and saying what it is; OtherWingError for the state of another wing.
         """
         model, config, class_map = load_detector(find_weights(file_or_name), notice)
         ensemble = build_ensemble([(model, config.model)], config.eval)
@@ -146,8 +148,7 @@ class Detector:
             (found,) = self._detect([pixels], 0)
             views.append(View((0, 0, width, height), found))
         starts = range(0, len(windows), batch_size)
-        # disable=None: on a terminal only
-        for start in tqdm(starts, desc="tiles", unit="batch", leave=False, disable=None):
+        for start in counted(starts, "looking at tiles", "batches", soon=PASS_S):
             views += self._views(pixels, windows[start : start + batch_size], start)
         return merge_views(views, size, self.nms_thresh)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detres.runs.folder import CLASSIFIER_WEIGHTS, DETECTOR_WEIGHTS, NoRunError, newest_run
+from detres.runs.folder import NoRunError, newest_run, weights_in
 from detres.user_files import expanded
 
 
 def find_weights(file_or_name: str | Path) -> Path:
-    """Return the weights file that is meant: the file itself, that of a run folder, or that of a
-    run by its name (of runs/NAME, runs/NAME-2, ... the one saved last).
+    """Return the file that is meant: the file itself, or what `weights_in` chooses of a run folder,
+    or of a run by its name (of runs/NAME, runs/NAME-2, ... the one saved last).
 
-    What is none of these is returned as it is, for whoever reads it to say so.
+    A file that is not there is returned as it is, for whoever reads it to say so. Raises
+    CheckpointError for a folder without weights.
     """
     path = Path(expanded(str(file_or_name)))
     if not path.exists() and path.name == str(path):
@@ -20,7 +21,4 @@ def find_weights(file_or_name: str | Path) -> Path:
             path = newest_run(path.name)
         except NoRunError:
             return path
-    for name in (DETECTOR_WEIGHTS, CLASSIFIER_WEIGHTS):
-        if (path / name).is_file():
-            return path / name
-    return path
+    return weights_in(path)

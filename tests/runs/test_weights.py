@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from detres.files import CheckpointError
 from detres.runs.weights import find_weights
 
 
@@ -45,12 +46,16 @@ def test_a_path_that_is_there_comes_before_a_name() -> None:
 
 
 def test_what_is_none_is_returned_as_it_is() -> None:
-    run(Path("runs/bare"), "")
     for given in ("gone.safetensors", "gone", "a/b/gone.pt", "torchvision/resnet50.v1"):
         assert find_weights(given) == Path(given)
-    assert find_weights("bare") == Path("runs/bare")
+
+
+def test_a_run_that_was_stopped_is_its_state_and_a_folder_without_any_is_refused() -> None:
+    run(Path("runs/bare"), "")
+    assert find_weights("bare") == find_weights("runs/bare") == Path("runs/bare/last.pt")
     Path("empty").mkdir()
-    assert find_weights("empty") == Path("empty")
+    with pytest.raises(CheckpointError, match="empty is a folder without"):
+        find_weights("empty")
 
 
 def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
