@@ -62,8 +62,9 @@ def make_parser() -> argparse.ArgumentParser:
         type=expanded,
         metavar="FILE",
         nargs="+",
-        help="a run's best.safetensors (detector) or weights.safetensors (classifier), which know "
-        "their model, classes, data and protocol; several of one kind make an ensemble; or, with "
+        help="a run's folder, its best.safetensors (detector) or weights.safetensors (classifier), "
+        "or the last.pt of one that was stopped, which know their model, classes, data and "
+        "protocol; several of one kind make an ensemble; or, with "
         "--cfg, published classifiers by name, and weights of another origin for the network of "
         "the configuration",
     )

@@ -1,28 +1,47 @@
-"""Detect in images and draw what was found, or classify them:
+"""Detect in images and videos and draw what was found, or classify images:
 `predict --weights FILE IMAGE_OR_FOLDER... --out DIR`.
 """
 
 from __future__ import annotations
 
+import argparse
+
 from detres.cli.command import carry_out
 from detres.cli.flags import CommandParser, add_device_flag
-from detres.detection.choices import DRAWN_SCORE
+from detres.detection.choices import DRAWN_SCORE, TILE_OVERLAP, VIDEO_SUFFIXES
 from detres.user_files import expanded
 
 
 def main(argv: list[str] | None = None) -> int:
     """Read the arguments, detect or classify, write; returns the exit status."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.tile is None and (arguments.overlap is not None or arguments.tiles_only):
+        parser.error("--overlap and --tiles-only go with --tile")
+    return carry_out("predict:predict", parser, arguments)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command's flags."""
     parser = CommandParser(
-        description="detect in images and draw what was found, or classify them, by what the "
-        "weights are of"
+        description="detect in images and videos and draw what was found, or classify images, by "
+        "what the weights are of"
     )
-    parser.add_argument("images", metavar="IMAGE_OR_FOLDER", type=expanded, nargs="+")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE_OR_FOLDER",
+        type=expanded,
+        nargs="+",
+        help="images, folders of them, text files (.txt) with a path a line, and videos "
+        f"({', '.join(VIDEO_SUFFIXES)})",
+    )
     parser.add_argument(
         "--weights",
         type=expanded,
         metavar="FILE",
         required=True,
-        help="best.safetensors (detector) or weights.safetensors (classifier) of a run",
+        help="a run's folder or name, its best.safetensors (detector) or weights.safetensors "
+        "(classifier), or the last.pt of one that was stopped",
     )
     parser.add_argument(
         "--out",
@@ -36,6 +55,21 @@ def main(argv: list[str] | None = None) -> int:
         type=float,
         help=f"lowest score that is drawn (default: {DRAWN_SCORE}); the file has all",
     )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PX",
+        help="look at images larger than this in tiles of this side, at their own resolution, and "
+        "at the whole image too (default: at the whole image alone)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        metavar="FRACTION",
+        help=f"of a tile's side, that tiles share at least (default: {TILE_OVERLAP})",
+    )
+    parser.add_argument(
+        "--tiles-only", action="store_true", help="with --tile: leave the whole image out"
+    )
     add_device_flag(parser)
-    arguments = parser.parse_args(argv)
-    return carry_out("predict:predict", parser, arguments)
+    return parser

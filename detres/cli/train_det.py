@@ -1,8 +1,10 @@
-"""Train a Faster R-CNN: `train-det --cfg configs/coco_r101.yaml --data COCO`; without arguments, on
-the embedded shapes.
+"""Train a Faster R-CNN: `train-det --data MY_FOLDER`, `train-det --cfg configs/coco_r101.yaml
+--data COCO`; without arguments, on the embedded shapes.
 """
 
 from __future__ import annotations
+
+import argparse
 
 from detres.cli.command import carry_out
 from detres.cli.flags import (
@@ -12,6 +14,7 @@ from detres.cli.flags import (
     require_resumable,
     settle_data,
 )
+from detres.detection.duration import seconds_of
 from detres.user_files import expanded
 
 
@@ -26,7 +29,37 @@ def main(argv: list[str] | None = None) -> int:
         help="start from a trained detector's weights (best.safetensors), of these classes or of "
         "others: what it knows of those with the same name moves over",
     )
+    add_time_flag(parser)
     arguments = parser.parse_args(argv)
     settle_data(parser, arguments)
-    require_resumable(parser, arguments, "--init-from")
+    require_resumable(parser, arguments, "--init-from", "--time")
+    require_one_length(parser, arguments)
     return carry_out("train_det:train", parser, arguments)
+
+
+def add_time_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --time."""
+    parser.add_argument(
+        "--time",
+        type=time_given,
+        metavar="TIME",
+        help="train as many steps as fit into that, evaluations included: 30m, 90s, 2h, 1h30m",
+    )
+
+
+def time_given(text: str) -> int:
+    """Return the seconds of --time; raises argparse.ArgumentTypeError saying what it takes."""
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def require_one_length(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with a usage error where --time comes with a length in steps or epochs."""
+    lengths = ("train.steps", "train.epochs")
+    given = [setting for setting in arguments.set if setting.partition("=")[0].strip() in lengths]
+    if arguments.time is not None and given:
+        parser.error(
+            f"--time says how many steps there are, and so does --set {given[0]}: give one"
+        )

@@ -14,6 +14,7 @@ from detres.runs.environment import first_arguments
 from detres.runs.folder import ENVIRONMENT, NothingSavedError, newest_run
 from detres.runs.saved import OtherWingError, SavedRun
 from detres.runs.settings import with_data_root
+from detres.runs.weights import find_weights
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
 AnySaved = TypeVar("AnySaved")
@@ -62,10 +63,15 @@ def require_settings_of(arguments: argparse.Namespace, *sections: str) -> None:
         )
 
 
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """Return the settings KEY=VALUE of the flags."""
+    seed = [f"seed={arguments.seed}"] if arguments.seed is not None else []
+    return [*arguments.set, *seed]
+
+
 def config_from(arguments: argparse.Namespace, kind: type[AnyConfig], default: Path) -> AnyConfig:
     """Return the checked configuration of the flags, the data root settled."""
-    seed = [f"seed={arguments.seed}"] if arguments.seed is not None else []
-    config = read_config(config_path(arguments.cfg, default), kind, [*arguments.set, *seed])
+    config = read_config(config_path(arguments.cfg, default), kind, overrides_of(arguments))
     return config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
 
 
@@ -76,8 +82,11 @@ def saved_run(
     wing: str,
     *more: str,
     read: Callable[..., AnySaved] = SavedRun.read,
+    name: str | None = None,
 ) -> AnySaved:
     """Return the run of --resume, with --set and --data where given.
+
+    name: of the runs among which --resume alone takes the newest; by default the configuration's.
 
     wing: that it must be of. more: keys that its last.pt must have beside those of every run. read:
     what reads its folder. Raises what newest_run and SavedRun.read raise, with the command that
@@ -86,7 +95,9 @@ def saved_run(
     folder, root = Path(arguments.resume or ""), arguments.data
     try:
         if not arguments.resume:
-            folder = newest_run(read_config(config_path(arguments.cfg, default), kind, []).name)
+            if name is None:
+                name = read_config(config_path(arguments.cfg, default), kind, []).name
+            folder = newest_run(name)
         return read(folder, kind, wing=wing, keys=more, overrides=arguments.set, root=root)
     except NothingSavedError as error:
         begun = first_arguments(error.folder / ENVIRONMENT)
@@ -99,3 +110,14 @@ def saved_run(
             raise
         line = resume_line_of(WINGS[error.wing])(folder, {})
         raise ValueError(f"{error}; it goes on with: {line}") from None
+
+
+def weights_of(given: str) -> str:
+    """Return the weights file of --weights; of a run folder, or a run by its name, the one that
+    find_weights chooses, which is then said. Raises CheckpointError for a folder without one.
+    """
+    chosen = find_weights(given)
+    if str(chosen) != str(Path(given)):
+        notice(f"{given}: its {chosen.name}")
+        return str(chosen)
+    return given

@@ -12,7 +12,7 @@ from backbones.weights import recognise_file
 from detres.classification.config import is_classification
 from detres.classification.weights_file import is_classifier
 from detres.cli.proposal_flags import OWN
-from detres.commands.configured import config_path
+from detres.commands.configured import config_path, weights_of
 from detres.commands.eval_classifier import evaluate_classifiers
 from detres.commands.eval_detections import evaluate_detections, read_truth
 from detres.commands.eval_detector import evaluate_detectors
@@ -23,11 +23,13 @@ from detres.commands.eval_proposals import (
 )
 from detres.detection.localisation.weights_file import is_localiser
 from detres.detection.weights_file import is_detector
-from detres.runs.folder import CLASSIFIER_WEIGHTS, DETECTOR_WEIGHTS, STATE
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Evaluate what was given: weights, detections or proposals."""
+    arguments.weights = [
+        given if given in PUBLISHED else weights_of(given) for given in arguments.weights or ()
+    ]
     if arguments.proposals:
         evaluate_proposals(arguments)
     elif arguments.weights:
@@ -40,18 +42,13 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
     """Evaluate a detector, a localiser, or classifiers, by what the first of the files is; where it
     does not tell, by what --cfg configures.
 
-    Raises FileNotFoundError for a file that is missing, ValueError for a last.pt and for flags that
-    go with the other kind.
+    Raises FileNotFoundError for a file that is missing, ValueError for flags that go with the other
+    kind.
     """
-    first = arguments.weights[0]
     for weights in arguments.weights:
         if weights not in PUBLISHED and not Path(weights).exists():
             raise FileNotFoundError(f"no weights file at {weights}")
-        if Path(weights).name == STATE:
-            raise ValueError(
-                f"{weights} is the state of a run, for --resume; a detector's weights are "
-                f"{DETECTOR_WEIGHTS} of its run, a classifier's {CLASSIFIER_WEIGHTS}"
-            )
+    first = arguments.weights[0]
     if first not in PUBLISHED and is_localiser(Path(first)):
         evaluate_localisers(arguments)
         return

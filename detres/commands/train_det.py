@@ -1,5 +1,5 @@
-"""Train a Faster R-CNN: `train-det --cfg configs/coco_r101.yaml --data COCO`; without arguments, on
-the embedded shapes.
+"""Train a Faster R-CNN: `train-det --data MY_FOLDER`, `train-det --cfg configs/coco_r101.yaml
+--data COCO`; without arguments, on the embedded shapes.
 """
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ from __future__ import annotations
 import argparse
 
 from detres.cli.flags import DETECTION_CONFIG, resume_line_of, say
-from detres.commands.configured import config_from, saved_run
+from detres.commands.configured import saved_run
+from detres.commands.own_data import run_name, settled_run
 from detres.detection.alternating import (
     TRAININGS,
     AlternatingRun,
@@ -15,7 +16,7 @@ from detres.detection.alternating import (
     read_saved,
 )
 from detres.detection.config import DetectionConfig
-from detres.detection.training import WING
+from detres.detection.weights_file import WING
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
 
@@ -33,7 +34,8 @@ def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
     """Return what is to be trained, by the scheme of the configuration."""
     device, resume_line = arguments.device, resume_line_of("train-det")
     if arguments.resume is None:
-        config = config_from(arguments, DetectionConfig, DETECTION_CONFIG)
+        settled = settled_run(arguments)
+        config = settled.config
         if config.train.scheme == "alternating":
             return AlternatingRun.start(
                 config,
@@ -42,9 +44,18 @@ def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
                 resume_line=resume_line,
                 init_from=arguments.init_from,
             )
-        training = TRAININGS[config.train.scheme].start(config, device, arguments.init_from)
+        training = TRAININGS[config.train.scheme].start(
+            config, device, arguments.init_from, settled.read
+        )
         return TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
-    saved = saved_run(arguments, DetectionConfig, DETECTION_CONFIG, WING, read=read_saved)
+    saved = saved_run(
+        arguments,
+        DetectionConfig,
+        DETECTION_CONFIG,
+        WING,
+        read=read_saved,
+        name=run_name(arguments),
+    )
     accepted = arguments.accept_data_change
     if isinstance(saved, SavedAlternating):
         return AlternatingRun.resume(

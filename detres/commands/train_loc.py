@@ -9,7 +9,8 @@ import argparse
 from detres.cli.flags import LOCALISATION_CONFIG, resume_line_of, say
 from detres.commands.configured import config_from, saved_run
 from detres.detection.localisation.config import LocalisationConfig
-from detres.detection.localisation.training import WING, LocalisationTraining
+from detres.detection.localisation.training import LocalisationTraining
+from detres.detection.localisation.weights_file import WING
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
 

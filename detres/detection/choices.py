@@ -18,3 +18,11 @@ at.
 
 DRAWN_SCORE = 0.5
 """Detections of at least this score are drawn."""
+
+TILE_OVERLAP = 0.2
+"""Of the side of a tile, that two share at least."""
+
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp",
+)  # fmt: skip
+"""Of the files that are taken for videos."""

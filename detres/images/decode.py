@@ -8,7 +8,7 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -18,8 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from detres.console import shown
 from detres.user_files import fault_of
 
-Picture = np.ndarray | str | Path
-"""An image as a user gives it: a (H, W, 3) uint8 RGB array, or a path."""
+Picture = np.ndarray | Image.Image | str | Path
+"""An image as a user gives it: a (H, W, 3) uint8 RGB array, a picture of Pillow, or a path."""
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif", ".gif", ".jpe",
@@ -82,25 +82,22 @@ def read_image(path: str | Path, stated_size: tuple[int, int] | None = None) -> 
     return decode_image(read_bytes(path), str(path), stated_size)
 
 
-def one_or_more(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
-    """Return images given as one, a path or a (H, W, 3) array, as a list of it; several as they
-    are.
-    """
-    alone = isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3)
-    return [images] if alone else images
-
-
 def as_rgb(image: Picture, name: str) -> np.ndarray:
-    """Return an image given as a path, read by `read_image`, or as a (H, W, 3) uint8 RGB array, as
-    it is.
+    """Return an image given as a path, read by `read_image`, as a picture of Pillow, made of it as
+    a file of that picture is, EXIF orientation included, or as a (H, W, 3) uint8 RGB array, as it
+    is.
 
-    name: what a message calls an array. Raises ImageReadError for a file that cannot be read,
-    ValueError for an array of another shape or dtype, and for anything else.
+    name: what a message calls one without a path. Raises ImageReadError for a file or a picture
+    that cannot be read, ValueError for an array of another shape or dtype, and for anything else.
     """
     if isinstance(image, (str, Path)):
         return read_image(image)
+    if isinstance(image, Image.Image):
+        return _of_pillow(image, name)
     if not isinstance(image, np.ndarray):
-        raise ValueError(f"{name} is a {type(image).__name__}, expected a path or an array")
+        raise ValueError(
+            f"{name} is a {type(image).__name__}, expected a path, an array or a picture of Pillow"
+        )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{name} is {image.dtype} {image.shape}, expected uint8 (H, W, 3) RGB")
     return image
@@ -166,18 +163,17 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
             if pixels is None:
                 pixels = _to_rgb(image)
             # Asked for after decoding: Pillow turns TIFF files by itself and then clears the tag.
-            swap, flip_rows, flip_columns = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])
+            orientation = _orientation(image)
     except UnidentifiedImageError:
         raise ImageReadError(f"image file {name} cannot be read: {_what_it_is(data)}") from None
     except _DECODER_ERRORS as error:
         raise ImageReadError(f"image file {name} cannot be read: {_reason(error)}") from None
 
-    stored = pixels.shape[:2]
-    upright = stored[::-1] if swap else stored
+    stored, turned = pixels.shape[:2], _turned(pixels, orientation)
+    upright = turned.shape[:2]
     stated = upright if stated_size is None or min(stated_size) <= 0 else tuple(stated_size)
     if stated == upright:
-        pixels = pixels.swapaxes(0, 1) if swap else pixels
-        pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        pixels = turned
     elif stated != stored:
         raise ValueError(
             f"{name}: the annotations say {stated[1]}x{stated[0]} px, the file is "
@@ -185,6 +181,24 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
             "annotations, or the file"
         )
     return np.ascontiguousarray(pixels)
+
+
+def _of_pillow(image: Image.Image, name: str) -> np.ndarray:
+    """A picture of Pillow as (H, W, 3) uint8 RGB, turned upright."""
+    try:
+        with _own_settings():
+            _require_size(*image.size)
+            pixels = _to_rgb(image)
+            return np.ascontiguousarray(_turned(pixels, _orientation(image)))
+    except _DECODER_ERRORS as error:
+        raise ImageReadError(f"{name} cannot be read: {_reason(error)}") from None
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, 3) turned upright, a view of them."""
+    swap, flip_rows, flip_columns = _UPRIGHT.get(orientation, _UPRIGHT[1])
+    pixels = pixels.swapaxes(0, 1) if swap else pixels
+    return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
 @contextlib.contextmanager

@@ -2,5 +2,10 @@
 
 from __future__ import annotations
 
-MAY_CHANGE = ("data.workers", "data.damaged", "train.lr", "train.clip_grad_norm")
-"""Where and how data are read, and what helps where the loss became infinite."""
+MAY_CHANGE = (
+    *("data.workers", "data.damaged", "train.lr", "train.clip_grad_norm"),
+    *("train.steps", "train.epochs", "train.milestones", "train.early_stopping"),
+)
+"""Where and how data are read, what helps where the loss became infinite, and where the run
+ends.
+"""

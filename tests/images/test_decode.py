@@ -258,6 +258,38 @@ def test_as_rgb_reads_a_path_and_gives_an_array_back_as_it_is(
     assert as_rgb(none, "image 0") is none
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_picture_of_pillow_is_what_its_file_is(
+    tmp_path: Path, photo: np.ndarray, orientation: int, suffix: str
+) -> None:
+    path = save(photo, tmp_path / f"a{suffix}", orientation)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(as_rgb(image, "image 0"), read_image(path))
+        np.testing.assert_array_equal(as_rgb(image, "image 0"), read_image(path))
+        upright = ImageOps.exif_transpose(image)
+    np.testing.assert_array_equal(as_rgb(upright, "image 0"), read_image(path))
+
+
+def test_pictures_of_pillow_of_every_mode_become_rgb(photo: np.ndarray) -> None:
+    image = Image.fromarray(photo)
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I;16"):
+        given = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
+        found = as_rgb(given, "image 0")
+        assert (found.shape, found.dtype) == (photo.shape, np.uint8)
+        assert found.flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(as_rgb(image, "image 0"), photo)
+
+
+def test_a_picture_of_pillow_that_cannot_be_read_is_named(
+    tmp_path: Path, photo: np.ndarray
+) -> None:
+    path = save(photo, tmp_path / "a.jpg")
+    path.write_bytes(path.read_bytes()[:-100])
+    with Image.open(path) as image, pytest.raises(ImageReadError, match="image 3 cannot be read"):
+        as_rgb(image, "image 3")
+
+
 @pytest.mark.parametrize(
     ("image", "shown"),
     [
