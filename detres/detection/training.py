@@ -53,6 +53,7 @@ from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule
 from detres.runs.state import reading_field
+from detres.waiting import counted
 
 
 class DetectionData:
@@ -404,7 +405,7 @@ def fingerprint_of(annotations: Annotations) -> Fingerprint:
                 for values in (boxes, areas, *objects)
             ),
         )
-        for row, image_id in enumerate(ids)
+        for row, image_id in enumerate(counted(ids, "hashing annotations", "images"))
     )
     files = file_hashes(annotations.image_files.tolist())
     return Fingerprint(records, files, lambda row: f"image {ids[row]}")
