@@ -12,7 +12,6 @@ from detres.detection.config import DataConfig
 from detres.detection.data.convert import write_coco
 from detres.detection.data.read import read_all
 from detres.detection.data.recognise import recognise
-from detres.files import require_free_folder
 from detres.user_files import expanded, tidied
 
 
@@ -64,9 +63,7 @@ def convert(arguments: argparse.Namespace) -> None:
     say(f"the same as --set {settings}")
     if tidied(out.absolute()).is_relative_to(found.data.root):
         raise ValueError(f"--out {out} lies inside of the data; give a folder beside them")
-    require_free_folder(out)
-    data = overridden(found.data, arguments.set)
-    splits = read_all(data)
+    splits = read_all(overridden(found.data, arguments.set))
     for split, part in splits.items():
         say(f"{split:<5} {part.describe()}")
     num = sum(map(len, splits.values()))
