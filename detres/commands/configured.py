@@ -28,12 +28,15 @@ WINGS = {
 
 
 def config_path(cfg: str | None, default: Path = DETECTION_CONFIG) -> Path:
-    """Return the file of --cfg, or `default`; those that come with the toolkit are found from any
-    directory.
+    """Return the file of --cfg, or `default`; .yaml may be left out, and those that come with the
+    toolkit are found from any directory.
     """
     path = Path(cfg) if cfg else default
-    if not path.exists() and (CONFIGS / path.name).exists() and path.parent.name in ("", "configs"):
-        return CONFIGS / path.name
+    for named in (path, path.with_name(f"{path.name}.yaml")):
+        if named.exists():
+            return named
+        if (CONFIGS / named.name).exists() and path.parent.name in ("", "configs"):
+            return CONFIGS / named.name
     return path
 
 

@@ -69,7 +69,10 @@ HINTS = {
         "with --weights, --split test --submission DIR writes what its test server takes",
     ),
     NoSplitError: ("a configuration that says where it is goes with --cfg, or --set",),
-    TakenFolderError: ("give another folder with --submission",),
+    TakenFolderError: (
+        "give another folder with --submission",
+        "give another folder with --out",
+    ),
     OutsideFolderError: (
         "--set data.outside=allow reads such files all the same",
         "data.outside=allow in the configuration reads such files all the same",
