@@ -44,7 +44,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.network": ({"backbones", "detres.config"}, {"pydantic"}),
     "detres.images": (
         {"backbones", "detres.class_map", "detres.console", "detres.files", "detres.user_files"},
-        BASE | {"cv2", "PIL", "fsspec"},
+        BASE | {"cv2", "PIL", "fsspec", "tqdm"},
     ),
     "detres.engine": (
         {"detres.console", "detres.files"},
@@ -61,7 +61,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
         | {"detres.held_out", "detres.user_files", "detres.values"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.config"},
-        BASE | {"cv2", "albumentations", "defusedxml"},
+        BASE | {"cv2", "albumentations", "defusedxml", "tqdm"},
     ),
     f"{D}.models": (
         {"backbones", "detres.boxes", "detres.images.normalize", f"{D}.structures"},
@@ -90,6 +90,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         BASE | {"torchvision", "cv2", "fsspec", "pydantic", "tqdm"},
     ),
     "detres.benchmarks": (SHARED | {D, C}, BASE | {"torchvision", "cv2", "PIL"}),
+    "detres.report": ({"detres.console", "detres.images", f"{D}.data"}, BASE | {"cv2"}),
     "detres.predictors": ({D, C, "detres.config"}, set()),
     "detres.reproduction": (
         {"backbones", "detres.config", "detres.console", "detres.files", "detres.runs"}
@@ -97,7 +98,9 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         set(),
     ),
     "detres.cli": (
-        SHARED | {D, C, "detres.benchmarks", "detres.predictors", "detres.reproduction", "detres"},
+        SHARED
+        | {D, C, "detres.benchmarks", "detres.predictors", "detres.report", "detres.reproduction"}
+        | {"detres"},
         BASE | {"matplotlib"},
     ),
     "detres": (set(), set()),  # the Python API: its names are imported when asked for

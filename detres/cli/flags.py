@@ -105,7 +105,10 @@ HINTS = {
         "with --weights, --split test --submission DIR writes what its test server takes",
     ),
     NoSplitError: ("a configuration that says where it is goes with --cfg, or --set",),
-    TakenFolderError: ("give another folder with --submission",),
+    TakenFolderError: (
+        "give another folder with --submission",
+        "give another folder with --out or --fix",
+    ),
     OutsideFolderError: (
         "--set data.outside=allow reads such files all the same",
         "data.outside=allow in the configuration reads such files all the same",
@@ -135,6 +138,12 @@ class CommandParser(argparse.ArgumentParser):
 
 def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
     """Add --cfg, --set, --data and --device."""
+    add_data_flags(parser, default)
+    add_device_flag(parser)
+
+
+def add_data_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
+    """Add --cfg, --set and --data."""
     parser.add_argument(
         "--cfg", type=expanded, metavar="FILE", help=f"YAML configuration (default: {default.name})"
     )
@@ -151,7 +160,6 @@ def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_
         metavar="DIR",
         help="data folder (default: data.root of the configuration, then $DETRES_DATA)",
     )
-    add_device_flag(parser)
 
 
 def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:

@@ -1,0 +1,106 @@
+"""Look for what is wrong with annotated data before training on them: `check-data --cfg
+configs/coco_r101.yaml --data COCO --out check`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from detres.cli.flags import (
+    DETECTION_CONFIG,
+    CommandParser,
+    add_data_flags,
+    config_from,
+    ending,
+    notice,
+    say,
+)
+from detres.detection.annotations import Annotations
+from detres.detection.config import TRAINING_SPLITS, DataConfig, DetectionConfig
+from detres.detection.data.audit import Audit, audit, look_at
+from detres.detection.data.clean_copy import write_clean_copy
+from detres.detection.data.read import read_as_written, splits_of
+from detres.files import require_free_folder, write_text
+from detres.report.data_page import data_page
+from detres.user_files import expanded
+
+PAGE, NUMBERS = "index.html", "check.json"
+"""What --out holds."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, look, write; returns the exit status."""
+    parser = CommandParser(
+        description="look for what is wrong with annotated data",
+        epilog="exit status: 0 no errors found, 1 errors found, 2 bad input",
+    )
+    add_data_flags(parser, DETECTION_CONFIG)
+    parser.set_defaults(seed=None)
+    parser.add_argument(
+        "--out",
+        type=expanded,
+        metavar="DIR",
+        help=f"write a page with pictures of what was found (DIR/{PAGE}) and DIR/{NUMBERS}",
+    )
+    parser.add_argument(
+        "--fix",
+        type=expanded,
+        metavar="DIR",
+        help="write a clean copy of the data into a new folder, as COCO; the data stay as they are",
+    )
+    arguments = parser.parse_args(argv)
+    with ending(parser) as end:
+        found = check(arguments)
+        end.status = int(found.count("error") > 0)
+    return end.status
+
+
+def check(arguments: argparse.Namespace) -> Audit:
+    """Look, say what was found, and write what was asked for."""
+    out, fix = (Path(folder) if folder else None for folder in (arguments.out, arguments.fix))
+    if out is not None and fix is not None:
+        places = [folder.resolve() for folder in (out, fix)]
+        if places[0] in (places[1], *places[1].parents) or places[1] in places[0].parents:
+            raise ValueError(f"--out and --fix are to be folders apart: {out}, {fix}")
+    if out is not None:
+        _require_own(out)
+    if fix is not None:
+        require_free_folder(fix)
+    config = config_from(arguments, DetectionConfig, DETECTION_CONFIG)
+    scale = config.model.input.short_side, config.model.input.max_side
+    parts = look_at(_splits(config.data), config.data.workers)
+    found = audit(parts, scale)
+    say(found.describe())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / NUMBERS, json.dumps(found.to_dict(), indent=2))
+        write_text(out / PAGE, data_page(found))
+        say(f"written: {out / PAGE}, {out / NUMBERS}")
+    if fix is not None:
+        for line in write_clean_copy(parts, fix):
+            say(f"in the copy of {line}")
+        say(f"clean copy, as COCO: {fix}")
+    return found
+
+
+def _splits(data: DataConfig) -> dict[str, Annotations]:
+    """The splits as they are written; test, which training does not need, where it is there."""
+    found: dict[str, Annotations] = {}
+    for split in splits_of(data):
+        try:
+            class_map = found["train"].class_map if found else None
+            found[split] = read_as_written(data, split, class_map)
+        except FileNotFoundError as error:
+            if split in TRAINING_SPLITS:
+                raise
+            notice(f"{split} is not looked at: {error}")
+    return found
+
+
+def _require_own(folder: Path) -> None:
+    """Raise TakenFolderError for a folder that holds more than an earlier look wrote."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {PAGE, NUMBERS}:
+        return
+    require_free_folder(folder)
