@@ -37,7 +37,7 @@ def test_a_slice_has_the_same_files(tmp_path: Path) -> None:
     assert survey(files, 0)[1:3].sizes.tolist() == [[6, 10], [6, 11]]
 
 
-def test_no_files(tmp_path: Path) -> None:
+def test_no_files() -> None:
     found = survey([], 2)
     assert len(found) == 0
     assert found.sizes.shape == found.upright_sizes.shape == (0, 2)

@@ -27,9 +27,8 @@ def test_a_clean_data_set_has_no_finding(tmp_path: Path) -> None:
     splits = {}
     for name, seed in (("train", 0), ("val", 50)):
         files = {f"{number}.png": picture(seed + number) for number in range(10)}
-        splits[name] = write_split(
-            tmp_path, name, files, [(file, of, BOX) for file, of in zip(files, ["cat", "dog"] * 5)]
-        )
+        objects = [(f"{number}.png", ("cat", "dog")[number % 2], BOX) for number in range(10)]
+        splits[name] = write_split(tmp_path, name, files, objects)
     found = audit(parts(**splits), SCALE)
     assert told(found.findings) == {"seldom_seen": ["cat: 5 in train", "dog: 5 in train"]}
     assert found.verdict() == "0 errors, 0 warnings, 1 note"
@@ -103,8 +102,8 @@ def test_briefly_it_says_what_reading_does_not(tmp_path: Path) -> None:
     val = write_split(tmp_path, "val", files, [("a.png", "dog", (10, 10, 60, 10.5))])
     (tmp_path / "train" / "a.png").unlink()  # no image is opened
     assert audit_briefly(train, val, (96, 160)) == [
-        "warning (1): classes that val or test has objects of, and train has none, such as dog: 1 in "
-        "val",
+        "warning (1): classes that val or test has objects of, and train has none, such as dog: 1 "
+        "in val",
         "error (1): boxes that are there twice, with the same class, such as train train/a.png, "
         "annotation 101 (cat): box [10, 10, 60, 60]; [10, 10, 60, 60] is annotation 100 (cat)",
         "note (1): boxes with a side under 8 px at the training scale (short side 96 px), 25.0% of "
