@@ -12,7 +12,7 @@ import difflib
 import json
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_origin
@@ -79,11 +79,60 @@ def load_config(
     the nearest valid one), a wrong type, an impossible pair; FileNotFoundError when there is no
     such file.
     """
-    tree = _read(path)
-    _rename(kind, tree, str(path), notice)
+    return config_of(_read(path), kind, overrides, str(path), notice=notice)
+
+
+def config_of(
+    tree: dict,
+    kind: type[AnySection],
+    overrides: Sequence[str],
+    source: str,
+    *,
+    notice: Notice = lambda _: None,
+) -> AnySection:
+    """Return what a mapping describes, `key.sub=value` overrides applied; `tree` is changed.
+
+    source: where it is from, for messages. Raises ConfigError as `load_config` does.
+    """
+    _rename(kind, tree, source, notice)
     for override in overrides:
         _apply(kind, tree, override, notice)
-    return check(kind, tree, f"{path}" + (" with --set" if overrides else ""))
+    return check(kind, tree, source + (" with --set" if overrides else ""))
+
+
+def given_settings(kind: type[Section], overrides: Sequence[str]) -> dict[str, object]:
+    """Return what `key.sub=value` overrides give, by whole key, the names they have now; values are
+    plain, not yet checked. Raises ConfigError for one that is no such thing.
+    """
+    tree: dict = {}
+    for override in overrides:
+        _apply(kind, tree, override, lambda _: None)
+    return by_key(_settled(tree, kind))
+
+
+def nested(settings: Iterable[tuple[str, object]]) -> dict:
+    """Return settings (whole key, such as train.lr; value) as nested mappings, a later one in place
+    of an earlier; a value that is a mapping is joined with what its section has.
+    """
+    tree: dict = {}
+    for key, value in settings:
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if isinstance(value, dict):
+            node.setdefault(last, {}).update(value)
+        else:
+            node[last] = value
+    return tree
+
+
+def in_yaml(value: object) -> str:
+    """Return a plain value as YAML has it in one line, which --set reads back."""
+    text = yaml.safe_dump(
+        value, default_flow_style=True, width=2**31, allow_unicode=True, sort_keys=False
+    )
+    return text.strip().removesuffix("\n...")
 
 
 def read_tree(path: str | Path) -> dict:

@@ -61,7 +61,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
         | {"detres.held_out", "detres.user_files", "detres.values"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.config"},
-        BASE | {"cv2", "albumentations", "defusedxml", "tqdm"},
+        BASE | {"cv2", "albumentations", "defusedxml", "tqdm", "yaml"},
     ),
     f"{D}.models": (
         {"backbones", "detres.boxes", "detres.images.normalize", f"{D}.structures"},

@@ -7,7 +7,8 @@ from __future__ import annotations
 import argparse
 
 from detres.classification.config import ClassificationConfig
-from detres.classification.training import STATE_KEYS, WING, ClassificationTraining
+from detres.classification.training import ClassificationTraining
+from detres.classification.weights_file import STATE_KEYS, WING
 from detres.cli.flags import (
     CLASSIFICATION_CONFIG,
     CommandParser,

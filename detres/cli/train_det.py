@@ -24,7 +24,7 @@ from detres.detection.alternating import (
     read_saved,
 )
 from detres.detection.config import DetectionConfig
-from detres.detection.training import WING
+from detres.detection.weights_file import WING
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
 from detres.user_files import expanded

@@ -18,7 +18,8 @@ from detres.cli.flags import (
     say,
 )
 from detres.detection.localisation.config import LocalisationConfig
-from detres.detection.localisation.training import WING, LocalisationTraining
+from detres.detection.localisation.training import LocalisationTraining
+from detres.detection.localisation.weights_file import WING
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
 

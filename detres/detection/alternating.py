@@ -23,6 +23,7 @@ from detres.detection.data.read import read_split
 from detres.detection.evaluation.proposal_recall import COUNTS, RecallResult, proposal_recall
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.inference.dataset import detect_dataset, propose_dataset
+from detres.detection.judging import Batches
 from detres.detection.models.faster_rcnn import FasterRCNN, FastRCNN, ProposalNetwork
 from detres.detection.models.rpn import ProposalCounts
 from detres.detection.structures import Proposals
@@ -57,18 +58,21 @@ class ProposalTraining(DetectionTraining):
         """Return the RPN on the shared layers."""
         return ProposalNetwork(self.detector)
 
-    def evaluate(self) -> RecallResult:
-        """Return the recall on the held-out images; writes nothing."""
+    def find(self, truth: Annotations, batches: Batches) -> Proposals:
+        """Return what is proposed for the images of `truth`, which come in `batches`."""
         counts = ProposalCounts(self.config.model.rpn.test_pre_nms_top_n, COUNTS[-1])
-        val = self.data.val
-        found = propose_dataset(self.detector, self.held_out, val, counts, self.device)
-        return proposal_recall(val, found)
+        return propose_dataset(self.detector, batches, truth, counts, self.device)
 
-    def keep(self, run: TrainingRun, evaluation: RecallResult, *, improved: bool) -> None:
-        """Write weights and numbers of the best evaluation so far."""
-        if not improved:
-            return
-        folder, step = run.folder, run.progress.step
+    def measure(self, truth: Annotations, found: Proposals) -> RecallResult:
+        """Return the recall of what was proposed for the images of `truth`."""
+        return proposal_recall(truth, found)
+
+    def of_part(self, found: Proposals) -> Proposals:
+        """Return what was proposed for the images that all evaluations look at."""
+        return found.of_images(self.held_out.rows)
+
+    def write(self, folder: Path, evaluation: RecallResult, step: int) -> None:
+        """Write numbers of an evaluation, and the weights as they are, after `step` steps."""
         class_map, weights = self.data.train.class_map, folder / names.DETECTOR_WEIGHTS
         save_detector(weights, self.detector, self.config, class_map, step, self.init_from)
         metrics = json.dumps({"step": step, **evaluation.to_dict()}, indent=2)

@@ -15,8 +15,6 @@ from detres.detection.build import (
     build_detector,
     build_ensemble,
     build_train_set,
-    build_val_set,
-    eval_loader,
     saved_proposals,
     train_loader,
 )
@@ -28,19 +26,32 @@ from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.pictures import write_sheet
+from detres.detection.judging import Batches, HeldOut, WithLosses
 from detres.detection.models.faster_rcnn import FasterRCNN
-from detres.detection.structures import Proposals, Scale
+from detres.detection.structures import Predictions, Proposals, Scale
 from detres.detection.transfer import start_from
-from detres.detection.weights_file import current_names, require_same_context, save_detector
-from detres.files import load_model_state, write_text
+from detres.detection.weights_file import (
+    WING,
+    current_names,
+    read_tensors,
+    require_same_context,
+    save_detector,
+)
+from detres.engine.ema import having
+from detres.engine.progress import is_better
+from detres.files import (
+    CheckpointError,
+    first_line,
+    load_model_state,
+    require_fitting,
+    write_text,
+)
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS
-from detres.runs.run import TrainingRun
+from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule
 from detres.runs.state import reading_field
-
-WING = "detection"
 
 
 class DetectionData:
@@ -87,11 +98,19 @@ class DetectionTraining:
         self.init_from: str | None = None  # the trained detector that it started from
         improvements = build_ensemble([(detector, config.model)], config.eval).describe()
         self.improvements = "" if config.train.scheme == "rpn" else improvements  # it only proposes
-        self.detecting, other_scales = detecting_in_training(config, detector, self.model)
-        self.held_out = eval_loader(
-            build_val_set(config.model, data.val, other_scales, data.val_proposals),
-            batch_size=config.eval.batch_size,
-            num_workers=config.data.workers,
+        self.detecting, self.other_scales = detecting_in_training(config, detector, self.model)
+        self.hold_out(config.train.looked_at(self.schedule.steps, len(data.val)))
+
+    def hold_out(self, number: int) -> None:
+        """Let every evaluation look at the same `number` of held-out images, or all where there are
+        no more.
+        """
+        self.held_out = HeldOut(
+            self.config,
+            self.data.val,
+            number,
+            proposals=self.data.val_proposals,
+            other_scales=self.other_scales,
         )
 
     def trained_part(self) -> nn.Module:
@@ -150,6 +169,8 @@ class DetectionTraining:
             training.init_from = saved.state.get("init_from")  # earlier versions did not keep it
             if not isinstance(training.init_from, str | None):
                 raise TypeError(f"a {type(training.init_from).__name__}, expected a path or none")
+        with reading_field(path, "eval_images"):  # earlier versions looked at all
+            training.hold_out(_checked_count(saved.state.get("eval_images", len(data.val))))
         return training
 
     def describe_data(self) -> str:
@@ -161,6 +182,12 @@ class DetectionTraining:
             lines.append(
                 f"      by plain detections; {self.improvements}: when the weights are evaluated, "
                 "or with eval.improved_in_training=true"
+            )
+        held_out = self.held_out
+        if held_out.is_divided:
+            lines.append(
+                f"      on the way on {len(held_out.part)} of them, the same every time; on all at "
+                "the end (train.eval_images)"
             )
         shared = self.data.train.num_shared_files(self.data.val)
         if shared:
@@ -188,8 +215,14 @@ class DetectionTraining:
         return found
 
     def state(self) -> dict:
-        """Return what last.pt holds of the classes, and of what the run started from."""
-        return {"classes": self.data.train.class_map.to_dict(), "init_from": self.init_from}
+        """Return what last.pt holds of the classes, of what the run started from, and of how many
+        held-out images evaluations on the way look at.
+        """
+        return {
+            "classes": self.data.train.class_map.to_dict(),
+            "init_from": self.init_from,
+            "eval_images": len(self.held_out.part),
+        }
 
     def batches(self, run: TrainingRun) -> DataLoader:
         """Return the batches of the run's steps that are not done."""
@@ -202,25 +235,100 @@ class DetectionTraining:
             num_workers=self.config.data.workers,
         )
 
-    def evaluate(self) -> DetectionEvaluation:
-        """Return the numbers on the held-out images; writes nothing."""
-        val = self.data.val
-        found = detect_dataset(self.detecting, self.held_out, val.class_map, self.device)
-        return evaluate(self.config.eval.protocol, val, found)
-
-    def keep(self, run: TrainingRun, evaluation: DetectionEvaluation, *, improved: bool) -> None:
-        """Write weights, detections, numbers and a picture of the best evaluation so far."""
-        if not improved:
-            return
-        keep_detector(
-            run.folder,
-            self.detector,
-            self.config,
-            self.data.val,
-            evaluation,
-            run.progress.step,
-            self.init_from,
+    def judge(self, *, whole: bool) -> Judgement:
+        """Return the numbers on the held-out images, the `whole` or those that all evaluations look
+        at, and the losses on these; writes nothing.
+        """
+        held_out = self.held_out
+        truth = held_out.val if whole else held_out.part
+        batches = WithLosses(
+            held_out.all_batches if whole else held_out.part_batches,
+            self.model,
+            held_out.part.image_ids,
+            seed=self.config.seed,
+            device=self.device,
         )
+        found = self.find(truth, batches)
+        evaluation = compared = self.measure(truth, found)
+        if whole and held_out.is_divided:
+            compared = self.measure(held_out.part, self.of_part(found))
+        return Judgement(
+            evaluation,
+            compared.metrics[compared.best_metric],
+            images=(len(truth), len(held_out.val)),
+            losses=batches.means(),
+        )
+
+    def find(self, truth: Annotations, batches: Batches) -> Predictions:
+        """Return what is found in the images of `truth`, which come in `batches`."""
+        return detect_dataset(self.detecting, batches, truth.class_map, self.device)
+
+    def measure(self, truth: Annotations, found: Predictions) -> DetectionEvaluation:
+        """Return the numbers of what was `found` in the images of `truth`."""
+        return evaluate(self.config.eval.protocol, truth, found)
+
+    def of_part(self, found: Predictions) -> Predictions:
+        """Return what was found in the images that all evaluations look at."""
+        return self.held_out.predictions_of_part(found)
+
+    def write(self, folder: Path, evaluation: DetectionEvaluation, step: int) -> None:
+        """Write into `folder` the detections, numbers and a picture of an evaluation, and the
+        weights as they are, after `step` steps, at the last.
+        """
+        seen = len(evaluation.predictions.seen)
+        truth = self.held_out.val if seen == len(self.held_out.val) else self.held_out.part
+        keep_detector(folder, self.detector, self.config, truth, evaluation, step, self.init_from)
+
+    def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
+        """Write weights, detections, numbers and a picture of the best evaluation so far.
+
+        On the way the best is the one with the highest metric on the images that all evaluations
+        look at, the earlier of two equal ones. At the end the last weights, which are evaluated on
+        all held-out images, are the best where they are ahead on those few too; else the weights
+        that are ahead there are evaluated on all as well, and are the best where they are ahead
+        again. So numbers are only compared that are of the same images.
+        """
+        if not improved and whole and self.held_out.is_divided:
+            improved = not self._earlier_is_best(run, judgement)
+        if improved:
+            self.write(run.folder, judgement.evaluation, run.progress.step)
+
+    def _earlier_is_best(self, run: TrainingRun, judgement: Judgement) -> bool:
+        """Whether the weights in the run folder are ahead of those after the last step on all
+        held-out images; what is kept is then of all, too.
+        """
+        last, path = judgement.evaluation, run.folder / DETECTOR_WEIGHTS
+        if run.progress.best is None:  # nothing could be measured on the way, or kept
+            return False
+        try:
+            tensors, step = read_tensors(path)
+            require_fitting(self.detector, tensors, path)
+        except CheckpointError as error:
+            run.log.line(f"note: {first_line(error)}: the weights of the last step are kept")
+            return False
+        run.log.line(
+            f"ahead on the way was step {step}: evaluated on all held-out images, too, to choose "
+            "the best"
+        )
+        with having(self.detector, tensors):
+            found = self.find(self.held_out.val, self.held_out.all_batches)
+            earlier = self.measure(self.held_out.val, found)
+            best = earlier.best_metric
+            ahead = is_better(earlier.metrics[best], last.metrics[best])
+            if ahead:
+                self.write(run.folder, earlier, step)
+        kept = step if ahead else run.progress.step
+        run.log.line(
+            f"{best} on all: {shown_metric(earlier.metrics[best])} after step {step}, "
+            f"{shown_metric(last.metrics[best])} after step {run.progress.step}; kept are the "
+            f"weights of step {kept}"
+        )
+        return ahead
+
+
+def shown_metric(value: float | None) -> str:
+    """Return a metric as a line shows it."""
+    return "nothing to measure" if value is None else f"{value:.4f}"
 
 
 def detecting_in_training(
@@ -245,15 +353,23 @@ def keep_detector(
     step: int,
     init_from: str | None,
 ) -> None:
-    """Write into `folder` the detections, numbers and a picture of an `evaluation` on `val`, and
-    the weights, after `step` steps from those of `init_from`, at the last.
+    """Write into `folder` the detections, numbers and a picture of an `evaluation` on `val`, all
+    images that it looked at, and the weights, after `step` steps from those of `init_from`, at the
+    last.
     """
     found = evaluation.predictions
     write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
-    metrics = json.dumps({"step": step, **evaluation.result.to_dict()}, indent=2)
+    numbers = {"step": step, "images": len(val), **evaluation.result.to_dict()}
+    metrics = json.dumps(numbers, indent=2)
     write_text(folder / METRICS, metrics)
     write_sheet(folder / PICTURE, val, found)
     save_detector(folder / DETECTOR_WEIGHTS, detector, config, val.class_map, step, init_from)
+
+
+def _checked_count(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r:.40} is no number of images")
+    return value
 
 
 def fingerprint_of(annotations: Annotations) -> Fingerprint:

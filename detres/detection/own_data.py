@@ -1,0 +1,235 @@
+"""From a folder of annotated images, and nothing else, to the configuration of a run."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from backbones import PUBLISHED
+from detres.config import by_key, check, config_of, given_settings, nested
+from detres.detection.annotations import Annotations
+from detres.detection.chosen_settings import Choice, Machine, Start, Trained, choose
+from detres.detection.config import SPLITS, VGGS, DataConfig, DetectionConfig
+from detres.detection.data.box_policy import require_objects
+from detres.detection.data.read import read_split
+from detres.detection.data.recognise import Recognised, UnrecognisedDataError, recognise
+from detres.detection.pretrained import FOLDER, Pretrained, find_pretrained, given_weights
+from detres.detection.weights_file import model_settings
+from detres.runs.settings import with_data_root
+
+WHERE_KEYS = (
+    *("format", "root", "train", "train_images", "val", "val_images", "test", "test_images"),
+    *("hold_out", "val_share", "split", "class_names"),
+)
+"""Settings of DataConfig that say where the data are; the others say what becomes of them."""
+
+_OF_VOC = ("voc", "xml")
+"""Formats whose data are known by VOC's numbers; the others by COCO's."""
+
+_SPECIES = ("name", "shortcut", "stride_placement", "width", "pool1")
+"""Settings of a backbone by which one that is at hand may be told to fit."""
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Data that no configuration describes, read, and what a run on them starts from.
+
+    recognised: None where the user said what they are. given: the user's settings, by whole key,
+    checked. notes: what else is to be said, a line each.
+    """
+
+    name: str
+    recognised: Recognised | None
+    data: DataConfig
+    train: Annotations
+    num_val: int
+    machine: Machine
+    start: Start
+    given: dict[str, object]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path | None,
+        overrides: Sequence[str],
+        *,
+        device: torch.device,
+        init_from: str | Path | None = None,
+    ) -> OwnData:
+        """Recognise and read what is at `path`; None: the embedded shapes.
+
+        overrides: settings KEY=VALUE of the user, which come before what is recognised and chosen.
+        init_from: weights file of a trained detector to start from.
+
+        Raises what `recognise` and the readers raise, ConfigError for settings that do not fit,
+        CheckpointError for a file that holds no detector.
+        """
+        given = given_settings(DetectionConfig, overrides)
+        recognised = None
+        if path is None:
+            tree: dict = {"format": "shapes"}
+        elif "data.format" in given and "data.train" in given:
+            tree = {"root": str(path)}
+        else:
+            recognised = recognise(path, given.get("data.format"))
+            tree = recognised.data.model_dump(mode="json", exclude_defaults=True)
+        alone = _checked_alone(tree, overrides, given, f"data {path or 'shapes'}")
+        settings = by_key(alone.model_dump(mode="json"))
+        given = {key: settings.get(key) for key in given}
+        data = with_data_root(alone.data, None)
+        train = read_split(data, "train")
+        require_objects(train, "to learn from")
+        num_val = len(read_split(data, "val"))
+        machine = Machine.of(device)
+        start, notes = _start_of(given, machine, init_from)
+        return cls(
+            name_of(path),
+            recognised,
+            data,
+            train,
+            num_val,
+            machine,
+            start,
+            given,
+            notes,
+        )
+
+    def configured(self, steps: int | None = None) -> tuple[DetectionConfig, list[Choice]]:
+        """Return the configuration of a run, and what of it was chosen; steps: how many, where a time
+        says so. Raises ConfigError when settings of the user do not go with each other.
+        """
+        protocol = "voc07" if self.data.format in _OF_VOC else "coco"
+        choices = choose(
+            self.train,
+            self.num_val,
+            machine=self.machine,
+            start=self.start,
+            protocol=protocol,
+            given=self.given,
+            steps=steps,
+        )
+        data = self.data.model_dump(mode="json", exclude_defaults=True)
+        chosen = [(choice.key, choice.value) for choice in choices]
+        told = [(key, value) for key, value in self.given.items() if not key.startswith("data.")]
+        tree = nested([("name", self.name), ("data", data), *chosen, *told])
+        return check(DetectionConfig, tree, f"the settings for {self.data.root}"), choices
+
+    def lines(self, choices: Sequence[Choice]) -> list[str]:
+        """Return what the data were taken for and what was chosen, a line each."""
+        said = []
+        if self.recognised is not None:
+            settings = " ".join(quoted(setting) for setting in self.recognised.settings())
+            said = [
+                f"{self.data.root}: {self.recognised.kind}; {self.recognised.reason}",
+                f"the same by hand: --set {settings}",
+            ]
+        said.append("chosen, each to be overridden with --set:")
+        said += [f"  {choice.line()}" for choice in choices]
+        return [*said, *(f"note: {note}" for note in self.notes)]
+
+
+def quoted(setting: str) -> str:
+    """Return a setting as a shell takes it."""
+    return f"'{setting}'" if re.search(r"[^\w./=:@%+-]", setting) else setting
+
+
+def name_of(path: str | Path | None) -> str:
+    """Return the name of a run on the data at `path`, that of the folder in letters that a run's name
+    may have; of a file, that of the folder it is in.
+    """
+    if path is None:
+        return "shapes"
+    path = Path(path).absolute()
+    folder = path.parent if path.is_file() else path
+    plain = unicodedata.normalize("NFKD", folder.name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or "own_data"
+
+
+def _checked_alone(
+    data: dict, overrides: Sequence[str], given: dict[str, object], source: str
+) -> DetectionConfig:
+    """The data and the user's settings, all else as it is by default: what is wrong with them is said
+    before anything is read.
+    """
+    name = given.get("model.backbone.name")
+    model: dict = {"backbone": {"weights": "none"}}
+    if name in VGGS:
+        model["roi"] = {"pool_size": 7}
+    train = {} if given.get("train.epochs") is not None else {"steps": 2**62, "eval_every": 1}
+    tree = {"name": "own", "data": data, "model": model, "train": train}
+    return config_of(tree, DetectionConfig, overrides, source)
+
+
+def _start_of(
+    given: dict[str, object], machine: Machine, init_from: str | Path | None
+) -> tuple[Start, tuple[str, ...]]:
+    """What the weights start from, and what is to be said of it."""
+    if init_from is not None:
+        path = Path(init_from).absolute()
+        return Trained(path, model_settings(path)), ()
+    told = "model.backbone.weights" in given
+    if told and given["model.backbone.weights"] is None:
+        return None, ()
+    if told:
+        return given_weights(str(given["model.backbone.weights"])), ()
+    wanted = {key: given.get(f"model.backbone.{key}") for key in _SPECIES}
+    search = find_pretrained(machine.device, wanted)
+    if search.best is not None:
+        return search.best, search.notes
+    advice = (
+        f"from random weights: no pretrained backbone is at hand; with one it learns more from few "
+        f"images: put a file such as {PUBLISHED['torchvision/resnet50.v1'].file} into a folder and "
+        f"name that in {FOLDER}"
+    )
+    return None, (*search.notes, advice)
+
+
+def replaced_data(
+    config: DetectionConfig, path: str | Path, given: Sequence[str]
+) -> tuple[DetectionConfig, Recognised] | None:
+    """Return `config` for the data at `path` where these are not what its data section describes, and
+    what they are; None where it is to be used as it is: some of its entries are there, the user says
+    himself where they are, or nothing is recognised.
+
+    given: the user's settings by whole key.
+    """
+    if any(key.removeprefix("data.") in WHERE_KEYS for key in given if key.startswith("data.")):
+        return None
+    if _is_there(config.data, Path(path)):
+        return None
+    try:
+        found = recognise(path)
+    except (UnrecognisedDataError, FileNotFoundError):
+        return None
+    kept = config.data.model_dump(mode="json", exclude=set(WHERE_KEYS) | {"classes"})
+    of_data = found.data.model_dump(mode="json", include=set(WHERE_KEYS))
+    tree = {**config.model_dump(mode="json"), "data": {**kept, **of_data}}
+    return check(DetectionConfig, tree, str(path)), found
+
+
+def _is_there(data: DataConfig, root: Path) -> bool:
+    """Whether some entry of a configuration is in the folder `root`; of shapes: whether it is one
+    they are drawn into.
+    """
+    if data.format == "shapes":
+        return root.is_dir() and (not any(root.iterdir()) or any(root.glob("*shapes-v*")))
+    entries = [entry for split in SPLITS for entry in getattr(data, split)]
+    return any(path.exists() for entry in entries for path in _files_of(data.format, root, entry))
+
+
+def _files_of(form: str, root: Path, entry: str) -> list[Path]:
+    """Where the list or the annotations of an entry may be."""
+    year, _, name = entry.rpartition("/")
+    if form == "voc":
+        folders = [root / year, root / f"VOC{year}"] if year else [root]
+        return [folder / "ImageSets" / "Main" / f"{name}.txt" for folder in folders]
+    if form == "ilsvrc":
+        return sorted((root / "ImageSets" / year).glob(f"{name}.txt"))
+    return [root / entry]
+
