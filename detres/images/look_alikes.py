@@ -6,6 +6,7 @@ N pictures. A print of a picture is what it is compared by, small enough to keep
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -17,13 +18,18 @@ _CELLS = 8
 _SMALL = 16
 """Px, a side of the small grey picture that confirms what the hash suspects."""
 
-_MOST_BITS = 24
-"""Of the 128 by which the hashes of copies may differ; those of different pictures are 64 apart on
-average.
+_MOST_BITS = 10
+"""Of the 128 by which the hashes of copies may differ: up to 3 were seen of photographs re-encoded,
+halved, quartered or squashed, while those of different pictures are 64 apart on average.
 """
 
-_LEAST_CORRELATION = 0.985
-"""Of the small grey pictures of copies."""
+_LEAST_CORRELATION = 0.995
+"""Of the small grey pictures of copies; .998 and more was seen."""
+
+_MOST_APART = 0.4
+"""Of the spread (standard deviation) of a small grey picture, by which each px of a copy's may
+differ: up to .3 was seen, while an object that moved in front of a camera that stands makes 2 to 3.
+"""
 
 _LEAST_CONTRAST = 2.0
 """Grey levels (standard deviation) of the small picture, below which a picture shows nothing to be
@@ -65,12 +71,13 @@ def difference_hash(grey: np.ndarray) -> np.ndarray:
     return np.packbits(np.stack((right, below)))
 
 
-def same_pictures(digests: list[bytes]) -> list[list[int]]:
-    """Return the rows of pictures with equal pixels, in groups of two and more, each rising."""
-    rows: dict[bytes, list[int]] = {}
-    for row, digest in enumerate(digests):
-        rows.setdefault(digest, []).append(row)
-    return [group for group in rows.values() if len(group) > 1]
+def same_pictures(digests: Sequence[bytes]) -> np.ndarray:
+    """Return (N,) int64: for every picture, the first row with equal pixels, its own where there is
+    none before it.
+    """
+    first: dict[bytes, int] = {}
+    rows = [first.setdefault(digest, row) for row, digest in enumerate(digests)]
+    return np.array(rows, np.int64)
 
 
 def similar_pictures(hashes: np.ndarray, smalls: np.ndarray) -> np.ndarray:
@@ -93,6 +100,8 @@ def similar_pictures(hashes: np.ndarray, smalls: np.ndarray) -> np.ndarray:
         a, b = np.nonzero(np.triu(near, 1))
         pairs = np.stack((a, b), axis=1) + start
         pairs = pairs[clear[pairs].all(axis=1)]
-        likeness = (flat[pairs[:, 0]] * flat[pairs[:, 1]]).sum(axis=1)
-        found.append(pairs[likeness >= _LEAST_CORRELATION])
+        one, other = flat[pairs[:, 0]], flat[pairs[:, 1]]
+        alike = (one * other).sum(axis=1) >= _LEAST_CORRELATION
+        alike &= np.abs(one - other).max(axis=1, initial=0) * _SMALL <= _MOST_APART
+        found.append(pairs[alike])
     return np.concatenate(found)

@@ -5,7 +5,6 @@ whose files were looked at.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 
 import numpy as np
 
@@ -168,16 +167,17 @@ def seen_twice(parts: Sequence[Part]) -> list[Finding]:
     """Return the pictures that are there more than once, across splits and within one."""
     places = _places(parts)
     exact, similar = _alike(places)
-    found, told = [], set()
+    found, told = [], {True: set(), False: set()}
     for pairs, across, within in ((exact, LEAK, SAME), (similar, NEAR_LEAK, NEARLY_SAME)):
         for kind, other_split in ((across, True), (within, False)):
+            of_kind = pairs[_other_split(pairs, places) == other_split]
+            # the first of the pairs of each picture, which are sorted
+            seconds, rows = np.unique(of_kind[:, 1], return_index=True)
+            first_like = dict(zip(seconds.tolist(), of_kind[rows, 0].tolist(), strict=True))
             first_like = {
-                second: first
-                for first, second in reversed(pairs)
-                if (places[first][0] is not places[second][0]) == other_split
-                and (second, other_split) not in told
+                row: first for row, first in first_like.items() if row not in told[other_split]
             }
-            told |= {(second, other_split) for second in first_like}
+            told[other_split] |= first_like.keys()
             found += kind.of(len(first_like), _pairs(first_like, places))
     return found
 
@@ -187,10 +187,9 @@ def copies_of_later(parts: Sequence[Part]) -> list[np.ndarray]:
     places = _places(parts)
     marks = {part.name: np.zeros(len(part.annotations), bool) for part in parts}
     for pairs in _alike(places):
-        for first, second in pairs:
-            (part, image), (later, _) = places[first], places[second]
-            if part is not later:
-                marks[part.name][image] = True
+        for row in np.unique(pairs[_other_split(pairs, places), 0]).tolist():
+            part, image = places[row]
+            marks[part.name][image] = True
     return list(marks.values())
 
 
@@ -204,27 +203,40 @@ def _places(parts: Sequence[Part]) -> list[_Place]:
     ]
 
 
-def _alike(places: Sequence[_Place]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """The rows a < b of every two places with the same picture pixel for pixel, and with nearly the
-    same.
+def _other_split(pairs: np.ndarray, places: Sequence[_Place]) -> np.ndarray:
+    """Which pairs (P, 2) of places are of two parts, (P,) bool."""
+    names = np.array([part.name for part, _ in places])
+    return names[pairs[:, 0]] != names[pairs[:, 1]]
+
+
+def _alike(places: Sequence[_Place]) -> tuple[np.ndarray, np.ndarray]:
+    """The rows a < b of places with the same picture pixel for pixel, and with nearly the same, (P,
+    2) int64 each, sorted by b and then a.
+
+    Of many equal pictures, each is in a pair with the first and with the last of them.
     """
     prints = [part.survey.prints[image] for part, image in places]
     if not prints:
-        return [], []
-    exact = [
-        pair
-        for group in same_pictures([each.digest for each in prints])
-        for pair in combinations(group, 2)
-    ]
+        return np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64)
+    rows = np.arange(len(prints))
+    first = same_pictures([each.digest for each in prints])
+    last = first.copy()
+    last[first] = rows  # of the rows with the same first one, the last is kept
+    exact = np.concatenate((np.stack((first, rows), 1), np.stack((rows, last[first]), 1)))
     similar = similar_pictures(
         np.stack([each.hash for each in prints]), np.stack([each.small for each in prints])
     )
-    return exact, [(a, b) for a, b in similar.tolist() if prints[a].digest != prints[b].digest]
+    similar = similar[first[similar[:, 0]] != first[similar[:, 1]]]
+    return tuple(_sorted(pairs[pairs[:, 0] < pairs[:, 1]]) for pairs in (exact, similar))
+
+
+def _sorted(pairs: np.ndarray) -> np.ndarray:
+    return pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
 
 
 def _pairs(first_like: dict[int, int], places: Sequence[_Place]) -> Iterator[Example]:
     """An example for the row of each picture -> that of the first like it."""
-    for row, first in sorted(first_like.items()):
+    for row, first in first_like.items():
         (part, image), (other, original) = places[row], places[first]
         pictures = part.shown(image), other.shown(original)
         yield Example(part.file(image), f"the same as {other.file(original)}", pictures)
