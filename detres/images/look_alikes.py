@@ -18,12 +18,16 @@ _CELLS = 8
 _SMALL = 16
 """Px, a side of the small grey picture that confirms what the hash suspects."""
 
-_MOST_BITS = 10
-"""Of the 128 by which the hashes of copies may differ: up to 3 were seen of photographs re-encoded,
-halved, quartered or squashed, while those of different pictures are 64 apart on average.
+_MOST_BITS = 12
+"""Of the 128 by which the hashes of pictures that look alike may differ: up to 3 were seen of
+photographs re-encoded, halved, quartered or squashed, while those of different pictures are 64
+apart on average.
 """
 
-_LEAST_CORRELATION = 0.995
+_LEAST_CORRELATION = 0.985
+"""Of the small grey pictures of those that look alike."""
+
+_COPY_CORRELATION = 0.995
 """Of the small grey pictures of copies; .998 and more was seen."""
 
 _MOST_APART = 0.4
@@ -80,9 +84,10 @@ def same_pictures(digests: Sequence[bytes]) -> np.ndarray:
     return np.array(rows, np.int64)
 
 
-def similar_pictures(hashes: np.ndarray, smalls: np.ndarray) -> np.ndarray:
-    """Return (P, 2) int64, the rows a < b of every two pictures that are copies of each other by
-    their looks, such as one re-encoded or resized.
+def similar_pictures(hashes: np.ndarray, smalls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (P, 2) int64, the rows a < b of every two pictures that look alike, and (P,) bool,
+    which of them are copies: one re-encoded, resized or brightened. The others are such as frames
+    of one scene.
 
     hashes: (N, 16) uint8. smalls: (N, 16, 16) uint8. Pictures without contrast, which any others
     like them would be copies of, are in no pair. Time grows with N^2: 0.5 s for 10,000.
@@ -94,14 +99,16 @@ def similar_pictures(hashes: np.ndarray, smalls: np.ndarray) -> np.ndarray:
     clear = lengths >= _LEAST_CONTRAST * _SMALL
     flat /= np.maximum(lengths, 1e-6)[:, None]
     least = signs.shape[1] - 2 * _MOST_BITS  # the product of signs that differ in _MOST_BITS bits
-    found = [np.zeros((0, 2), np.int64)]
+    found, copies = [np.zeros((0, 2), np.int64)], [np.zeros(0, bool)]
     for start in range(0, len(signs), _ROWS):
         near = signs[start : start + _ROWS] @ signs[start:].T >= least
         a, b = np.nonzero(np.triu(near, 1))
         pairs = np.stack((a, b), axis=1) + start
         pairs = pairs[clear[pairs].all(axis=1)]
         one, other = flat[pairs[:, 0]], flat[pairs[:, 1]]
-        alike = (one * other).sum(axis=1) >= _LEAST_CORRELATION
-        alike &= np.abs(one - other).max(axis=1, initial=0) * _SMALL <= _MOST_APART
+        correlation = (one * other).sum(axis=1)
+        apart = np.abs(one - other).max(axis=1, initial=0) * _SMALL
+        alike = correlation >= _LEAST_CORRELATION
         found.append(pairs[alike])
-    return np.concatenate(found)
+        copies.append(((correlation >= _COPY_CORRELATION) & (apart <= _MOST_APART))[alike])
+    return np.concatenate(found), np.concatenate(copies)

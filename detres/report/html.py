@@ -35,11 +35,11 @@ figure{margin:0;padding:.5rem;background:var(--card);border:1px solid var(--line
 border-radius:.4rem}
 figure img{display:block;max-width:100%;height:auto;margin:0 auto .4rem}
 .wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:.9rem}
+table{border-collapse:collapse;font-size:.9rem;overflow-wrap:normal}
 th,td{text-align:left;vertical-align:top;padding:.25rem .75rem .25rem 0;
 border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums}
-th{font-weight:600}
-td{min-width:4rem}
+th{font-weight:600;white-space:nowrap}
+td:last-child{min-width:8rem}
 svg{display:block;width:100%;max-width:32rem;height:auto}
 svg text{font:11px system-ui,sans-serif;fill:var(--ink)}
 svg rect{fill:var(--bar)}
@@ -83,6 +83,7 @@ def page(title: str, *children: object) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<link rel="icon" href="data:,">'
         f"<title>{markup(title)}</title><style>{_STYLE}</style></head>"
         f"<body>{element('h1', title)}{joined(children)}</body></html>\n"
     )

@@ -66,8 +66,8 @@ LEAK = Kind(
 NEAR_LEAK = Kind(
     "near_leak",
     "error",
-    "pictures that an earlier split has a copy of (re-encoded, resized or nearly the same)",
-    "Look at them; take copies out of one of the two, and keep frames of one video together.",
+    "pictures that an earlier split has a copy of (re-encoded, resized)",
+    "Look at them; take copies out of one of the two: numbers on what was learnt say nothing.",
 )
 SAME = Kind(
     "same_picture",
@@ -78,8 +78,20 @@ SAME = Kind(
 NEARLY_SAME = Kind(
     "near_picture",
     "warning",
-    "pictures that are nearly the same as another of the split",
-    "Look whether they are copies; keep one of each.",
+    "pictures that are copies of another of the split (re-encoded, resized)",
+    "Look at them; keep one of each.",
+)
+ALIKE_ACROSS = Kind(
+    "alike_across",
+    "warning",
+    "pictures that look much like one of an earlier split",
+    "Frames of one scene? Keep those in one split: numbers on them say little of new scenes.",
+)
+ALIKE_WITHIN = Kind(
+    "alike_within",
+    "note",
+    "pictures that look much like another of the split",
+    "Frames of one scene teach little more than one of them.",
 )
 
 
@@ -166,9 +178,11 @@ def without_objects(parts: Sequence[Part]) -> list[Finding]:
 def seen_twice(parts: Sequence[Part]) -> list[Finding]:
     """Return the pictures that are there more than once, across splits and within one."""
     places = _places(parts)
-    exact, similar = _alike(places)
+    exact, copies, alike = _alike(places)
+    kinds = ((exact, LEAK, SAME), (copies, NEAR_LEAK, NEARLY_SAME))
+    kinds = (*kinds, (alike, ALIKE_ACROSS, ALIKE_WITHIN))
     found, told = [], {True: set(), False: set()}
-    for pairs, across, within in ((exact, LEAK, SAME), (similar, NEAR_LEAK, NEARLY_SAME)):
+    for pairs, across, within in kinds:
         for kind, other_split in ((across, True), (within, False)):
             of_kind = pairs[_other_split(pairs, places) == other_split]
             # the first of the pairs of each picture, which are sorted
@@ -183,10 +197,13 @@ def seen_twice(parts: Sequence[Part]) -> list[Finding]:
 
 
 def copies_of_later(parts: Sequence[Part]) -> list[np.ndarray]:
-    """Return which images of each part, (N,) bool, a later one has a copy of, exact or near."""
+    """Return which images of each part, (N,) bool, a later one has too, pixel for pixel or as a
+    copy.
+    """
     places = _places(parts)
     marks = {part.name: np.zeros(len(part.annotations), bool) for part in parts}
-    for pairs in _alike(places):
+    exact, copies, _ = _alike(places)
+    for pairs in (exact, copies):
         for row in np.unique(pairs[_other_split(pairs, places), 0]).tolist():
             part, image = places[row]
             marks[part.name][image] = True
@@ -209,25 +226,27 @@ def _other_split(pairs: np.ndarray, places: Sequence[_Place]) -> np.ndarray:
     return names[pairs[:, 0]] != names[pairs[:, 1]]
 
 
-def _alike(places: Sequence[_Place]) -> tuple[np.ndarray, np.ndarray]:
-    """The rows a < b of places with the same picture pixel for pixel, and with nearly the same, (P,
-    2) int64 each, sorted by b and then a.
+def _alike(places: Sequence[_Place]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows a < b of places with the same picture pixel for pixel, with copies of one, and with
+    pictures that look alike, (P, 2) int64 each, sorted by b and then a.
 
     Of many equal pictures, each is in a pair with the first and with the last of them.
     """
     prints = [part.survey.prints[image] for part, image in places]
     if not prints:
-        return np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64)
+        return (np.zeros((0, 2), np.int64),) * 3
     rows = np.arange(len(prints))
     first = same_pictures([each.digest for each in prints])
     last = first.copy()
     last[first] = rows  # of the rows with the same first one, the last is kept
     exact = np.concatenate((np.stack((first, rows), 1), np.stack((rows, last[first]), 1)))
-    similar = similar_pictures(
+    exact = exact[exact[:, 0] < exact[:, 1]]
+    similar, are_copies = similar_pictures(
         np.stack([each.hash for each in prints]), np.stack([each.small for each in prints])
     )
-    similar = similar[first[similar[:, 0]] != first[similar[:, 1]]]
-    return tuple(_sorted(pairs[pairs[:, 0] < pairs[:, 1]]) for pairs in (exact, similar))
+    others = first[similar[:, 0]] != first[similar[:, 1]]
+    copies, alike = similar[others & are_copies], similar[others & ~are_copies]
+    return _sorted(exact), _sorted(copies), _sorted(alike)
 
 
 def _sorted(pairs: np.ndarray) -> np.ndarray:
@@ -239,7 +258,7 @@ def _pairs(first_like: dict[int, int], places: Sequence[_Place]) -> Iterator[Exa
     for row, first in first_like.items():
         (part, image), (other, original) = places[row], places[first]
         pictures = part.shown(image), other.shown(original)
-        yield Example(part.file(image), f"the same as {other.file(original)}", pictures)
+        yield Example(part.file(image), f"beside {other.file(original)}", pictures)
 
 
 def _rows(part: Part, image: int) -> list[int]:

@@ -108,7 +108,7 @@ def test_a_leak_pixel_for_pixel(tmp_path: Path) -> None:
     (finding,) = seen_twice(planted)
     assert (finding.kind, finding.level, finding.count) == ("leak", "error", 1)
     example = finding.examples[0]
-    assert str(example) == "val val/same.png: the same as train train/2.png"
+    assert str(example) == "val val/same.png: beside train train/2.png"
     assert [shown.file for shown in example.pictures] == [
         str(tmp_path / "val" / "same.png"),
         str(tmp_path / "train" / "2.png"),
@@ -122,7 +122,7 @@ def test_a_leak_by_a_copy(tmp_path: Path) -> None:
     planted = leaking(tmp_path, lambda image: encoded(image, 60))
     (finding,) = seen_twice(planted)
     assert (finding.kind, finding.level) == ("near_leak", "error")
-    assert str(finding.examples[0]) == "val val/same.png: the same as train train/2.png"
+    assert str(finding.examples[0]) == "val val/same.png: beside train train/2.png"
     assert copies_of_later(planted)[0].tolist() == [False, False, True, False]
 
 
@@ -134,14 +134,27 @@ def test_the_same_picture_twice_in_a_split(tmp_path: Path) -> None:
         parts(train=write_split(tmp_path, "train", train), val=write_split(tmp_path, "val", val))
     )
     assert told(found) == {
-        "leak": ["val val/e.png: the same as train train/a.png"],
+        "leak": ["val val/e.png: beside train train/a.png"],
         "same_picture": [
-            "train train/c.png: the same as train train/a.png",
-            "train train/d.png: the same as train train/a.png",
+            "train train/c.png: beside train train/a.png",
+            "train train/d.png: beside train train/a.png",
         ],
-        "near_leak": ["val val/f.png: the same as train train/b.png"],
+        "near_leak": ["val val/f.png: beside train train/b.png"],
     }
     assert {finding.kind: finding.level for finding in found}["same_picture"] == "warning"
+
+
+def test_frames_of_one_scene_are_no_leak(tmp_path: Path) -> None:
+    """They are told where they look much alike, and stay in a clean copy."""
+    frame = picture(0)
+    frame[40:46, 60:70] = 255 - frame[40:46, 60:70]
+    planted = parts(
+        train=write_split(tmp_path, "train", {"a.png": picture(0)}),
+        val=write_split(tmp_path, "val", {"b.png": frame}),
+    )
+    (finding,) = seen_twice(planted)
+    assert (finding.kind, finding.level) == ("alike_across", "warning")
+    assert not copies_of_later(planted)[0].any()
 
 
 def test_files_that_cannot_be_read_are_no_copies_of_each_other(tmp_path: Path) -> None:
