@@ -89,7 +89,7 @@ def test_a_mirrored_picture_is_another() -> None:
 
 
 def test_frames_of_one_scene_look_alike_but_are_no_copies() -> None:
-    """Of a camera that stands, most of each frame is the same; a large change is another picture."""
+    """Of a camera that stands most of each frame stays; a large change is another picture."""
     scene = cv2.resize(smooth(24, 32), (320, 240))
     little, much = scene.copy(), scene.copy()
     little[100:115, 60:75] = 255 - little[100:115, 60:75]
