@@ -59,9 +59,14 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.config": ({"backbones", "detres.config", "detres.network", "detres.runs"}, {"pydantic"}),
     f"{D}.data": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
-        | {"detres.held_out", "detres.user_files", "detres.values"}
+        | {"detres.config", "detres.held_out", "detres.user_files", "detres.values"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.config"},
         BASE | {"cv2", "albumentations", "defusedxml", "tqdm", "yaml"},
+    ),
+    # the boxes that anchors are, which know no network
+    f"{D}.data.anchor_fit": (
+        {"detres.images", f"{D}.annotations", f"{D}.config", f"{D}.models.anchors"},
+        {"numpy"},
     ),
     f"{D}.models": (
         {"backbones", "detres.boxes", "detres.images.normalize", f"{D}.structures"},
@@ -83,6 +88,10 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.build": (SHARED | {D}, {"torch"}),
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),
+    f"{D}.pretrained": ({"backbones", "detres.user_files"}, {"torch"}),
+    f"{D}.chosen_settings": (SHARED | {D}, BASE),
+    f"{D}.own_data": (SHARED | {D}, {"torch"}),
+    f"{D}.time_budget": (SHARED | {D}, {"numpy"}),
     f"{D}.training": (SHARED | {D}, {"torch"}),
     f"{D}.alternating": (SHARED | {D}, {"torch"}),
     C: (

@@ -13,7 +13,11 @@ from detres.config import (
     ConfigError,
     Section,
     check,
+    config_of,
+    given_settings,
+    in_yaml,
     load_config,
+    nested,
     to_yaml,
     what_differs,
     with_overrides,
@@ -558,3 +562,57 @@ def test_a_configuration_that_is_no_file(tmp_path):
     (tmp_path / "link.yaml").symlink_to("gone.yaml")
     with pytest.raises(FileNotFoundError, match=r"link\.yaml is a link to gone\.yaml"):
         load_config(tmp_path / "link.yaml", DetectionConfig)
+
+
+# ---- settings by whole key ----
+
+
+def test_what_overrides_give_is_told_by_whole_key():
+    overrides = ["train.steps=5", "model.anchors={sizes: [32], style: torchvision}", "name=0012"]
+    overrides += ["model.input.shorter=100", "train.steps=6"]
+    assert given_settings(DetectionConfig, overrides) == {
+        "train.steps": 6,
+        "model.anchors.sizes": [32],
+        "model.anchors.style": "torchvision",
+        "name": "0012",
+        "model.input.short_side": 100,
+    }
+    with pytest.raises(ConfigError, match="expected key=value"):
+        given_settings(DetectionConfig, ["train.steps"])
+
+
+def test_settings_by_whole_key_nest_the_later_one_wins():
+    given = [("a.b", 1), ("a", {"c": 2, "b": 3}), ("a.c", 4), ("d", 5), ("e.f.g", [6])]
+    assert nested(given) == {"a": {"b": 3, "c": 4}, "d": 5, "e": {"f": {"g": [6]}}}
+    assert nested([]) == {}
+
+
+def test_a_mapping_is_checked_as_a_file_is():
+    tree = {"name": "a", "data": {"format": "shapes"}, "train": {"steps": 5}}
+    tree["model"] = {"backbone": {"weights": "w"}}
+    config = config_of(copy.deepcopy(tree), DetectionConfig, ["train.lr=1e-5"], "what was chosen")
+    assert (config.train.lr, config.train.steps) == (1e-5, 5)
+    with pytest.raises(ConfigError, match=r"^what was chosen with --set: unknown key 'train\.lrr'"):
+        config_of(copy.deepcopy(tree), DetectionConfig, ["train.lrr=1"], "what was chosen")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        3,
+        0.1,
+        1e-05,
+        True,
+        None,
+        "a b",
+        "no",
+        "[x]",
+        [16.0, 32.0],
+        ["a", "b c"],
+        {"a": [1], "b": "x"},
+    ],
+)
+def test_a_value_in_yaml_is_read_back(value):
+    text = in_yaml(value)
+    assert "\n" not in text
+    assert yaml.safe_load(text) == value

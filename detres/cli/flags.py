@@ -283,10 +283,15 @@ def require_settings_of(arguments: argparse.Namespace, *sections: str) -> None:
         )
 
 
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """Return the settings KEY=VALUE of the flags."""
+    seed = [f"seed={arguments.seed}"] if arguments.seed is not None else []
+    return [*arguments.set, *seed]
+
+
 def config_from(arguments: argparse.Namespace, kind: type[AnyConfig], default: Path) -> AnyConfig:
     """Return the checked configuration of the flags, the data root settled."""
-    seed = [f"seed={arguments.seed}"] if arguments.seed is not None else []
-    config = read_config(config_path(arguments.cfg, default), kind, [*arguments.set, *seed])
+    config = read_config(config_path(arguments.cfg, default), kind, overrides_of(arguments))
     return config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
 
 
@@ -297,8 +302,11 @@ def saved_run(
     wing: str,
     *more: str,
     read: Callable[..., AnySaved] = SavedRun.read,
+    name: str | None = None,
 ) -> AnySaved:
     """Return the run of --resume, with --set and --data where given.
+
+    name: of the runs among which --resume alone takes the newest; by default the configuration's.
 
     wing: that it must be of. more: keys that its last.pt must have beside those of every run. read:
     what reads its folder. Raises what newest_run and SavedRun.read raise, with the command that
@@ -307,7 +315,9 @@ def saved_run(
     folder, root = Path(arguments.resume or ""), arguments.data
     try:
         if not arguments.resume:
-            folder = newest_run(read_config(config_path(arguments.cfg, default), kind, []).name)
+            if name is None:
+                name = read_config(config_path(arguments.cfg, default), kind, []).name
+            folder = newest_run(name)
         return read(folder, kind, wing=wing, keys=more, overrides=arguments.set, root=root)
     except NothingSavedError as error:
         begun = first_arguments(error.folder / ENVIRONMENT)

@@ -1,5 +1,5 @@
-"""Train a Faster R-CNN: `train-det --cfg configs/coco_r101.yaml --data COCO`; without arguments, on
-the embedded shapes.
+"""Train a Faster R-CNN: `train-det --data MY_FOLDER`, `train-det --cfg configs/coco_r101.yaml
+--data COCO`; without arguments, on the embedded shapes.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from detres.cli.flags import (
     DETECTION_CONFIG,
     CommandParser,
     add_training_flags,
-    config_from,
     ending,
     require_resumable,
     resume_line_of,
     saved_run,
     say,
+)
+from detres.cli.own_data import (
+    add_time_flag,
+    require_one_length,
+    run_name,
+    settled_run,
 )
 from detres.detection.alternating import (
     TRAININGS,
@@ -41,8 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         help="start from a trained detector's weights (best.safetensors), of these classes or of "
         "others: what it knows of those with the same name moves over",
     )
+    add_time_flag(parser)
     arguments = parser.parse_args(argv)
-    require_resumable(parser, arguments, "--init-from")
+    require_resumable(parser, arguments, "--init-from", "--time")
+    require_one_length(parser, arguments)
     with ending(parser) as end:
         train(arguments)
     return end.status
@@ -61,7 +68,8 @@ def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
     """Return what is to be trained, by the scheme of the configuration."""
     device, resume_line = arguments.device, resume_line_of("train-det")
     if arguments.resume is None:
-        config = config_from(arguments, DetectionConfig, DETECTION_CONFIG)
+        settled = settled_run(arguments)
+        config = settled.config
         if config.train.scheme == "alternating":
             return AlternatingRun.start(
                 config,
@@ -70,9 +78,18 @@ def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
                 resume_line=resume_line,
                 init_from=arguments.init_from,
             )
-        training = TRAININGS[config.train.scheme].start(config, device, arguments.init_from)
+        training = TRAININGS[config.train.scheme].start(
+            config, device, arguments.init_from, settled.read
+        )
         return TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
-    saved = saved_run(arguments, DetectionConfig, DETECTION_CONFIG, WING, read=read_saved)
+    saved = saved_run(
+        arguments,
+        DetectionConfig,
+        DETECTION_CONFIG,
+        WING,
+        read=read_saved,
+        name=run_name(arguments),
+    )
     accepted = arguments.accept_data_change
     if isinstance(saved, SavedAlternating):
         return AlternatingRun.resume(

@@ -1,12 +1,14 @@
 """The settings of a run that nobody configured, chosen from its data and the machine.
 
-The values are those of configurations that were measured (configs/bccd_r18.yaml and voc_r50_half.yaml
-on a processor) or the paper's (on a GPU); what depends on the data is computed from them.
+The values are those of configurations that were measured (configs/bccd_r18.yaml and
+voc_r50_half.yaml on a processor) or the paper's (on a GPU); what depends on the data is computed
+from them.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from detres.detection.annotations import Annotations
 from detres.detection.config import VGGS, AnchorConfig, InputConfig, ModelConfig
 from detres.detection.data.anchor_fit import (
     ENOUGH,
+    LARGER_SIDES,
     boxes_in_training,
     fewest_anchors,
     fit_of,
@@ -33,18 +36,28 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting that was chosen: `key` = `value`, plain as in YAML (a mapping for several keys of one
-    section), and why.
+    """A setting that was chosen: `key` = `value`, plain as in YAML (a mapping for several keys of
+    one section), and why.
     """
 
     key: str
     value: object
     reason: str
 
+    def settings(self) -> list[str]:
+        """Return it as KEY=VALUE, one for each key."""
+        if not isinstance(self.value, dict):
+            return [f"{self.key}={in_yaml(self.value)}"]
+        return [f"{self.key}.{key}={in_yaml(value)}" for key, value in self.value.items()]
+
     def line(self) -> str:
-        """Return it as --set takes it, with the reason behind."""
-        setting = f"{self.key}={in_yaml(self.value)}"
-        return f"{setting}  # {self.reason}"
+        """Return it as a shell takes it, with the reason behind."""
+        return f"{' '.join(quoted(setting) for setting in self.settings())}  # {self.reason}"
+
+
+def quoted(setting: str) -> str:
+    """Return a setting as a shell takes it."""
+    return f"'{setting}'" if re.search(r"[^\w./=:@%+-]", setting) else setting
 
 
 @dataclass(frozen=True)
@@ -145,8 +158,8 @@ PRETRAINED_ON_CPU = Recipe(
     train=_SGD, backbone={"norm": "frozen", "freeze_at": 2},
     rpn={
         **_SMALL_RPN,
-        **{"train_pre_nms_top_n": 2000, "train_post_nms_top_n": 500},
-        **{"test_pre_nms_top_n": 2000, "test_post_nms_top_n": 300},
+        "train_pre_nms_top_n": 2000, "train_post_nms_top_n": 500,
+        "test_pre_nms_top_n": 2000, "test_post_nms_top_n": 300,
     },
     roi={"pool": "roi_align", "batch_size": 64, "smooth_l1_beta": 1 / 9, "nms_thresh": 0.4},
     data={"color": 0.3}, jitter=True,
@@ -173,26 +186,18 @@ FINE_TUNED_RATE = 0.2
 
 FINE_TUNED_LENGTH = 0.5
 
-_RUNGS = (128, 160, 192, 224, 256, 300, 320, 360, 400, 480, 540, 600, 700, 800)
-"""px: the short sides to try where small boxes ask for larger images."""
-
 _LARGEST = {"cpu": 400, "cuda": 800}
 _SMALLEST = 96
 
 _TO_SPARE = 0.003
-"""Of the boxes: where not that many more than ENOUGH can be covered, only a great many anchors do."""
+"""Of the boxes: where not that many more than ENOUGH can be covered, only a great many anchors do.
+"""
 
 _CAP = 1000 / 600
 """max_side / short_side of py-faster-rcnn."""
 
 _FEW_OBJECTS = 1000
 """A class: with fewer, one box a region for all classes is learnt better than one a class."""
-
-_EVALUATIONS = 5
-"""At most, of a run."""
-
-_EVALUATION_SHARE = 0.25
-"""Of the time of the steps that evaluations may take; an image costs a third of one in a step."""
 
 
 def recipe_of(start: Start, device: str) -> Recipe:
@@ -213,7 +218,8 @@ class _Chooser:
         self.known = dict(given)
 
     def pick(self, key: str, value: object, reason: str) -> None:
-        if key not in self.given:
+        """Choose a key that is neither given nor chosen."""
+        if key not in self.known:
             self.choices.append(Choice(key, value, reason))
             self.known[key] = value
 
@@ -241,8 +247,8 @@ def choose(
     """Return the settings of a run on `train`, in the order of a configuration's sections.
 
     num_val: images that it is evaluated on. protocol: of evaluation. given: settings of the user by
-    whole key (model.input.short_side), which are not chosen, and which what depends on them follows.
-    steps: where a time says how many.
+    whole key (model.input.short_side), which are not chosen, and which what depends on them
+    follows. steps: where a time says how many.
     """
     found, recipe = _Chooser(given), recipe_of(start, machine.device)
     found.pick_section("data", _of_data(recipe, machine), f"{recipe.name}; {machine.cores} cores")
@@ -252,7 +258,9 @@ def choose(
         _choose_model(found, train, recipe, start, machine)
     _choose_training(found, len(train), num_val, recipe, machine, start, steps)
     found.pick("eval.protocol", protocol, "the one that data in this layout are known by")
-    found.pick("eval.batch_size", min(4, recipe.batch * 2), "as many images at once as in training")
+    found.pick(
+        "eval.batch_size", min(4, recipe.batch * 2), "as many images at once as memory holds"
+    )
     return found.choices
 
 
@@ -313,19 +321,24 @@ def _choose_scale(found: _Chooser, train: Annotations, recipe: Recipe, machine: 
     """The size of images, and the anchors that fit the boxes at it."""
     inside = found["model.rpn.train_anchors"] == "inside"
     style = str(found["model.anchors.style"] or "detectron2")
-    side, why = _short_side(found, train, recipe, machine, style)
-    found.pick("model.input.short_side", side, why)
+    if "model.input.short_side" not in found.given:
+        side, why = _short_side(found, train, recipe, machine, style)
+        found.pick("model.input.short_side", side, why)
     side = int(found["model.input.short_side"])
-    sides = [round(side * factor) for factor in (0.8, 0.9, 1.0, 1.1)] if recipe.jitter else []
-    found.pick(
-        "model.input.max_side", max([round(side * _CAP), *sides]), "5/3 of short_side, as 1000 of 600"
-    )
-    if sides and max(sides) <= int(found["model.input.max_side"]):
+    longest = max(round(side * _CAP), *(found["model.input.train_short_sides"] or (0,)))
+    found.pick("model.input.max_side", longest, "5/3 of short_side, as 1000 of 600")
+    if recipe.jitter:
+        cap = int(found["model.input.max_side"])
+        sides = sorted({min(cap, round(side * factor)) for factor in (0.8, 0.9, 1.0, 1.1)})
         found.pick("model.input.train_short_sides", sides, "scales in training, around short_side")
-    given = {
-        key: found[f"model.input.{key}"] for key in ("short_side", "max_side", "train_short_sides")
-    }
-    scaled = boxes_in_training(train, InputConfig(**{k: v for k, v in given.items() if v}))
+    scaled = boxes_in_training(
+        train,
+        InputConfig(
+            short_side=side,
+            max_side=found["model.input.max_side"],
+            train_short_sides=tuple(found["model.input.train_short_sides"] or ()),
+        ),
+    )
     anchors = fewest_anchors(scaled, style=style, inside=inside)
     told = {key: found[f"model.anchors.{key}"] for key in ("sizes", "aspect_ratios")}
     chosen = {"sizes": list(anchors.sizes), "aspect_ratios": list(anchors.aspect_ratios)}
@@ -346,15 +359,18 @@ def _short_side(
     own = int(statistics.median(shorts)) if shorts else recipe.short_side
     enlarged = own if machine.device == "cpu" else 2 * own  # the paper shows 375 px at 600
     first = max(_SMALLEST, min(recipe.short_side, enlarged))
-    largest = max(first, _LARGEST[machine.device])
-    rungs = [first, *(rung for rung in _RUNGS if first < rung <= largest)]
+    longest = found["model.input.max_side"]
+    first = min(first, longest or first)
+    largest = max(first, min(_LARGEST[machine.device], longest or _LARGEST[machine.device]))
+    rungs = [first, *(rung for rung in LARGER_SIDES if first < rung <= largest)]
     why = f"images of {own} px are as good at it as larger ones, for the time"
     for side in rungs:
-        scaled = boxes_in_training(train, InputConfig(short_side=side, max_side=round(side * _CAP)))
+        resized = InputConfig(short_side=side, max_side=longest or round(side * _CAP))
+        scaled = boxes_in_training(train, resized)
         share = reachable(scaled, style=style, inside=inside).on_grid
         if share >= ENOUGH + _TO_SPARE or len(scaled) == 0:
             break
-        why = "small boxes ask for it"
+        why = "small boxes need it: the cells of the map are 16 px apart"
     if share < ENOUGH + _TO_SPARE:
         why = f"small boxes ask for more ({share:.1%} can be covered), which would take long"
     return side, why
@@ -402,7 +418,7 @@ def _choose_training(
         batch //= 2
     found.pick("train.batch_size", batch, f"{machine.memory:.0f} GiB of memory")
     batch = int(found["train.batch_size"])
-    if "train.epochs" not in found.given:
+    if found["train.epochs"] is None:
         length, why = _length(recipe, num_images, batch, tuned)
         if steps is not None:
             length, why = steps, "what the time allows"
@@ -410,38 +426,32 @@ def _choose_training(
     else:
         length = max(1, round(float(found["train.epochs"]) * num_images / batch))
     length = int(found["train.steps"] or length)
-    optimisation = dict(recipe.train)
-    if {"train.milestones", "train.gamma"} & found.given.keys():
+    optimisation, why = dict(recipe.train), recipe.name
+    told = found["train.optimizer"]
+    if told is not None and told != optimisation.get("optimizer", "sgd"):
+        optimisation = dict(_SGD if told == "sgd" else _ADAMW)
+    if found["train.milestones"]:
         optimisation["schedule"] = "multistep"
-    if found["train.optimizer"] == "sgd" and optimisation.get("optimizer") == "adamw":
-        optimisation |= {**_SGD, "optimizer": "sgd"}
-    why = recipe.name
     if tuned:
         optimisation["lr"] = float(f"{optimisation['lr'] * FINE_TUNED_RATE:g}")
         why = f"{FINE_TUNED_RATE:g} of the rate from scratch: what is there moves over"
     optimisation["warmup_steps"] = min(int(optimisation["warmup_steps"]), length // 5)
     found.pick_section("train", optimisation, why)
-    every = _eval_every(length, batch, num_val)
-    found.pick("train.eval_every", every, f"{-(-length // every)} evaluations of {num_val} images")
+    if found["train.schedule"] == "plateau":
+        found.pick("train.eval_every", max(1, length // 20), "a plateau is one of evaluations")
+    found.pick("train.eval_every", "auto", f"some of {num_val} images five times, all at the end")
 
 
 def _length(recipe: Recipe, num_images: int, batch: int, tuned: bool) -> tuple[int, str]:
     """Steps, and why so many; whole tens."""
     share = FINE_TUNED_LENGTH if tuned else 1.0
-    bounds = [max(1, round(bound * share * recipe.batch / batch)) for bound in (recipe.least, recipe.most)]
+    least, most = (bound * share * recipe.batch / batch for bound in (recipe.least, recipe.most))
     wanted = recipe.epochs * share * num_images / batch
-    length = min(max(wanted, bounds[0]), bounds[1])
+    length = min(max(wanted, least), most)
     length = max(1, round(length / 10)) * 10
     why = f"{length * batch / num_images:.3g} epochs of {num_images} images"
     if tuned:
         why += ", half of what it takes from scratch"
-    if wanted > bounds[1]:
+    if wanted > most:
         why += ", as many as take hours, not days; a time or train.steps says otherwise"
     return length, why
-
-
-def _eval_every(steps: int, batch: int, num_val: int) -> int:
-    """Steps between evaluations, so many that these take a small part of the time."""
-    of_steps = steps * batch * 3  # in images that are only looked at
-    number = int(_EVALUATION_SHARE * of_steps / max(1, num_val))
-    return -(-steps // min(max(number, 1), _EVALUATIONS))

@@ -228,6 +228,9 @@ SPLITS = ("train", "val", "test")
 TRAINING_SPLITS = SPLITS[:2]
 """Those that a run reads: it learns from one, and the other judges it."""
 
+_OF_FILES = ("coco", "csv")
+"""Formats whose entries are annotation files, each with a folder of images."""
+
 _FROM_TRAIN = ("hold_out", "val_share", "split")
 """Settings by which some images of train are val."""
 
@@ -281,6 +284,24 @@ class DataConfig(Section):
     color: Annotated[float, Field(ge=0, le=1)] = 0.0
     workers: Count = 2
 
+    @classmethod
+    def overridden(cls, settings: dict, given: set[str]) -> dict:
+        """What says which images are val displaces what said so before, and annotation files of
+        which no image folder is given are of the one there is.
+        """
+        ways = {"val": ("val", "val_images"), **{name: (name,) for name in _FROM_TRAIN}}
+        said = [name for name in ways if name in given and settings.get(name)]
+        kept = {key for name in said for key in ways[name]} | given
+        others = {key for keys in ways.values() for key in keys} - kept if said else set()
+        displaced = {key: cls.model_fields[key].default for key in others if settings.get(key)}
+        for split in SPLITS:
+            files, key = settings.get(split), f"{split}_images"
+            folders = settings.get(key) or settings.get("train_images") or []
+            wanting = split in given and key not in given and settings.get("format") in _OF_FILES
+            if wanting and isinstance(files, list) and len(set(folders)) == 1:
+                displaced[key] = [folders[0]] * len(files)
+        return displaced
+
     @property
     def val_from_train(self) -> str | None:
         """The setting by which some images of `train` are val; None: `val` has its own."""
@@ -327,7 +348,7 @@ class DataConfig(Section):
         files, folders = getattr(self, split), getattr(self, f"{split}_images")
         if not files:
             raise ValueError(f"{split} is missing: format {self.format} needs at least one entry")
-        if self.format in ("coco", "csv") and len(folders) != len(files):
+        if self.format in _OF_FILES and len(folders) != len(files):
             raise ValueError(
                 f"{split} has {len(files)} annotation files but {split}_images {len(folders)} "
                 "folders"

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from backbones import PUBLISHED
+from backbones.vgg import FC_GRID
 from detres.config import by_key, check, config_of, given_settings, nested
 from detres.detection.annotations import Annotations
-from detres.detection.chosen_settings import Choice, Machine, Start, Trained, choose
+from detres.detection.chosen_settings import Choice, Machine, Start, Trained, choose, quoted
 from detres.detection.config import SPLITS, VGGS, DataConfig, DetectionConfig
 from detres.detection.data.box_policy import require_objects
 from detres.detection.data.read import read_split
 from detres.detection.data.recognise import Recognised, UnrecognisedDataError, recognise
-from detres.detection.pretrained import FOLDER, Pretrained, find_pretrained, given_weights
+from detres.detection.pretrained import FOLDER, find_pretrained, given_weights
 from detres.detection.weights_file import model_settings
-from detres.runs.settings import with_data_root
+from detres.runs.settings import holds_shapes, with_data_root
 
 WHERE_KEYS = (
     *("format", "root", "train", "train_images", "val", "val_images", "test", "test_images"),
-    *("hold_out", "val_share", "split", "class_names"),
+    *("hold_out", "val_share", "split_seed", "split", "class_names"),
 )
 """Settings of DataConfig that say where the data are; the others say what becomes of them."""
 
 _OF_VOC = ("voc", "xml")
 """Formats whose data are known by VOC's numbers; the others by COCO's."""
+
+_ADVISED = "torchvision/resnet50.v1"
 
 _SPECIES = ("name", "shortcut", "stride_placement", "width", "pool1")
 """Settings of a backbone by which one that is at hand may be told to fit."""
@@ -47,7 +50,7 @@ class OwnData:
     recognised: Recognised | None
     data: DataConfig
     train: Annotations
-    num_val: int
+    val: Annotations
     machine: Machine
     start: Start
     given: dict[str, object]
@@ -61,8 +64,11 @@ class OwnData:
         *,
         device: torch.device,
         init_from: str | Path | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> OwnData:
         """Recognise and read what is at `path`; None: the embedded shapes.
+
+        say: called with lines on what the data are taken for, before they are read.
 
         overrides: settings KEY=VALUE of the user, which come before what is recognised and chosen.
         init_from: weights file of a trained detector to start from.
@@ -74,10 +80,12 @@ class OwnData:
         recognised = None
         if path is None:
             tree: dict = {"format": "shapes"}
-        elif "data.format" in given and "data.train" in given:
+        elif given.get("data.format") == "shapes" or {"data.format", "data.train"} <= given.keys():
             tree = {"root": str(path)}
         else:
             recognised = recognise(path, given.get("data.format"))
+            for line in described(recognised):
+                say(line)
             tree = recognised.data.model_dump(mode="json", exclude_defaults=True)
         alone = _checked_alone(tree, overrides, given, f"data {path or 'shapes'}")
         settings = by_key(alone.model_dump(mode="json"))
@@ -85,7 +93,7 @@ class OwnData:
         data = with_data_root(alone.data, None)
         train = read_split(data, "train")
         require_objects(train, "to learn from")
-        num_val = len(read_split(data, "val"))
+        val = read_split(data, "val")
         machine = Machine.of(device)
         start, notes = _start_of(given, machine, init_from)
         return cls(
@@ -93,7 +101,7 @@ class OwnData:
             recognised,
             data,
             train,
-            num_val,
+            val,
             machine,
             start,
             given,
@@ -101,13 +109,13 @@ class OwnData:
         )
 
     def configured(self, steps: int | None = None) -> tuple[DetectionConfig, list[Choice]]:
-        """Return the configuration of a run, and what of it was chosen; steps: how many, where a time
-        says so. Raises ConfigError when settings of the user do not go with each other.
+        """Return the configuration of a run, and what of it was chosen; steps: how many, where a
+        time says so. Raises ConfigError when settings of the user do not go with each other.
         """
         protocol = "voc07" if self.data.format in _OF_VOC else "coco"
         choices = choose(
             self.train,
-            self.num_val,
+            len(self.val),
             machine=self.machine,
             start=self.start,
             protocol=protocol,
@@ -121,27 +129,24 @@ class OwnData:
         return check(DetectionConfig, tree, f"the settings for {self.data.root}"), choices
 
     def lines(self, choices: Sequence[Choice]) -> list[str]:
-        """Return what the data were taken for and what was chosen, a line each."""
-        said = []
-        if self.recognised is not None:
-            settings = " ".join(quoted(setting) for setting in self.recognised.settings())
-            said = [
-                f"{self.data.root}: {self.recognised.kind}; {self.recognised.reason}",
-                f"the same by hand: --set {settings}",
-            ]
-        said.append("chosen, each to be overridden with --set:")
-        said += [f"  {choice.line()}" for choice in choices]
-        return [*said, *(f"note: {note}" for note in self.notes)]
+        """Return what was chosen, and what else is to be said, a line each."""
+        chosen = [f"  {choice.line()}" for choice in choices]
+        notes = [f"note: {note}" for note in self.notes]
+        return ["chosen, each to be overridden with --set:", *chosen, *notes]
 
 
-def quoted(setting: str) -> str:
-    """Return a setting as a shell takes it."""
-    return f"'{setting}'" if re.search(r"[^\w./=:@%+-]", setting) else setting
+def described(recognised: Recognised) -> list[str]:
+    """Return what data were taken for and why, and the settings that say the same, a line each."""
+    settings = " ".join(quoted(setting) for setting in recognised.settings())
+    return [
+        f"data {recognised.data.root}: {recognised.kind}; {recognised.reason}",
+        f"the same by hand: --set {settings}",
+    ]
 
 
 def name_of(path: str | Path | None) -> str:
-    """Return the name of a run on the data at `path`, that of the folder in letters that a run's name
-    may have; of a file, that of the folder it is in.
+    """Return the name of a run on the data at `path`, that of the folder in letters that a run's
+    name may have; of a file, that of the folder it is in.
     """
     if path is None:
         return "shapes"
@@ -154,14 +159,16 @@ def name_of(path: str | Path | None) -> str:
 def _checked_alone(
     data: dict, overrides: Sequence[str], given: dict[str, object], source: str
 ) -> DetectionConfig:
-    """The data and the user's settings, all else as it is by default: what is wrong with them is said
-    before anything is read.
+    """The data and the user's settings, all else as it is by default: what is wrong with them is
+    said before anything is read.
     """
-    name = given.get("model.backbone.name")
-    model: dict = {"backbone": {"weights": "none"}}
-    if name in VGGS:
-        model["roi"] = {"pool_size": 7}
-    train = {} if given.get("train.epochs") is not None else {"steps": 2**62, "eval_every": 1}
+    model: dict = {
+        "backbone": {"weights": "any", "norm": "batch", "freeze_at": 0},
+        "input": {"short_side": 1, "max_side": 2**31},
+    }
+    if given.get("model.backbone.name") in VGGS:
+        model["roi"] = {"pool_size": FC_GRID}
+    train = {"steps": 2**62, "eval_every": 1}
     tree = {"name": "own", "data": data, "model": model, "train": train}
     return config_of(tree, DetectionConfig, overrides, source)
 
@@ -183,9 +190,9 @@ def _start_of(
     if search.best is not None:
         return search.best, search.notes
     advice = (
-        f"from random weights: no pretrained backbone is at hand; with one it learns more from few "
-        f"images: put a file such as {PUBLISHED['torchvision/resnet50.v1'].file} into a folder and "
-        f"name that in {FOLDER}"
+        "from random weights: no pretrained backbone is at hand, with which it learns more from "
+        f"few images: name a folder with one, such as {PUBLISHED[_ADVISED].file}, in {FOLDER}, or "
+        f"let model.backbone.weights={_ADVISED} download one"
     )
     return None, (*search.notes, advice)
 
@@ -193,9 +200,9 @@ def _start_of(
 def replaced_data(
     config: DetectionConfig, path: str | Path, given: Sequence[str]
 ) -> tuple[DetectionConfig, Recognised] | None:
-    """Return `config` for the data at `path` where these are not what its data section describes, and
-    what they are; None where it is to be used as it is: some of its entries are there, the user says
-    himself where they are, or nothing is recognised.
+    """Return `config` for the data at `path` where these are not what its data section describes,
+    and what they are; None where it is to be used as it is: some of its entries are there, the user
+    says himself where they are, or nothing is recognised.
 
     given: the user's settings by whole key.
     """
@@ -218,7 +225,7 @@ def _is_there(data: DataConfig, root: Path) -> bool:
     they are drawn into.
     """
     if data.format == "shapes":
-        return root.is_dir() and (not any(root.iterdir()) or any(root.glob("*shapes-v*")))
+        return root.is_dir() and (not any(root.iterdir()) or holds_shapes(root))
     entries = [entry for split in SPLITS for entry in getattr(data, split)]
     return any(path.exists() for entry in entries for path in _files_of(data.format, root, entry))
 
@@ -232,4 +239,3 @@ def _files_of(form: str, root: Path, entry: str) -> list[Path]:
     if form == "ilsvrc":
         return sorted((root / "ImageSets" / year).glob(f"{name}.txt"))
     return [root / entry]
-

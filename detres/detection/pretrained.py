@@ -33,7 +33,7 @@ _WANTED = {"cpu": "resnet18", "cuda": "resnet50"}
 
 @dataclass(frozen=True)
 class Pretrained:
-    """weights: a path, or a published name. facts: what is known of the network. where: in words."""
+    """weights: a path, or a published name. facts: what is known of it. where: in words."""
 
     weights: str
     facts: FileFacts
@@ -51,9 +51,9 @@ class Search:
 
 
 def find_pretrained(device_type: str, wanted: Mapping[str, object]) -> Search:
-    """Return the backbone to start from, of those at hand whose traits and input are known: what the
-    folder of DETRES_WEIGHTS has, else published files in the download cache; ImageNet's before one's
-    own pretraining, then the one that suits the device.
+    """Return the backbone to start from, of those at hand whose traits and input are known: what
+    the folder of DETRES_WEIGHTS has, else published files in the download cache; ImageNet's before
+    one's own pretraining, then the one that suits the device.
 
     wanted: settings of a backbone, such as {"name": "resnet50"}, that it must have. Raises
     FileNotFoundError where DETRES_WEIGHTS names no folder.

@@ -1,16 +1,17 @@
-"""How many steps a given time allows: a few real ones are timed first, and part of an evaluation."""
+"""How many steps a time allows: a few real ones are timed first, and part of an evaluation."""
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import torch
+import numpy as np
 
 from detres.detection.build import train_loader
 from detres.detection.config import DetectionConfig, DetectionTrainConfig
-from detres.detection.inference.dataset import detect_dataset
+from detres.detection.judging import WithLosses
 from detres.detection.training import DetectionTraining
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
@@ -21,11 +22,8 @@ LEAST_SECONDS = 30
 
 LEAST_STEPS = 20
 
-_TIMED = 6
-"""Steps that are timed, at most; the first, in which memory is taken, does not count."""
-
-_TIMED_SHARE = 0.05
-"""Of the time that timing may take, three steps apart."""
+_TIMED = 5
+"""Steps that are timed; the first, in which memory is taken, does not count."""
 
 _KEPT_BACK = 0.06
 """Of the time, for what is not timed: saving, pictures, slower steps."""
@@ -58,15 +56,15 @@ def seconds_of(text: str) -> int:
 class _Trial:
     """A run of a few steps that leaves nothing behind: what the loop asks of a run.
 
-    ends: when each step was over. evaluation: s of one batch of held-out images.
+    ends: when each step was over. image: s that judging one held-out image takes.
     """
 
     training: DetectionTraining
-    budget: float
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
+    average: None = None
     ends: list[float] = field(default_factory=list)
-    evaluation: float = 0.0
+    image: float = 0.0
 
     @property
     def log(self) -> _Trial:
@@ -79,12 +77,15 @@ class _Trial:
         self.ends.append(time.monotonic())
 
     def evaluate(self) -> None:
-        """Time one batch of held-out images."""
+        """Time the first batch of held-out images, their losses included."""
+        training = self.training
+        first = next(iter(training.held_out.part_batches))
         begin = time.monotonic()
-        first = [next(iter(self.training.held_out))]
-        classes = self.training.data.val.class_map
-        detect_dataset(self.training.detecting, first, classes, self.training.device)
-        self.evaluation = time.monotonic() - begin
+        ids = np.asarray(first[0].ids)
+        judged = WithLosses([first], training.model, ids, seed=0, device=training.device)
+        truth = training.held_out.part.subset(np.arange(len(ids)), "the first")
+        training.find(truth, judged)
+        self.image = (time.monotonic() - begin) / len(ids)
 
     def save(self) -> None:
         """Keep nothing."""
@@ -92,96 +93,88 @@ class _Trial:
 
 @dataclass(frozen=True)
 class Pace:
-    """step: s of one. evaluation: s of one of all held-out images. spent: s since the command began,
-    all that comes before the first step included.
+    """step: s of one. image: s that judging a held-out image takes. spent: s from the begin of the
+    command to the first step.
     """
 
     step: float
-    evaluation: float
+    image: float
     spent: float
 
-    def steps_within(self, seconds: float, evaluations: int) -> int:
-        """Return how many steps fit into `seconds` beside so many evaluations; raises ShortTimeError
-        where that are fewer than LEAST_STEPS.
-        """
-        left = seconds * (1 - _KEPT_BACK) - self.spent - evaluations * self.evaluation
-        steps = int(left / self.step)
-        if steps >= LEAST_STEPS:
-            return steps
-        needed = self.spent + self.evaluation + LEAST_STEPS * self.step
-        raise ShortTimeError(
-            f"{in_units(seconds)} is too short: a step takes {self.step:.1f} s, an evaluation "
-            f"{self.evaluation:.0f} s, and {self.spent:.0f} s went before the first step; give at "
-            f"least {in_units(needed / (1 - _KEPT_BACK) + 60)}"
-        )
+    def takes(self, train: DetectionTrainConfig, steps: int, num_val: int) -> float:
+        """Return the s of a run of `steps`, its evaluations on `num_val` images included."""
+        return self.spent + steps * self.step + images_judged(train, steps, num_val) * self.image
 
 
-def in_units(seconds: float) -> str:
-    """Return seconds as `seconds_of` reads them, whole minutes from two on."""
-    if seconds < 120:
-        return f"{round(seconds)}s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return "".join(f"{number}{unit}" for number, unit in ((hours, "h"), (minutes, "m")) if number)
-
-
-def pace_of(training: DetectionTraining, *, seconds: float, began: float) -> Pace:
-    """Time a few steps and a batch of an evaluation of `training`, which learns from them: it is to
-    be thrown away.
-
-    seconds: that the whole run may take. began: time.monotonic() at the begin of the command.
+def images_judged(train: DetectionTrainConfig, steps: int, num_val: int) -> int:
+    """Return how many held-out images the evaluations of a run of `steps` look at, in all: on the
+    way at some; at the end at all, and once more where earlier weights may be the best.
     """
-    config, built = training.config.train.settled(training.device)[0], time.monotonic()
-    trial = _Trial(training, seconds)
-    length = _TIMED if seconds > 600 else _TIMED // 2
+    every, looked_at = train.evaluated_every(steps), train.looked_at(steps, num_val)
+    on_the_way = (steps - 1) // every if every else 0
+    return on_the_way * looked_at + num_val * (2 if looked_at < num_val else 1)
+
+
+def pace_of(training: DetectionTraining, *, began: float, building: float) -> Pace:
+    """Time a few steps and a batch of an evaluation of `training`, which learns from them: it is to
+    be thrown away. began: time.monotonic() at the begin of the command. building: s that making
+    `training` took, and takes once more.
+    """
+    trial = _Trial(training)
+    settings = training.config.train.settled(training.device)[0]
     batches = train_loader(
         training.data.train_set,
-        batch_size=config.batch_size,
-        steps=length,
+        batch_size=settings.batch_size,
+        steps=_TIMED,
         seed=training.config.seed,
         num_workers=training.config.data.workers,
-    )
-    schedule = training.schedule
-    settings = LoopSettings(
-        seed=training.config.seed,
-        log_every=length,
-        save_every=length + 1,
-        clip_grad_norm=config.clip_grad_norm,
-        precision=config.precision,
     )
     fit(
         training.model,
         training.optimizer,
         batches,
-        schedule=type(schedule)(**{**vars(schedule), "steps": length}),
-        settings=settings,
+        schedule=replace(training.schedule, steps=_TIMED, milestones=()),
+        settings=LoopSettings(
+            seed=training.config.seed,
+            log_every=_TIMED,
+            save_every=_TIMED + 1,
+            clip_grad_norm=settings.clip_grad_norm,
+            precision=settings.precision,
+        ),
         run=trial,
         device=training.device,
     )
-    step = (trial.ends[-1] - trial.ends[0]) / (length - 1)
-    per_batch = trial.evaluation
-    before = built - began  # reading and building, once more for the run itself
-    spent = time.monotonic() - began + before
-    return Pace(step, per_batch * len(training.held_out), spent)
+    step = (trial.ends[-1] - trial.ends[0]) / (_TIMED - 1)
+    return Pace(step, trial.image, time.monotonic() - began + building)
 
 
-def with_steps(config: DetectionConfig, pace: Pace, seconds: float) -> DetectionConfig:
-    """Return `config` with the number of steps that fits into `seconds`, and milestones, warm-up and
-    evaluations where they are in the length it had; raises ShortTimeError, and ValueError for a
-    scheme that is several runs.
+def with_time(config: DetectionConfig, pace: Pace, seconds: float, num_val: int) -> DetectionConfig:
+    """Return `config` with as many steps as fit into `seconds`, and milestones and warm-up where
+    they are in the length it had; raises ShortTimeError where less than LEAST_STEPS fit.
     """
-    train = config.train
-    evaluations, previous = 1, 0
-    while evaluations != previous:  # fewer steps, fewer evaluations
-        previous = evaluations
-        steps = pace.steps_within(seconds, evaluations)
-        evaluations = -(-steps // train.eval_every) if train.eval_every else 1
+    usable, train = seconds * (1 - _KEPT_BACK), config.train
+    least = pace.takes(train, LEAST_STEPS, num_val)
+    if least > usable:
+        raise ShortTimeError(
+            f"{in_units(seconds)} is too short: a step takes {pace.step:.2g} s, judging "
+            f"{num_val} held-out images {num_val * pace.image:.2g} s, and {pace.spent:.0f} s go "
+            f"before the first step; give at least {in_units(least / (1 - _KEPT_BACK) + 30)}"
+        )
+    steps = LEAST_STEPS
+    most = int(usable / pace.step) + LEAST_STEPS
+    while most - steps > 1:
+        middle = (steps + most) // 2
+        fits = pace.takes(train, middle, num_val) <= usable
+        steps, most = (middle, most) if fits else (steps, middle)
     return config.model_copy(update={"train": in_length(train, steps)})
 
 
 def in_length(train: DetectionTrainConfig, steps: int) -> DetectionTrainConfig:
-    """Return the same training in `steps`."""
+    """Return the same training in `steps`: milestones at the same parts of it, the warm-up a fifth
+    at most.
+    """
     whole = train.steps if train.steps is not None else train.epochs
-    milestones = tuple(float(round(one * steps / whole)) for one in train.milestones)
+    milestones = (float(round(one * steps / whole)) for one in train.milestones)
     update = {
         "steps": steps,
         "epochs": None,
@@ -189,3 +182,11 @@ def in_length(train: DetectionTrainConfig, steps: int) -> DetectionTrainConfig:
         "warmup_steps": min(train.warmup_steps, steps // 5),
     }
     return train.model_copy(update=update)
+
+
+def in_units(seconds: float) -> str:
+    """Return a time as `seconds_of` reads it, in whole minutes from two on, rounded up."""
+    if seconds < 120:
+        return f"{math.ceil(seconds)}s"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return "".join(f"{number}{unit}" for number, unit in ((hours, "h"), (minutes, "m")) if number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from detres.detection.build import (
     train_loader,
 )
 from detres.detection.config import DetectionConfig
+from detres.detection.data.anchor_fit import describe_fit
 from detres.detection.data.audit import audit_briefly
 from detres.detection.data.box_policy import require_objects
 from detres.detection.data.read import read_split
@@ -57,15 +59,19 @@ from detres.runs.state import reading_field
 class DetectionData:
     """The training set and the held-out annotations of one run.
 
-    Raises, before anything is written, what the readers raise; AnnotationError when one of the two
-    has no object to learn from or to evaluate on; ClassMismatchError when the names of their
-    classes differ.
+    read: train and val as `config` has them, where they were read already. Raises, before anything
+    is written, what the readers raise; AnnotationError when one of the two has no object to learn
+    from or to evaluate on; ClassMismatchError when the names of their classes differ.
     """
 
-    def __init__(self, config: DetectionConfig) -> None:
-        self.train_set = build_train_set(config)
+    def __init__(
+        self, config: DetectionConfig, read: tuple[Annotations, Annotations] | None = None
+    ) -> None:
+        train, val = (None, None) if read is None else read
+        self.train_set = build_train_set(config, train)
         self.train = self.train_set.annotations
-        val = read_split(config.data, "val")
+        if val is None:
+            val = read_split(config.data, "val")
         self.val = val.matched_to(self.train.class_map, self.train.source)
         require_objects(self.val, "to evaluate on, so no weights could be chosen as the best")
         self.train_proposals = self.train_set.proposals
@@ -119,13 +125,17 @@ class DetectionTraining:
 
     @classmethod
     def start(
-        cls, config: DetectionConfig, device: torch.device, init_from: str | None = None
+        cls,
+        config: DetectionConfig,
+        device: torch.device,
+        init_from: str | None = None,
+        read: tuple[Annotations, Annotations] | None = None,
     ) -> DetectionTraining:
         """Return what a new run trains.
 
         init_from: weights file of a trained detector, of these or other classes, to start from, in
-        place of the backbone's weights. Raises what DetectionData, build_detector and start_from
-        raise, ValueError for shared layers that are random and fixed.
+        place of the backbone's weights. read: see DetectionData. Raises what DetectionData,
+        build_detector and start_from raise, ValueError for shared layers that are random and fixed.
         """
         fixed = config.train.shared_layers == "fixed"
         if fixed and init_from is None and config.model.backbone.weights is None:
@@ -134,7 +144,7 @@ class DetectionTraining:
                 "or give model.backbone.weights"
             )
         torch.manual_seed(config.seed)
-        data = DetectionData(config)
+        data = DetectionData(config, read)
         class_map, notes = data.train.class_map, []
         detector = build_detector(config.model, len(class_map), pretrained=init_from is None)
         if init_from is not None:
@@ -189,6 +199,9 @@ class DetectionTraining:
                 f"      on the way on {len(held_out.part)} of them, the same every time; on all at "
                 "the end (train.eval_images)"
             )
+        if self.config.train.scheme != "fast_rcnn":
+            map_size = functools.partial(self.detector.backbone.map_size, self.detector.stages[0])
+            lines += describe_fit(self.data.train, self.config.model, map_size)
         shared = self.data.train.num_shared_files(self.data.val)
         if shared:
             lines.append(

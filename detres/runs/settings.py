@@ -72,6 +72,16 @@ class TrainConfig(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     save_every: Positive = 500
 
+    @classmethod
+    def overridden(cls, settings: dict, given: set[str]) -> dict:
+        """`steps` and `epochs` displace each other; milestones stay at the same part of the run."""
+        for key, other in (("steps", "epochs"), ("epochs", "steps")):
+            now, before = settings.get(key), settings.get(other)
+            if key in given and now is not None and before is not None and other not in given:
+                milestones = settings.get("milestones") if "milestones" not in given else None
+                return {other: None} | _milestones_moved(milestones, before, now)
+        return {}
+
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
         if self.steps is None and self.epochs is None:
@@ -150,6 +160,16 @@ class TrainConfig(Section):
         )
 
 
+def _milestones_moved(milestones: object, before: object, now: object) -> dict:
+    """The setting of milestones of a run of length `before` at the same parts of one of `now`;
+    nothing where there are none, or where a value, none of which is checked yet, is no number.
+    """
+    values = [before, now, *milestones] if isinstance(milestones, list) else []
+    if len(values) < 3 or not all(type(value) in (int, float) and value > 0 for value in values):
+        return {}
+    return {"milestones": [milestone / before * now for milestone in milestones]}
+
+
 class DataSettings(Protocol):
     """Where data are: what the data sections of both wings have in common."""
 
@@ -189,8 +209,13 @@ def with_data_root(data: DataSettings, root: str | Path | None) -> DataSettings:
     return data.model_copy(update={"root": str(Path(chosen).absolute())})
 
 
+def holds_shapes(folder: Path) -> bool:
+    """Whether embedded shapes were drawn into `folder`."""
+    return folder.is_dir() and any(folder.glob("*shapes-v*"))
+
+
 def _holds_other_files(cache: Path) -> bool:
-    return cache.is_dir() and any(cache.iterdir()) and not any(cache.glob("*shapes-v*"))
+    return cache.is_dir() and any(cache.iterdir()) and not holds_shapes(cache)
 
 
 def build_optimizer(settings: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -318,6 +318,10 @@ def test_flags_of_a_mistaken_command_are_advised(
     Path("photos").mkdir()
     Path("photos/a.jpg").write_bytes(b"a photograph")
     assert train_det.main(["--data", "photos", "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/photos has 1 images but no annotations of them; ")
+    shapes = ["--cfg", "shapes_r18.yaml", "--data", "photos", "--device", "cpu"]
+    assert train_det.main(shapes) == 2
     assert capsys.readouterr().err == (
         "error: photos holds other files, and the data here are the embedded shapes, which are "
         "drawn into a cache folder of their own: leave --data out, or name a configuration of your "

@@ -1,10 +1,11 @@
 """How well anchors fit the boxes of a data set, and the fewest that fit them.
 
-Shapes: N images, B boxes to learn from at the size that training gives them, A anchors a cell. A box
-is covered when some anchor has an IoU of at least 0.5 with it. Two shares say how many are: `by_shape`
-with the anchor laid on the box's own centre, which sizes and aspect ratios decide, and `on_grid` with
-the anchor at the best of the cells that the feature map has, which is what the RPN sees: boxes smaller
-than about twice the stride lie between the cells, and no anchor reaches them there.
+Shapes: N images, B boxes to learn from at the size that training gives them, A anchors a cell. A
+box is covered when some anchor has an IoU of at least 0.5 with it. Two shares say how many are:
+`by_shape` with the anchor laid on the box's own centre, which sizes and aspect ratios decide, and
+`on_grid` with the anchor at the best of the cells that the feature map has, which is what the RPN
+sees: boxes smaller than about twice the stride lie between the cells, and no anchor reaches them
+there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detres.detection.annotations import Annotations
-from detres.detection.config import AnchorConfig, InputConfig
+from detres.detection.config import AnchorConfig, InputConfig, ModelConfig
 from detres.detection.models.anchors import AnchorStyle, cell_anchors
 from detres.images.decode import read_size
 from detres.images.resize import resized_size
@@ -33,8 +34,19 @@ SIZES = (8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024)
 
 ASPECT_RATIOS = (0.25, 0.33, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 4.0)
 
+LARGER_SIDES = (128, 160, 192, 224, 256, 300, 320, 360, 400, 480, 540, 600, 700, 800)
+"""px: the short sides to try where small boxes ask for larger images."""
+
+_WORTH_IT = 0.005
+"""Of the boxes: that many more other anchors must cover to be named."""
+
 _SAMPLED = 4096
 """Boxes by which combinations are first told apart."""
+
+_MORE_OF_A_SAMPLE = (0.0, 0.002, 0.005, 0.01)
+"""Of the boxes of a sample: so many more are asked for, in turn, until all boxes are covered as
+asked for, too.
+"""
 
 MapSize = Callable[[tuple[int, int]], tuple[int, int]]
 """(h, w) px of an image -> (h', w') cells of its map."""
@@ -54,8 +66,8 @@ class ScaledBoxes:
         return len(self.boxes)
 
     def sample(self, most: int) -> ScaledBoxes:
-        """Return at most `most` of them, evenly spaced in their order."""
-        rows = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64))
+        """Return at most `most` of them, in their order, always the same ones."""
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:most])
         return ScaledBoxes(self.boxes[rows], self.cells[rows], self.sizes[rows])
 
 
@@ -69,8 +81,8 @@ class AnchorFit:
 
 
 def cells_of(size: tuple[int, int]) -> tuple[int, int]:
-    """Return the (h', w') cells of stride 16 of an image of `size` (h, w) px, as padded convolutions
-    have them.
+    """Return the (h', w') cells of stride 16 of an image of `size` (h, w) px, as padded
+    convolutions have them.
     """
     return -(-size[0] // STRIDE), -(-size[1] // STRIDE)
 
@@ -78,11 +90,11 @@ def cells_of(size: tuple[int, int]) -> tuple[int, int]:
 def boxes_in_training(
     annotations: Annotations, given: InputConfig, map_size: MapSize = cells_of
 ) -> ScaledBoxes:
-    """Return the boxes to learn from, neither crowd nor difficult, cut to their images, at the sizes
-    that the resize rules give each image, once for every short side that training draws.
+    """Return the boxes to learn from, neither crowd nor difficult, cut to their images, at the
+    sizes that the resize rules give each image, once for every short side that training draws.
 
-    The size of an image whose annotation does not state it is read from its file; its boxes are left
-    out where that cannot be read.
+    The size of an image whose annotation does not state it is read from its file; its boxes are
+    left out where that cannot be read.
     """
     counts = np.diff(annotations.offsets)
     image_of = np.repeat(np.arange(len(annotations)), counts)
@@ -112,7 +124,7 @@ def boxes_in_training(
 
 
 def _known_sizes(annotations: Annotations, rows: np.ndarray) -> np.ndarray:
-    """The (h, w) of every image (N, 2) int64, those of `rows` that are not stated from their files."""
+    """The (h, w) of every image (N, 2) int64; what is not stated of `rows`, from their files."""
     sizes = annotations.image_sizes.astype(np.int64)
     for row in rows[(sizes[rows] <= 0).any(axis=1)].tolist():
         try:
@@ -127,9 +139,9 @@ def best_ious(
 ) -> np.ndarray:
     """Return the IoU (A, B) float64 of every box with each anchor where that fits it best.
 
-    anchors: (A, 4) xyxy px of the cell at the origin. centred: on the box's centre; else at the cell
-    of the map with the greatest IoU, which is the nearest in x and in y. inside: only where the whole
-    anchor is within the image, 0 where it nowhere is.
+    anchors: (A, 4) xyxy px of the cell at the origin. centred: on the box's centre; else at the
+    cell of the map with the greatest IoU, which is the nearest in x and in y. inside: only where
+    the whole anchor is within the image, 0 where it nowhere is.
     """
     wide, high = (scaled.boxes[:, 2:] - scaled.boxes[:, :2]).T
     middle = (scaled.boxes[:, :2] + scaled.boxes[:, 2:]) / 2
@@ -182,11 +194,11 @@ def reachable(scaled: ScaledBoxes, *, style: AnchorStyle, inside: bool = False) 
 def fewest_anchors(
     scaled: ScaledBoxes, *, style: AnchorStyle, inside: bool = False
 ) -> AnchorConfig:
-    """Return the fewest anchors, sizes x aspect ratios of SIZES and ASPECT_RATIOS, that cover ENOUGH
-    of the boxes on the grid and by shape; of equally few, those that cover most on the grid.
+    """Return the fewest anchors, sizes x aspect ratios of SIZES and ASPECT_RATIOS, that cover
+    ENOUGH of the boxes on the grid and by shape; of equally few, those with the highest mean IoU.
 
-    Where all of them together cover less, at stride 16 the small boxes, ENOUGH of what they cover is
-    asked for. Deterministic. Without boxes: one square anchor of 128 px.
+    Where all of them together cover less, at stride 16 the small boxes, ENOUGH of what they cover
+    is asked for. Deterministic. Without boxes: one square anchor of 128 px.
     """
     if len(scaled) == 0:
         return AnchorConfig(sizes=(128.0,), aspect_ratios=(1.0,), style=style)
@@ -195,55 +207,137 @@ def fewest_anchors(
         ENOUGH if share >= ENOUGH else ENOUGH * share for share in (most.on_grid, most.by_shape)
     )
     asked = AnchorFit(len(scaled), on_grid, by_shape)
-    for sizes, ratios in _rising(scaled.sample(_SAMPLED), asked, style, inside):
-        config = AnchorConfig(sizes=sizes, aspect_ratios=ratios, style=style)
+    sample = scaled.sample(_SAMPLED)
+    for more in _MORE_OF_A_SAMPLE:
+        of_sample = AnchorFit(
+            len(sample), min(on_grid + more, most.on_grid), min(by_shape + more, most.by_shape)
+        )
+        config = _fewest(sample, of_sample, style, inside)
         found = fit_of(scaled, config, inside=inside)
         if found.on_grid >= asked.on_grid and found.by_shape >= asked.by_shape:
-            return config
+            break
+    return config
+
+
+def describe_fit(
+    annotations: Annotations, model: ModelConfig, map_size: MapSize = cells_of
+) -> list[str]:
+    """Return a line on how many boxes the anchors of `model` cover, and a second one, of the
+    settings that would cover more, where that is less than ENOUGH; none without boxes.
+    """
+    inside = model.rpn.train_anchors == "inside"
+    scaled = boxes_in_training(annotations, model.input, map_size)
+    if len(scaled) == 0:
+        return []
+    fit = fit_of(scaled, model.anchors, inside=inside)
+    num_anchors = len(model.anchors.sizes) * len(model.anchors.aspect_ratios)
+    lines = [
+        f"anchors: {num_anchors} a cell; {fit.on_grid:.1%} of {fit.num_boxes} boxes have one with "
+        f"an IoU of {IOU:g} or more ({fit.by_shape:.1%} but for the {STRIDE} px between cells)"
+    ]
+    if fit.on_grid < ENOUGH:
+        mended = _mend(annotations, model, scaled, fit, map_size)
+        lines.append(f"note: boxes without such an anchor are hard to learn: {mended}")
+    return lines
+
+
+def _mend(
+    annotations: Annotations,
+    model: ModelConfig,
+    scaled: ScaledBoxes,
+    fit: AnchorFit,
+    map_size: MapSize,
+) -> str:
+    """The settings under which more boxes are covered, in words."""
+    inside, style = model.rpn.train_anchors == "inside", model.anchors.style
+    better = fewest_anchors(scaled, style=style, inside=inside)
+    share = fit_of(scaled, better, inside=inside).on_grid
+    said = []
+    if share > fit.on_grid + _WORTH_IT:
+        said.append(f"{_as_settings(better)} cover {share:.1%}")
+    if share >= ENOUGH:
+        return said[0]
+    own = model.input
+    for side in LARGER_SIDES:
+        if side <= own.short_side:
+            continue
+        cap = max(own.max_side, round(side * own.max_side / own.short_side))
+        resized = InputConfig(short_side=side, max_side=cap)
+        larger = boxes_in_training(annotations, resized, map_size)
+        found = reachable(larger, style=style, inside=inside).on_grid
+        if found >= ENOUGH or side == LARGER_SIDES[-1]:
+            said.append(
+                f"larger images more, up to {found:.1%} with model.input.short_side={side} "
+                f"model.input.max_side={cap} and anchors for it"
+            )
+            break
+    return "; ".join(said) or "no settings cover many more"
+
+
+def _as_settings(anchors: AnchorConfig) -> str:
+    sizes = ",".join(f"{size:g}" for size in anchors.sizes)
+    ratios = ",".join(f"{ratio:g}" for ratio in anchors.aspect_ratios)
+    return f"model.anchors.sizes=[{sizes}] model.anchors.aspect_ratios=[{ratios}]"
+
+
+def _fewest(
+    scaled: ScaledBoxes, asked: AnchorFit, style: AnchorStyle, inside: bool
+) -> AnchorConfig:
+    """The fewest anchors that cover what is asked for, of equally few those with the highest mean
+    IoU; all of them where no fewer do.
+    """
+    ious, covers = _table(scaled, style, inside)
+    needed = np.array([asked.on_grid, asked.by_shape]) * len(scaled) - 1e-6
+    for total in range(1, len(SIZES) * len(ASPECT_RATIOS) + 1):
+        fitting = [
+            sets
+            for num_ratios in range(1, len(ASPECT_RATIOS) + 1)
+            if total % num_ratios == 0
+            for sets in _fitting(covers, needed, total // num_ratios, num_ratios)
+        ]
+        if fitting:
+            sizes, ratios = max(
+                fitting, key=lambda sets: ious[np.ix_(*sets)].max(axis=(0, 1)).mean()
+            )
+            return AnchorConfig(
+                sizes=[SIZES[row] for row in sizes],
+                aspect_ratios=[ASPECT_RATIOS[row] for row in ratios],
+                style=style,
+            )
     return AnchorConfig(sizes=SIZES, aspect_ratios=ASPECT_RATIOS, style=style)
 
 
-def _rising(
-    scaled: ScaledBoxes, asked: AnchorFit, style: AnchorStyle, inside: bool
-) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """(sizes, aspect ratios) that cover what is asked for, the fewest anchors first, of equally many
-    the best first.
+def _fitting(
+    covers: np.ndarray, needed: np.ndarray, num_sizes: int, num_ratios: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The sets of so many sizes and ratios, by their rows, that cover as many boxes as needed (2,),
+    on the grid and by shape.
     """
-    covers = _covers(scaled, style, inside)
     used = covers.any(axis=(1, 2, 3)).nonzero()[0]
-    number = len(scaled)
-    needed = np.array([asked.on_grid, asked.by_shape]) * number - 1e-6
-    for total in range(1, len(used) * len(ASPECT_RATIOS) + 1):
-        found = []
-        for num_ratios in range(1, len(ASPECT_RATIOS) + 1):
-            num_sizes, rest = divmod(total, num_ratios)
-            if rest or num_sizes > len(used):
-                continue
-            size_sets = np.array(list(itertools.combinations(used, num_sizes)))
-            for ratio_set in itertools.combinations(range(len(ASPECT_RATIOS)), num_ratios):
-                by_size = np.bitwise_or.reduce(covers[:, list(ratio_set)], axis=1)
-                if (_count(np.bitwise_or.reduce(by_size, axis=0)) < needed).any():
-                    continue
-                counts = _count(np.bitwise_or.reduce(by_size[size_sets], axis=1))
-                for row in (counts >= needed).all(axis=1).nonzero()[0].tolist():
-                    sizes = tuple(size_sets[row].tolist())
-                    found.append((-int(counts[row, 0]), ratio_set, sizes))
-        for _, ratio_set, size_set in sorted(found):
-            sizes = tuple(float(SIZES[row]) for row in size_set)
-            yield sizes, tuple(ASPECT_RATIOS[row] for row in ratio_set)
+    if num_sizes > len(used):
+        return
+    size_sets = np.array(list(itertools.combinations(used, num_sizes)))
+    for ratios in itertools.combinations(range(len(ASPECT_RATIOS)), num_ratios):
+        by_size = np.bitwise_or.reduce(covers[:, list(ratios)], axis=1)
+        if (_count(np.bitwise_or.reduce(by_size, axis=0)) < needed).any():  # of all sizes
+            continue
+        counts = _count(np.bitwise_or.reduce(by_size[size_sets], axis=1))
+        for row in (counts >= needed).all(axis=1).nonzero()[0]:
+            yield tuple(size_sets[row].tolist()), ratios
 
 
-def _covers(scaled: ScaledBoxes, style: AnchorStyle, inside: bool) -> np.ndarray:
-    """Which boxes each size and ratio covers, (sizes, ratios, 2, bytes) uint8 of 8 boxes each: on the
-    grid, and by shape.
+def _table(scaled: ScaledBoxes, style: AnchorStyle, inside: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The IoU (sizes, ratios, B) of every box with each size and ratio on the grid; and which boxes
+    each covers there and by shape, (sizes, ratios, 2, bytes) uint8 of 8 boxes each.
     """
-    found = []
-    for size, ratio in itertools.product(SIZES, ASPECT_RATIOS):
-        anchor = _cell((size,), (ratio,), style)
-        on_grid = best_ious(scaled, anchor, inside=inside)
-        by_shape = best_ious(scaled, anchor, centred=True)
-        found.append(np.packbits(np.concatenate((on_grid, by_shape)) >= IOU, axis=1))
-    return np.stack(found).reshape(len(SIZES), len(ASPECT_RATIOS), 2, -1)
+    anchors = np.concatenate(
+        [_cell((size,), (ratio,), style) for size in SIZES for ratio in ASPECT_RATIOS]
+    )
+    on_grid = best_ious(scaled, anchors, inside=inside)
+    by_shape = best_ious(scaled, anchors, centred=True)
+    packed = np.packbits(np.stack((on_grid, by_shape), axis=1) >= IOU, axis=2)
+    shape = len(SIZES), len(ASPECT_RATIOS)
+    return on_grid.reshape(*shape, -1), packed.reshape(*shape, 2, -1)
 
 
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -89,6 +90,24 @@ class FoundFiles:
         return best_folder(counts, near)
 
 
+def folder_with(root: Path, names: Sequence[str]) -> str | None:
+    """Return the folder, relative to `root`, in which most of the image files `names` lie: the root
+    itself, one of its folders, or of theirs; None where there is none.
+    """
+    inside = _folders_in(root)
+    folders = [root, *inside, *(deeper for folder in inside for deeper in _folders_in(folder))]
+    slashed = [name.replace("\\", "/") for name in names]
+    counts = {
+        folder.relative_to(root).as_posix(): sum((folder / name).is_file() for name in slashed)
+        for folder in folders
+    }
+    return best_folder({folder: count for folder, count in counts.items() if count}, ".")
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
 def best_folder(counts: dict[str, int], near: str) -> str | None:
     """Return the folder with the largest count, of equal ones that whose name tells the split that
     `near` is of, then that with most of the path in common, then the first; None for no folders.
@@ -96,8 +115,9 @@ def best_folder(counts: dict[str, int], near: str) -> str | None:
     split, parts = split_of(near), PurePosixPath(near).parts
 
     def fitness(folder: str) -> tuple[int, bool, int]:
-        common = os.path.commonprefix([parts, PurePosixPath(folder).parts])
-        return counts[folder], split_of(folder) == split, len(common)
+        pairs = zip(parts, PurePosixPath(folder).parts, strict=False)
+        common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return counts[folder], split_of(folder) == split, common
 
     return max(sorted(counts), key=fitness, default=None)
 
@@ -119,6 +139,15 @@ def split_of(path: str) -> str | None:
         if splits:
             return splits.pop() if len(splits) == 1 else None
     return None
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Return whether a relative path, without "." and ".." but at its beginning, is a folder or
+    lies in it.
+    """
+    if path.startswith(("/", "..")):
+        return False
+    return folder == "." or path == folder or path.startswith(f"{folder}/")
 
 
 def common_folder(folders: Iterable[str]) -> str:
