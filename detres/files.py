@@ -108,7 +108,7 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.rglob("*"):
-            if path.is_file():
+            if path.is_file() and not path.is_symlink():
                 with path.open("r+b") as file:
                     os.fsync(file.fileno())
         os.replace(temporary, folder)

@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "evaluate weights or a detections file",
     "check-data": "look for what is wrong with annotated data, before training on them",
     "predict": "detect in images and draw what was found",
+    "convert-data": "write annotated images of any format as COCO JSON",
     "reproduce": "list the paper's tables, what was measured of them here, and how it is",
     "plot": "draw error curves and layer responses",
     "benchmark": "time parts of the toolkit against torchvision's",

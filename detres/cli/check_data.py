@@ -8,23 +8,27 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
+
 from detres.cli.flags import (
     DETECTION_CONFIG,
     CommandParser,
     add_data_flags,
-    config_from,
     ending,
     notice,
+    overrides_of,
     say,
 )
+from detres.cli.own_data import is_own, settled_config
 from detres.detection.annotations import Annotations
 from detres.detection.config import TRAINING_SPLITS, DataConfig, DetectionConfig
 from detres.detection.data.audit import Audit, audit, look_at
 from detres.detection.data.clean_copy import write_clean_copy
 from detres.detection.data.read import read_as_written, splits_of
+from detres.detection.own_data import OwnData
 from detres.files import require_free_folder, write_text
 from detres.report.data_page import data_page
-from detres.user_files import expanded
+from detres.user_files import expanded, tidied
 
 PAGE, NUMBERS = "index.html", "check.json"
 """What --out holds."""
@@ -37,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="exit status: 0 no errors found, 1 errors found, 2 bad input",
     )
     add_data_flags(parser, DETECTION_CONFIG)
-    parser.set_defaults(seed=None)
+    parser.set_defaults(seed=None, time=None, init_from=None, device=torch.device("cpu"))
     parser.add_argument(
         "--out",
         type=expanded,
@@ -68,10 +72,13 @@ def check(arguments: argparse.Namespace) -> Audit:
         _require_own(out)
     if fix is not None:
         require_free_folder(fix)
-    config = config_from(arguments, DetectionConfig, DETECTION_CONFIG)
-    scale = config.model.input.short_side, config.model.input.max_side
+    config = _config(arguments)
+    if fix is not None and tidied(fix.absolute()).is_relative_to(
+        tidied(Path(config.data.root or fix))
+    ):
+        raise ValueError(f"--fix {fix} lies inside of the data; give a folder beside them")
     parts = look_at(_splits(config.data), config.data.workers)
-    found = audit(parts, scale)
+    found = audit(parts, config.model)
     say(found.describe())
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -83,6 +90,14 @@ def check(arguments: argparse.Namespace) -> Audit:
             say(f"in the copy of {line}")
         say(f"clean copy, as COCO: {fix}")
     return found
+
+
+def _config(arguments: argparse.Namespace) -> DetectionConfig:
+    """The configuration that train-det would take; what the data were taken for is said."""
+    if not is_own(arguments):
+        return settled_config(arguments)
+    own = OwnData.read(arguments.data, overrides_of(arguments), device=arguments.device, say=say)
+    return own.configured()[0]
 
 
 def _splits(data: DataConfig) -> dict[str, Annotations]:

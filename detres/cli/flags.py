@@ -108,6 +108,7 @@ HINTS = {
     TakenFolderError: (
         "give another folder with --submission",
         "give another folder with --out or --fix",
+        "give another folder with --out",
     ),
     OutsideFolderError: (
         "--set data.outside=allow reads such files all the same",
@@ -242,12 +243,15 @@ def require_resumable(
 
 
 def config_path(cfg: str | None, default: Path = DETECTION_CONFIG) -> Path:
-    """Return the file of --cfg, or `default`; those that come with the toolkit are found from any
-    directory.
+    """Return the file of --cfg, or `default`; .yaml may be left out, and those that come with the
+    toolkit are found from any directory.
     """
     path = Path(cfg) if cfg else default
-    if not path.exists() and (CONFIGS / path.name).exists() and path.parent.name in ("", "configs"):
-        return CONFIGS / path.name
+    for named in (path, path.with_name(f"{path.name}.yaml")):
+        if named.exists():
+            return named
+        if (CONFIGS / named.name).exists() and path.parent.name in ("", "configs"):
+            return CONFIGS / named.name
     return path
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from detres.detection.data.audit import audit
 from detres.report.data_page import data_page
-from tests.detection.data.planted import parts, picture, write_split
+from tests.detection.data.planted import MODEL, parts, picture, write_split
 from tests.report.test_html import HOSTILE, Tags
 
 BOX = (10.0, 10.0, 60.0, 60.0)
@@ -21,7 +21,7 @@ def test_every_finding_is_there_with_pictures(tmp_path: Path) -> None:
     val = write_split(
         tmp_path, "val", {"leak.png": picture(0)}, [("leak.png", HOSTILE, BOX)], classes=[HOSTILE]
     )
-    found = audit(parts(train=train, val=val), (600, 1000))
+    found = audit(parts(train=train, val=val), MODEL)
     tags = Tags(data_page(found))
     assert "script" not in [tag for tag, _ in tags.tags]
     images = [each for tag, each in tags.tags if tag == "img"]
@@ -38,7 +38,7 @@ def test_every_finding_is_there_with_pictures(tmp_path: Path) -> None:
 def test_of_many_the_first_are_drawn_and_the_others_listed(tmp_path: Path) -> None:
     files = {f"{number}.png": picture(number) for number in range(9)}
     train = write_split(tmp_path, "train", files)
-    found = audit(parts(train=train), (600, 1000))
+    found = audit(parts(train=train), MODEL)
     tags = Tags(data_page(found))
     assert len([tag for tag, _ in tags.tags if tag == "img"]) == 6
     assert "3 more in a list" in tags.text
@@ -47,6 +47,6 @@ def test_of_many_the_first_are_drawn_and_the_others_listed(tmp_path: Path) -> No
 
 def test_an_image_that_is_gone_by_now_is_left_out(tmp_path: Path) -> None:
     train = write_split(tmp_path, "train", {"a.png": picture(0)})
-    found = audit(parts(train=train), (600, 1000))
+    found = audit(parts(train=train), MODEL)
     (tmp_path / "train" / "a.png").unlink()
     assert "img" not in [tag for tag, _ in Tags(data_page(found)).tags]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from detres.detection.annotations import Annotations
+from detres.detection.config import ModelConfig
+from detres.detection.data.anchor_fit import ENOUGH, boxes_in_training, describe_fit, fit_of
 from detres.detection.data.box_checks import training_scales
 from detres.detection.data.box_findings import doubled, doubtful_boxes, faulty_boxes, tiny_boxes
 from detres.detection.data.class_findings import NEVER_LEARNT, class_findings
@@ -16,6 +18,12 @@ from detres.detection.data.image_findings import misfitting, seen_twice, unreada
 from detres.detection.structures import Scale
 from detres.images.survey import Survey, survey
 
+UNCOVERED = Kind(
+    "uncovered",
+    "warning",
+    "boxes to learn from that no anchor has an IoU of 0.5 with",
+    f"From {1 - ENOUGH:.0%} of the boxes on, choose other anchors: such boxes are hard to learn.",
+)
 NOTED = Kind("noted", "note", "things that reading the annotations tells", "See each.")
 
 
@@ -113,11 +121,12 @@ def look_at(splits: dict[str, Annotations], workers: int) -> list[Part]:
     return parts_of(splits, _surveys(splits, workers))
 
 
-def audit(parts: Sequence[Part], scale: Scale) -> Audit:
+def audit(parts: Sequence[Part], model: ModelConfig) -> Audit:
     """Return what is wrong, or may be, with the parts of a data set as `look_at` gives them.
 
-    scale: (short_side, max_side) px for training.
+    model: what is to be trained on them: its sizes of images, and its anchors.
     """
+    scale = model.input.short_side, model.input.max_side
     found = [
         *unreadable(parts),
         *seen_twice(parts),
@@ -127,6 +136,7 @@ def audit(parts: Sequence[Part], scale: Scale) -> Audit:
         *faulty_boxes(parts),
         *doubled(parts),
         *tiny_boxes(parts, scale),
+        *_uncovered(parts[0], model),
         *without_objects(parts),
         *_noted(parts),
     ]
@@ -158,6 +168,19 @@ def _surveys(splits: Mapping[str, Annotations], workers: int) -> dict[str, Surve
     for name, split in splits.items():
         found[name] = whole[start : start + len(split)]
         start += len(split)
+    return found
+
+
+def _uncovered(part: Part, model: ModelConfig) -> list[Finding]:
+    """The boxes of a part that no anchor fits, and what would mend it."""
+    inside = model.rpn.train_anchors == "inside"
+    scaled = boxes_in_training(part.annotations, model.input)
+    fit = fit_of(scaled, model.anchors, inside=inside)
+    number = round((1 - fit.on_grid) * fit.num_boxes)
+    words = [line.removeprefix("note: ") for line in describe_fit(part.annotations, model)]
+    found = UNCOVERED.of(number, [Example(part.name, each) for each in words])
+    if fit.on_grid >= ENOUGH:
+        return [replace(finding, level="note") for finding in found]
     return found
 
 

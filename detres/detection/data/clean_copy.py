@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations, offsets_of
 from detres.detection.data.box_checks import (
     NEARLY_THE_SAME,
@@ -19,6 +16,7 @@ from detres.detection.data.box_checks import (
     doubled_boxes,
     find_faults,
 )
+from detres.detection.data.convert import write_coco
 from detres.detection.data.findings import Part
 from detres.detection.data.image_findings import (
     AS_STORED,
@@ -27,11 +25,8 @@ from detres.detection.data.image_findings import (
     conventions,
     copies_of_later,
 )
-from detres.files import write_text, writing_folder
+from detres.detection.structures import label_of
 from detres.images.decode import upright_boxes
-
-_BAR_AFTER = 3.0
-"""Seconds after which a progress bar is shown, on a terminal."""
 
 _OF_OBJECTS = ("labels", "areas", "crowd", "difficult", "ids")
 
@@ -40,39 +35,39 @@ Changes = dict[str, int]
 
 
 def write_clean_copy(parts: Sequence[Part], folder: Path) -> list[str]:
-    """Write the splits of a data set, whose files were looked at, into a new `folder` as COCO, and
-    return what is different in it, a line each.
+    """Write the splits of a data set, whose files were looked at, into a new `folder` as COCO, as
+    convert.write_coco lays it out, and return what is different in it, a line each.
 
-    FOLDER/annotations/instances_SPLIT.json and the images in FOLDER/SPLIT, byte for byte. Left out:
-    images that cannot be read, that are of another size than stated, or that a later split has a
-    copy of; what else is in `cleaned`. Objects flagged difficult are flagged crowd there: neither
-    is learnt. The source is only read. Raises TakenFolderError for a folder that holds files,
-    OSError for one that cannot be written.
+    Left out: images that cannot be read, that are of another size than stated, or that a later
+    split has too, exactly or as a copy; what else is in `cleaned`. All splits get the classes of
+    all. Image files are copied as they are, the source is only read. Raises TakenFolderError for a
+    folder that holds files, OSError for one that cannot be written.
     """
-    ids = _category_ids(parts)
-    copied, said = copies_of_later(parts), []
-    with writing_folder(folder) as temporary:
-        (temporary / "annotations").mkdir()
-        for part, of_part in zip(parts, copied, strict=True):
-            images, left_out = _usable_images(part, of_part)
-            clean, changed = cleaned(part, images)
-            names = _copy_images(clean, temporary / part.name)
-            content = json.dumps(_as_coco(clean, names, ids))
-            write_text(temporary / "annotations" / f"instances_{part.name}.json", content)
-            counts = {**left_out, **changed}
-            said += [f"{part.name}, {what}: {count}" for what, count in counts.items() if count]
+    class_map = _class_map(parts)
+    said, clean = [], {}
+    for part, copied in zip(parts, copies_of_later(parts), strict=True):
+        images, left_out = _usable_images(part, copied)
+        annotations, changed = cleaned(part, images)
+        own = [class_map.names.index(name) for name in annotations.class_map.names]
+        labels = label_of(np.array(own, np.int64)[annotations.class_indices])
+        clean[part.name] = replace(annotations, class_map=class_map, labels=labels)
+        counts = {**left_out, **changed}
+        said += [f"{part.name}, {what}: {count}" for what, count in counts.items() if count]
+    write_coco(clean, folder)
     return said
 
 
-def _category_ids(parts: Sequence[Part]) -> dict[str, int]:
-    """Name -> category id: that of the first split that has the class, unless it is taken."""
+def _class_map(parts: Sequence[Part]) -> ClassMap:
+    """The classes of all parts, each with the source id of the first part that has it, unless that
+    is taken.
+    """
     ids: dict[str, int] = {}
     for part in parts:
         class_map = part.annotations.class_map
         for name, source_id in zip(class_map.names, class_map.source_ids, strict=True):
             taken = source_id in ids.values()
             ids.setdefault(name, max(ids.values()) + 1 if taken else source_id)
-    return ids
+    return ClassMap(tuple(ids), tuple(ids.values()))
 
 
 def _usable_images(part: Part, copied: np.ndarray) -> tuple[np.ndarray, Changes]:
@@ -150,67 +145,3 @@ def _repeated(boxes: np.ndarray, rows: np.ndarray, part: Part) -> np.ndarray:
     labels = part.annotations.labels
     same = are_equal(boxes, pairs) & (labels[pairs[:, 0]] == labels[pairs[:, 1]])
     return np.unique(pairs[same, 1])
-
-
-def _copy_images(annotations: Annotations, folder: Path) -> list[str]:
-    """Copy the image files of `annotations` into `folder`, and return their names in it: their
-    paths from the folder that all of them are in.
-    """
-    files = annotations.image_files.tolist()
-    folder.mkdir()
-    base = os.path.commonpath({os.path.dirname(file) for file in files}) if files else ""
-    names = [os.path.relpath(file, base) for file in files]
-    for parent in {os.path.dirname(name) for name in names}:
-        (folder / parent).mkdir(parents=True, exist_ok=True)
-    bar = tqdm(
-        zip(files, names, strict=True),
-        total=len(files),
-        desc=f"copying {folder.name}",
-        unit="image",
-        leave=False,
-        disable=None,  # shown on a terminal only
-        delay=_BAR_AFTER,
-    )
-    for file, name in bar:
-        shutil.copyfile(file, folder / name)
-    return names
-
-
-def _as_coco(annotations: Annotations, names: list[str], ids: dict[str, int]) -> dict:
-    """The content of a COCO file; image ids that are text are numbered from 1."""
-    number = len(annotations)
-    given = annotations.image_ids
-    image_ids = given.tolist() if given.dtype.kind == "i" else list(range(1, number + 1))
-    images = [
-        {"id": image_id, "file_name": name, "height": height, "width": width}
-        for image_id, name, (height, width) in zip(
-            image_ids, names, annotations.image_sizes.tolist(), strict=True
-        )
-    ]
-    owners = np.repeat(np.arange(number), np.diff(annotations.offsets)).tolist()
-    category_ids = [ids[name] for name in annotations.class_map.names]
-    ignored = (annotations.crowd | annotations.difficult).tolist()
-    objects = zip(
-        annotations.ids.tolist(),
-        owners,
-        annotations.class_indices.tolist(),
-        annotations.xywh().tolist(),
-        annotations.areas.tolist(),
-        ignored,
-        strict=True,
-    )
-    return {
-        "images": images,
-        "annotations": [
-            {
-                "id": object_id,
-                "image_id": image_ids[owner],
-                "category_id": category_ids[index],
-                "bbox": box,
-                "area": area,
-                "iscrowd": int(crowd),
-            }
-            for object_id, owner, index, box, area, crowd in objects
-        ],
-        "categories": [{"id": source_id, "name": name} for name, source_id in ids.items()],
-    }

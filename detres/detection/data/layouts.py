@@ -394,6 +394,8 @@ def _names_file(files: FoundFiles, labels: list[str]) -> str:
         for path in files.ending(".txt", ".names")
         if PurePosixPath(path).name in NAMES_FILES or PurePosixPath(path).suffix == ".names"
     ]
+    yamls = files.ending(".yaml", ".yml")
+    found += [path for path in yamls if is_data_yaml(files.root / path, with_split=False)]
     if not found:
         raise UnrecognisedDataError(
             f"{files.root} has YOLO's labels ({some(labels)}), and nothing names their classes: "

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from detres.detection.annotations import Annotations
+from detres.detection.config import AnchorConfig, BackboneConfig, ModelConfig
 from detres.detection.data.audit import look_at
 from detres.detection.data.coco import read_coco
 from detres.detection.data.findings import Finding, Part
@@ -17,6 +18,12 @@ from tests.images.pixels import smooth
 from tests.images.test_decode import save
 
 WIDTH, HEIGHT = 160, 96
+
+MODEL = ModelConfig(
+    backbone=BackboneConfig(norm="batch", freeze_at=0),
+    anchors=AnchorConfig(sizes=(80.0, 160.0, 320.0), aspect_ratios=(0.5, 1.0, 2.0)),
+)
+"""Of short side 600 px; its anchors cover a box of 50x50 px in pictures of these sides."""
 
 Box = tuple[float, float, float, float]
 

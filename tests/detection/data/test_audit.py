@@ -12,15 +12,14 @@ import pytest
 from detres.detection.config import DataConfig
 from detres.detection.data.audit import Audit, audit, audit_briefly, look_at
 from detres.detection.data.read import read_as_written, splits_of
-from tests.detection.data.planted import parts, picture, told, write_split
+from tests.detection.data.planted import MODEL, parts, picture, told, write_split
 
 BOX = (10.0, 10.0, 60.0, 60.0)
-SCALE = (600, 1000)
 
 
 def audited(data: DataConfig) -> Audit:
     splits = {split: read_as_written(data, split) for split in splits_of(data)}
-    return audit(look_at(splits, 0), SCALE)
+    return audit(look_at(splits, 0), MODEL)
 
 
 def test_a_clean_data_set_has_no_finding(tmp_path: Path) -> None:
@@ -29,7 +28,7 @@ def test_a_clean_data_set_has_no_finding(tmp_path: Path) -> None:
         files = {f"{number}.png": picture(seed + number) for number in range(10)}
         objects = [(f"{number}.png", ("cat", "dog")[number % 2], BOX) for number in range(10)]
         splits[name] = write_split(tmp_path, name, files, objects)
-    found = audit(parts(**splits), SCALE)
+    found = audit(parts(**splits), MODEL)
     assert told(found.findings) == {"seldom_seen": ["cat: 5 in train", "dog: 5 in train"]}
     assert found.verdict() == "0 errors, 0 warnings, 1 note"
     train = found.splits["train"]
@@ -53,7 +52,7 @@ def planted(tmp_path: Path) -> Audit:
             train=write_split(tmp_path, "train", train, objects),
             val=write_split(tmp_path, "val", val, [("x.png", "dog", BOX)]),
         ),
-        SCALE,
+        MODEL,
     )
 
 
@@ -111,7 +110,7 @@ def test_briefly_it_says_what_reading_does_not(tmp_path: Path) -> None:
         "the training scale",
     ]
     clean = write_split(tmp_path, "clean", files, [("a.png", "cat", BOX)])
-    assert audit_briefly(clean, clean, SCALE) == []
+    assert audit_briefly(clean, clean, (600, 1000)) == []
 
 
 # ---- photographs ----

@@ -18,7 +18,7 @@ from detres.detection.data.coco import read_coco
 from detres.detection.data.findings import Part
 from detres.files import TakenFolderError
 from detres.images.decode import read_image
-from tests.detection.data.planted import HEIGHT, WIDTH, parts, picture, write_split
+from tests.detection.data.planted import HEIGHT, MODEL, WIDTH, parts, picture, write_split
 from tests.images.test_look_alikes import encoded
 
 BOX = (10.0, 10.0, 60.0, 60.0)
@@ -34,7 +34,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def read_back(folder: Path, split: str) -> Annotations:
     return read_coco(
-        folder / "annotations" / f"instances_{split}.json", folder / split, box_policy="as_written"
+        folder / "annotations" / f"instances_{split}.json",
+        folder / "images" / split,
+        box_policy="as_written",
     )
 
 
@@ -107,7 +109,7 @@ def test_what_is_wrong_is_out_and_the_source_is_as_it_was(tmp_path: Path) -> Non
 
     again = audit(
         parts(**{split: read_back(tmp_path / "clean", split) for split in ("train", "val")}),
-        (600, 1000),
+        MODEL,
     )
     assert again.count("error") == 0
 
@@ -172,7 +174,7 @@ def test_ids_classes_flags_and_folders_stay(tmp_path: Path) -> None:
     assert write_clean_copy(parts(train=moved, val=difficult), tmp_path / "clean") == []
     copy = read_back(tmp_path / "clean", "train")
     assert copy.image_ids.tolist() == [70, 9]
-    assert [file.rpartition("/train/")[2] for file in copy.image_files] == [
+    assert [file.rpartition("/images/train/")[2] for file in copy.image_files] == [
         "one/same.png",
         "two/same.png",
     ]
