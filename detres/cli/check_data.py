@@ -28,7 +28,7 @@ from detres.detection.data.read import read_as_written, splits_of
 from detres.detection.own_data import OwnData
 from detres.files import require_free_folder, write_text
 from detres.report.data_page import data_page
-from detres.user_files import expanded, tidied
+from detres.user_files import expanded
 
 PAGE, NUMBERS = "index.html", "check.json"
 """What --out holds."""
@@ -64,19 +64,8 @@ def main(argv: list[str] | None = None) -> int:
 def check(arguments: argparse.Namespace) -> Audit:
     """Look, say what was found, and write what was asked for."""
     out, fix = (Path(folder) if folder else None for folder in (arguments.out, arguments.fix))
-    if out is not None and fix is not None:
-        places = [folder.resolve() for folder in (out, fix)]
-        if places[0] in (places[1], *places[1].parents) or places[1] in places[0].parents:
-            raise ValueError(f"--out and --fix are to be folders apart: {out}, {fix}")
-    if out is not None:
-        _require_own(out)
-    if fix is not None:
-        require_free_folder(fix)
+    _require_places(out, fix, arguments.data)
     config = _config(arguments)
-    if fix is not None and tidied(fix.absolute()).is_relative_to(
-        tidied(Path(config.data.root or fix))
-    ):
-        raise ValueError(f"--fix {fix} lies inside of the data; give a folder beside them")
     parts = look_at(_splits(config.data), config.data.workers)
     found = audit(parts, config.model)
     say(found.describe())
@@ -105,7 +94,7 @@ def _splits(data: DataConfig) -> dict[str, Annotations]:
     found: dict[str, Annotations] = {}
     for split in splits_of(data):
         try:
-            class_map = found["train"].class_map if found else None
+            class_map = next(iter(found.values())).class_map if found else None
             found[split] = read_as_written(data, split, class_map)
         except FileNotFoundError as error:
             if split in TRAINING_SPLITS:
@@ -114,8 +103,21 @@ def _splits(data: DataConfig) -> dict[str, Annotations]:
     return found
 
 
-def _require_own(folder: Path) -> None:
-    """Raise TakenFolderError for a folder that holds more than an earlier look wrote."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {PAGE, NUMBERS}:
-        return
-    require_free_folder(folder)
+def _require_places(out: Path | None, fix: Path | None, data: str | None) -> None:
+    """Raise ValueError for folders that lie in each other, or a copy in the data; TakenFolderError
+    for one that holds more than an earlier look wrote.
+    """
+    if fix is not None and out is not None and (_within(out, fix) or _within(fix, out)):
+        raise ValueError(f"--out and --fix are to be folders apart: {out}, {fix}")
+    if fix is not None and data is not None and _within(fix, Path(data)):
+        raise ValueError(f"--fix {fix} lies in the data; give a folder beside them")
+    if out is not None:
+        made = {path.name for path in out.iterdir()} if out.is_dir() else set()
+        if not made or not made <= {PAGE, NUMBERS}:
+            require_free_folder(out)
+    if fix is not None:
+        require_free_folder(fix)
+
+
+def _within(folder: Path, other: Path) -> bool:
+    return folder.resolve().is_relative_to(other.resolve())

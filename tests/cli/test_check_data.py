@@ -61,7 +61,9 @@ def test_a_clean_copy_has_no_errors(
     )
     settings = [
         "data.train=[annotations/instances_train.json]",
+        "data.train_images=[images/train]",
         "data.val=[annotations/instances_val.json]",
+        "data.val_images=[images/val]",
     ]
     assert check_data.main([*flags[:3], str(clean), "--set", *settings]) == 0
 
@@ -89,6 +91,22 @@ def test_the_same_folder_for_both_is_refused(
         assert check_data.main([*flags, *folders]) == 2
         assert "--out and --fix" in capsys.readouterr().err
         assert not (tmp_path / "a").exists()
+
+
+def test_a_copy_within_the_data_is_refused(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = tmp_path / "data" / "clean"
+    assert check_data.main([*flags, "--fix", str(clean)]) == 2
+    assert f"--fix {clean} lies in the data" in capsys.readouterr().err
+    assert not clean.exists()
+
+
+def test_data_alone_are_recognised(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_data.main(flags[2:]) == 1
+    said = capsys.readouterr().out
+    assert "COCO JSON" in said
+    assert "error (1): boxes without area\n" in said
 
 
 def test_annotations_that_cannot_be_read_are_bad_input(
