@@ -46,7 +46,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.network": ({"backbones", "detres.config"}, {"pydantic"}),
     "detres.images": (
         {"backbones", "detres.class_map", "detres.console", "detres.files", "detres.user_files"},
-        BASE | {"cv2", "PIL", "fsspec"},
+        BASE | {"cv2", "PIL", "fsspec", "tqdm"},
     ),
     "detres.engine": (
         {"detres.console", "detres.files"},
@@ -70,7 +70,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         | {"detres.config", "detres.held_out", "detres.user_files", "detres.values"}
         | {"detres.waiting"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.config"},
-        BASE | {"cv2", "albumentations", "defusedxml", "yaml"},
+        BASE | {"cv2", "albumentations", "defusedxml", "tqdm", "yaml"},
     ),
     # the boxes that anchors are, which know no network
     f"{D}.data.anchor_fit": (
@@ -111,6 +111,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         BASE | {"torchvision", "cv2", "fsspec", "pydantic"},
     ),
     "detres.benchmarks": (SHARED | {D, C}, BASE | {"torchvision", "cv2", "PIL"}),
+    "detres.report": ({"detres.console", "detres.images", f"{D}.data"}, BASE | {"cv2"}),
     "detres.predictors": ({D, C, "detres.config", "detres.runs"}, set()),
     "detres.reproduction": (
         {"backbones", "detres.config", "detres.console", "detres.files", "detres.runs"}
@@ -125,7 +126,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     "detres.commands": (
         SHARED
-        | {D, C, "detres.benchmarks", "detres.predictors", "detres.reproduction"}
+        | {D, C, "detres.benchmarks", "detres.predictors", "detres.report", "detres.reproduction"}
         | {"detres.cli.flags", "detres.cli.proposal_flags"},
         BASE | {"matplotlib"},
     ),

@@ -16,6 +16,7 @@ COMMANDS = {
     "train-det": "train a Faster R-CNN; for short: detres train DATA",
     "train-loc": "train a localiser: a per-class RPN, or R-CNN on its proposals",
     "eval": "evaluate weights or a detections file",
+    "check-data": "look for what is wrong with annotated data, before training on them",
     "predict": "detect in images and draw what was found",
     "convert-data": "write annotated images of any format as COCO JSON",
     "reproduce": "list the paper's tables, what was measured of them here, and how it is",

@@ -134,6 +134,12 @@ def _split(token: str) -> tuple[str, str | None]:
 
 def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
     """Add --cfg, --set, --data and --device."""
+    add_data_flags(parser, default)
+    add_device_flag(parser)
+
+
+def add_data_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
+    """Add --cfg, --set and --data."""
     parser.settings = _WORDS[default]
     parser.add_argument(
         "--cfg", type=expanded, metavar="FILE", help=f"YAML configuration (default: {default.name})"
@@ -152,7 +158,6 @@ def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_
         metavar="DIR",
         help="data folder (default: data.root of the configuration, then $DETRES_DATA)",
     )
-    add_device_flag(parser)
 
 
 def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:

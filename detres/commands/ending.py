@@ -71,6 +71,7 @@ HINTS = {
     NoSplitError: ("a configuration that says where it is goes with --cfg, or --set",),
     TakenFolderError: (
         "give another folder with --submission",
+        "give another folder with --out or --fix",
         "give another folder with --out",
     ),
     OutsideFolderError: (
@@ -90,11 +91,12 @@ command has.
 
 
 def carried_out(
-    work: Callable[[argparse.Namespace], None],
+    work: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
     arguments: argparse.Namespace,
 ) -> int:
-    """Do the work of a command on the device of --device; returns the exit status.
+    """Do the work of a command on the device of --device; returns the exit status, the work's own
+    where it has one.
 
     A device that there is not ends with a usage error.
     """
@@ -104,7 +106,7 @@ def carried_out(
                 arguments.device = usable_device(arguments.device)
             except ValueError as error:
                 parser.error(f"argument --device: {error}")
-        work(arguments)
+        end.status = work(arguments) or 0
     return end.status
 
 

@@ -21,6 +21,7 @@ from detres.detection.build import (
 )
 from detres.detection.config import DetectionConfig
 from detres.detection.data.anchor_fit import describe_fit
+from detres.detection.data.audit import audit_briefly
 from detres.detection.data.box_policy import require_objects
 from detres.detection.data.digest import training_digest
 from detres.detection.data.read import read_split
@@ -215,6 +216,8 @@ class DetectionTraining:
                 f"note: {shared} of {len(self.data.val)} images of val are trained on too: its "
                 "numbers, which choose the best weights, are better than on images never seen"
             )
+        given = self.config.model.input
+        lines += audit_briefly(self.data.train, self.data.val, (given.short_side, given.max_side))
         for proposals in (self.data.train_proposals, self.data.val_proposals):
             if proposals is not None:
                 lines.append(f"{len(proposals.scores)} boxes: {proposals.source}")
