@@ -20,7 +20,7 @@ EVALS = {f"eval_{of}" for of in ("classifier", "detections", "detector", "locali
 NO_COMMANDS = {"__init__", "flags", "proposal_flags", "advice", "command"}
 """Files of detres/cli that are not a command each."""
 
-PARTS = {"__init__", "ending", "configured", "submission"} | EVALS
+PARTS = {"__init__", "ending", "configured", "own_data", "submission"} | EVALS
 """Files of detres/commands that are not the work of a command each."""
 
 
