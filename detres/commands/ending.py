@@ -87,11 +87,12 @@ command has.
 
 
 def carried_out(
-    work: Callable[[argparse.Namespace], None],
+    work: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
     arguments: argparse.Namespace,
 ) -> int:
-    """Do the work of a command on the device of --device; returns the exit status.
+    """Do the work of a command on the device of --device; returns the exit status, the work's own
+    where it has one.
 
     A device that there is not ends with a usage error.
     """
@@ -101,7 +102,7 @@ def carried_out(
                 arguments.device = usable_device(arguments.device)
             except ValueError as error:
                 parser.error(f"argument --device: {error}")
-        work(arguments)
+        end.status = work(arguments) or 0
     return end.status
 
 
