@@ -1,5 +1,5 @@
-"""The commands, each a file: parse, build, call. Installed, they are the subcommands of
-`detres`.
+"""The commands' arguments, a file each, read before any library is imported; what is done with them
+is in detres.commands. Installed, they are the subcommands of `detres`.
 """
 
 from __future__ import annotations

@@ -109,8 +109,8 @@ def meant_by(
         return _with_value(plain, value)
     answers = _answers(flags, settings if "--set" in flags else {})
     begun = [flag for flag in sorted(flags) if len(name) > 1 and flag.startswith(f"--{name}")]
-    if name not in answers and len(begun) == 1:
-        return _with_value(begun[0], value)
+    if name not in answers and begun:
+        return _with_value(begun[0], value) if len(begun) == 1 else " or ".join(begun)
     near = difflib.get_close_matches(name, answers, n=1)
     return _with_value(answers[near[0]], value) if near else None
 

@@ -37,7 +37,8 @@ LONGEST_MESSAGE = 1000
 """Characters."""
 
 _NUMBER = re.compile(r"-\.?\d")
-_ENDS_PARSING = ("-h", "--help", "--version", "--")
+_ANSWERED = {"-h", "--help", "--version"}
+"""Flags that are answered whatever else is given."""
 
 
 class _Unknown(NamedTuple):
@@ -62,9 +63,10 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"detres {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the message, and end with status 2."""
+        """Print the message, in a line, and end with status 2."""
         accept_any_text()
-        super().error(printable(shortened(one_line(message), LONGEST_MESSAGE)))
+        line = printable(shortened(one_line(message), LONGEST_MESSAGE))
+        self.exit(2, f"{self.prog}: error: {line}\n")
 
     def parse_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -85,10 +87,11 @@ class CommandParser(argparse.ArgumentParser):
         self._end_with([_Unknown(*_named(value), value) for value in values])
 
     def _unknown_flags(self, given: list[str]) -> list[_Unknown]:
+        given = given[: given.index("--")] if "--" in given else given
+        if _ANSWERED & {*given}:
+            return []
         unknown = []
         for token, following in zip(given, [*given, "--"][1:], strict=True):
-            if token in _ENDS_PARSING:
-                break
             name, value = _split(token)
             if not _is_flag(token) or name in self._option_string_actions:
                 continue
@@ -99,18 +102,15 @@ class CommandParser(argparse.ArgumentParser):
         return unknown
 
     def _end_with(self, unknown: list[_Unknown]) -> NoReturn:
-        """End with an error, in one line where what was meant can be said."""
+        """End with an error that says what was meant, where that can be told."""
         flags = {*self._option_string_actions}
         if any(not action.option_strings for action in self._actions):
             flags.add("{}")
         meant = [meant_by(each.name, each.value, flags, self.settings) for each in unknown]
         answers = " ".join(dict.fromkeys(filter(None, meant)))
-        message = f"unrecognized arguments: {' '.join(each.given for each in unknown)}"
-        if not answers:
-            self.error(message)
-        accept_any_text()
-        line = shortened(one_line(f"{message}; did you mean {answers}?"), LONGEST_MESSAGE)
-        self.exit(2, f"{self.prog}: error: {printable(line)}\n")
+        given = shortened(" ".join(each.given for each in unknown), LONGEST_MESSAGE // 2)
+        advice = f"did you mean {answers}?" if answers else "--help lists the flags"
+        self.error(f"unrecognized arguments: {given}; {advice}")
 
 
 def _is_flag(token: str) -> bool:

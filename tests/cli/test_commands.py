@@ -12,7 +12,7 @@ import pytest
 
 import detres.cli
 import detres.commands
-from detres.cli import COMMANDS, main
+from detres.cli import COMMANDS, SHORT, main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
@@ -60,6 +60,12 @@ def test_what_is_installed_has_the_packages_version() -> None:
     [
         ("pridect", "unknown command 'pridect', did you mean predict?\n"),
         ("train_det", "unknown command 'train_det', did you mean train-det?\n"),
+        ("trian", "unknown command 'trian', did you mean train?\n"),
+        ("val", "unknown command 'val', did you mean eval?\n"),
+        ("validate", "unknown command 'validate', did you mean eval?\n"),
+        ("test", "unknown command 'test', did you mean eval?\n"),
+        ("detect", "unknown command 'detect', did you mean predict?\n"),
+        ("finetune", "unknown command 'finetune', did you mean train?\n"),
         ("zzz", "unknown command 'zzz'\n"),
         ("", "unknown command ''\n"),
         ("\x1b[31mred", "unknown command '\\x1b[31mred'\n"),
@@ -73,6 +79,31 @@ def test_an_unknown_command_is_named_with_the_nearest(
     shown = capsys.readouterr()
     assert shown.err == message
     assert "train-det" in shown.out
+
+
+def test_train_is_short_for_training_a_detector(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, "train", "--help")
+    assert ended.value.code == 0
+    short = capsys.readouterr().out
+    assert short.startswith("usage: detres train [-h]")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "train-det", "--help")
+    assert (
+        short.split() == capsys.readouterr().out.replace("detres train-det", "detres train").split()
+    )
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, "train", "photos", "--data", "photos")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("detres train: error: DATA, photos, and --data")
+
+
+def test_the_names_of_other_tools_are_none_of_ours() -> None:
+    other = detres.cli._OTHER_NAMES
+    assert set(other) <= {*COMMANDS, *SHORT}
+    assert not {name for names in other.values() for name in names.split()} & {*COMMANDS, *SHORT}
 
 
 def test_every_command_has_its_module_and_its_script() -> None:

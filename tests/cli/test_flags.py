@@ -442,9 +442,22 @@ def test_a_device_that_there_is_not_is_a_usage_error(capsys):
         carried_out(pytest.fail, parser, parser.parse_args(["--device", "gpu"]))
     assert ended.value.code == 2
     message = capsys.readouterr().err
-    assert message.startswith("usage: ")
+    assert message.count("\n") == 1
     assert ": error: argument --device: gpu cannot be used: " in message
-    found = []
-    given = parser.parse_args(["--device", "cpu"])
-    assert carried_out(lambda arguments: found.append(arguments.device), parser, given) == 0
+
+
+@pytest.mark.parametrize(("status", "ended"), [(None, 0), (0, 0), (1, 1)])
+def test_a_command_ends_with_the_status_of_its_work(status, ended):
+    parser, found = training_parser(), []
+
+    def work(arguments: argparse.Namespace) -> int | None:
+        found.append(arguments.device)
+        return status
+
+    assert carried_out(work, parser, parser.parse_args(["--device", "cpu"])) == ended
     assert found == [torch.device("cpu")]
+
+
+def test_a_command_without_a_device_is_asked_for_none():
+    parser = CommandParser()
+    assert carried_out(lambda arguments: len(vars(arguments)), parser, parser.parse_args([])) == 0
