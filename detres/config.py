@@ -451,7 +451,7 @@ def _stands_for_a_list(tree: object, options: list[object]) -> bool:
     value = tree.value if isinstance(tree, _Plain) else tree
     kinds = [option for option in options if option is not type(None)]
     lists = [kind for kind in kinds if get_origin(kind) is tuple and get_args(kind)[1:] == (...,)]
-    return value is not None and not isinstance(value, list | dict) and kinds == lists != []
+    return value is not None and not isinstance(value, list | tuple | dict) and kinds == lists != []
 
 
 def _options(wanted: object) -> list[object]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "train-loc": "train a localiser: a per-class RPN, or R-CNN on its proposals",
     "eval": "evaluate weights or a detections file",
     "predict": "detect in images and draw what was found",
+    "convert-data": "write annotated images of any format as COCO JSON",
     "reproduce": "list the paper's tables, what was measured of them here, and how it is",
     "plot": "draw error curves and layer responses",
     "benchmark": "time parts of the toolkit against torchvision's",

@@ -105,7 +105,10 @@ HINTS = {
         "with --weights, --split test --submission DIR writes what its test server takes",
     ),
     NoSplitError: ("a configuration that says where it is goes with --cfg, or --set",),
-    TakenFolderError: ("give another folder with --submission",),
+    TakenFolderError: (
+        "give another folder with --submission",
+        "give another folder with --out",
+    ),
     OutsideFolderError: (
         "--set data.outside=allow reads such files all the same",
         "data.outside=allow in the configuration reads such files all the same",
@@ -234,12 +237,15 @@ def require_resumable(
 
 
 def config_path(cfg: str | None, default: Path = DETECTION_CONFIG) -> Path:
-    """Return the file of --cfg, or `default`; those that come with the toolkit are found from any
-    directory.
+    """Return the file of --cfg, or `default`; .yaml may be left out, and those that come with the
+    toolkit are found from any directory.
     """
     path = Path(cfg) if cfg else default
-    if not path.exists() and (CONFIGS / path.name).exists() and path.parent.name in ("", "configs"):
-        return CONFIGS / path.name
+    for named in (path, path.with_name(f"{path.name}.yaml")):
+        if named.exists():
+            return named
+        if (CONFIGS / named.name).exists() and path.parent.name in ("", "configs"):
+            return CONFIGS / named.name
     return path
 
 

@@ -22,7 +22,9 @@ from detres.detection.build import (
 from detres.detection.config import DetectionConfig
 from detres.detection.data.anchor_fit import describe_fit
 from detres.detection.data.box_policy import require_objects
+from detres.detection.data.digest import training_digest
 from detres.detection.data.read import read_split
+from detres.detection.data.split import write_split
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.dataset import detect_dataset
@@ -48,7 +50,7 @@ from detres.files import (
     write_text,
 )
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
-from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS
+from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS, SPLIT
 from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule
@@ -184,7 +186,12 @@ class DetectionTraining:
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
-        lines = [f"train {self.data.train.describe()}", f"val   {self.data.val.describe()}"]
+        digest = training_digest(self.data.train)
+        lines = [
+            f"train {self.data.train.describe()}",
+            f"      digest of what is learned from, the same in every format: {digest}",
+            f"val   {self.data.val.describe()}",
+        ]
         if self.improvements and self.config.eval.improved_in_training:
             lines.append(f"      by {self.improvements}")
         elif self.improvements:
@@ -223,6 +230,12 @@ class DetectionTraining:
             if given is not None:
                 found[name] = fingerprint_of_proposals(given)
         return found
+
+    def begin(self, folder: Path) -> None:
+        """Write which images are train and val where that is not said by the data."""
+        if self.config.data.val_share or self.config.data.split:
+            train, val = self.data.train.image_files.tolist(), self.data.val.image_files.tolist()
+            write_split(folder / SPLIT, train, val)
 
     def state(self) -> dict:
         """Return what last.pt holds of the classes, of what the run started from, and of how many

@@ -95,7 +95,7 @@ def test_the_script_shows_the_help_and_the_flags_of_the_command(
     assert of_command.startswith(f"usage: detres {name} ")
     assert of_script.startswith(f"usage: {script.name} ")
     flags = [set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) for text in (of_command, of_script)]
-    assert flags[0] == flags[1] > {"--device", "--help"}
+    assert flags[0] == flags[1] > {"--help"}
 
 
 def test_the_arguments_after_the_command_are_its_own(

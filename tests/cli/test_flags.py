@@ -353,13 +353,18 @@ def test_shipped_configurations_are_found_from_any_directory(
     shipped = CONFIGS / "coco_r50.yaml"
     assert shipped.is_file()
     assert config_path("coco_r50.yaml") == config_path("configs/coco_r50.yaml") == shipped
+    assert config_path("coco_r50") == config_path("configs/coco_r50") == shipped
     assert config_path(None) == DETECTION_CONFIG
     assert config_path(None, CLASSIFICATION_CONFIG) == CLASSIFICATION_CONFIG
     for elsewhere in ("other/coco_r50.yaml", "configs/gone.yaml"):
         assert config_path(elsewhere) == Path(elsewhere)
+    assert config_path("gone") == Path("gone")
     Path("configs").mkdir()
     Path("configs/coco_r50.yaml").write_text("name: own\n")
     assert config_path("configs/coco_r50.yaml") == Path("configs/coco_r50.yaml")
+    assert config_path("configs/coco_r50") == Path("configs/coco_r50.yaml")
+    Path("mine.v2.yaml").touch()
+    assert config_path("mine.v2") == Path("mine.v2.yaml")
 
 
 def test_the_flags_settle_seed_and_data(tmp_path: Path) -> None:

@@ -68,6 +68,23 @@ def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotat
     return annotations
 
 
+def read_all(data: DataConfig) -> dict[str, Annotations]:
+    """Return every split of a data configuration whose root is settled, by its name, train first:
+    ground truth as it stands; of a test set whose objects are not known the images alone.
+
+    Raises as `read_split` and `read_to_detect` do.
+    """
+    splits = {
+        split: _read_part(data, split, "keep")
+        for split in TRAINING_SPLITS
+        if getattr(data, split) or (split == "val" and data.val_from_train)
+    }
+    if data.test:
+        names = next(iter(splits.values())).class_map.names if splits else ()
+        splits["test"] = _read_part(data, "test", "keep", names)
+    return splits
+
+
 def trained_on(trained: DataConfig, data: DataConfig, split: str) -> list[str]:
     """Return those entries of a `split` of `data` that `trained` trains on, or on part of: the same
     files and lists at the same place, in VOC's layout also train and val of a trainval, in
