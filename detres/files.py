@@ -144,8 +144,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if kind != "safetensors":
             what = "a pickle" if kind == "pickle" else "a file of torch.save"
             raise CheckpointError(
-                f"{path} is {what}, not a run's .safetensors (last.pt is one: the state from which "
-                f"the run goes on); {WHERE_WEIGHTS_ARE}"
+                f"{path} is {what}, not a run's .safetensors or last.pt; {WHERE_WEIGHTS_ARE}"
             )
         return read_safetensors(path)
     except FileNotFoundError:

@@ -25,6 +25,7 @@ SHARED = {  # the rooms both wings stand on
     "detres.network",
     "detres.runs",
     "detres.user_files",
+    "detres.waiting",
 }
 BASE = {"torch", "numpy"}
 D, C = "detres.detection", "detres.classification"
@@ -37,6 +38,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.console": (set(), set()),
     "detres.eval_mode": (set(), {"torch"}),
     "detres.user_files": (set(), set()),
+    "detres.waiting": ({"detres.console"}, {"tqdm"}),
     "detres.values": (set(), set()),
     "detres.config": ({"detres.console", "detres.user_files"}, {"pydantic", "yaml"}),
     # the one writer of files is backbones.files
@@ -60,6 +62,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.data": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
         | {"detres.config", "detres.held_out", "detres.user_files", "detres.values"}
+        | {"detres.waiting"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.config"},
         BASE | {"cv2", "albumentations", "defusedxml", "yaml"},
     ),
@@ -74,9 +77,9 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     f"{D}.inference": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
-        | {"detres.eval_mode"}
+        | {"detres.eval_mode", "detres.waiting"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.models", f"{D}.data.batch"},
-        BASE | {"cv2", "tqdm"},
+        BASE | {"cv2"},
     ),
     f"{D}.evaluation": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files"}
@@ -84,7 +87,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         | {f"{D}.structures", f"{D}.annotations"},
         BASE | {"pycocotools"},
     ),
-    f"{D}.localisation": (SHARED | {D}, BASE | {"pydantic", "tqdm"}),
+    f"{D}.localisation": (SHARED | {D}, BASE | {"pydantic"}),
     f"{D}.build": (SHARED | {D}, {"torch"}),
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),
@@ -92,14 +95,15 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.chosen_settings": (SHARED | {D}, BASE),
     f"{D}.own_data": (SHARED | {D}, {"torch"}),
     f"{D}.time_budget": (SHARED | {D}, {"numpy"}),
-    f"{D}.training": (SHARED | {D}, {"torch"}),
+    f"{D}.training": (SHARED | {D}, BASE),
+    f"{D}.judging": (SHARED | {D}, BASE),
     f"{D}.alternating": (SHARED | {D}, {"torch"}),
     C: (
         SHARED | {C, f"{D}.annotations", f"{D}.data.coco", f"{D}.data.shapes"},
-        BASE | {"torchvision", "cv2", "fsspec", "pydantic", "tqdm"},
+        BASE | {"torchvision", "cv2", "fsspec", "pydantic"},
     ),
     "detres.benchmarks": (SHARED | {D, C}, BASE | {"torchvision", "cv2", "PIL"}),
-    "detres.predictors": ({D, C, "detres.config"}, set()),
+    "detres.predictors": ({D, C, "detres.config", "detres.runs"}, set()),
     "detres.reproduction": (
         {"backbones", "detres.config", "detres.console", "detres.files", "detres.runs"}
         | {"detres.user_files", f"{C}.config", f"{D}.config", f"{D}.localisation.config"},

@@ -23,11 +23,17 @@ from detres.cli.eval_proposals import (
     evaluate_saved_proposals,
     fault_of,
 )
-from detres.cli.flags import CommandParser, add_config_flags, config_path, ending, given_of
+from detres.cli.flags import (
+    CommandParser,
+    add_config_flags,
+    config_path,
+    ending,
+    given_of,
+    weights_of,
+)
 from detres.detection.config import SPLITS, EvalConfig
 from detres.detection.localisation.weights_file import is_localiser
 from detres.detection.weights_file import is_detector
-from detres.runs.folder import CLASSIFIER_WEIGHTS, DETECTOR_WEIGHTS, STATE
 from detres.user_files import expanded
 
 PROTOCOLS = get_args(EvalConfig.model_fields["protocol"].annotation)
@@ -65,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         if out and Path(out).is_dir():
             parser.error(f"{flag} {out} is a folder; give a file")
     with ending(parser) as end:
+        arguments.weights = [
+            given if given in PUBLISHED else weights_of(given) for given in arguments.weights or ()
+        ]
         if arguments.proposals:
             evaluate_proposals(arguments)
         elif arguments.weights:
@@ -86,8 +95,9 @@ def make_parser() -> argparse.ArgumentParser:
         type=expanded,
         metavar="FILE",
         nargs="+",
-        help="a run's best.safetensors (detector) or weights.safetensors (classifier), which know "
-        "their model, classes, data and protocol; several of one kind make an ensemble; or, with "
+        help="a run's folder, its best.safetensors (detector) or weights.safetensors (classifier), "
+        "or the last.pt of one that was stopped, which know their model, classes, data and "
+        "protocol; several of one kind make an ensemble; or, with "
         "--cfg, published classifiers by name, and weights of another origin for the network of "
         "the configuration",
     )
@@ -167,18 +177,13 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
     """Evaluate a detector, a localiser, or classifiers, by what the first of the files is; where it
     does not tell, by what --cfg configures.
 
-    Raises FileNotFoundError for a file that is missing, ValueError for a last.pt and for flags that
-    go with the other kind.
+    Raises FileNotFoundError for a file that is missing, ValueError for flags that go with the other
+    kind.
     """
-    first = arguments.weights[0]
     for weights in arguments.weights:
         if weights not in PUBLISHED and not Path(weights).exists():
             raise FileNotFoundError(f"no weights file at {weights}")
-        if Path(weights).name == STATE:
-            raise ValueError(
-                f"{weights} is the state of a run, for --resume; a detector's weights are "
-                f"{DETECTOR_WEIGHTS} of its run, a classifier's {CLASSIFIER_WEIGHTS}"
-            )
+    first = arguments.weights[0]
     if first not in PUBLISHED and is_localiser(Path(first)):
         evaluate_localisers(arguments)
         return

@@ -31,6 +31,7 @@ from detres.runs.folder import (
     NothingSavedError,
     RunFolderError,
     newest_run,
+    weights_in,
 )
 from detres.runs.run import ResumeLine
 from detres.runs.saved import MAY_CHANGE, OtherWingError, SavedRun
@@ -436,6 +437,17 @@ def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
         return f"{text.removesuffix('.')}. Give --set {settings}"
     hint = next((hint for hint in hints if flags >= set(_FLAG.findall(hint))), None)
     return f"{text}: {hint}" if hint else text
+
+
+def weights_of(given: str) -> str:
+    """Return the weights file of --weights, of a run folder the one that weights_in chooses, which
+    is then said; raises CheckpointError for a folder without one.
+    """
+    chosen = weights_in(Path(given))
+    if str(chosen) != str(Path(given)):
+        notice(f"{given}: its {chosen.name}")
+        return str(chosen)
+    return given
 
 
 def say(line: str) -> None:

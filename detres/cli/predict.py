@@ -15,7 +15,14 @@ import torch
 
 from detres.classification.classifier import Classifier
 from detres.classification.weights_file import is_classifier
-from detres.cli.flags import CommandParser, add_device_flag, ending, notice, say
+from detres.cli.flags import (
+    CommandParser,
+    add_device_flag,
+    ending,
+    notice,
+    say,
+    weights_of,
+)
 from detres.console import one_line
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.detector import Detector
@@ -48,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         type=expanded,
         metavar="FILE",
         required=True,
-        help="best.safetensors (detector) or weights.safetensors (classifier) of a run",
+        help="a run's folder, its best.safetensors (detector) or weights.safetensors (classifier), "
+        "or the last.pt of one that was stopped",
     )
     parser.add_argument(
         "--out",
@@ -86,6 +94,7 @@ def predict(arguments: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder")
     pictures = picture_names(files)
+    arguments.weights = weights_of(arguments.weights)
     classifies = is_classifier(Path(arguments.weights))
     if classifies and arguments.score is not None:
         raise ValueError(

@@ -55,6 +55,7 @@ from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule
 from detres.runs.state import reading_field
+from detres.waiting import counted
 
 
 class DetectionData:
@@ -294,12 +295,16 @@ class DetectionTraining:
         """Return what was found in the images that all evaluations look at."""
         return self.held_out.predictions_of_part(found)
 
-    def write(self, folder: Path, evaluation: DetectionEvaluation, step: int) -> None:
-        """Write into `folder` the detections, numbers and a picture of an evaluation, and the
-        weights as they are, after `step` steps, at the last.
+    def write(
+        self,
+        folder: Path,
+        evaluation: DetectionEvaluation,
+        step: int,
+        truth: Annotations,
+    ) -> None:
+        """Write into `folder` the detections, numbers and a picture of an evaluation on the images
+        of `truth`, and the weights as they are, after `step` steps, at the last.
         """
-        seen = len(evaluation.predictions.seen)
-        truth = self.held_out.val if seen == len(self.held_out.val) else self.held_out.part
         keep_detector(folder, self.detector, self.config, truth, evaluation, step, self.init_from)
 
     def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
@@ -314,7 +319,8 @@ class DetectionTraining:
         if not improved and whole and self.held_out.is_divided:
             improved = not self._earlier_is_best(run, judgement)
         if improved:
-            self.write(run.folder, judgement.evaluation, run.progress.step)
+            truth = self.held_out.val if whole else self.held_out.part
+            self.write(run.folder, judgement.evaluation, run.progress.step, truth)
 
     def _earlier_is_best(self, run: TrainingRun, judgement: Judgement) -> bool:
         """Whether the weights in the run folder are ahead of those after the last step on all
@@ -339,7 +345,7 @@ class DetectionTraining:
             best = earlier.best_metric
             ahead = is_better(earlier.metrics[best], last.metrics[best])
             if ahead:
-                self.write(run.folder, earlier, step)
+                self.write(run.folder, earlier, step, self.held_out.val)
         kept = step if ahead else run.progress.step
         run.log.line(
             f"{best} on all: {shown_metric(earlier.metrics[best])} after step {step}, "
@@ -376,9 +382,8 @@ def keep_detector(
     step: int,
     init_from: str | None,
 ) -> None:
-    """Write into `folder` the detections, numbers and a picture of an `evaluation` on `val`, all
-    images that it looked at, and the weights, after `step` steps from those of `init_from`, at the
-    last.
+    """Write into `folder` the detections, numbers and a picture of an `evaluation` on `val`, and
+    the weights, after `step` steps from those of `init_from`, at the last.
     """
     found = evaluation.predictions
     write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
@@ -413,7 +418,7 @@ def fingerprint_of(annotations: Annotations) -> Fingerprint:
                 for values in (boxes, areas, *objects)
             ),
         )
-        for row, image_id in enumerate(ids)
+        for row, image_id in enumerate(counted(ids, "hashing annotations", "images"))
     )
     files = file_hashes(annotations.image_files.tolist())
     return Fingerprint(records, files, lambda row: f"image {ids[row]}")

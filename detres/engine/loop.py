@@ -66,17 +66,15 @@ def fit(
     run: Run,
     device: torch.device,
 ) -> None:
-    """Train from `run.progress.step` to `schedule.steps`, or until early stopping, saving and
-    evaluating on the way and at the end; first of all, evaluate where the run stopped when that was
-    due.
+    """Train from the run's step to the last of `schedule`, or until early stopping, saving and
+    evaluating on the way and there; first of all, evaluate where that was due when the run stopped.
 
-    model: called as model(images, targets), returns an object with .terms() (name -> scalar tensor)
-    and .total(). batches: yields (images, targets) from the run's step on; images have .to(device),
-    len() and .ids; targets, or each of a list of them, have .to(device). Raises NonFiniteLossError
-    before the weights are touched, Interrupted after saving, ValueError when `batches` ends early.
+    model: (images, targets) -> an object with .terms() (name -> scalar tensor) and .total().
+    batches: (images, targets) from the run's step on; images have .to(device), len() and .ids,
+    targets, or each of a list of them, .to(device). Raises NonFiniteLossError before the weights
+    are touched, Interrupted after saving, ValueError when `batches` ends early.
     """
-    progress, meter = run.progress, run.meter
-    end = schedule.steps, settings.early_stopping
+    progress, meter, end = run.progress, run.meter, (schedule.steps, settings.early_stopping)
     with StopSignals() as stop:
         model.train()
         if progress.evaluation_is_due(settings.eval_every, *end):
@@ -87,8 +85,7 @@ def fit(
         meter.wait_for_data()
         for images, targets in batches:
             meter.data_ready()
-            lr = schedule.at(progress)
-            set_rate(optimizer, lr)
+            lr = set_rate(optimizer, schedule.at(progress))
             torch.manual_seed((settings.seed * 1_000_003 + progress.step) % 2**63)
             images, targets = images.to(device), targets_to(device, targets)
             optimizer.zero_grad(set_to_none=True)  # before the forward, which needs the memory
@@ -107,8 +104,7 @@ def fit(
                 run.average.update(model, progress.step)
             meter.step_done({"loss": total, **terms, "grad_norm": norm}, len(images))
             run.log.step_done(progress.step, meter, lr=lr, every=settings.log_every)
-            due = progress.evaluation_is_due(settings.eval_every, *end)
-            stopping = stop.asked
+            due, stopping = progress.evaluation_is_due(settings.eval_every, *end), stop.asked
             if due or stopping or progress.step % settings.save_every == 0:
                 run.save()
             if stopping:

@@ -105,8 +105,8 @@ class Judgement:
                 "all of them at the end",
             )
         if self.losses:
-            shown = "  ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
-            lines.append(f"held-out losses: {shown}")
+            shown = "  ".join(f"{_short(name)} {each:.3f}" for name, each in self.losses.items())
+            lines.append(f"held-out {shown}")
         return "\n".join(lines)
 
 
@@ -434,10 +434,11 @@ class TrainingRun:
         if now == before:
             return None
         earlier = replace(self.schedule, steps=before, milestones=milestones)
+        rates = [f"{each.at(self.progress):g}" for each in (self.schedule, earlier)]
         return (
             f"goes on to step {now}, where {before} was the end: the {self.schedule.shape} "
-            f"schedule is that of {now} steps from here on, lr {self.schedule.at(self.progress):g} "
-            f"in place of {earlier.at(self.progress):g}"
+            f"schedule is that of {now} steps from here on, lr "
+            f"{' in place of '.join(dict.fromkeys(rates))}"
         )
 
     def _compare_data(self, saved: SavedRun, accepted: bool) -> None:
@@ -545,6 +546,10 @@ def in_words(duration: float) -> str:
     """Return a duration in s as minutes and seconds."""
     minutes, seconds = divmod(round(duration), 60)
     return f"{minutes} min {seconds} s"
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("val_").removeprefix("loss_")
 
 
 def _checked_seconds(value: object) -> float:

@@ -12,6 +12,7 @@ from backbones import InputSpec, WeightsError, read_metadata, resnet_cifar, save
 from detres.class_map import ClassMap
 from detres.classification.classifier import Classifier
 from detres.classification.config import ClassifierConfig
+from detres.classification.model import ClassificationModel
 from detres.classification.weights_file import (
     as_classifier,
     bare_classifier,
@@ -20,7 +21,10 @@ from detres.classification.weights_file import (
     save_classifier,
 )
 from detres.config import check
+from detres.engine.progress import Progress
 from detres.files import CheckpointError, write_safetensors
+from detres.runs.saved import OtherWingError
+from detres.runs.state import load_state, save_state
 from tests.classification.parts import NAMES, config_of, noise, random_model
 
 CLASSES = ClassMap(NAMES, (3, 7, 90))
@@ -148,3 +152,56 @@ def test_bare_weights_without_a_classifier_are_refused(tmp_path: Path) -> None:
 def test_bare_weights_bring_no_mean_of_a_training_set(tmp_path: Path, mean: str) -> None:
     with pytest.raises(ValueError, match=rf"brings no mean .* \(model\.mean is {mean}\)"):
         bare_classifier(settings_of(mean=mean), tmp_path / "bare.safetensors")
+
+
+# ---- the training state of a run ----
+
+
+def stopped_run(tmp_path: Path) -> tuple[Path, ClassificationModel]:
+    """The state of a run that was stopped, and what it holds."""
+    model, config = random_model(), config_of()
+    mean_image = torch.rand(3, 32, 32) * 255
+    model.take_input(InputSpec(short_side=32, crop_side=32, mean_image=mean_image))
+    state = {
+        "wing": "classification",
+        "config": config.model_dump_json(),
+        "classes": CLASSES.to_dict(),
+        "num_images": 7,
+        "progress": Progress(3).to_dict(),
+        "model": model.state_dict(),
+        "optimizer": {},
+        "input": model.net.input_spec.to_json(),
+        "mean_image": mean_image,
+    }
+    save_state(tmp_path / "last.pt", state)
+    return tmp_path / "last.pt", model
+
+
+def test_a_state_alone_rebuilds_the_classifier(tmp_path: Path) -> None:
+    path, model = stopped_run(tmp_path)
+    notices: list[str] = []
+    found, config, class_map = load_classifier(path, notices.append)
+    assert notices == [f"{path} is the state of a run after step 3"]
+    assert (config, class_map) == (config_of(), CLASSES)
+    assert not found.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
+    assert is_classifier(path)
+    assert isinstance(detres.load(path), Classifier)
+    assert isinstance(detres.load(tmp_path), Classifier)
+
+
+def test_a_state_of_another_wing_or_without_its_input_is_refused(tmp_path: Path) -> None:
+    path, _ = stopped_run(tmp_path)
+    state = load_state(path, ())
+    save_state(path, {**state, "wing": "detection"})
+    assert not is_classifier(path)
+    with pytest.raises(OtherWingError, match="is a run of detection, not of classification"):
+        load_classifier(path)
+    save_state(path, {**state, "mean_image": torch.ones(3)})
+    with pytest.raises(CheckpointError, match="its mean image is no float32"):
+        load_classifier(path)
+    del state["mean_image"]
+    save_state(path, state)
+    with pytest.raises(CheckpointError, match="it lacks mean_image"):
+        load_classifier(path)
