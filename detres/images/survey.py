@@ -107,7 +107,7 @@ def _looks(files: Sequence[str], workers: int) -> Iterator[_Look]:
 
 def _begin() -> None:
     """One thread each, and Ctrl-C is for the process that started them."""
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)  # 1 would wait for OpenCV's threads, which a forked process has none of
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
