@@ -11,14 +11,20 @@ from torch import nn
 
 from detres.class_map import ClassMap
 from detres.config import Notice
-from detres.detection.build import build_ensemble
+from detres.detection.build import build_ensemble, build_val_set, eval_loader
+from detres.detection.config import DetectionConfig
+from detres.detection.data.read import read_to_detect
+from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
+from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.detect import batch_of, detect_batch
 from detres.detection.inference.results import Results
 from detres.detection.inference.tiles import Tiling, View, Window, merge_views
+from detres.detection.own_data import replaced_data
 from detres.detection.structures import Detections, Scale, names_of
 from detres.detection.weights_file import load_detector
 from detres.images.decode import as_rgb
 from detres.images.given import Pictures, is_one, pictures_of
+from detres.runs.settings import with_data_root
 from detres.runs.weights import find_weights
 from detres.waiting import PASS_S, counted
 
@@ -30,7 +36,8 @@ class Detector:
     model: called with an ImageBatch, returns one Detections an image. class_map: of its classes.
     short_side, max_side: px to which an image's short side is resized, and the cap on its long one.
     other_scales: further such pairs at which the model wants to see every image. nms_thresh: IoU,
-    of NMS over what was found in the tiles of a picture.
+    of NMS over what was found in the tiles of a picture. config: of the run that trained it, which
+    only `evaluate` needs.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class Detector:
         max_side: int,
         other_scales: Sequence[Scale] = (),
         nms_thresh: float = 0.3,
+        config: DetectionConfig | None = None,
     ) -> None:
         self.model = model
         self.class_map = class_map
@@ -49,6 +57,7 @@ class Detector:
         self.max_side = max_side
         self.other_scales = tuple(other_scales)
         self.nms_thresh = nms_thresh
+        self.config = config
         self.device = torch.device("cpu")
 
     @classmethod
@@ -72,6 +81,7 @@ class Detector:
             max_side=size.max_side,
             other_scales=ensemble.other_scales,
             nms_thresh=config.model.roi.nms_thresh,
+            config=config,
         )
 
     def __repr__(self) -> str:
@@ -125,6 +135,41 @@ class Detector:
                 for own, picture, image in zip(found, given, pixels, strict=True)
             ]
         return results[0] if is_one(images) else results
+
+    def evaluate(
+        self, data: str | Path | None = None, *, split: str = "val", protocol: str | None = None
+    ) -> DetectionEvaluation:
+        """Detect in a split of annotated data and evaluate what was found: `metrics` are the
+        protocol's numbers, as fractions, `table()` says them with their protocol.
+
+        data: a folder, data.yaml or COCO JSON, in any format that training takes; where it is laid
+        out as the configuration of the run says, that says what is what. None: the data trained
+        with, where they were. split: "train", "val" or "test". protocol: "coco", "voc07", "voc12"
+        or "imagenet_det", by default the run's. Classes are told by their names.
+
+        Raises ValueError for a detector that was not loaded, ClassMismatchError for data of other
+        classes, and what the readers raise.
+        """
+        if self.config is None:
+            raise ValueError("evaluate needs the configuration of a run: load the detector from it")
+        config = self.config
+        if data is not None:
+            replaced = replaced_data(config, data, ())
+            if replaced is None:
+                there = with_data_root(config.data, data)
+                config = config.model_copy(update={"data": there})
+            else:
+                config, _ = replaced
+        images = read_to_detect(config.data, split, self.class_map)
+        truth = images.matched_to(self.class_map, "the detector")
+        truth.require_truth()
+        batches = eval_loader(
+            build_val_set(config.model, truth, self.other_scales),
+            batch_size=config.eval.batch_size,
+            num_workers=config.data.workers,
+        )
+        found = detect_dataset(self.model, batches, truth.class_map, self.device)
+        return evaluate(protocol or config.eval.protocol, truth, found)
 
     def names_of(self, detections: Detections | Results) -> list[str]:
         """Return the class name of every one of D detections."""

@@ -55,6 +55,14 @@ def test_what_is_installed_has_the_packages_version() -> None:
     assert found.stdout.splitlines()[-1] == detres.__version__
 
 
+def test_what_is_installed_says_that_it_is_typed(tmp_path: Path) -> None:
+    build = ["egg_info", "--egg-base", tmp_path, "build", "--build-base", tmp_path / "b"]
+    command = [sys.executable, "setup.py", "-q", *build, "--build-lib", tmp_path / "lib"]
+    subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, check=True)
+    typed = [path.parent.name for path in (tmp_path / "lib").rglob("py.typed")]
+    assert sorted(typed) == ["backbones", "detres"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -371,7 +371,7 @@ def test_a_list_of_files_and_a_run_by_its_folder(
     assert run(finished, photos / "000003.jpg", photos / "000001.jpg", "--out", "by_hand") == 0
     records = read_json(Path("out/predictions.json"))
     assert records == read_json(Path("by_hand/predictions.json"))
-    name_of = dict(zip(SPARSE_IDS, SHAPES_CLASSES.names, strict=True))
+    name_of = dict(zip(SPARSE_IDS, SHAPES_CLASSES, strict=True))
     assert records
     assert all(name_of[each["category_id"]] == each["category_name"] for each in records)
     in_python = Detector.load(finished.weights).predict("some.txt")
