@@ -138,11 +138,11 @@ class Advice:
         self.flags = sorted(flags)
         own = {flag.removeprefix("--"): [flag] for flag in self.flags if flag.startswith("--")}
         named = settings.by_last_name()
-        of_settings = {
-            word: [key, *named.get(word, ())]
-            for key, words in settings.words.items()
-            for word in words.split()
-        }
+        of_settings = {}
+        for key, words in settings.words.items():
+            for word in words.split():
+                same = named.get(word, [])
+                of_settings[word] = [key] if key in same else [key, *same]
         of_flags: dict[str, list[str]] = {}
         for answer, words in _FLAGS.items():
             if answer.split()[0] in self.flags:
