@@ -1,7 +1,7 @@
 """What a flag that a command does not have was probably meant to be.
 
-The tables have the words of other tools for what is a flag or a setting here, apart from the name
-that it has here; dashes stand for underscores too.
+The tables have the words of other tools for what is a flag or a setting here under another name;
+dashes stand for underscores too.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from detres.cli.setting_names import keys_of
 
 _TRAINING = {
     "train.lr": "lr0 base-lr learning-rate",
     "train.epochs": "epoch num-epochs max-epochs n-epochs",
     "train.steps": "step max-steps num-steps iter iters iterations max-iter max-iters",
-    "train.batch_size": "batch bs ims-per-batch train-batch-size",
+    "train.batch_size": "batch batch-size bs ims-per-batch train-batch-size",
     "train.optimizer": "optim opt-name",
-    "train.momentum": "",
     "train.weight_decay": "wd",
     "train.schedule": "scheduler lr-scheduler lr-schedule",
     "train.schedule=cosine": "cos-lr cosine",
     "train.milestones": "lr-steps lr-milestones",
     "train.gamma": "lr-gamma",
-    "train.patience": "",
     "train.warmup_steps": "warmup warmup-iters warmup-epochs",
     "train.clip_grad_norm": "grad-clip clip-grad gradient-clip max-grad-norm",
     "train.precision": "dtype",
@@ -41,35 +42,64 @@ _SIDE = "img imgsz img-size image-size input-size resolution crop-size"
 _BACKBONE = {
     "model.backbone.name": "backbone arch architecture",
     "model.backbone.weights": "pretrained weights-backbone backbone-weights",
-    "model.backbone.norm": "",
     "model.backbone.freeze_at": "freeze",
     "model.anchors.sizes": "anchors anchor-sizes",
     "model.anchors.aspect_ratios": "ratios anchor-ratios",
 }
-DETECTION = {
-    **_TRAINING,
-    **_BACKBONE,
-    "model.input.short_side": f"{_SIDE} min-size",
-    "model.input.max_side": "max-size",
-    "eval.protocol": "metric metrics",
-}
-LOCALISATION = {**_TRAINING, **_BACKBONE, "model.input.crop_side": _SIDE}
-CLASSIFICATION = {
-    **_TRAINING,
-    "data.crop_side": _SIDE,
-    "model.network.name": "network model backbone arch architecture",
-    "model.network.weights": "pretrained",
-    "model.label_smoothing": "smoothing",
-    "train.mixup": "mixup-alpha",
-}
-EVALUATION = {
-    "eval.batch_size": "batch bs",
-    "data.workers": "num-workers n-workers jobs",
-    "data.val": "val-data val-json",
-    "data.test": "test-data test-json",
-    "eval.short_side": _SIDE,
-}
-"""Setting of what --set takes -> words for it, with a value where they say it."""
+
+
+class Settings(NamedTuple):
+    """What --set of a command takes: settings of the Sections of these names, or those parts of
+    them; words: setting -> words for it, with a value where they say it.
+    """
+
+    words: Mapping[str, str] = {}
+    sections: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ("",)
+
+    def by_last_name(self) -> dict[str, list[str]]:
+        """Return last name -> the settings that have it."""
+        named: dict[str, list[str]] = {}
+        for key in keys_of(*self.sections):
+            if key.startswith(self.parts):
+                named.setdefault(key.rpartition(".")[2].replace("_", "-"), []).append(key)
+        return named
+
+
+DETECTION = Settings(
+    {
+        **_TRAINING,
+        **_BACKBONE,
+        "model.input.short_side": f"{_SIDE} min-size",
+        "model.input.max_side": "max-size",
+        "eval.protocol": "metric metrics",
+    },
+    ("DetectionConfig",),
+)
+LOCALISATION = Settings(
+    {**_TRAINING, **_BACKBONE, "model.input.crop_side": _SIDE}, ("LocalisationConfig",)
+)
+CLASSIFICATION = Settings(
+    {
+        **_TRAINING,
+        "data.crop_side": _SIDE,
+        "model.network.name": "network model backbone arch architecture",
+        "model.network.weights": "pretrained",
+        "model.label_smoothing": "smoothing",
+        "train.mixup": "mixup-alpha",
+    },
+    ("ClassificationConfig",),
+)
+EVALUATION = Settings(
+    {
+        "eval.batch_size": "batch bs",
+        "data.workers": "num-workers n-workers jobs",
+        "data.val": "val-data val-json",
+        "data.test": "test-data test-json",
+    },
+    (*DETECTION.sections, *CLASSIFICATION.sections, *LOCALISATION.sections),
+    ("data.", "eval."),
+)
 
 _FLAGS = {
     "--weights": "weight model checkpoint ckpt load load-from model-path pth",
@@ -87,45 +117,53 @@ _FLAGS = {
     "--device cuda:{}": "gpu gpu-id cuda local-rank",
     "--device cuda": "gpus",
     "--seed": "random-state random-seed manual-seed",
-    "{} without a flag": "source input image images file files path",
+    "{} without a flag": "source input image images img files file path",
 }
 """What a command may have -> words for it; {} is where the value goes, which else follows a flag
 that stands alone. Of two with the same word, the first counts that a command has.
 """
 
+_MOST = 3
+"""Answers that are given where a word may mean several things."""
 
-def meant_by(
-    word: str, value: str | None, flags: Iterable[str], settings: Mapping[str, str]
-) -> str | None:
-    """Return what `word` with `value` was probably meant to be, as it is written, "--cfg FILE" or
-    "--set train.lr=0.1"; None where nothing is like it.
 
-    word: "--batch_size", "-lr", "epochs". flags: of the command, as "--weights"; "{}" where it
-    takes arguments without one. settings: of the tables above what its --set takes.
+class Advice:
+    """What words mean to a command.
+
+    flags: that it has, as "--weights"; "{}" where it takes arguments without one. settings: that
+    its --set takes.
     """
-    flags, plain = set(flags), word.lstrip("-")
-    name = plain.lower().replace("_", "-")
-    if "--set" in flags and "." in name:
-        return _with_value(plain, value)
-    answers = _answers(flags, settings if "--set" in flags else {})
-    begun = [flag for flag in sorted(flags) if len(name) > 1 and flag.startswith(f"--{name}")]
-    if name not in answers and begun:
-        return _with_value(begun[0], value) if len(begun) == 1 else " or ".join(begun)
-    near = difflib.get_close_matches(name, answers, n=1)
-    return _with_value(answers[near[0]], value) if near else None
 
+    def __init__(self, flags: Iterable[str], settings: Settings) -> None:
+        self.flags = sorted(flags)
+        own = {flag.removeprefix("--"): [flag] for flag in self.flags if flag.startswith("--")}
+        named = settings.by_last_name()
+        of_settings = {}
+        for key, words in settings.words.items():
+            for word in words.split():
+                same = named.get(word, [])
+                of_settings[word] = [key] if key in same else [key, *same]
+        of_flags: dict[str, list[str]] = {}
+        for answer, words in _FLAGS.items():
+            if answer.split()[0] in self.flags:
+                of_flags = {word: [answer] for word in words.split()} | of_flags
+        self.answers = named | of_flags | of_settings | own
 
-def _answers(flags: set[str], settings: Mapping[str, str]) -> dict[str, str]:
-    """Word -> what it stands for: a flag of the command before other tools' word for a setting,
-    that before their word for a flag, and last the name of a setting without its sections.
-    """
-    pairs = [(flag.removeprefix("--"), flag) for flag in sorted(flags) if flag.startswith("--")]
-    pairs += [(word, key) for key, words in settings.items() for word in words.split()]
-    for answer, words in _FLAGS.items():
-        if answer.split()[0] in flags:
-            pairs += [(word, answer) for word in words.split()]
-    pairs += [(key.rpartition(".")[2].replace("_", "-"), key) for key in settings if "=" not in key]
-    return dict(reversed(pairs))
+    def meant_by(self, word: str, value: str | None) -> str | None:
+        """Return what `word` with `value` was probably meant to be, as it is written, "--cfg FILE"
+        or "--set train.lr=0.1"; None where nothing is like it.
+
+        word: "--batch_size", "-lr", "epochs", "--train.lr".
+        """
+        plain = word.lstrip("-")
+        name = plain.lower().replace("_", "-")
+        if "--set" in self.flags and "." in name:
+            return _with_value(plain, value)
+        begun = [flag for flag in self.flags if len(name) > 1 and flag.startswith(f"--{name}")]
+        if name in self.answers or not begun:
+            near = difflib.get_close_matches(name, self.answers, n=1)
+            begun = self.answers[near[0]] if near else []
+        return " or ".join(_with_value(answer, value) for answer in begun[:_MOST]) or None
 
 
 def _with_value(answer: str, value: str | None) -> str:

@@ -6,13 +6,13 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from detres import __version__
 from detres.cli import SHORT
-from detres.cli.advice import CLASSIFICATION, DETECTION, LOCALISATION, meant_by
+from detres.cli.advice import CLASSIFICATION, DETECTION, LOCALISATION, Advice, Settings
 from detres.console import accept_any_text, one_line, printable, shortened, write_line
 from detres.runs.resumable import MAY_CHANGE
 from detres.user_files import expanded
@@ -59,7 +59,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **options: object) -> None:
         super().__init__(allow_abbrev=False, **options)
-        self.settings: Mapping[str, str] = {}
+        self.settings = Settings()
         self.add_argument("--version", action="version", version=f"detres {__version__}")
 
     def error(self, message: str) -> NoReturn:
@@ -103,14 +103,14 @@ class CommandParser(argparse.ArgumentParser):
 
     def _end_with(self, unknown: list[_Unknown]) -> NoReturn:
         """End with an error that says what was meant, where that can be told."""
-        flags = {*self._option_string_actions}
-        if any(not action.option_strings for action in self._actions):
-            flags.add("{}")
-        meant = [meant_by(each.name, each.value, flags, self.settings) for each in unknown]
+        takes_values = any(not action.option_strings for action in self._actions)
+        flags = [*self._option_string_actions, *(["{}"] if takes_values else [])]
+        advice = Advice(flags, self.settings)
+        meant = [advice.meant_by(each.name, each.value) for each in unknown]
         answers = " ".join(dict.fromkeys(filter(None, meant)))
         given = shortened(" ".join(each.given for each in unknown), LONGEST_MESSAGE // 2)
-        advice = f"did you mean {answers}?" if answers else "--help lists the flags"
-        self.error(f"unrecognized arguments: {given}; {advice}")
+        said = f"did you mean {answers}?" if answers else "--help lists the flags"
+        self.error(f"unrecognized arguments: {given}; {said}")
 
 
 def _is_flag(token: str) -> bool:

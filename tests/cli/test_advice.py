@@ -11,7 +11,7 @@ import pytest
 
 from detres.classification.config import ClassificationConfig
 from detres.cli import COMMANDS, advice, eval, predict, train_cls, train_det, train_loc
-from detres.cli.advice import CLASSIFICATION, DETECTION, EVALUATION, LOCALISATION, meant_by
+from detres.cli.advice import CLASSIFICATION, DETECTION, EVALUATION, LOCALISATION, Advice
 from detres.cli.flags import (
     CLASSIFICATION_CONFIG,
     DETECTION_CONFIG,
@@ -20,6 +20,7 @@ from detres.cli.flags import (
     add_training_flags,
     settle_data,
 )
+from detres.cli.setting_names import keys_of
 from detres.config import Section, load_config
 from detres.detection.config import DetectionConfig
 from detres.detection.localisation.config import LocalisationConfig
@@ -63,6 +64,22 @@ def error_of(main, arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
         (train_det.main, "--init w", "--init-from w"),
         (train_det.main, "--pretrained w", "--set model.backbone.weights=w"),
         (train_det.main, "--workers 0", "--set data.workers=0"),
+        (train_det.main, "--hold-out 5", "--set data.hold_out=5"),
+        (train_det.main, "--warmup_factor 0.1", "--set train.warmup_factor=0.1"),
+        (train_det.main, "--pool roi_align", "--set model.roi.pool=roi_align"),
+        (
+            train_det.main,
+            "--nms-thresh 0.5",
+            "--set model.rpn.nms_thresh=0.5 or --set model.roi.nms_thresh=0.5 or "
+            "--set eval.refine.nms_thresh=0.5",
+        ),
+        (
+            train_det.main,
+            "--iterations 90",
+            "--set train.steps=90 or --set eval.refine.iterations=90",
+        ),
+        (train_cls.main, "--damaged skip", "--set data.damaged=skip"),
+        (eval.main, "--weights w --views dense", "--set eval.views=dense"),
         (train_det.main, "--gpu 1", "--device cuda:1"),
         (train_det.main, "--gpus 4", "--device cuda"),
         (train_det.main, "--cpu", "--device cpu"),
@@ -119,7 +136,7 @@ def test_flags_are_not_abbreviated(capsys):
     said = error_of(train_det.main, "--devic cpu", capsys)
     assert said.endswith("; did you mean --device cpu?\n")
     said = error_of(eval.main, "--save-p x", capsys)
-    assert said.endswith("; did you mean --save-probabilities or --save-proposals?\n")
+    assert said.endswith("; did you mean --save-probabilities x or --save-proposals x?\n")
 
 
 @pytest.mark.parametrize(
@@ -210,39 +227,67 @@ def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # --- the tables
 
 
-def keys_of(section: type[Section], before: str = "") -> set[str]:
-    keys = set()
+def fields_of(section: type[Section], before: str = "") -> list[str]:
+    keys = []
     for name, field in section.model_fields.items():
         inner = field.annotation
         is_section = isinstance(inner, type) and issubclass(inner, Section)
-        keys |= keys_of(inner, f"{before}{name}.") if is_section else {f"{before}{name}"}
+        keys += fields_of(inner, f"{before}{name}.") if is_section else [f"{before}{name}"]
     return keys
 
 
+SCHEMAS = {
+    schema.__name__: schema
+    for schema in (DetectionConfig, ClassificationConfig, LocalisationConfig)
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_names_are_those_of_the_schema(name):
+    keys = keys_of(name)
+    assert sorted(keys) == sorted(fields_of(SCHEMAS[name]))
+    assert len(keys) > 50
+
+
+def test_the_names_of_several_schemas_come_once_each():
+    keys = keys_of(*SCHEMAS)
+    assert len(keys) == len(set(keys))
+    assert set(keys) == set().union(*map(fields_of, SCHEMAS.values()))
+    assert keys_of() == []
+
+
+def test_without_the_source_there_are_no_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("detres.cli.setting_names._PACKAGE", tmp_path)
+    assert keys_of("DetectionConfig") == []
+    assert error_of(train_det.main, "--lr0 3", capsys).endswith("did you mean --set train.lr=3?\n")
+
+
 @pytest.mark.parametrize(
-    ("table", "schema", "config"),
+    ("table", "config"),
     [
-        (DETECTION, DetectionConfig, DETECTION_CONFIG),
-        (CLASSIFICATION, ClassificationConfig, CLASSIFICATION_CONFIG),
-        (LOCALISATION, LocalisationConfig, LOCALISATION_CONFIG),
+        (DETECTION, DETECTION_CONFIG),
+        (CLASSIFICATION, CLASSIFICATION_CONFIG),
+        (LOCALISATION, LOCALISATION_CONFIG),
     ],
     ids=["detection", "classification", "localisation"],
 )
-def test_the_settings_are_there(table, schema, config):
-    assert {key.partition("=")[0] for key in table} - keys_of(schema) == set()
-    for key in table:
+def test_the_settings_of_the_tables_are_there(table, config):
+    (name,) = table.sections
+    assert {key.partition("=")[0] for key in table.words} - set(keys_of(name)) == set()
+    for key in table.words:
         if "=" in key and "schedule" not in key:
-            load_config(config, schema, [key])
-    load_config(config, schema, ["train.schedule=cosine", "train.milestones=[]"])
+            load_config(config, SCHEMAS[name], [key])
+    load_config(config, SCHEMAS[name], ["train.schedule=cosine", "train.milestones=[]"])
 
 
 def test_the_settings_of_an_evaluation_are_of_some_weights():
-    schemas = (DetectionConfig, ClassificationConfig, LocalisationConfig)
-    assert set(EVALUATION) <= set.union(*map(keys_of, schemas))
-    assert {key.partition(".")[0] for key in EVALUATION} == {"data", "eval"}
+    assert set(EVALUATION.words) <= set(keys_of(*SCHEMAS))
+    names = EVALUATION.by_last_name()
+    assert {key.partition(".")[0] for keys in names.values() for key in keys} == {"data", "eval"}
+    assert names["batch-size"] == ["eval.batch_size"]
 
 
-def test_the_flags_are_there(capsys):
+def test_the_flags_of_the_tables_are_there(capsys):
     flags = set()
     for name in COMMANDS:
         with pytest.raises(SystemExit):
@@ -253,16 +298,26 @@ def test_the_flags_are_there(capsys):
 
 @pytest.mark.parametrize("table", [DETECTION, CLASSIFICATION, LOCALISATION, EVALUATION])
 def test_a_word_stands_for_one_setting(table):
-    words = [word for words in table.values() for word in words.split()]
+    words = [word for words in table.words.values() for word in words.split()]
     assert len(words) == len(set(words))
     assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", word) for word in words)
+
+
+def test_every_setting_is_understood_by_its_last_name():
+    understood = Advice(["--set"], DETECTION)
+    for key in keys_of("DetectionConfig"):
+        last = key.rpartition(".")[2]
+        said = understood.meant_by(f"--{last}", "3")
+        assert said.startswith("--set ")
+        assert f"{last}=3" in said, key
 
 
 def test_two_letters_in_the_wrong_order_are_understood():
     parser = CommandParser()
     add_training_flags(parser, DETECTION_CONFIG)
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", parser.format_help()))
+    understood = Advice(flags, DETECTION)
     for flag in flags - {"--set", "--cfg", "--out"}:  # too short to tell
         for at in range(3, len(flag) - 1):
             wrong = flag[:at] + flag[at + 1] + flag[at] + flag[at + 2 :]
-            assert meant_by(wrong, None, flags, DETECTION) == flag, wrong
+            assert understood.meant_by(wrong, None) == flag, wrong

@@ -17,7 +17,7 @@ from detres.cli import COMMANDS, SHORT, main
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 EVALS = {f"eval_{of}" for of in ("classifier", "detections", "detector", "localiser", "proposals")}
-NO_COMMANDS = {"__init__", "flags", "proposal_flags", "advice", "command"}
+NO_COMMANDS = {"__init__", "flags", "proposal_flags", "advice", "setting_names", "command"}
 """Files of detres/cli that are not a command each."""
 
 PARTS = {"__init__", "ending", "configured", "own_data", "submission"} | EVALS
