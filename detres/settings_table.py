@@ -19,14 +19,21 @@ _LARGEST_SAID = 10**6
 
 @dataclass(frozen=True)
 class Setting:
-    """One key: key: dotted, as --set takes it. takes: what values, in words. default: as YAML
-    writes it, "required" without one. meaning: what stands beside it in the source, "" for none.
+    """One key.
+
+    key: dotted, as --set takes it. takes: what values, in words. default: as YAML writes it, None
+    where a value is required. meaning: what stands beside it in the source, "" for nothing.
     """
 
     key: str
     takes: str
-    default: str
+    default: str | None
     meaning: str
+
+    @property
+    def required(self) -> bool:
+        """Whether a configuration must give it."""
+        return self.default is None
 
 
 def settings_of(section: type[Section], at: str = "") -> list[Setting]:
@@ -41,7 +48,7 @@ def settings_of(section: type[Section], at: str = "") -> list[Setting]:
         if isinstance(inner, type) and issubclass(inner, Section):
             found += settings_of(inner, f"{at}{name}.")
             continue
-        default = "required" if field.is_required() else _as_yaml(field.default)
+        default = None if field.is_required() else _as_yaml(field.default)
         takes = _in_words(properties[name])
         found.append(Setting(f"{at}{name}", takes, default, meanings.get(name, "")))
     return found

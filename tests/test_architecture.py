@@ -128,7 +128,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.commands": (
         SHARED
         | {D, C, "detres.benchmarks", "detres.predictors", "detres.report", "detres.reproduction"}
-        | {"detres.cli.flags", "detres.cli.proposal_flags"},
+        | {"detres.cli.flags", "detres.cli.proposal_flags", "detres.settings_table"},
         BASE | {"matplotlib"},
     ),
     "detres": (set(), set()),  # the Python API: its names are imported when asked for

@@ -46,7 +46,7 @@ class Narrower(Outer):
 def test_each_key_has_its_values_default_and_the_comments_above_and_beside_it() -> None:
     assert settings_of(Outer, "at.") == [
         Setting("at.rate", "number > 0, <= 2.5", "0.3333", "\"#\" is no comment here: '#'"),
-        Setting("at.pair", "[number, true | false]", "required", ""),
+        Setting("at.pair", "[number, true | false]", None, ""),
         Setting("at.inner.kind", "one | two | null", "one", ""),
         Setting(
             "at.inner.sides",
@@ -60,6 +60,7 @@ def test_each_key_has_its_values_default_and_the_comments_above_and_beside_it() 
 
 def test_a_section_made_of_another_has_its_meanings_but_where_it_has_its_own() -> None:
     rate, pair, *_ = settings_of(Narrower)
+    assert [setting.required for setting in settings_of(Outer)[:2]] == [False, True]
     assert rate == Setting("rate", "number >= 0, < 1", "0.5", "halves")
     assert pair == Setting("pair", "[number, true | false]", "[1, true]", "")
 

@@ -29,6 +29,8 @@ _TRAINING = {
     "train.precision": "dtype",
     "train.precision=bf16": "amp half fp16 bf16",
     "train.eval_every": "eval-interval eval-period val-interval",
+    "train.early_stopping": "patience early-stop stop-after",
+    "train.ema_decay": "ema model-ema",
     "train.save_every": "save-period save-interval checkpoint-interval",
     "train.log_every": "log-interval print-freq",
     "data.format": "dataset-type data-format",
@@ -72,6 +74,7 @@ DETECTION = Settings(
         **_BACKBONE,
         "model.input.short_side": f"{_SIDE} min-size",
         "model.input.max_side": "max-size",
+        "data.val_share": "val-split val-ratio val-fraction test-size",
         "eval.protocol": "metric metrics",
     },
     ("DetectionConfig",),
@@ -117,6 +120,7 @@ _FLAGS = {
     "--device cuda:{}": "gpu gpu-id cuda local-rank",
     "--device cuda": "gpus",
     "--seed": "random-state random-seed manual-seed",
+    "--time": "max-time time-limit duration",
     "{} without a flag": "source input image images img files file path",
 }
 """What a command may have -> words for it; {} is where the value goes, which else follows a flag

@@ -78,6 +78,13 @@ def error_of(main, arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
             "--iterations 90",
             "--set train.steps=90 or --set eval.refine.iterations=90",
         ),
+        (
+            train_det.main,
+            "--patience 5",
+            "--set train.early_stopping=5 or --set train.patience=5",
+        ),
+        (train_det.main, "--val-split 0.1", "--set data.val_share=0.1"),
+        (train_det.main, "--max-time 2h", "--time 2h"),
         (train_cls.main, "--damaged skip", "--set data.damaged=skip"),
         (eval.main, "--weights w --views dense", "--set eval.views=dense"),
         (train_det.main, "--gpu 1", "--device cuda:1"),
