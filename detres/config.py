@@ -233,12 +233,9 @@ def check(section: type[AnySection], tree: dict, source: str) -> AnySection:
         # for 1.
         return section.model_validate_json(json.dumps(_settled(tree, section)), strict=True)
     except ValidationError as error:
-        by_key = {
-            tuple(part for part in e["loc"] if part not in _UNION_TAGS): e for e in error.errors()
-        }
         lines = [
-            shortened(one_line(_explain(section, e, source)), _LONGEST_FAULT)
-            for e in by_key.values()
+            shortened(one_line(_explain(section, each, source)), _LONGEST_FAULT)
+            for each in _one_a_key(error)
         ]
         if len(lines) > _MOST_FAULTS:
             more = len(lines) - (_MOST_FAULTS - 1)
@@ -451,7 +448,7 @@ def _stands_for_a_list(tree: object, options: list[object]) -> bool:
     value = tree.value if isinstance(tree, _Plain) else tree
     kinds = [option for option in options if option is not type(None)]
     lists = [kind for kind in kinds if get_origin(kind) is tuple and get_args(kind)[1:] == (...,)]
-    return value is not None and not isinstance(value, list | dict) and kinds == lists != []
+    return value is not None and not isinstance(value, list | tuple | dict) and kinds == lists != []
 
 
 def _options(wanted: object) -> list[object]:
@@ -523,8 +520,19 @@ def _apply(section: type[Section], tree: dict, override: str, notice: Notice) ->
     return (*parents, last)
 
 
-_UNION_TAGS = ("bool", "literal['auto']")
+_UNION_TAGS = ("bool", "constrained-int", "literal['auto']", "literal['auto','all']")
 """What pydantic puts into the location of an error in a setting of two types, one error a type."""
+
+
+def _one_a_key(error: ValidationError) -> list[dict]:
+    """The errors, those of a setting of two types as one that says what both take."""
+    found: dict[tuple, dict] = {}
+    for each in error.errors():
+        key = tuple(part for part in each["loc"] if part not in _UNION_TAGS)
+        before = f"{found[key]['msg']}, or " if key in found else ""
+        own = each["msg"].removeprefix("Input should be ") if before else each["msg"]
+        found[key] = {**each, "msg": f"{before}{own}"}
+    return list(found.values())
 
 
 def _explain(section: type[Section], error: dict, source: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -104,6 +105,9 @@ class ClassificationTraining:
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Return those of the training and the held-out images."""
         return {"train": fingerprint_of(self.train), "val": fingerprint_of(self.val)}
+
+    def begin(self, folder: Path) -> None:
+        """Write nothing: the settings say all."""
 
     def state(self) -> dict:
         """Return what last.pt holds of the classes and the input."""

@@ -6,37 +6,20 @@ from __future__ import annotations
 
 import argparse
 
+from detres.cli.command import carry_out
 from detres.cli.flags import (
     DETECTION_CONFIG,
     CommandParser,
     add_training_flags,
-    ending,
     require_resumable,
-    resume_line_of,
-    saved_run,
-    say,
+    settle_data,
 )
-from detres.cli.own_data import (
-    add_time_flag,
-    require_one_length,
-    run_name,
-    settled_run,
-)
-from detres.detection.alternating import (
-    TRAININGS,
-    AlternatingRun,
-    SavedAlternating,
-    read_saved,
-)
-from detres.detection.config import DetectionConfig
-from detres.detection.weights_file import WING
-from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
-from detres.runs.run import TrainingRun
+from detres.detection.duration import seconds_of
 from detres.user_files import expanded
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, build, train; returns the exit status."""
+    """Read the arguments, and train; returns the exit status."""
     parser = CommandParser(description="train a Faster R-CNN")
     add_training_flags(parser, DETECTION_CONFIG)
     parser.add_argument(
@@ -48,54 +31,35 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_time_flag(parser)
     arguments = parser.parse_args(argv)
+    settle_data(parser, arguments)
     require_resumable(parser, arguments, "--init-from", "--time")
     require_one_length(parser, arguments)
-    with ending(parser) as end:
-        train(arguments)
-    return end.status
+    return carry_out("train_det:train", parser, arguments)
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Train to the configured end, in a new run folder or a resumed one."""
-    with run_of(arguments) as run:
-        run.train()
-    made = [run.folder / name for name in (DETECTOR_WEIGHTS, PICTURE)]
-    picture = f", picture {made[1]}" if made[1].exists() else ""
-    say(f"done in {run.duration()}; weights {made[0]}{picture}")
-
-
-def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
-    """Return what is to be trained, by the scheme of the configuration."""
-    device, resume_line = arguments.device, resume_line_of("train-det")
-    if arguments.resume is None:
-        settled = settled_run(arguments)
-        config = settled.config
-        if config.train.scheme == "alternating":
-            return AlternatingRun.start(
-                config,
-                arguments.out,
-                device=device,
-                resume_line=resume_line,
-                init_from=arguments.init_from,
-            )
-        training = TRAININGS[config.train.scheme].start(
-            config, device, arguments.init_from, settled.read
-        )
-        return TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
-    saved = saved_run(
-        arguments,
-        DetectionConfig,
-        DETECTION_CONFIG,
-        WING,
-        read=read_saved,
-        name=run_name(arguments),
+def add_time_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --time."""
+    parser.add_argument(
+        "--time",
+        type=time_given,
+        metavar="TIME",
+        help="train as many steps as fit into that, evaluations included: 30m, 90s, 2h, 1h30m",
     )
-    accepted = arguments.accept_data_change
-    if isinstance(saved, SavedAlternating):
-        return AlternatingRun.resume(
-            saved, device=device, resume_line=resume_line, accept_data_change=accepted
+
+
+def time_given(text: str) -> int:
+    """Return the seconds of --time; raises argparse.ArgumentTypeError saying what it takes."""
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def require_one_length(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with a usage error where --time comes with a length in steps or epochs."""
+    lengths = ("train.steps", "train.epochs")
+    given = [setting for setting in arguments.set if setting.partition("=")[0].strip() in lengths]
+    if arguments.time is not None and given:
+        parser.error(
+            f"--time says how many steps there are, and so does --set {given[0]}: give one"
         )
-    training = TRAININGS[saved.config.train.scheme].resume(saved, device)
-    return TrainingRun.resume(
-        saved, training, device=device, resume_line=resume_line, accept_data_change=accepted
-    )

@@ -24,6 +24,7 @@ from detres.config import (
     Triple,
     UserPath,
 )
+from detres.detection.choices import SPLITS, TRAINING_SPLITS, ProtocolName
 from detres.network import NetworkConfig
 from detres.runs.settings import TrainConfig
 
@@ -223,10 +224,6 @@ class ModelConfig(Section):
             )
         return self
 
-
-SPLITS = ("train", "val", "test")
-TRAINING_SPLITS = SPLITS[:2]
-"""Those that a run reads: it learns from one, and the other judges it."""
 
 _OF_FILES = ("coco", "csv")
 """Formats whose entries are annotation files, each with a folder of images."""
@@ -578,7 +575,7 @@ def _scaled(milestones: tuple[int, ...], total: int, length: int) -> list[int]:
 class EvalConfig(Section):
     """How held-out images are evaluated during training and after it."""
 
-    protocol: Literal["coco", "voc07", "voc12", "imagenet_det"] = "coco"
+    protocol: ProtocolName = "coco"
     batch_size: Positive = 1
     # of results for VOC's server: comp3 is for what was trained on VOC's data alone, pretraining
     # included; comp4, for any data, is true of every detector

@@ -20,7 +20,7 @@ from detres.detection.data.box_policy import require_objects
 from detres.detection.data.read import read_split
 from detres.detection.data.recognise import Recognised, UnrecognisedDataError, recognise
 from detres.detection.pretrained import FOLDER, find_pretrained, given_weights
-from detres.detection.weights_file import model_settings
+from detres.detection.weights_file import load_detector
 from detres.runs.settings import holds_shapes, with_data_root
 
 WHERE_KEYS = (
@@ -179,7 +179,7 @@ def _start_of(
     """What the weights start from, and what is to be said of it."""
     if init_from is not None:
         path = Path(init_from).absolute()
-        return Trained(path, model_settings(path)), ()
+        return Trained(path, load_detector(path)[1].model), ()
     told = "model.backbone.weights" in given
     if told and given["model.backbone.weights"] is None:
         return None, ()

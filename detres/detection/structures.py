@@ -69,7 +69,9 @@ def require_sides(boxes: np.ndarray, sides: np.ndarray | None, what: str) -> Non
         return
     own = xywh_of(boxes, None)[:, 2:]
     slack = 1e-12 * np.abs(boxes).max(initial=1)
-    if sides.shape != own.shape or (np.abs(sides - own) > slack).any():
+    with np.errstate(invalid="ignore"):  # boxes as written may not be finite
+        differ = sides.shape != own.shape or (np.abs(sides - own) > slack).any()
+    if differ:
         raise ValueError(f"{what}: sides are not the widths and heights of boxes")
 
 

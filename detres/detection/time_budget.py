@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from dataclasses import dataclass, field, replace
 
@@ -11,14 +9,12 @@ import numpy as np
 
 from detres.detection.build import train_loader
 from detres.detection.config import DetectionConfig, DetectionTrainConfig
+from detres.detection.duration import in_units
 from detres.detection.judging import WithLosses
 from detres.detection.training import DetectionTraining
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
 from detres.engine.progress import Progress
-
-LEAST_SECONDS = 30
-"""Less does not hold the measuring and a run."""
 
 LEAST_STEPS = 20
 
@@ -28,28 +24,9 @@ _TIMED = 5
 _KEPT_BACK = 0.06
 """Of the time, for what is not timed: saving, pictures, slower steps."""
 
-_UNITS = {"h": 3600, "m": 60, "s": 1}
-
 
 class ShortTimeError(ValueError):
     """No training fits into the time."""
-
-
-def seconds_of(text: str) -> int:
-    """Return the seconds of a time such as 30m, 90s, 2h or 1h30m; raises ValueError for another
-    text, and for less than LEAST_SECONDS.
-    """
-    match = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s)?", text.strip().lower())
-    if match is None or not any(match.groups()):
-        raise ValueError(f"{text!r} is no time: write it as 30m, 90s, 2h or 1h30m")
-    numbers = zip(match.groups(), _UNITS.values(), strict=True)
-    seconds = sum(int(number or 0) * unit for number, unit in numbers)
-    if seconds < LEAST_SECONDS:
-        raise ValueError(
-            f"{text} is too short: measuring how long a step takes, and a run, need at least "
-            f"{LEAST_SECONDS}s"
-        )
-    return seconds
 
 
 @dataclass
@@ -182,11 +159,3 @@ def in_length(train: DetectionTrainConfig, steps: int) -> DetectionTrainConfig:
         "warmup_steps": min(train.warmup_steps, steps // 5),
     }
     return train.model_copy(update=update)
-
-
-def in_units(seconds: float) -> str:
-    """Return a time as `seconds_of` reads it, in whole minutes from two on, rounded up."""
-    if seconds < 120:
-        return f"{math.ceil(seconds)}s"
-    hours, minutes = divmod(math.ceil(seconds / 60), 60)
-    return "".join(f"{number}{unit}" for number, unit in ((hours, "h"), (minutes, "m")) if number)

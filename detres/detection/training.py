@@ -21,8 +21,11 @@ from detres.detection.build import (
 )
 from detres.detection.config import DetectionConfig
 from detres.detection.data.anchor_fit import describe_fit
+from detres.detection.data.audit import audit_briefly
 from detres.detection.data.box_policy import require_objects
+from detres.detection.data.digest import training_digest
 from detres.detection.data.read import read_split
+from detres.detection.data.split import write_split
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.dataset import detect_dataset
@@ -48,11 +51,12 @@ from detres.files import (
     write_text,
 )
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
-from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS
+from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS, SPLIT
 from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule
 from detres.runs.state import reading_field
+from detres.waiting import counted
 
 
 class DetectionData:
@@ -184,7 +188,12 @@ class DetectionTraining:
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
-        lines = [f"train {self.data.train.describe()}", f"val   {self.data.val.describe()}"]
+        digest = training_digest(self.data.train)
+        lines = [
+            f"train {self.data.train.describe()}",
+            f"      digest of what is learned from, the same in every format: {digest}",
+            f"val   {self.data.val.describe()}",
+        ]
         if self.improvements and self.config.eval.improved_in_training:
             lines.append(f"      by {self.improvements}")
         elif self.improvements:
@@ -207,6 +216,8 @@ class DetectionTraining:
                 f"note: {shared} of {len(self.data.val)} images of val are trained on too: its "
                 "numbers, which choose the best weights, are better than on images never seen"
             )
+        given = self.config.model.input
+        lines += audit_briefly(self.data.train, self.data.val, (given.short_side, given.max_side))
         for proposals in (self.data.train_proposals, self.data.val_proposals):
             if proposals is not None:
                 lines.append(f"{len(proposals.scores)} boxes: {proposals.source}")
@@ -223,6 +234,12 @@ class DetectionTraining:
             if given is not None:
                 found[name] = fingerprint_of_proposals(given)
         return found
+
+    def begin(self, folder: Path) -> None:
+        """Write which images are train and val where that is not said by the data."""
+        if self.config.data.val_share or self.config.data.split:
+            train, val = self.data.train.image_files.tolist(), self.data.val.image_files.tolist()
+            write_split(folder / SPLIT, train, val)
 
     def state(self) -> dict:
         """Return what last.pt holds of the classes, of what the run started from, and of how many
@@ -404,7 +421,7 @@ def fingerprint_of(annotations: Annotations) -> Fingerprint:
                 for values in (boxes, areas, *objects)
             ),
         )
-        for row, image_id in enumerate(ids)
+        for row, image_id in enumerate(counted(ids, "hashing annotations", "images"))
     )
     files = file_hashes(annotations.image_files.tolist())
     return Fingerprint(records, files, lambda row: f"image {ids[row]}")

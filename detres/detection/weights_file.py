@@ -15,7 +15,7 @@ from backbones.weights import OF_BACKBONE, UNCHECKED, backbone_facts
 from detres.class_map import ClassMap
 from detres.config import Notice, check
 from detres.detection.build import build_detector, input_spec_of
-from detres.detection.config import DetectionConfig, ModelConfig
+from detres.detection.config import DetectionConfig
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.files import (
     WHAT_FILES_HOLD,
@@ -130,16 +130,6 @@ def is_detector(path: Path) -> bool:
     Raises what wing_of_state raises.
     """
     return has_metadata(path, WHAT_FILES_HOLD["a detector"]) or wing_of_state(path) == WING
-
-
-def model_settings(path: Path) -> ModelConfig:
-    """Return the model's settings of a file of `save_detector`; raises CheckpointError as
-    `load_detector` does, but for weights that do not fit them.
-    """
-    _, metadata = load_weights(path)
-    require_metadata(metadata, "a detector", path)
-    _require_known_format(metadata, path)
-    return check(ModelConfig, metadata_field(metadata, "model", path, mapping), str(path))
 
 
 def load_detector(

@@ -110,8 +110,9 @@ class Progress:
             )
         if not all(metric is None or type(metric) is float for metric in evaluations.values()):
             raise ValueError(f"evaluations {list(evaluations.values())!r:.60} are no numbers")
-        if progress.whole is not None and progress.whole not in evaluations:
-            raise ValueError(f"the whole at {progress.whole!r:.40}, where was no evaluation")
+        whole = progress.whole
+        if whole is not None and (type(whole) is not int or whole not in evaluations):
+            raise ValueError(f"the whole at {whole!r:.40}, where was no evaluation")
         if type(progress.training_error) is not float or type(progress.warmed_up) is not bool:
             raise ValueError("its warm-up is no number and no yes or no")
         if not 0 <= progress.training_error <= 1:

@@ -34,13 +34,14 @@ PICTURE = "val.jpg"
 PHASE = "phase.json"
 TRAIN_PROPOSALS = "train_proposals.safetensors"
 VAL_PROPOSALS = "val_proposals.safetensors"
+SPLIT = "split.json"
 
-_BEFORE_A_STATE = {LOCK, CONFIG, ENVIRONMENT, RECORDS, TENSORBOARD}
+_BEFORE_A_STATE = {LOCK, CONFIG, ENVIRONMENT, RECORDS, TENSORBOARD, SPLIT}
 """What a run writes before its first state."""
 
 _WRITTEN = (CONFIG, ENVIRONMENT, RECORDS, STATE, PREVIOUS, NONFINITE, SKIPPED, METRICS)
 _WRITTEN += (DETECTOR_WEIGHTS, CLASSIFIER_WEIGHTS, PREDICTIONS, PICTURE)
-_WRITTEN += (PHASE, TRAIN_PROPOSALS, VAL_PROPOSALS)
+_WRITTEN += (PHASE, TRAIN_PROPOSALS, VAL_PROPOSALS, SPLIT)
 _UNFINISHED = re.compile(
     rf"\.({'|'.join(map(re.escape, _WRITTEN))}|config-until-step-\d+\.yaml)\.\d+\.tmp"
 )

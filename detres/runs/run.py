@@ -131,6 +131,9 @@ class Training(Protocol):
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Return those of the data, by split."""
 
+    def begin(self, folder: Path) -> None:
+        """Write into a new run folder what it has from the start beside its settings."""
+
     def state(self) -> dict:
         """Return what last.pt holds beside the STATE_KEYS that a run knows; "classes" at least."""
 
@@ -217,6 +220,7 @@ class TrainingRun:
         try:
             config, _ = _settled(training.config, device)
             write_text(lock.folder / names.CONFIG, to_yaml(config))
+            training.begin(lock.folder)
             return cls(lock, training, device=device, resume_line=resume_line)
         except BaseException:
             lock.release(keep=True)  # so that the folder is known as one to be used again

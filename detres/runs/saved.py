@@ -18,6 +18,7 @@ from detres.engine.progress import Progress
 from detres.files import CheckpointError
 from detres.runs import folder as names
 from detres.runs.lock import FolderLock
+from detres.runs.resumable import MAY_CHANGE
 from detres.runs.settings import with_data_root
 from detres.runs.state import (
     DamagedStateError,
@@ -28,14 +29,6 @@ from detres.runs.state import (
 )
 
 AnySection = TypeVar("AnySection", bound=Section)
-
-MAY_CHANGE = (
-    *("data.workers", "data.damaged", "train.lr", "train.clip_grad_norm"),
-    *("train.steps", "train.epochs", "train.milestones", "train.early_stopping"),
-)
-"""Settings that a resumed run may have otherwise: where and how data are read, what helps where the
-loss became infinite, and where the run ends.
-"""
 
 STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from backbones import create_backbone
 from detres.cli import eval as evaluate
 from detres.cli import predict, train_det
-from detres.cli.flags import ending
+from detres.commands.ending import ending
 from tests.cli.conftest import COCO_FLAGS, TINY, FinishedRun, records, snapshot
 
 Main = Callable[[list[str]], int]

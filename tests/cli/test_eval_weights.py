@@ -108,7 +108,7 @@ def test_what_cannot_be_written_or_asked_for_is_told_before_detecting(
     flags: list[str],
     message: str,
 ) -> None:
-    monkeypatch.delattr("detres.cli.eval_detector.detect_dataset")
+    monkeypatch.delattr("detres.commands.eval_detector.detect_dataset")
     try:
         status = evaluate.main(["--weights", str(finished.weights), *flags, "--device", "cpu"])
     except SystemExit as end:  # of the parser

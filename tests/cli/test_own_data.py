@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from detres.cli import own_data, train_det
+from detres.cli import train_det
+from detres.commands import own_data
 from detres.config import load_config
 from detres.detection.config import DetectionConfig
 from detres.detection.pretrained import FOLDER
@@ -101,7 +102,7 @@ def test_a_detector_is_fine_tuned_without_a_configuration(
         (("--time", "5s"), "argument --time: 5s is too short: measuring how long a step takes"),
         (("--time", "soon"), "argument --time: 'soon' is no time: write it as 30m, 90s, 2h or"),
         (("--time", "30m", "--set", "train.steps=5"), "--time says how many steps there are"),
-        (("--time", "30m", "--set", "train.epochs=5"), "and so does train.epochs=5: give one"),
+        (("--time", "30m", "--set", "train.epochs=5"), "so does --set train.epochs=5: give one"),
         (("--time", "30m", "--resume"), "--time starts a new run"),
     ],
 )

@@ -16,6 +16,7 @@ import pytest
 
 from detres import cli
 from detres.cli import eval, predict
+from detres.commands.predict import picture_names
 from detres.detection.data.shapes import SHAPES_CLASSES
 from detres.detection.detector import Detector
 from detres.images.decode import read_image
@@ -496,7 +497,7 @@ def test_flags_of_tiles_alone_are_a_usage_error(
 def test_pictures_are_named_in_linear_time() -> None:
     """So many that looking through all names for each would never end."""
     files = [Path(f"{n}/a.jpg") for n in range(200_000)] + [Path("a-3.jpg"), Path("b.jpg")]
-    names = predict.picture_names(files)
+    names = picture_names(files)
     assert len(set(names.values())) == len(files)
     assert [names[file] for file in files[:3]] == ["a.jpg", "a-2.jpg", "a-3.jpg"]
     assert names[Path("b.jpg")] == "b.jpg"

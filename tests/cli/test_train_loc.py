@@ -208,7 +208,9 @@ def test_classes_are_predicted_by_a_classifier(
 
     rcnn = train(TINY_RCNN) / "best.safetensors"
     capsys.readouterr()
-    monkeypatch.delattr("detres.cli.eval_localiser.class_probabilities")  # which may take hours
+    monkeypatch.delattr(
+        "detres.commands.eval_localiser.class_probabilities"
+    )  # which may take hours
     for flags, message in (
         (["--weights", weights, rcnn, "--classifier", files[0]], "an ensemble of localisers is of"),
         (["--weights", weights, "--classifier", files[0], "none"], "no weights file at none"),

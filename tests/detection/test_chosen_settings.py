@@ -114,7 +114,7 @@ def test_on_a_gpu_images_and_regions_are_the_papers() -> None:
     assert small.train.batch_size == 2
 
 
-@pytest.mark.parametrize("side", [40.0, 100.0, 200.0, 350.0])
+@pytest.mark.parametrize("side", [60.0, 100.0, 200.0, 350.0])
 @pytest.mark.parametrize("machine", [CPU, GPU])
 def test_anchors_cover_the_boxes_at_the_chosen_size(side: float, machine: Machine) -> None:
     train = cells(side=side)
@@ -193,7 +193,9 @@ def test_steps_may_be_what_a_time_allows() -> None:
 
 
 def test_a_batch_is_no_larger_than_memory_and_images_allow() -> None:
-    assert chosen(cells(), machine=replace(CPU, memory=3.0)).train.batch_size == 1
+    sizes = {24.0: 4, 6.0: 4, 5.9: 2, 3.0: 2, 2.9: 1, 0.5: 1}
+    for memory, size in sizes.items():
+        assert chosen(cells(), machine=replace(CPU, memory=memory)).train.batch_size == size
     two = annotated([(300, 400)] * 2, [(0, 10, 10, 110, 110), (1, 10, 10, 110, 110)])
     assert chosen(two).train.batch_size == 2
 
@@ -241,7 +243,7 @@ def test_fine_tuning_keeps_the_model_and_goes_gently(norm: str) -> None:
     assert found.model.backbone.weights == "/runs/a/best.safetensors"
     assert found.train.lr == pytest.approx(scratch.train.lr * FINE_TUNED_RATE)
     assert found.train.optimizer == scratch.train.optimizer
-    assert found.train.steps == scratch.train.steps / 2
+    assert found.train.steps == pytest.approx(scratch.train.steps / 2, abs=5)
     told = chosen(cells(), start=start, given={"model.input.short_side": 150, "train.lr": 0.5})
     assert (told.model.input.short_side, told.train.lr) == (150, 0.5)
     assert told.model.input.max_side == 222

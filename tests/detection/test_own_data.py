@@ -152,8 +152,10 @@ def test_one_setting_is_enough(folder: Path, setting: str) -> None:
 
 
 def test_settings_that_do_not_go_together_are_named(folder: Path) -> None:
-    own = OwnData.read(folder, ["train.steps=50", "train.milestones=[60]"], device=CPU)
     with pytest.raises(ConfigError, match=r"milestone 60 lies at or beyond the end"):
+        OwnData.read(folder, ["train.steps=50", "train.milestones=[60]"], device=CPU)
+    own = OwnData.read(folder, ["train.milestones=[6000]"], device=CPU)
+    with pytest.raises(ConfigError, match=r"settings for .*: milestone 6000 lies .* training, 600"):
         own.configured()
 
 
@@ -255,9 +257,9 @@ def test_its_own_entries_are_used_where_they_are_there(folder: Path) -> None:
         DetectionConfig, {**voc_config().model_dump(mode="json"), "data": section}, "test"
     )
     assert replaced_data(config, folder, {}) is None
-    renamed = folder / "annotations" / "other.json"
-    shutil.move(folder / "annotations" / "train.json", renamed)
-    (folder / "annotations" / "val.json").rename(folder / "annotations" / "valid.json")
+    for split in ("train", "val"):
+        file = folder / "annotations" / f"{split}.json"
+        file.rename(file.with_name(f"instances_{split}.json"))
     assert replaced_data(config, folder, {}) is not None
 
 

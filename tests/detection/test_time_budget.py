@@ -10,15 +10,14 @@ import torch
 
 from detres.config import check
 from detres.detection.config import DetectionConfig, DetectionTrainConfig
+from detres.detection.duration import in_units, seconds_of
 from detres.detection.time_budget import (
     LEAST_STEPS,
     Pace,
     ShortTimeError,
     images_judged,
     in_length,
-    in_units,
     pace_of,
-    seconds_of,
     with_time,
 )
 from detres.detection.training import DetectionTraining
@@ -111,11 +110,12 @@ def test_a_length_keeps_the_shape_of_the_schedule() -> None:
     assert in_length(train_config(milestones=(999,)), 30).milestones == ()
 
 
-@pytest.mark.usefixtures("_cache")
 def test_real_steps_are_timed_and_nothing_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("DETRES_CACHE", str(tmp_path / "cache"))
     given = config(eval_every=1)
     training = DetectionTraining.start(given, torch.device("cpu"))
     before = {name: each.clone() for name, each in training.model.state_dict().items()}
@@ -126,6 +126,6 @@ def test_real_steps_are_timed_and_nothing_is_left_behind(
     assert 0 < pace.image < took
     assert pace.step * 4 + pace.image < took
     assert 1 < pace.spent <= took + 1
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "here").iterdir()) == []
     changed = [name for name, each in training.model.state_dict().items() if "num" not in name]
     assert any(not torch.equal(before[name], training.model.state_dict()[name]) for name in changed)

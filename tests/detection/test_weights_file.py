@@ -22,7 +22,6 @@ from detres.detection.weights_file import (
     current_names,
     is_detector,
     load_detector,
-    model_settings,
     require_same_context,
     save_detector,
     started_from,
@@ -347,19 +346,6 @@ def test_weights_with_and_without_context_are_told_apart():
     require_same_context(plain, deeper.state_dict(), "another network")
     flat = {**plain.state_dict(), "roi_head.predictor.cls_score.weight": torch.zeros(1024)}
     require_same_context(context, flat, "another rank")
-
-
-def test_the_settings_of_a_file_are_read_without_its_model(saved, tmp_path):
-    path, _, config = saved
-    assert model_settings(path) == config.model
-    text = tmp_path / "a.txt"
-    text.write_text("no weights")
-    with pytest.raises(CheckpointError, match=r"a\.txt"):
-        model_settings(text)
-    network = tmp_path / "net.safetensors"
-    write_safetensors(network, {"a": torch.ones(1)}, {"format": "backbones-2"})
-    with pytest.raises(CheckpointError, match="not what a detector needs"):
-        model_settings(network)
 
 
 # ---- the training state of a run ----

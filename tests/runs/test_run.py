@@ -112,6 +112,9 @@ class Fitting:
         records = hashes_of((str(row),) for row in range(self.num_images))
         return {"train": Fingerprint(records, records, lambda row: f"point {row}")}
 
+    def begin(self, folder: Path) -> None:
+        (folder / "begun.txt").write_text("by the training")
+
     def state(self) -> dict:
         return {"classes": ["one"], "more": 7}
 
@@ -713,12 +716,12 @@ def with_config(folder: Path, **train: object) -> None:
 def test_an_earlier_state_of_another_run_is_not_gone_back_to(tmp_path):
     interrupted(tmp_path, 6, save_every=3)
     with_damage(tmp_path / "last.pt")
-    with_config(tmp_path, steps=99)
+    with_config(tmp_path, batch_size=99)
     before = files(tmp_path)
     with pytest.raises(
         CheckpointError,
-        match=r"previous\.pt is of another run than its folder: train\.steps is 99 in "
-        r".*config\.yaml, 10 in .*previous\.pt\. Move it away, or config\.yaml where that was "
+        match=r"previous\.pt is of another run than its folder: train\.batch_size is 99 in "
+        r".*config\.yaml, 8 in .*previous\.pt\. Move it away, or config\.yaml where that was "
         "changed",
     ):
         SavedRun.read(tmp_path, Config, wing="detection")

@@ -76,8 +76,14 @@ def test_an_automatic_interval_is_a_fifth_of_the_run(steps, every):
     [
         ({"early_stopping": 3}, r"counts evaluations on the way: give train\.eval_every"),
         ({"schedule": "plateau", "eval_every": "auto"}, r"give train\.eval_every"),
-        ({"eval_every": "often"}, "train.eval_every|eval_every"),
-        ({"eval_every": -1}, "eval_every"),
+        (
+            {"eval_every": "often"},
+            r"test: eval_every: Input should be a valid integer, or 'auto', got 'often'$",
+        ),
+        (
+            {"eval_every": -1},
+            r"test: eval_every: Input should be greater than or equal to 0, or 'auto', got -1$",
+        ),
         ({"early_stopping": -1}, "early_stopping"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"ema_decay": 0.0}, "ema_decay"),

@@ -43,6 +43,11 @@ _WORTH_IT = 0.005
 _SAMPLED = 4096
 """Boxes by which combinations are first told apart."""
 
+_MORE_OF_A_SAMPLE = (0.0, 0.002, 0.005, 0.01)
+"""Of the boxes of a sample: so many more are asked for, in turn, until all boxes are covered as
+asked for, too.
+"""
+
 MapSize = Callable[[tuple[int, int]], tuple[int, int]]
 """(h, w) px of an image -> (h', w') cells of its map."""
 
@@ -61,8 +66,8 @@ class ScaledBoxes:
         return len(self.boxes)
 
     def sample(self, most: int) -> ScaledBoxes:
-        """Return at most `most` of them, evenly spaced in their order."""
-        rows = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64))
+        """Return at most `most` of them, in their order, always the same ones."""
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[:most])
         return ScaledBoxes(self.boxes[rows], self.cells[rows], self.sizes[rows])
 
 
@@ -202,12 +207,16 @@ def fewest_anchors(
         ENOUGH if share >= ENOUGH else ENOUGH * share for share in (most.on_grid, most.by_shape)
     )
     asked = AnchorFit(len(scaled), on_grid, by_shape)
-    for sizes, ratios in _rising(scaled.sample(_SAMPLED), asked, style, inside):
-        config = AnchorConfig(sizes=sizes, aspect_ratios=ratios, style=style)
+    sample = scaled.sample(_SAMPLED)
+    for more in _MORE_OF_A_SAMPLE:
+        of_sample = AnchorFit(
+            len(sample), min(on_grid + more, most.on_grid), min(by_shape + more, most.by_shape)
+        )
+        config = _fewest(sample, of_sample, style, inside)
         found = fit_of(scaled, config, inside=inside)
         if found.on_grid >= asked.on_grid and found.by_shape >= asked.by_shape:
-            return config
-    return AnchorConfig(sizes=SIZES, aspect_ratios=ASPECT_RATIOS, style=style)
+            break
+    return config
 
 
 def describe_fit(
@@ -271,33 +280,50 @@ def _as_settings(anchors: AnchorConfig) -> str:
     return f"model.anchors.sizes=[{sizes}] model.anchors.aspect_ratios=[{ratios}]"
 
 
-def _rising(
+def _fewest(
     scaled: ScaledBoxes, asked: AnchorFit, style: AnchorStyle, inside: bool
-) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """(sizes, aspect ratios) that cover what is asked for, the fewest anchors first, of equally
-    many the best first.
+) -> AnchorConfig:
+    """The fewest anchors that cover what is asked for, of equally few those with the highest mean
+    IoU; all of them where no fewer do.
     """
     ious, covers = _table(scaled, style, inside)
-    used = covers.any(axis=(1, 2, 3)).nonzero()[0]
     needed = np.array([asked.on_grid, asked.by_shape]) * len(scaled) - 1e-6
-    for total in range(1, len(used) * len(ASPECT_RATIOS) + 1):
-        found = []
-        for num_ratios in range(1, len(ASPECT_RATIOS) + 1):
-            num_sizes, rest = divmod(total, num_ratios)
-            if rest or num_sizes > len(used):
-                continue
-            size_sets = np.array(list(itertools.combinations(used, num_sizes)))
-            for ratio_set in itertools.combinations(range(len(ASPECT_RATIOS)), num_ratios):
-                by_size = np.bitwise_or.reduce(covers[:, list(ratio_set)], axis=1)
-                if (_count(np.bitwise_or.reduce(by_size, axis=0)) < needed).any():
-                    continue
-                counts = _count(np.bitwise_or.reduce(by_size[size_sets], axis=1))
-                for row in (counts >= needed).all(axis=1).nonzero()[0]:
-                    best = ious[np.ix_(size_sets[row], ratio_set)].max(axis=(0, 1))
-                    found.append((-float(best.mean()), tuple(size_sets[row].tolist()), ratio_set))
-        for _, size_set, ratio_set in sorted(found):
-            sizes = tuple(float(SIZES[row]) for row in size_set)
-            yield sizes, tuple(ASPECT_RATIOS[row] for row in ratio_set)
+    for total in range(1, len(SIZES) * len(ASPECT_RATIOS) + 1):
+        fitting = [
+            sets
+            for num_ratios in range(1, len(ASPECT_RATIOS) + 1)
+            if total % num_ratios == 0
+            for sets in _fitting(covers, needed, total // num_ratios, num_ratios)
+        ]
+        if fitting:
+            sizes, ratios = max(
+                fitting, key=lambda sets: ious[np.ix_(*sets)].max(axis=(0, 1)).mean()
+            )
+            return AnchorConfig(
+                sizes=[SIZES[row] for row in sizes],
+                aspect_ratios=[ASPECT_RATIOS[row] for row in ratios],
+                style=style,
+            )
+    return AnchorConfig(sizes=SIZES, aspect_ratios=ASPECT_RATIOS, style=style)
+
+
+def _fitting(
+    covers: np.ndarray, needed: np.ndarray, num_sizes: int, num_ratios: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The sets of so many sizes and ratios, by their rows, that cover as many boxes as needed (2,),
+    on the grid and by shape.
+    """
+    used = covers.any(axis=(1, 2, 3)).nonzero()[0]
+    if num_sizes > len(used):
+        return
+    size_sets = np.array(list(itertools.combinations(used, num_sizes)))
+    for ratios in itertools.combinations(range(len(ASPECT_RATIOS)), num_ratios):
+        by_size = np.bitwise_or.reduce(covers[:, list(ratios)], axis=1)
+        if (_count(np.bitwise_or.reduce(by_size, axis=0)) < needed).any():  # of all sizes
+            continue
+        counts = _count(np.bitwise_or.reduce(by_size[size_sets], axis=1))
+        for row in (counts >= needed).all(axis=1).nonzero()[0]:
+            yield tuple(size_sets[row].tolist()), ratios
 
 
 def _table(scaled: ScaledBoxes, style: AnchorStyle, inside: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -279,10 +279,10 @@ def _entries_of_labels(
             entries.append(Entry(folder, images, split_of(f"{folder}/x")))
     if not entries:
         raise _other_images(files, lost[0], [PurePosixPath(lost[0]).stem])
-    return _merged(entries)
+    return _merged(entries, files.root)
 
 
-def _merged(entries: list[Entry]) -> list[Entry]:
+def _merged(entries: list[Entry], root: Path) -> list[Entry]:
     """Entries of one split as the one folder that holds them all, where it holds none of another
     split; the reader looks into sub-folders.
     """
@@ -303,7 +303,7 @@ def _merged(entries: list[Entry]) -> list[Entry]:
     for one, other in itertools.permutations(merged, 2):
         if is_inside(one.path, other.path) and one.path != other.path:
             raise UnrecognisedDataError(
-                f"the annotations in {one.path} lie in a folder of those of another split, "
+                f"{root}: the annotations in {one.path} lie in a folder of those of another split, "
                 f"{other.path}: put them into folders beside each other"
             )
     return merged
@@ -394,6 +394,8 @@ def _names_file(files: FoundFiles, labels: list[str]) -> str:
         for path in files.ending(".txt", ".names")
         if PurePosixPath(path).name in NAMES_FILES or PurePosixPath(path).suffix == ".names"
     ]
+    yamls = files.ending(".yaml", ".yml")
+    found += [path for path in yamls if is_data_yaml(files.root / path, with_split=False)]
     if not found:
         raise UnrecognisedDataError(
             f"{files.root} has YOLO's labels ({some(labels)}), and nothing names their classes: "

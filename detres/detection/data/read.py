@@ -45,6 +45,12 @@ def read_split(data: DataConfig, split: str, *, box_policy: BoxPolicy | None = N
     return annotations
 
 
+def splits_of(data: DataConfig) -> list[str]:
+    """Return the names of the splits that a data configuration has."""
+    made = TRAINING_SPLITS if data.format == "shapes" or data.val_from_train else ()
+    return [name for name in SPLITS if name in made or getattr(data, name)]
+
+
 def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotations:
     """Read the `split` ("train", "val" or "test") of a data configuration whose root is settled,
     for a detector of the classes `class_map`: ground truth as it stands, and in "test", where it is
@@ -53,11 +59,7 @@ def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotat
     The result has the classes of its files; those of `class_map` where a test set in VOC's layout
     tells none. Raises NoSplitError for one that is not configured, and as `read_split` does.
     """
-    configured = [name for name in SPLITS if getattr(data, name)]
-    if data.format == "shapes":
-        configured = list(TRAINING_SPLITS)
-    elif data.val_from_train:
-        configured.append("val")
+    configured = splits_of(data)
     if split not in configured:
         raise NoSplitError(
             f"data.{split} is not given, so there is no split {split}; there is "
@@ -66,6 +68,29 @@ def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotat
     annotations = _read_part(data, split, "keep", class_map.names)
     _require_own_ids(annotations)
     return annotations
+
+
+def read_as_written(data: DataConfig, split: str, class_map: ClassMap | None = None) -> Annotations:
+    """Read the `split` ("train", "val" or "test") of a data configuration whose root is settled, to
+    look for what is wrong with it: no box is left out, clipped or refused for its numbers.
+
+    class_map: of the training set, for a test set that tells no classes. Raises what the readers
+    raise.
+    """
+    return _read_part(data, split, "as_written", class_map.names if class_map else ())
+
+
+def read_all(data: DataConfig) -> dict[str, Annotations]:
+    """Return every split of a data configuration whose root is settled, by its name, train first:
+    ground truth as it stands; of a test set whose objects are not known the images alone.
+
+    Raises as `read_split` and `read_to_detect` do.
+    """
+    splits: dict[str, Annotations] = {}
+    for split in splits_of(data):
+        names = next(iter(splits.values())).class_map.names if splits else ()
+        splits[split] = _read_part(data, split, "keep", names)
+    return splits
 
 
 def trained_on(trained: DataConfig, data: DataConfig, split: str) -> list[str]:

@@ -179,8 +179,8 @@ def _of_file(path: Path) -> Recognised:
                 entry = Entry(os.path.relpath(path, root), folder, None)
                 return _recognised(root, name, [entry.path], [entry], {})
         raise UnrecognisedDataError(
-            f"{path}: the images that it lists, {f'such as {shown(names[0])}' if names else 'none'}, "
-            f"are neither in {path.parent} nor in a folder beside it: give the folder of both"
+            f"{path}: the images that it lists ({shown(names[0]) if names else 'none'}) are "
+            f"neither in {path.parent} nor in a folder beside it: give the folder of both"
         )
     raise UnrecognisedDataError(
         f"{path} is no data that can be read: give a folder, a data.yaml of YOLO, a COCO JSON or a "

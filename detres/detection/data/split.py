@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from detres.console import shown
-from detres.detection.annotations import Annotations
 from detres.files import write_text
 from detres.user_files import read_json
 
@@ -152,10 +151,12 @@ def file_names(files: Sequence[str]) -> list[str]:
     return names
 
 
-def write_split(path: Path, annotations: Annotations, split: Split) -> None:
-    """Write which images are train and which are val, as JSON that `read_split_file` reads."""
-    names = file_names(annotations.image_files.tolist())
-    content = {part: [names[row] for row in getattr(split, part)] for part in ("train", "val")}
+def write_split(path: Path, train: Sequence[str], val: Sequence[str]) -> None:
+    """Write which image files, full paths, are train and which are val, as JSON that
+    `read_split_file` reads.
+    """
+    names = file_names([*train, *val])
+    content = {"train": names[: len(train)], "val": names[len(train) :]}
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -104,9 +104,17 @@ def annotations_of(
 
 
 def _continuous(inclusive: np.ndarray, corner: int, box_policy: BoxPolicy) -> np.ndarray:
-    """Boxes (M, 4) float64 xyxy px of inclusive ones."""
+    """Boxes (M, 4) float64 xyxy px of inclusive ones; "as_written" keeps corners that are swapped,
+    and the side of one number is 0.
+    """
     xyxy = inclusive - corner + np.array((0, 0, 1, 1))
-    if box_policy != "keep":
+    if box_policy == "as_written":
+        first, last = inclusive[:, :2], inclusive[:, 2:]
+        swapped = last < first  # it is the later pixel that stands first
+        xyxy[:, :2] += swapped
+        xyxy[:, 2:] -= swapped
+        xyxy[:, 2:] = np.where(last == first, xyxy[:, :2], xyxy[:, 2:])
+    elif box_policy != "keep":
         # A side of one number (xmin = xmax) is no area by the file's own reckoning, though 1 px
         # wide once continuous.
         flat = (inclusive[:, 2:] <= inclusive[:, :2]).any(axis=1)

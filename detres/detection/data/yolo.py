@@ -52,14 +52,16 @@ class DataYaml:
     values: int | None
 
 
-def is_data_yaml(path: Path) -> bool:
-    """Return whether a YAML file names classes and a split; False for one that is no YAML."""
+def is_data_yaml(path: Path, *, with_split: bool = True) -> bool:
+    """Return whether a YAML file names classes, and with_split a split too; False for one that is
+    no YAML.
+    """
     try:
         content = read_texts(path, "YAML file")
     except (ValueError, OSError):
         return False
     keys = {key for keys in SPLIT_KEYS.values() for key in keys}
-    return "names" in content and bool(keys & content.keys())
+    return "names" in content and bool(keys & content.keys() or not with_split)
 
 
 def read_data_yaml(path: Path) -> DataYaml:

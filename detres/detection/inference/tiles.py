@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from detres.boxes import nms, paired_iou
+from detres.detection.choices import TILE_OVERLAP
 from detres.detection.structures import Detections
 
 Window = tuple[int, int, int, int]
@@ -44,7 +45,7 @@ class Tiling:
     """
 
     side: int
-    overlap: float = 0.2
+    overlap: float = TILE_OVERLAP
     whole: bool = True
 
     def __post_init__(self) -> None:

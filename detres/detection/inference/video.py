@@ -11,14 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from detres.detection.choices import VIDEO_SUFFIXES
 from detres.detection.inference.pictures import PictureError
 from detres.files import replacing
 from detres.user_files import require_file
-
-VIDEO_SUFFIXES = (
-    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp",
-)  # fmt: skip
-"""Of the files that are taken for videos."""
 
 _USUAL_RATE = 25.0
 """Frames a second of a video that does not say."""

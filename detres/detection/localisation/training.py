@@ -129,6 +129,9 @@ class LocalisationTraining:
         """Return those of the training and the held-out annotations."""
         return {"train": fingerprint_of(self.data.train), "val": fingerprint_of(self.data.val)}
 
+    def begin(self, folder: Path) -> None:
+        """Write nothing: the settings say all."""
+
     def state(self) -> dict:
         """Return what last.pt holds of the classes and, of an R-CNN, of its per-class RPN."""
         proposer = None if self.proposer is None else self.proposer.model_dump_json()

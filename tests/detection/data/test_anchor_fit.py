@@ -230,19 +230,21 @@ def test_small_boxes_between_the_cells_are_said_to_be_out_of_reach() -> None:
 
 
 def test_more_boxes_than_are_sampled_are_covered_too() -> None:
-    """A box in a hundred is of another size, and lies where an even sample does not look."""
-    common = boxes_in_training(many(9000, 64), AT_300)
-    rare = boxes_in_training(many(400, 250), AT_300)
-    seen = np.unique(np.linspace(0, len(common) + len(rare) - 1, 4096).astype(np.int64))
-    unseen = np.setdiff1d(np.arange(len(common) + len(rare)), seen)[: len(rare)]
-    place = np.zeros(len(common) + len(rare), bool)
-    place[unseen] = True
-    rows = ScaledBoxes(*(np.zeros((len(place), width)) for width in (4, 2, 2)))
-    for name in ("boxes", "cells", "sizes"):
-        values = getattr(rows, name)
-        values[place], values[~place] = getattr(rare, name), getattr(common, name)
+    """Three in a hundred are of another size."""
+    parts = [boxes_in_training(many(*each), AT_300) for each in ((12_000, 64.0), (370, 250.0))]
+    rows = ScaledBoxes(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("boxes", "cells", "sizes")
+        )
+    )
     found = fewest_anchors(rows, style="detectron2")
     assert fit_of(rows, found).on_grid >= ENOUGH
+    assert len(found.sizes) > len(fewest_anchors(parts[0], style="detectron2").sizes)
+    sampled = rows.sample(4096)
+    assert len(sampled) == 4096
+    assert np.array_equal(sampled.boxes, rows.sample(4096).boxes)
+    assert len(rows.sample(10**6)) == len(rows)
 
 
 def real(name: str, shared_data: object) -> Annotations:
@@ -314,11 +316,11 @@ def test_where_the_cells_are_too_far_apart_larger_images_are_named() -> None:
 def test_anchors_that_cross_the_border_do_not_count_where_they_are_not_trained() -> None:
     boxes = [(row, 0, 0, 90, 90) for row in range(10)]  # 9/10 of the image, in a corner
     annotations = annotated([(100, 100)] * 10, boxes)
-    given = model(sizes=(270.0,), max_side=500)
+    given = model(sizes=(310.0,), max_side=500)
     (line,) = describe_fit(annotations, given)
-    assert "100.0% of 10 boxes" in line
+    assert "a cell; 100.0% of 10 boxes have" in line
     inside = given.model_copy(
         update={"rpn": given.rpn.model_copy(update={"train_anchors": "inside"})}
     )
     line, *_ = describe_fit(annotations, inside)
-    assert "100.0% of 10 boxes have" not in line
+    assert "a cell; 0.0% of 10 boxes have" in line

@@ -9,50 +9,16 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from detres.cli.flags import (
-    DETECTION_CONFIG,
-    config_from,
-    config_path,
-    notice,
-    overrides_of,
-    read_config,
-    say,
-)
+from detres.cli.flags import DETECTION_CONFIG, notice, say
+from detres.commands.configured import config_from, config_path, overrides_of, read_config
 from detres.config import given_settings
 from detres.detection.alternating import TRAININGS
 from detres.detection.annotations import Annotations
 from detres.detection.config import DetectionConfig
+from detres.detection.duration import in_units
 from detres.detection.own_data import OwnData, described, name_of, replaced_data
-from detres.detection.time_budget import in_units, pace_of, seconds_of, with_time
+from detres.detection.time_budget import pace_of, with_time
 from detres.runs.settings import holds_shapes, with_data_root
-
-
-def add_time_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --time."""
-    parser.add_argument(
-        "--time",
-        type=time_given,
-        metavar="TIME",
-        help="train as many steps as fit into that, evaluations included: 30m, 90s, 2h, 1h30m",
-    )
-
-
-def time_given(text: str) -> int:
-    """Return the seconds of --time; raises argparse.ArgumentTypeError saying what it takes."""
-    try:
-        return seconds_of(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def require_one_length(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """End with a usage error where --time comes with a length in steps or epochs."""
-    lengths = ("train.steps", "train.epochs")
-    given = [setting for setting in arguments.set if setting.partition("=")[0].strip() in lengths]
-    if arguments.time is not None and given:
-        parser.error(
-            f"--time says how many steps there are, and so does --set {given[0]}: give one"
-        )
 
 
 def is_own(arguments: argparse.Namespace) -> bool:
