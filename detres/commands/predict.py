@@ -73,9 +73,24 @@ def predict(arguments: argparse.Namespace) -> None:
     if classifies:
         name_classes(predictor, out, work.readable(files))
     else:
-        lowest = DRAWN_SCORE if arguments.score is None else arguments.score
+        lowest = lowest_score(predictor, arguments.score)
         Drawing(predictor, lowest, tiling, out, names, work).write(files)
     work.report(out)
+
+
+def lowest_score(detector: Detector, given: float | None) -> float | tuple[float, ...]:
+    """Return the lowest score that is drawn: the one that is `given`, else those of the classes in
+    the weights, which is said, else DRAWN_SCORE.
+    """
+    if given is not None or detector.score_thresholds is None:
+        return DRAWN_SCORE if given is None else given
+    pairs = zip(detector.class_map.names, detector.score_thresholds, strict=True)
+    listed = [one_line(f"{name} {score:.2f}") for name, score in pairs]
+    say(
+        f"drawn from the score on that was best on held-out images: {', '.join(listed[:LISTED])}"
+        f"{', ...' if len(listed) > LISTED else ''}; --score S draws from S on"
+    )
+    return detector.score_thresholds
 
 
 def tiling_of(arguments: argparse.Namespace) -> Tiling | None:
@@ -153,7 +168,7 @@ class Drawing:
     def __init__(
         self,
         detector: Detector,
-        lowest: float,
+        lowest: float | tuple[float, ...],
         tiling: Tiling | None,
         out: Path,
         names: dict[Path, str],
@@ -249,10 +264,7 @@ class Drawing:
             records = results.to_coco(f"{file}/{number - 1:06d}")
             yield [{**record, **of_frame} for record in records]
             start = time.perf_counter()
-        say(
-            f"{one_line(str(file))}: {number} frames, {shown} detections of at least "
-            f"{self.lowest:g} drawn"
-        )
+        say(f"{one_line(str(file))}: {number} frames, {shown} detections drawn")
 
 
 def name_classes(classifier: Classifier, out: Path, images: Images) -> None:
