@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -33,6 +34,14 @@ def test_every_name_of_the_package_is_there() -> None:
         assert getattr(detres, name).__name__ == name
     with pytest.raises(AttributeError, match="'detres' has no attribute 'predict'"):
         detres.predict  # noqa: B018
+
+
+def test_type_checkers_are_told_the_same_names_from_the_same_places() -> None:
+    """They read the stub, which alone has the types of what is imported when it is asked for."""
+    stub = ast.parse(Path(detres.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    told = {alias.asname: (node.module, alias.name) for node in imports for alias in node.names}
+    assert told == {name: (home, name) for name, home in detres._HOMES.items()}
 
 
 def test_a_detector_is_found_by_file_folder_and_name(finished: FinishedRun) -> None:
