@@ -41,7 +41,8 @@ from detres.waiting import counted
 LISTED = 5
 """Of files that are left out, so many are named in a line."""
 
-Images = Iterator[tuple[Path, np.ndarray]]
+Images = Iterator[tuple[Path, np.ndarray, float]]
+"""Files with their pixels (H, W, 3) uint8 RGB, and the seconds that decoding took."""
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -71,7 +72,7 @@ def predict(arguments: argparse.Namespace) -> None:
     predictor = load(weights, notice).to(arguments.device)
     work = Work(len(files))
     if classifies:
-        name_classes(predictor, out, work.readable(files))
+        name_classes(predictor, out, files, work)
     else:
         lowest = lowest_score(predictor, arguments.score)
         Drawing(predictor, lowest, tiling, out, names, work).write(files)
@@ -124,16 +125,15 @@ class Work:
         self.seconds: list[tuple[float, float, float]] = []
 
     def readable(self, files: list[Path]) -> Images:
-        """Yield images with their pixels (H, W, 3) uint8 RGB; one that cannot be read is passed
-        over and noted.
-        """
+        """Yield images; one that cannot be read is passed over and noted."""
         for file in files:
+            start = time.perf_counter()
             try:
                 image = read_image(file)
             except ImageReadError as error:
                 self.pass_over(file, error)
             else:
-                yield file, image
+                yield file, image, time.perf_counter() - start
 
     def pass_over(self, file: Path, error: Exception) -> None:
         """Note that a file cannot be read; raises ImageReadError when that is so of all."""
@@ -203,13 +203,12 @@ class Drawing:
         if is_video(file):
             yield from self._of_video(file)
             return
-        start = time.perf_counter()
-        for _, image in self.work.readable([file]):
-            decoded = time.perf_counter()
+        for _, image, decode in self.work.readable([file]):
+            start = time.perf_counter()
             results = self._detect(image)
             detected = time.perf_counter()
             self._draw(file, results)
-            seconds = (decoded - start, detected - decoded, time.perf_counter() - start)
+            seconds = (decode, detected - start, decode + time.perf_counter() - start)
             self.work.seconds.append(seconds)
             captions = ", ".join(results.above(self.lowest).captions()) or "nothing"
             say(f"{one_line(str(file))}: {captions} ({in_ms(seconds)})")
@@ -267,16 +266,19 @@ class Drawing:
         say(f"{one_line(str(file))}: {number} frames, {shown} detections drawn")
 
 
-def name_classes(classifier: Classifier, out: Path, images: Images) -> None:
+def name_classes(classifier: Classifier, out: Path, files: list[Path], work: Work) -> None:
     """Write predictions.json: an image's file as given, and the likeliest classes of its centre
     square with their probabilities.
     """
     records = []
-    for file, image in images:
+    for file, image, decode in work.readable(files):
+        start = time.perf_counter()
         best = classifier.predict(image)
+        model = time.perf_counter() - start
+        work.seconds.append((decode, model, decode + model))
         records.append({"image": str(file), "classes": best})
         named = ", ".join(f"{name} {probability:.2f}" for name, probability in best.items())
-        say(f"{one_line(str(file))}: {named}")
+        say(f"{one_line(str(file))}: {named} ({in_ms(work.seconds[-1])})")
     write_text(out / PREDICTIONS, json.dumps(records, indent=1))
     say(f"{PREDICTIONS} ({len(records)} images) in {out}")
 

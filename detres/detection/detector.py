@@ -125,14 +125,15 @@ class Detector:
             raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
         tiling = None if tile is None else Tiling(tile, overlap, whole)
         pictures = pictures_of(images)
+        together = batch_size if tiling is None else 1  # large pictures are held one at a time
         results = []
-        for start in range(0, len(pictures), batch_size):
-            given = pictures[start : start + batch_size]
+        for start in range(0, len(pictures), together):
+            given = pictures[start : start + together]
             pixels = [as_rgb(each, f"image {n}") for n, each in enumerate(given, start=start)]
             if tiling is None:
                 found = self._detect(pixels, start)
             else:
-                found = [self._detect_tiled(each, tiling, batch_size) for each in pixels]
+                found = [self._detect_tiled(pixels[0], tiling, batch_size)]
             results += [
                 Results(own, self.class_map, picture, image.shape[:2])
                 for own, picture, image in zip(found, given, pixels, strict=True)
