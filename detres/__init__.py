@@ -20,6 +20,7 @@ _HOMES = {
     "evaluate_coco": "detres.detection.evaluation.coco_ap",
     "evaluate_voc": "detres.detection.evaluation.voc_ap",
     "load": "detres.predictors",
+    "train": "detres.detection.own_run",
 }
 __all__ = sorted(_HOMES)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from detres.cli.flags import notice, say
 from detres.commands.configured import overrides_of
-from detres.commands.own_data import is_own, settled_run
+from detres.commands.own_data import is_own, new_run
 from detres.detection.annotations import Annotations
 from detres.detection.config import TRAINING_SPLITS, DataConfig, DetectionConfig
 from detres.detection.data.audit import audit, look_at
@@ -47,7 +47,7 @@ def check(arguments: argparse.Namespace) -> int:
 def _config(arguments: argparse.Namespace) -> DetectionConfig:
     """The configuration that train-det would take; what the data were taken for is said."""
     if not is_own(arguments):
-        return settled_run(arguments).config
+        return new_run(arguments).config
     own = OwnData.read(arguments.data, overrides_of(arguments), device=arguments.device, say=say)
     return own.configured()[0]
 

@@ -7,17 +7,13 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from detres.cli.flags import DETECTION_CONFIG, notice, say
 from detres.commands.configured import config_from, config_path, overrides_of, read_config
 from detres.config import given_settings
-from detres.detection.alternating import TRAININGS
-from detres.detection.annotations import Annotations
 from detres.detection.config import DetectionConfig
-from detres.detection.duration import in_units
-from detres.detection.own_data import OwnData, described, name_of, replaced_data
-from detres.detection.time_budget import pace_of, with_time
+from detres.detection.own_data import described, name_of, replaced_data
+from detres.detection.own_run import NewRun
 from detres.runs.settings import holds_shapes, with_data_root
 
 
@@ -33,38 +29,26 @@ def run_name(arguments: argparse.Namespace) -> str | None:
     return name_of(arguments.data) if arguments.data and is_own(arguments) else None
 
 
-class Settled(NamedTuple):
-    """The checked configuration of a new run, and its train and val where they were read for it."""
-
-    config: DetectionConfig
-    read: tuple[Annotations, Annotations] | None = None
-
-
-def settled_run(arguments: argparse.Namespace) -> Settled:
+def new_run(arguments: argparse.Namespace) -> NewRun:
     """Return what is to be trained by the flags, all that was found and chosen said.
 
     Raises what recognising, reading and checking raise, ShortTimeError for a --time that is too
     short.
     """
+    device, init_from, seconds = arguments.device, arguments.init_from, arguments.time
+    if is_own(arguments):
+        overrides = overrides_of(arguments)
+        return NewRun.on(
+            arguments.data,
+            overrides,
+            device=device,
+            init_from=init_from,
+            seconds=seconds,
+            say=say,
+        )
     began = time.monotonic()
-    if not is_own(arguments):
-        settled = Settled(_configured(arguments))
-        return settled if arguments.time is None else _in_time(settled, arguments, began)
-    own = OwnData.read(
-        arguments.data,
-        overrides_of(arguments),
-        device=arguments.device,
-        init_from=arguments.init_from,
-        say=say,
-    )
-    read = own.train, own.val
-    config, choices = own.configured()
-    if arguments.time is not None:
-        timed, _ = _in_time(Settled(config, read), arguments, began)
-        config, choices = own.configured(timed.train.steps)
-    for line in own.lines(choices):
-        say(line)
-    return Settled(config, read)
+    new = NewRun(_configured(arguments), device, init_from)
+    return new if seconds is None else new.within(seconds, began=began, say=say)
 
 
 def _configured(arguments: argparse.Namespace) -> DetectionConfig:
@@ -87,23 +71,3 @@ def _configured(arguments: argparse.Namespace) -> DetectionConfig:
         "are used with what was found"
     )
     return config
-
-
-def _in_time(settled: Settled, arguments: argparse.Namespace, began: float) -> Settled:
-    """The same with as many steps as fit into --time, which is measured."""
-    config, making = settled.config, time.monotonic()
-    if config.train.scheme == "alternating":
-        raise ValueError("--time does not go with train.scheme=alternating: give train.steps")
-    say("measuring how long a step and an evaluation take (these steps do not count)")
-    training = TRAININGS[config.train.scheme].start(
-        config, arguments.device, arguments.init_from, settled.read
-    )
-    pace = pace_of(training, began=began, building=time.monotonic() - making)
-    data = training.data
-    config = with_time(config, pace, arguments.time, len(data.val))
-    total = pace.takes(config.train, config.train.steps, len(data.val))
-    say(
-        f"{config.train.steps} steps of {pace.step:.2g} s and the evaluations take about "
-        f"{in_units(total)}"
-    )
-    return Settled(config, (data.train, data.val))

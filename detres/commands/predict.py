@@ -41,7 +41,8 @@ from detres.waiting import counted
 LISTED = 5
 """Of files that are left out, so many are named in a line."""
 
-Images = Iterator[tuple[Path, np.ndarray]]
+Images = Iterator[tuple[Path, np.ndarray, float]]
+"""Files with their pixels (H, W, 3) uint8 RGB, and the seconds that decoding took."""
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -71,11 +72,26 @@ def predict(arguments: argparse.Namespace) -> None:
     predictor = load(weights, notice).to(arguments.device)
     work = Work(len(files))
     if classifies:
-        name_classes(predictor, out, work.readable(files))
+        name_classes(predictor, out, files, work)
     else:
-        lowest = DRAWN_SCORE if arguments.score is None else arguments.score
+        lowest = lowest_score(predictor, arguments.score)
         Drawing(predictor, lowest, tiling, out, names, work).write(files)
     work.report(out)
+
+
+def lowest_score(detector: Detector, given: float | None) -> float | tuple[float, ...]:
+    """Return the lowest score that is drawn: the one that is `given`, else those of the classes in
+    the weights, which is said, else DRAWN_SCORE.
+    """
+    if given is not None or detector.score_thresholds is None:
+        return DRAWN_SCORE if given is None else given
+    pairs = zip(detector.class_map.names, detector.score_thresholds, strict=True)
+    listed = [one_line(f"{name} {score:.2f}") for name, score in pairs]
+    say(
+        f"drawn from the score on that was best on held-out images: {', '.join(listed[:LISTED])}"
+        f"{', ...' if len(listed) > LISTED else ''}; --score S draws from S on"
+    )
+    return detector.score_thresholds
 
 
 def tiling_of(arguments: argparse.Namespace) -> Tiling | None:
@@ -109,16 +125,15 @@ class Work:
         self.seconds: list[tuple[float, float, float]] = []
 
     def readable(self, files: list[Path]) -> Images:
-        """Yield images with their pixels (H, W, 3) uint8 RGB; one that cannot be read is passed
-        over and noted.
-        """
+        """Yield images; one that cannot be read is passed over and noted."""
         for file in files:
+            start = time.perf_counter()
             try:
                 image = read_image(file)
             except ImageReadError as error:
                 self.pass_over(file, error)
             else:
-                yield file, image
+                yield file, image, time.perf_counter() - start
 
     def pass_over(self, file: Path, error: Exception) -> None:
         """Note that a file cannot be read; raises ImageReadError when that is so of all."""
@@ -153,7 +168,7 @@ class Drawing:
     def __init__(
         self,
         detector: Detector,
-        lowest: float,
+        lowest: float | tuple[float, ...],
         tiling: Tiling | None,
         out: Path,
         names: dict[Path, str],
@@ -188,13 +203,12 @@ class Drawing:
         if is_video(file):
             yield from self._of_video(file)
             return
-        start = time.perf_counter()
-        for _, image in self.work.readable([file]):
-            decoded = time.perf_counter()
+        for _, image, decode in self.work.readable([file]):
+            start = time.perf_counter()
             results = self._detect(image)
             detected = time.perf_counter()
             self._draw(file, results)
-            seconds = (decoded - start, detected - decoded, time.perf_counter() - start)
+            seconds = (decode, detected - start, decode + time.perf_counter() - start)
             self.work.seconds.append(seconds)
             captions = ", ".join(results.above(self.lowest).captions()) or "nothing"
             say(f"{one_line(str(file))}: {captions} ({in_ms(seconds)})")
@@ -249,22 +263,22 @@ class Drawing:
             records = results.to_coco(f"{file}/{number - 1:06d}")
             yield [{**record, **of_frame} for record in records]
             start = time.perf_counter()
-        say(
-            f"{one_line(str(file))}: {number} frames, {shown} detections of at least "
-            f"{self.lowest:g} drawn"
-        )
+        say(f"{one_line(str(file))}: {number} frames, {shown} detections drawn")
 
 
-def name_classes(classifier: Classifier, out: Path, images: Images) -> None:
+def name_classes(classifier: Classifier, out: Path, files: list[Path], work: Work) -> None:
     """Write predictions.json: an image's file as given, and the likeliest classes of its centre
     square with their probabilities.
     """
     records = []
-    for file, image in images:
+    for file, image, decode in work.readable(files):
+        start = time.perf_counter()
         best = classifier.predict(image)
+        model = time.perf_counter() - start
+        work.seconds.append((decode, model, decode + model))
         records.append({"image": str(file), "classes": best})
         named = ", ".join(f"{name} {probability:.2f}" for name, probability in best.items())
-        say(f"{one_line(str(file))}: {named}")
+        say(f"{one_line(str(file))}: {named} ({in_ms(work.seconds[-1])})")
     write_text(out / PREDICTIONS, json.dumps(records, indent=1))
     say(f"{PREDICTIONS} ({len(records)} images) in {out}")
 

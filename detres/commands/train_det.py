@@ -8,7 +8,7 @@ import argparse
 
 from detres.cli.flags import DETECTION_CONFIG, resume_line_of, say
 from detres.commands.configured import saved_run
-from detres.commands.own_data import run_name, settled_run
+from detres.commands.own_data import new_run, run_name
 from detres.detection.alternating import (
     TRAININGS,
     AlternatingRun,
@@ -34,20 +34,7 @@ def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
     """Return what is to be trained, by the scheme of the configuration."""
     device, resume_line = arguments.device, resume_line_of("train-det")
     if arguments.resume is None:
-        settled = settled_run(arguments)
-        config = settled.config
-        if config.train.scheme == "alternating":
-            return AlternatingRun.start(
-                config,
-                arguments.out,
-                device=device,
-                resume_line=resume_line,
-                init_from=arguments.init_from,
-            )
-        training = TRAININGS[config.train.scheme].start(
-            config, device, arguments.init_from, settled.read
-        )
-        return TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
+        return new_run(arguments).begin(arguments.out, resume_line=resume_line)
     saved = saved_run(
         arguments,
         DetectionConfig,

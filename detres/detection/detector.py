@@ -36,8 +36,9 @@ class Detector:
     model: called with an ImageBatch, returns one Detections an image. class_map: of its classes.
     short_side, max_side: px to which an image's short side is resized, and the cap on its long one.
     other_scales: further such pairs at which the model wants to see every image. nms_thresh: IoU,
-    of NMS over what was found in the tiles of a picture. config: of the run that trained it, which
-    only `evaluate` needs.
+    of NMS over what was found in the tiles of a picture. score_thresholds: for each class the score
+    from which it is best taken, found on held-out images; None: it was not measured. config: of the
+    run that trained it, which only `evaluate` needs.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Detector:
         max_side: int,
         other_scales: Sequence[Scale] = (),
         nms_thresh: float = 0.3,
+        score_thresholds: Sequence[float] | None = None,
         config: DetectionConfig | None = None,
     ) -> None:
         self.model = model
@@ -57,6 +59,7 @@ class Detector:
         self.max_side = max_side
         self.other_scales = tuple(other_scales)
         self.nms_thresh = nms_thresh
+        self.score_thresholds = None if score_thresholds is None else tuple(score_thresholds)
         self.config = config
         self.device = torch.device("cpu")
 
@@ -122,14 +125,15 @@ class Detector:
             raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
         tiling = None if tile is None else Tiling(tile, overlap, whole)
         pictures = pictures_of(images)
+        together = batch_size if tiling is None else 1  # large pictures are held one at a time
         results = []
-        for start in range(0, len(pictures), batch_size):
-            given = pictures[start : start + batch_size]
+        for start in range(0, len(pictures), together):
+            given = pictures[start : start + together]
             pixels = [as_rgb(each, f"image {n}") for n, each in enumerate(given, start=start)]
             if tiling is None:
                 found = self._detect(pixels, start)
             else:
-                found = [self._detect_tiled(each, tiling, batch_size) for each in pixels]
+                found = [self._detect_tiled(pixels[0], tiling, batch_size)]
             results += [
                 Results(own, self.class_map, picture, image.shape[:2])
                 for own, picture, image in zip(found, given, pixels, strict=True)

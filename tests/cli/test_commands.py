@@ -61,6 +61,7 @@ def test_what_is_installed_says_that_it_is_typed(tmp_path: Path) -> None:
     subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, check=True)
     typed = [path.parent.name for path in (tmp_path / "lib").rglob("py.typed")]
     assert sorted(typed) == ["backbones", "detres"]
+    assert (tmp_path / "lib" / "detres" / "__init__.pyi").is_file()
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from detres.cli import train_det
-from detres.commands import own_data
 from detres.config import load_config
+from detres.detection import own_run
 from detres.detection.config import DetectionConfig
 from detres.detection.pretrained import FOLDER
 from detres.detection.time_budget import Pace
@@ -120,7 +120,7 @@ def test_a_time_too_short_for_these_data_is_said_before_anything_is_written(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a machine that is slow."""
-    monkeypatch.setattr(own_data, "pace_of", lambda *_, **__: Pace(step=5.0, image=1.0, spent=3.0))
+    monkeypatch.setattr(own_run, "pace_of", lambda *_, **__: Pace(step=5.0, image=1.0, spent=3.0))
     assert run("--cfg", tiny, "--time", "30s") == 2
     captured = capsys.readouterr()
     assert "measuring how long a step and an evaluation take" in captured.out

@@ -476,7 +476,7 @@ def test_tiles_find_in_a_large_picture_what_they_find_alone(
         (["--tile", "128", "--overlap", "0.5"], {"tile": 128, "overlap": 0.5}),
         (["--tile", "96", "--tiles-only"], {"tile": 96, "whole": False}),
     ):
-        out = "-".join(flags)
+        out = "".join(flags).strip("-")
         assert run(finished, "wide.png", *flags, "--out", out) == 0
         found = read_json(Path(out) / "predictions.json")
         assert found == detector.predict("wide.png", **told).to_coco()

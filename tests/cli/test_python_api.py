@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -19,15 +20,28 @@ def _fresh_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_run_numbers(run: FinishedRun) -> dict:
-    return {key: value for key, value in run.numbers().items() if key not in ("step", "images")}
+    """The twelve numbers."""
+    return {key: value for key, value in run.numbers().items() if key.startswith(("AP", "AR"))}
 
 
 def test_every_name_of_the_package_is_there() -> None:
-    assert {"Detector", "Classifier", "Results", "load"} <= set(detres.__all__) <= set(dir(detres))
+    assert (
+        {"Detector", "Classifier", "Results", "load", "train"}
+        <= set(detres.__all__)
+        <= set(dir(detres))
+    )
     for name in detres.__all__:
         assert getattr(detres, name).__name__ == name
     with pytest.raises(AttributeError, match="'detres' has no attribute 'predict'"):
         detres.predict  # noqa: B018
+
+
+def test_type_checkers_are_told_the_same_names_from_the_same_places() -> None:
+    """They read the stub, which alone has the types of what is imported when it is asked for."""
+    stub = ast.parse(Path(detres.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    told = {alias.asname: (node.module, alias.name) for node in imports for alias in node.names}
+    assert told == {name: (home, name) for name, home in detres._HOMES.items()}
 
 
 def test_a_detector_is_found_by_file_folder_and_name(finished: FinishedRun) -> None:
@@ -35,11 +49,12 @@ def test_a_detector_is_found_by_file_folder_and_name(finished: FinishedRun) -> N
     image = finished.data / "val" / "000001.jpg"
     expected = detres.Detector.load(finished.weights).predict(image)
     assert len(expected)
-    for given in (str(finished.weights), finished.folder, "runs/mine", "mine", "runs/mine/last.pt"):
+    for given in (str(finished.weights), finished.folder, "runs/mine", "mine"):
         for load in (detres.load, detres.Detector.load):
-            detector = load(given)
-            assert isinstance(detector, detres.Detector)
-    assert detector.predict(image).scores.shape == expected.scores.shape
+            assert load(given).predict(image).scores.tolist() == expected.scores.tolist()
+    notices: list[str] = []
+    assert len(detres.Detector.load("runs/mine/last.pt", notices.append).predict(image))
+    assert notices == ["runs/mine/last.pt is the state of a run after step 4"]
     with pytest.raises(ValueError, match="no weights file at nothing"):
         detres.Detector.load("nothing")
     with pytest.raises(ValueError, match="holds the weights of a detector, not of a classifier"):
@@ -71,6 +86,59 @@ def test_data_laid_out_otherwise_are_recognised(finished: FinishedRun) -> None:
     shutil.copy(file, "mine/train/_annotations.coco.json")
     with pytest.raises((ClassMismatchError, ValueError), match="pentagon"):
         detector.evaluate("mine")
+
+
+SMALL = {
+    "model.backbone.width": 0.125,
+    "model.backbone.weights": None,
+    "model.input.short_side": 96,
+    "model.rpn.width": 16,
+    "model.rpn.train_post_nms_top_n": 20,
+    "model.rpn.test_post_nms_top_n": 20,
+    "model.roi.pool_size": 4,
+    "train.batch_size": 2,
+    "train.steps": 2,
+    "data.workers": 0,
+}
+
+
+def test_training_leaves_a_run_and_returns_its_detector(
+    coco_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector = detres.train(coco_folder, settings=SMALL, device="cpu")
+    shown = capsys.readouterr().out
+    assert f"data {coco_folder}: " in shown
+    assert "chosen, each to be overridden" in shown
+    (folder,) = Path("runs").iterdir()
+    saved = read_json(folder / "metrics.json")
+    numbers = detector.evaluate().metrics
+    assert numbers == {name: saved[name] for name in numbers}
+    assert detector.config.model.backbone.width == 0.125
+    assert detector.config.data.root == str(coco_folder)
+    assert (folder / "last.pt").is_file()
+    with pytest.raises(ValueError, match="already holds files"):
+        detres.train(coco_folder, settings=SMALL, out=folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"settings": {"train.step": 2}}, r"train\.step.*train\.steps"),
+        ({"settings": {"train.steps": "many"}}, r"train\.steps"),
+        ({"time": "5s"}, "5s is too short"),
+        ({"time": "soon"}, "'soon' is no time: write it as 30m"),
+        ({"init_from": "gone.safetensors"}, r"gone\.safetensors"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_a_folder_is_made(
+    arguments: dict, message: str, coco_folder: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        detres.train(coco_folder, **arguments, device="cpu")
+    Path("empty").mkdir()
+    with pytest.raises(ValueError, match="empty"):
+        detres.train("empty", device="cpu")
+    assert not Path("runs").exists()
 
 
 def test_a_detector_of_a_model_alone_has_nothing_to_evaluate_by(finished: FinishedRun) -> None:

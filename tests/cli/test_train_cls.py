@@ -1011,12 +1011,16 @@ def test_predict_names_the_likeliest_classes(
     first = named[0]["classes"]
     assert (
         "photos/val/dark/0.jpg: "
-        f"{', '.join(f'{name} {value:.2f}' for name, value in first.items())}\n" in out
+        f"{', '.join(f'{name} {value:.2f}' for name, value in first.items())} (decode " in out
     )
+    assert re.search(r"(?m)^an image: decode \d+ ms, model \d+ ms, total \d+ ms \(median of 5", out)
     assert "predictions.json (5 images) in named" in out
 
     Path("photos/val/dark/0.jpg").write_bytes(b"no image")
+    Path("clip.mp4").write_bytes(b"not opened")
     for arguments, message in (
+        (["clip.mp4", "--out", "none"], "clip.mp4 is a video, which a detector takes"),
+        (["photos/val/dark", "--tile", "99"], "--tile goes with a detector's boxes"),
         (["photos/val/dark", "--out", "named"], "--out named already holds predictions.json"),
         (["photos/val/dark", "--score", "0.3"], "--score goes with a detector's boxes"),
         (["photos/val/dark/0.jpg", "--out", "none"], "none of 1 images could be read"),

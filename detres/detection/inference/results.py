@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from detres.class_map import ClassMap
@@ -85,9 +86,12 @@ class Results:
         height, width = self.size
         return printable(one_line(f"Results({where}{width}x{height} px: {listed or 'nothing'})"))
 
-    def above(self, score: float) -> Results:
-        """Return those of at least this score; none: an empty Results."""
-        keep = self.scores >= score
+    def above(self, score: float | Sequence[float]) -> Results:
+        """Return those of at least this score, or of at least their class's, of scores (K,) in the
+        order of `class_map`; none: an empty Results.
+        """
+        lowest = torch.as_tensor(score, dtype=self.scores.dtype)
+        keep = self.scores >= (lowest if lowest.ndim == 0 else lowest[index_of(self.labels)])
         kept = Detections(self.boxes[keep], self.scores[keep], self.labels[keep])
         return replace(self, detections=kept)
 

@@ -84,6 +84,20 @@ def test_above_keeps_those_of_at_least_the_score(score, expected, pixels):
     assert kept.above(0).scores.tolist() == SCORES[:expected]
 
 
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ((0.5, 0.25, 1), ["dog", "cat", "dog"]),
+        ((0.51, 0.3, 0), ["dog"]),
+        ((0, 1, 0), ["cat"]),
+        ((1, 1, 0), []),
+    ],
+)
+def test_above_takes_a_score_for_each_class(scores, expected, pixels):
+    assert results(pixels).above(scores).names == expected
+    assert results(pixels, rows=0).above(scores).names == []
+
+
 def test_a_picture_is_drawn_on_a_copy(pixels, file):
     before = pixels.copy()
     expected = draw_boxes(pixels, np.array(BOXES), LABELS, ["dog 0.88", "cat 0.50", "dog 0.25"])

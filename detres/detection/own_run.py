@@ -1,0 +1,147 @@
+"""A new run: what is settled before it begins, and its beginning; `detres.train` in Python."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+
+import torch
+
+from detres.config import in_yaml
+from detres.console import write_line
+from detres.detection.alternating import TRAININGS, AlternatingRun
+from detres.detection.annotations import Annotations
+from detres.detection.config import DetectionConfig
+from detres.detection.detector import Detector
+from detres.detection.duration import in_units, seconds_of
+from detres.detection.own_data import OwnData
+from detres.detection.time_budget import pace_of, with_time
+from detres.runs.run import ResumeLine, TrainingRun
+
+Say = Callable[[str], None]
+"""Called with a line for the user."""
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """What is to be trained on `device`: the checked configuration, the weights file of a detector
+    to start from, and train and val where they were read to settle it.
+    """
+
+    config: DetectionConfig
+    device: torch.device
+    init_from: str | None = None
+    read: tuple[Annotations, Annotations] | None = None
+
+    @classmethod
+    def on(
+        cls,
+        data: str | Path | None,
+        overrides: Sequence[str],
+        *,
+        device: torch.device,
+        init_from: str | None = None,
+        seconds: int | None = None,
+        say: Say,
+    ) -> NewRun:
+        """Return a run on data that no configuration describes, its settings chosen from them.
+
+        data: where they are, None: the embedded shapes. overrides: settings KEY=VALUE of the user.
+        seconds: that the run may take, None: as long as the choice says. say: what was found and
+        chosen. Raises what OwnData.read and `within` raise.
+        """
+        began = monotonic()
+        own = OwnData.read(data, overrides, device=device, init_from=init_from, say=say)
+        config, choices = own.configured()
+        new = cls(config, device, init_from, (own.train, own.val))
+        if seconds is not None:
+            timed = new.within(seconds, began=began, say=say)
+            config, choices = own.configured(timed.config.train.steps)
+        for line in own.lines(choices):
+            say(line)
+        return replace(new, config=config)
+
+    def within(self, seconds: int, *, began: float, say: Say) -> NewRun:
+        """Return the same with as many steps as fit into a time, which is measured.
+
+        began: when the time did, by time.monotonic. Raises ShortTimeError where nothing fits, and
+        ValueError for alternating training.
+        """
+        config, making = self.config, monotonic()
+        if config.train.scheme == "alternating":
+            raise ValueError(
+                "a time does not go with train.scheme=alternating: give train.steps instead"
+            )
+        say("measuring how long a step and an evaluation take (these steps do not count)")
+        training = TRAININGS[config.train.scheme].start(
+            config, self.device, self.init_from, self.read
+        )
+        pace = pace_of(training, began=began, building=monotonic() - making)
+        data = training.data
+        config = with_time(config, pace, seconds, len(data.val))
+        total = pace.takes(config.train, config.train.steps, len(data.val))
+        say(
+            f"{config.train.steps} steps of {pace.step:.2g} s and the evaluations take about "
+            f"{in_units(total)}"
+        )
+        return replace(self, config=config, read=(data.train, data.val))
+
+    def begin(
+        self, out: str | Path | None, *, resume_line: ResumeLine
+    ) -> TrainingRun | AlternatingRun:
+        """Return the run, begun in a new folder: `out`, or the next free one of its name under
+        runs/; raises what new_run_folder raises.
+        """
+        config, device = self.config, self.device
+        if config.train.scheme == "alternating":
+            return AlternatingRun.start(
+                config, out, device=device, resume_line=resume_line, init_from=self.init_from
+            )
+        training = TRAININGS[config.train.scheme].start(config, device, self.init_from, self.read)
+        return TrainingRun.start(training, out, device=device, resume_line=resume_line)
+
+
+def train(
+    data: str | Path,
+    *,
+    settings: Mapping[str, object] | None = None,
+    time: str | None = None,
+    init_from: str | Path | None = None,
+    out: str | Path | None = None,
+    device: torch.device | str | None = None,
+) -> Detector:
+    """Train a detector on annotated images, as `detres train DATA` does, and return it, on the CPU.
+
+    data: a folder, data.yaml or COCO JSON, in any format that training takes; what it is taken for
+    and the settings chosen for it are printed. settings: others, such as {"train.steps": 500}.
+    time: that it may take, such as "30m". init_from: weights file of a detector to start from.
+    out: the run folder, by default the next free one under runs/. device: by default the GPU where
+    there is one.
+
+    Raises UnrecognisedDataError for data that are of no known format, ConfigError for settings that
+    do not fit, RunFolderError for an `out` that holds files, and what the readers raise; Ctrl-C
+    saves the run and raises Interrupted.
+    """
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    overrides = [f"{key}={in_yaml(value)}" for key, value in (settings or {}).items()]
+    new = NewRun.on(
+        data,
+        overrides,
+        device=chosen,
+        init_from=None if init_from is None else str(init_from),
+        seconds=None if time is None else seconds_of(time),
+        say=write_line,
+    )
+    with new.begin(out, resume_line=_resume_line) as run:
+        run.train()
+    return Detector.load(run.folder)
+
+
+def _resume_line(folder: Path, settings: dict[str, float]) -> str:
+    """The command that goes on with a run, where it is installed."""
+    changed = "".join(f" {key}={value:g}" for key, value in settings.items())
+    resumed = f"detres train-det --resume {shlex.quote(str(folder))}"
+    return f"{resumed} --set{changed}" if changed else resumed
