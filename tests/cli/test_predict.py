@@ -505,5 +505,5 @@ def test_pictures_are_named_in_linear_time() -> None:
 
 def test_pictures_and_videos_of_one_name_have_names_of_their_own() -> None:
     files = [Path("a.avi"), Path("a.jpg"), Path("x/a.MP4"), Path("a.png"), Path("a-2.mp4")]
-    names = predict.picture_names(files)
+    names = picture_names(files)
     assert list(names.values()) == ["a.mp4", "a.jpg", "a-2.mp4", "a-2.jpg", "a-2-2.mp4"]

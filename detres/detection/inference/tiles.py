@@ -73,7 +73,7 @@ class Tiling:
         if length <= self.side:
             return [(0, length)]
         step = self.side - math.ceil(round(self.side * self.overlap, 6))
-        gaps = math.ceil((length - self.side) / max(1, step))
+        gaps = math.ceil((length - self.side) / step)
         starts = [round(n * (length - self.side) / gaps) for n in range(gaps + 1)]
         return [(start, start + self.side) for start in starts]
 

@@ -210,7 +210,19 @@ def test_a_side_that_all_views_cut_is_the_outermost() -> None:
     assert found == [((60, 20, 180, 50), 0.9, 1)]
 
 
+def test_a_part_that_ends_just_before_the_border_is_cut_by_it() -> None:
+    """Within a hundredth of the tile, for models place few edges to the pixel."""
+    right = view(RIGHT, ((60, 20, 130, 50), 0.8, 1))
+    for end, whole in ((99.2, 130), (98.8, 98.8)):
+        left = view(LEFT, ((60, 20, end, 50), 0.9, 1))
+        ((box, _, _),) = merged(left, right)
+        assert box == pytest.approx((60, 20, whole, 50))
+
+
 def test_the_pictures_own_border_cuts_nothing() -> None:
+    whole = view((0, 0, *SIZE[::-1]), ((110, 1, 179, 99), 0.9, 1))
+    right = view(RIGHT, ((110, 0, 180, 100), 0.8, 1))
+    assert merged(whole, right) == [((110, 1, 179, 99), 0.9, 1)]
     touching = (0, 0, 90, 100)
     found = merged(view(LEFT, (touching, 0.9, 1)), view(RIGHT, ((0, 0, 96, 100), 0.8, 1)))
     assert found == [(touching, 0.9, 1)]
