@@ -19,13 +19,20 @@ from detres.detection.training import DetectionData, DetectionTraining
 from detres.files import write_text
 from detres.runs.environment import write_environment
 from detres.runs.folder import CONFIG, ENVIRONMENT, new_run_folder
-from detres.runs.run import TrainingRun
+from detres.runs.run import Judgement, TrainingRun
 
 
 class UnkeptTraining(DetectionTraining):
     """A training of which only the numbers are wanted."""
 
-    def keep(self, run: TrainingRun, evaluation: DetectionEvaluation, *, improved: bool) -> None:
+    def judge(self, *, whole: bool) -> Judgement:  # noqa: ARG002
+        """Return the numbers on all held-out images, without losses: torchvision's parts have none
+        in eval mode.
+        """
+        val = self.held_out.val
+        return Judgement.of_all(self.measure(val, self.find(val, self.held_out.all_batches)))
+
+    def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
         """Keep no weights: those of torchvision's parts would be no file of ours."""
 
 

@@ -66,12 +66,12 @@ def stopping_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Ctrl-C come in the `number`-th training step from now on."""
     calls = 0
 
-    def call(*arguments: object) -> None:
+    def call(*arguments: object) -> float:
         nonlocal calls
         calls += 1
         if calls == number:
             signal.raise_signal(signal.SIGINT)
-        SET_RATE(*arguments)
+        return SET_RATE(*arguments)
 
     monkeypatch.setattr(loop, "set_rate", call)
 
