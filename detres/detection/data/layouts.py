@@ -29,6 +29,7 @@ from detres.detection.data.yolo import (
     read_class_names,
     read_data_yaml,
 )
+from detres.images.locate import spelling_key
 from detres.user_files import fault_of, read_json
 from detres.values import integer_of, number_of
 
@@ -150,13 +151,18 @@ def _entries_of_files(
 
 def _other_images(files: FoundFiles, path: str, names: list[str]) -> UnrecognisedDataError:
     """The error for annotations none of whose images is there."""
-    listed = f"such as {shown(names[0])}" if names else "it lists none"
-    there = (
-        f"{len(files.images)} image files, such as {files.images[0]}" if files.images else "none"
-    )
+    what = f"{files.root / path} is of other images: none of those it lists is in {files.root}"
+    if not names:
+        return UnrecognisedDataError(f"{what}: it lists none")
+    last = PurePosixPath(names[0].replace("\\", "/")).name
+    elsewhere = files.by_name.get(spelling_key(last), [])
+    if elsewhere:
+        there = f"but {elsewhere[0]} is: correct its file names, or folders"
+    else:
+        num = len(files.images)
+        there = f"; there are {num} image files" + (f", such as {files.images[0]}" if num else "")
     return UnrecognisedDataError(
-        f"{files.root / path} is of other images: none of those it lists is in {files.root}, "
-        f"{listed}; there are {there}"
+        f"{what}, such as {shown(names[0])}{', ' * bool(elsewhere)}{there}"
     )
 
 

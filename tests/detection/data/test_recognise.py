@@ -324,6 +324,10 @@ def test_a_link_to_a_folder_is_followed_and_one_upwards_is_not(tmp_path: Path) -
             r"x.json is of other images.*'b.jpg'.*1 image files, such as a.jpg",
         ),
         ({"x.json": coco(), "a.jpg": ""}, "x.json is of other images: .*it lists none"),
+        (
+            {"x.json": coco("/content/photos/a.jpg"), "i/a.jpg": ""},
+            r"such as '/content/photos/a.jpg', but i/a.jpg is: correct its file names",
+        ),
         ({"l/b.xml": XML, "i/a.jpg": ""}, r"l/b.xml is of other images.*such as 'b'"),
         ({"l/b.txt": LABEL, "i/a.jpg": "", "classes.txt": "x"}, "l/b.txt is of other images"),
         ({"x.csv": CSV, "b.jpg": ""}, "x.csv is of other images"),
