@@ -66,7 +66,7 @@ class Format(NamedTuple):
 
 
 def some(paths: list[str] | tuple[str, ...]) -> str:
-    """The first of some paths, and how many there are beside."""
+    """Return the first of some paths, and how many there are beside, in words."""
     listed = ", ".join(paths[:_LISTED])
     return listed + (f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else "")
 
@@ -80,7 +80,7 @@ def _voc_lists(files: FoundFiles) -> list[str]:
         path
         for path in files.ending(".txt")
         if PurePosixPath(path).parts[-3:-1] == ("ImageSets", "Main")
-        and os.path.getsize(files.root / path)
+        and _beginning(files.root / path).strip()
     ]
     splits = [path for path in lists if PurePosixPath(path).stem.lower() in _VOC_LISTS]
     return splits or lists
@@ -221,18 +221,21 @@ def _kind_of(text: bytes) -> str | None:
 
 
 def _xml_files(files: FoundFiles) -> list[str]:
-    """The XML files that are VOC's annotations and not in its layout, told by the first of each
-    folder.
+    """The XML files that are VOC's annotations and not in its layout, told by the first ones of
+    each folder.
     """
     layouts = {parent_of(parent_of(parent_of(path))) for path in _voc_lists(files)}
     own = {"Annotations" if year == "." else f"{year}/Annotations" for year in layouts}
-    found = _by_folder(files.ending(".xml"))
-    of_folder = [
-        paths
-        for folder, paths in found.items()
-        if folder not in own and b"<annotation" in _beginning(files.root / paths[0]).lower()
+    return [
+        path
+        for folder, of_folder in _by_folder(files.ending(".xml")).items()
+        if folder not in own and any(_is_xml(files.root / path) for path in of_folder[:_SAMPLE])
+        for path in of_folder
     ]
-    return [path for paths in of_folder for path in paths]
+
+
+def _is_xml(path: Path) -> bool:
+    return re.search(rb"<annotation[\s>]", _beginning(path), re.IGNORECASE) is not None
 
 
 def _xml_entries(files: FoundFiles, paths: list[str]) -> tuple[list[Entry], dict]:

@@ -235,9 +235,14 @@ def _class_map(data: DataConfig, root: Path, known: tuple[str, ...]) -> ClassMap
     so that train and val agree; where all are among the `known` ones of a detector, which these
     data may not have all of, those.
     """
-    entries = [entry for split in SPLITS for entry in getattr(data, split)]
-    names_in = {"xml": xml_names, "labelme": labelme_names, "csv": csv_names}[data.format]
-    found = names_in(root, entries)
+    found: set[str] = set()
+    for split in SPLITS:
+        entries, folders = getattr(data, split), getattr(data, f"{split}_images")
+        if data.format == "csv":
+            found |= csv_names(root, entries)
+        else:
+            names_in = {"xml": xml_names, "labelme": labelme_names}[data.format]
+            found |= names_in(root, entries, folders)
     names = list(known) if found <= set(known) else sorted(found)
     if not names:
         raise AnnotationError(f"{root}: no object in any annotation file, so there are no classes")

@@ -5,6 +5,7 @@ image files here are empty.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,15 @@ def test_it_says_what_told_and_what_the_splits_are(tmp_path: Path) -> None:
 def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
     files = {"a.jpg": "", "a.xml": XML, "._a.xml": "", ".cache/b.json": coco("a.jpg")}
     assert recognise(tree(tmp_path, files)).data.format == "xml"
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    tree(tmp_path, {"a.jpg": "", "a.xml": XML})
+    for suffix in ("json", "csv", "txt", "yaml", "xml"):
+        os.mkfifo(tmp_path / f"A.{suffix}")
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").symlink_to(tmp_path / "nowhere")
+    assert recognise(tmp_path).data.format == "xml"
 
 
 def test_a_link_to_a_folder_is_followed_and_one_upwards_is_not(tmp_path: Path) -> None:
