@@ -107,7 +107,9 @@ def folder_with(root: Path, names: Sequence[str]) -> str | None:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    """The folders in one, hidden ones left out; none where it may not be looked into."""
+    inside = next(os.walk(folder), (folder, [], []))[1]
+    return [folder / name for name in sorted(inside) if not is_hidden(name)]
 
 
 def best_folder(counts: dict[str, int], near: str) -> str | None:
