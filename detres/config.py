@@ -59,11 +59,12 @@ class Section(BaseModel):
     renamed: ClassVar[dict[str, str]] = {}
 
     @classmethod
-    def overridden(cls, settings: dict, given: set[str]) -> dict:  # noqa: ARG003
+    def overridden(cls, settings: dict, given: set[str], earlier: dict) -> dict:  # noqa: ARG003
         """Return the settings of this section that take the place of others once the keys `given`
         were overridden; none, unless a section says that its keys displace each other.
 
-        settings: all of the section, as plain values that are not checked yet.
+        settings: all of the section, as plain values that are not checked yet. earlier: the same
+        before.
         """
         return {}
 
@@ -478,15 +479,18 @@ def _apply_all(
     section: type[Section], tree: dict, overrides: Sequence[str], notice: Notice
 ) -> None:
     """Put overrides into `tree`, in place, and what they displace out of it."""
+    before = copy.deepcopy(tree)
     given = {_apply(section, tree, override, notice) for override in overrides}
     for at in {key[:-1] for key in given}:
-        part, settings = section, tree
+        part, settings, earlier = section, tree, before
         for name in at:
             part = _subsections(part).get(name) if part is not None else None
             settings = settings[name]
+            earlier = earlier.get(name) if isinstance(earlier, dict) else None
         if part is not None:
             keys = {key[-1] for key in given if key[:-1] == at}
-            displaced = part.overridden(_settled(settings, part), keys)
+            earlier = _settled(earlier, part) if isinstance(earlier, dict) else {}
+            displaced = part.overridden(_settled(settings, part), keys, earlier)
             settings.update(displaced)
             for name, value in displaced.items():
                 if value:

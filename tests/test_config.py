@@ -162,8 +162,12 @@ def test_a_wrong_value_is_named_with_its_key(tmp_path, override, message):
         (["train.milestones=[80, 50]"], "not in rising order"),
         (["train.milestones=[100]"], "beyond the end of training"),
         (["train.milestones=[50]", "train.schedule=cosine"], "cosine has no milestones"),
-        (["data.format=coco"], "train has 1 annotation files but train_images 0 folders"),
-        (["data.format=shapes"], "shapes has splits of its own"),
+        (
+            ["data.format=coco", "data.train=[a]", "data.val=[b]"],
+            "train has 1 annotation files but train_images 0 folders",
+        ),
+        (["data.format=coco"], "train is missing: format coco needs at least one entry"),
+        (["data.format=shapes", "data.train=[a]"], "shapes has splits of its own"),
         (["data.train=[]", "data.hold_out=3"], "train is missing"),
         (["data.train_images=[images]"], "does not apply to format voc"),
     ],
@@ -694,6 +698,16 @@ def test_what_says_val_takes_the_place_of_what_said_it(tmp_path):
     assert (shared.hold_out, shared.val_share) == (0, 0.5)
     with pytest.raises(ConfigError, match="hold_out makes 5 images of train val"):
         load_config(path, DetectionConfig, ["data.hold_out=5", "data.val=[x]"])
+
+
+def test_another_format_takes_the_entries_of_the_one_before_away(tmp_path):
+    path = write(tmp_path, SMALL)
+    files = ["data.val=v.json", "data.val_images=v"]
+    data = load_config(path, DetectionConfig, ["data.format=coco", *files]).data
+    assert (data.train, data.val, data.val_images) == ((), ("v.json",), ("v",))
+    assert with_overrides(data, ["format=shapes"], "t").val_images == ()
+    same = load_config(path, DetectionConfig, ["data.format=voc", "data.val=other"]).data
+    assert (same.train, same.val) == (("train",), ("other",))
 
 
 def test_annotation_files_without_folder_are_of_the_one_there_is():

@@ -23,9 +23,8 @@ def convert(arguments: argparse.Namespace) -> None:
     require_settings_of(arguments, "data.")
     out = Path(arguments.out)
     found = recognise(arguments.data, format_of(arguments.set))
-    say(f"{arguments.data} is {found.kind}: {found.reason}")
-    settings = shlex.join(found.settings())
-    say(f"the same as --set {settings}")
+    say(f"data {found.data.root}: {found.kind}; {found.reason}")
+    say(f"the same by hand: --set {shlex.join(found.settings())}")
     if tidied(out.absolute()).is_relative_to(found.data.root):
         raise ValueError(f"--out {out} lies inside of the data; give a folder beside them")
     splits = read_all(overridden(found.data, arguments.set))

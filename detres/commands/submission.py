@@ -88,9 +88,10 @@ def localisation_server_of(data: DataConfig, split: str, *, weights: list[str]) 
 
 def _entry_of(data: DataConfig, split: str) -> str:
     """The one list or annotation file that a split is."""
-    if data.hold_out and split != "test":
+    way = data.val_from_train
+    if way and split != "test":
         raise SubmissionError(
-            f"{split} is part of data.train (data.hold_out={data.hold_out}), and no server has it"
+            f"{split} is part of data.train (data.{way}={getattr(data, way)}), and no server has it"
         )
     entries = getattr(data, split)
     if len(entries) > 1:

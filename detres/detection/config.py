@@ -204,6 +204,11 @@ class RoIConfig(Section):
         return self
 
 
+def _empty(default: object) -> object:
+    """A default as YAML has it."""
+    return list(default) if isinstance(default, tuple) else default
+
+
 def _require_order(thresholds: dict[str, float]) -> None:
     values = list(thresholds.values())
     if values != sorted(values):
@@ -231,6 +236,12 @@ class ModelConfig(Section):
             )
         return self
 
+
+_ENTRIES = (
+    *(name for split in SPLITS for name in (split, f"{split}_images")),
+    *("hold_out", "val_share", "split", "class_names"),
+)
+"""Settings of DataConfig that mean something in one format."""
 
 _OF_FILES = ("coco", "csv")
 """Formats whose entries are annotation files, each with a folder of images."""
@@ -290,15 +301,19 @@ class DataConfig(Section):
     workers: Count = 2  # processes that read images
 
     @classmethod
-    def overridden(cls, settings: dict, given: set[str]) -> dict:
-        """What says which images are val displaces what said so before, and annotation files of
-        which no image folder is given are of the one there is.
+    def overridden(cls, settings: dict, given: set[str], earlier: dict) -> dict:
+        """Another format displaces the entries of the one before, what says which images are val
+        what said so before; and annotation files of which no image folder is given are of the one
+        there is.
         """
+        empty = {key: _empty(cls.model_fields[key].default) for key in _ENTRIES}
+        if "format" in given and settings["format"] != earlier.get("format"):
+            return {key: empty[key] for key in _ENTRIES if key not in given and settings.get(key)}
         ways = {"val": ("val", "val_images"), **{name: (name,) for name in _FROM_TRAIN}}
         said = [name for name in ways if name in given and settings.get(name)]
         kept = {key for name in said for key in ways[name]} | given
         others = {key for keys in ways.values() for key in keys} - kept if said else set()
-        displaced = {key: cls.model_fields[key].default for key in others if settings.get(key)}
+        displaced = {key: empty[key] for key in others if settings.get(key)}
         for split in SPLITS:
             files, key = settings.get(split), f"{split}_images"
             folders = settings.get(key) or settings.get("train_images") or []

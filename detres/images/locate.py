@@ -33,20 +33,22 @@ class Spellings:
     def __init__(self, names: Iterable[str]) -> None:
         self.by_key: dict[str, list[str]] = {}
         for name in names:
-            self.by_key.setdefault(_key(name), []).append(name)
+            self.by_key.setdefault(spelling_key(name), []).append(name)
 
     def match(self, name: str) -> str | None:
         """Return the one name that `name` is another spelling of; None: there is none, or there
         are several.
         """
-        found = self.by_key.get(_key(name)) or self.by_key.get(_key(unquote(name)), [])
+        found = self.by_key.get(spelling_key(name)) or self.by_key.get(
+            spelling_key(unquote(name)), []
+        )
         return found[0] if len(found) == 1 else None
 
     def nearest(self, name: str) -> str | None:
         """Return the name that is most like `name`, one of the same last part first; None when
         none is.
         """
-        key = _key(name)
+        key = spelling_key(name)
         same = [k for k in self.by_key if k.rpartition("/")[2] == key.rpartition("/")[2]]
         keys = same or difflib.get_close_matches(key, list(self.by_key)[:_COMPARED], n=1)
         return self.by_key[keys[0]][0] if keys else None
@@ -163,6 +165,7 @@ def _leads_out(name: str) -> bool:
     return bool(absolute) or os.path.normpath(slashed).split("/")[0] == ".."
 
 
-def _key(name: str) -> str:
+def spelling_key(name: str) -> str:
+    """Return what all spellings of a name (see Spellings), but %20 and its like, have in common."""
     name = os.path.normpath(name.replace("\\", "/"))
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -76,7 +76,7 @@ class TrainConfig(Section):
     save_every: Positive = 500  # steps between two states to resume from
 
     @classmethod
-    def overridden(cls, settings: dict, given: set[str]) -> dict:
+    def overridden(cls, settings: dict, given: set[str], earlier: dict) -> dict:  # noqa: ARG003
         """`steps` and `epochs` displace each other; milestones stay at the same part of the run."""
         for key, other in (("steps", "epochs"), ("epochs", "steps")):
             now, before = settings.get(key), settings.get(other)

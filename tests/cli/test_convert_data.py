@@ -22,8 +22,8 @@ def test_a_folder_becomes_coco(
     write_labelme(few, tmp_path / "mine")
     assert main([str(tmp_path / "mine"), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"{tmp_path / 'mine'} is LabelMe JSON: told by train/")
-    assert "\nthe same as --set data.format=labelme data.root=" in said
+    assert said.startswith(f"data {tmp_path / 'mine'}: LabelMe JSON; told by train/")
+    assert "\nthe same by hand: --set data.format=labelme data.root=" in said
     assert "\ntrain " in said
     assert "\nval   " in said
     assert said.endswith(f"copying 12 images\nwritten as COCO JSON: {tmp_path / 'out'}\n")

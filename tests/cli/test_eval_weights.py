@@ -22,6 +22,7 @@ from tests.cli.conftest import (
     read_json,
     records,
     snapshot,
+    voc_object,
 )
 
 Score = Callable[..., dict]
@@ -115,6 +116,47 @@ def test_what_cannot_be_written_or_asked_for_is_told_before_detecting(
         status = end.code
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["data.val=annotations/val.json"],
+        ["data.val=[annotations/val.json]", "data.hold_out=0"],
+        ["data.format=yolo", "data.val=val", "data.class_names=names.yaml"],
+        ["data.format=xml", "data.val=xml", "data.val_images=val"],
+    ],
+)
+def test_other_held_out_data_need_no_configuration(
+    finished: FinishedRun, score: Score, tmp_path: Path, settings: list[str]
+) -> None:
+    """One value for a list, and a format that has nothing of what the weights were trained on."""
+    root = tmp_path / "other"
+    shutil.copytree(finished.data, root)
+    content = json.loads((root / "annotations" / "val.json").read_text())
+    names = [category["name"] for category in content["categories"]]
+    (root / "names.yaml").write_text(json.dumps({"names": names}))
+    (root / "xml").mkdir()
+    numbers = {category["id"]: n for n, category in enumerate(content["categories"])}
+    for image in content["images"]:
+        lines, objects = [], []
+        for item in content["annotations"]:
+            if item["image_id"] == image["id"] and not item["iscrowd"]:
+                x, y, w, h = item["bbox"]
+                sides = (image["width"], image["height"]) * 2
+                number = numbers[item["category_id"]]
+                fractions = [(x + w / 2), (y + h / 2), w, h]
+                values = [value / side for value, side in zip(fractions, sides, strict=True)]
+                lines.append(" ".join(map(str, [number, *values])))
+                objects.append(voc_object({**item, "category_id": number + 1}))
+        stem = Path(image["file_name"]).stem
+        (root / "val" / f"{stem}.txt").write_text("\n".join(lines))
+        (root / "xml" / f"{stem}.xml").write_text(f"<annotation>{''.join(objects)}</annotation>")
+    own = score("--weights", finished.weights)
+    found = score("--weights", finished.weights, "--data", root, "--set", *settings)
+    assert found["AP50"] == pytest.approx(own["AP50"], abs=0.02)  # without the crowds
+    if "data.format" not in settings[0]:
+        assert found == own
 
 
 def test_numbers_say_what_they_are_of(finished: FinishedRun, tmp_path: Path) -> None:

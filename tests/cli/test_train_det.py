@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -82,6 +83,25 @@ def test_a_run_leaves_every_file(finished: FinishedRun) -> None:
     assert list((finished.folder / "tensorboard").glob("events.out.tfevents.*"))
     assert cv2.imread(str(finished.folder / "val.jpg")).shape == (384, 4 * 384, 3)
     assert read_json(finished.folder / "env.json")[0]["torch"] == torch.__version__
+
+
+def test_a_split_that_is_drawn_is_kept_and_used_again(
+    train: Train, coco_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not a training image of the first run is among those that the second is judged by."""
+    whole = COCO_FLAGS[:3]
+    drawn = train(*whole, "data.val_share=0.25", flags=("--data", str(coco_folder)))
+    said = capsys.readouterr().out
+    split = read_json(drawn / "split.json")
+    assert {part: len(names) for part, names in split.items()} == {"train": 6, "val": 2}
+    assert re.search(
+        r"digest of what is learned from, the same in every format: [0-9a-f]{16}\n", said
+    )
+    assert "2 of 8 images are val, drawn with seed 0" in said
+    settings = (*whole, f"data.split={drawn / 'split.json'}", "data.split_seed=9")
+    again = train(*settings, flags=("--data", str(coco_folder)))
+    assert read_json(again / "split.json") == split
+    assert same_tensors(tensors(drawn), tensors(again))
 
 
 def test_the_saved_config_loads_back_to_that_of_the_weights_and_of_the_state(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from detres.detection.data.found_files import FoundFiles
 from detres.detection.data.label_files import image_ids
 from detres.images.decode import read_size
 from detres.images.locate import Outside, locate
-from detres.user_files import TextError, read_text, tidied
+from detres.user_files import TextError, fault_of, read_text, tidied
 from detres.values import integer_of, number_of
 
 SUFFIX = ".csv"
@@ -134,7 +134,7 @@ def _read_part(
     return assembled(labelled, class_map, index_of_name, box_policy)
 
 
-def csv_names(root: Path, entries: Iterable[str]) -> set[str]:
+def csv_names(root: Path, entries: Sequence[str]) -> set[str]:
     """Return the names of all objects in CSV files below `root`; raises what `read_csv_file`
     raises.
     """
@@ -251,6 +251,8 @@ def csv_file_names(path: Path) -> list[str]:
 
 def is_boxes_csv(path: Path) -> bool:
     """Return whether the first line of a CSV file has the columns that are needed."""
+    if fault_of(path) is not None:
+        return False
     with path.open("rb") as file:
         line = file.readline(1 << 16).decode("utf-8-sig", "replace").rstrip("\r\n")
     header = next(csv.reader([line], delimiter=max(",;\t", key=line.count)), [])

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from detres.images.decode import IMAGE_SUFFIXES
+from detres.images.locate import spelling_key
 from detres.user_files import is_hidden
 
 SPLIT_WORDS = {
@@ -58,11 +60,11 @@ class FoundFiles:
         return self.ending(*IMAGE_SUFFIXES)
 
     @cached_property
-    def images_by_name(self) -> dict[str, list[str]]:
-        """Last name in small letters -> the image files that have it."""
+    def by_name(self) -> dict[str, list[str]]:
+        """Last name, as spelling_key writes it, -> the files that have it."""
         by_name: dict[str, list[str]] = {}
-        for path in self.images:
-            by_name.setdefault(PurePosixPath(path).name.lower(), []).append(path)
+        for path in self.paths:
+            by_name.setdefault(spelling_key(PurePosixPath(path).name), []).append(path)
         return by_name
 
     @cached_property
@@ -81,12 +83,12 @@ class FoundFiles:
         """
         counts: dict[str, int] = {}
         for name in names:
-            wanted = PurePosixPath(os.path.normpath(name.replace("\\", "/")))
-            for path in self.images_by_name.get(wanted.name.lower(), []):
-                whole = f"/{path}".lower()
-                if whole.endswith(f"/{wanted}".lower()):
-                    folder = path[: len(path) - len(str(wanted))].rstrip("/") or "."
-                    counts[folder] = counts.get(folder, 0) + 1
+            for written in dict.fromkeys((name, unquote(name))):
+                wanted = PurePosixPath(spelling_key(written))
+                for path in self.by_name.get(wanted.name, []):
+                    if f"/{spelling_key(path)}".endswith(f"/{wanted}"):
+                        folder = [*PurePosixPath(path).parents][len(wanted.parts) - 1].as_posix()
+                        counts[folder] = counts.get(folder, 0) + 1
         return best_folder(counts, near)
 
 
@@ -105,7 +107,9 @@ def folder_with(root: Path, names: Sequence[str]) -> str | None:
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    """The folders in one, hidden ones left out; none where it may not be looked into."""
+    inside = next(os.walk(folder), (folder, [], []))[1]
+    return [folder / name for name in sorted(inside) if not is_hidden(name)]
 
 
 def best_folder(counts: dict[str, int], near: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +15,7 @@ from detres.console import one_line, shown
 from detres.detection.annotations import Annotations
 from detres.detection.data.assemble import Labelled, assembled
 from detres.detection.data.box_policy import LARGEST_SIDE, AnnotationError, BoxPolicy
-from detres.detection.data.found_files import FoundFiles
-from detres.detection.data.label_files import image_ids, match_labels
+from detres.detection.data.label_files import LabelledFiles, image_ids, match_labels
 from detres.user_files import JsonError, TextError, read_json
 from detres.values import FLAG, flag_of, integer_of, number_of
 
@@ -67,13 +66,7 @@ def read_labelme(
     `match_labels`, `read_labelme_file` and `apply_box_policy` raise.
     """
     root = Path(root)
-    matched = match_labels(
-        root,
-        entries,
-        folders,
-        suffix=SUFFIX,
-        image_named_in=lambda path: read_labelme_file(path).file_name,
-    )
+    matched = _matched(root, entries, folders)
     records = [read_labelme_file(path) for path in matched.labels]
     objects = [item for record in records for item in record.objects]
     rows = np.repeat(np.arange(len(records)), [len(record.objects) for record in records])
@@ -103,16 +96,23 @@ def read_labelme(
     return assembled(labelled, class_map, index_of_name, box_policy)
 
 
-def labelme_names(root: Path, entries: Iterable[str]) -> set[str]:
-    """Return the names of all objects in the JSON files of folders below `root`; raises what
-    `read_labelme_file` raises.
+def labelme_names(root: Path, entries: Sequence[str], folders: Sequence[str]) -> set[str]:
+    """Return the names of all objects in the JSON files that `read_labelme` reads; raises what
+    `match_labels` and `read_labelme_file` raise.
     """
-    return {
-        item.name
-        for entry in entries
-        for path in FoundFiles.below(root / entry).ending(SUFFIX)
-        for item in read_labelme_file(root / entry / path).objects
-    }
+    labels = _matched(root, entries, folders).labels
+    return {item.name for path in labels for item in read_labelme_file(path).objects}
+
+
+def _matched(root: Path, entries: Sequence[str], folders: Sequence[str]) -> LabelledFiles:
+    return match_labels(root, entries, folders, suffix=SUFFIX, image_named_in=_image_named_in)
+
+
+def _image_named_in(path: Path) -> str:
+    try:
+        return read_labelme_file(path).file_name
+    except AnnotationError:  # another JSON file, and no image has its name
+        return ""
 
 
 def read_labelme_file(path: Path) -> LabelMeRecord:

@@ -29,6 +29,7 @@ from detres.detection.data.yolo import (
     read_class_names,
     read_data_yaml,
 )
+from detres.images.locate import spelling_key
 from detres.user_files import fault_of, read_json
 from detres.values import integer_of, number_of
 
@@ -65,7 +66,7 @@ class Format(NamedTuple):
 
 
 def some(paths: list[str] | tuple[str, ...]) -> str:
-    """The first of some paths, and how many there are beside."""
+    """Return the first of some paths, and how many there are beside, in words."""
     listed = ", ".join(paths[:_LISTED])
     return listed + (f" and {len(paths) - _LISTED} more" if len(paths) > _LISTED else "")
 
@@ -79,7 +80,7 @@ def _voc_lists(files: FoundFiles) -> list[str]:
         path
         for path in files.ending(".txt")
         if PurePosixPath(path).parts[-3:-1] == ("ImageSets", "Main")
-        and os.path.getsize(files.root / path)
+        and _beginning(files.root / path).strip()
     ]
     splits = [path for path in lists if PurePosixPath(path).stem.lower() in _VOC_LISTS]
     return splits or lists
@@ -150,13 +151,18 @@ def _entries_of_files(
 
 def _other_images(files: FoundFiles, path: str, names: list[str]) -> UnrecognisedDataError:
     """The error for annotations none of whose images is there."""
-    listed = f"such as {shown(names[0])}" if names else "it lists none"
-    there = (
-        f"{len(files.images)} image files, such as {files.images[0]}" if files.images else "none"
-    )
+    what = f"{files.root / path} is of other images: none of those it lists is in {files.root}"
+    if not names:
+        return UnrecognisedDataError(f"{what}: it lists none")
+    last = PurePosixPath(names[0].replace("\\", "/")).name
+    elsewhere = files.by_name.get(spelling_key(last), [])
+    if elsewhere:
+        there = f"but {elsewhere[0]} is: correct its file names, or folders"
+    else:
+        num = len(files.images)
+        there = f"; there are {num} image files" + (f", such as {files.images[0]}" if num else "")
     return UnrecognisedDataError(
-        f"{files.root / path} is of other images: none of those it lists is in {files.root}, "
-        f"{listed}; there are {there}"
+        f"{what}, such as {shown(names[0])}{', ' * bool(elsewhere)}{there}"
     )
 
 
@@ -215,18 +221,21 @@ def _kind_of(text: bytes) -> str | None:
 
 
 def _xml_files(files: FoundFiles) -> list[str]:
-    """The XML files that are VOC's annotations and not in its layout, told by the first of each
-    folder.
+    """The XML files that are VOC's annotations and not in its layout, told by the first ones of
+    each folder.
     """
     layouts = {parent_of(parent_of(parent_of(path))) for path in _voc_lists(files)}
     own = {"Annotations" if year == "." else f"{year}/Annotations" for year in layouts}
-    found = _by_folder(files.ending(".xml"))
-    of_folder = [
-        paths
-        for folder, paths in found.items()
-        if folder not in own and b"<annotation" in _beginning(files.root / paths[0]).lower()
+    return [
+        path
+        for folder, of_folder in _by_folder(files.ending(".xml")).items()
+        if folder not in own and any(_is_xml(files.root / path) for path in of_folder[:_SAMPLE])
+        for path in of_folder
     ]
-    return [path for paths in of_folder for path in paths]
+
+
+def _is_xml(path: Path) -> bool:
+    return re.search(rb"<annotation[\s>]", _beginning(path), re.IGNORECASE) is not None
 
 
 def _xml_entries(files: FoundFiles, paths: list[str]) -> tuple[list[Entry], dict]:

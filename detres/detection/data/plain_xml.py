@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
-from detres.detection.data.box_policy import BoxPolicy
-from detres.detection.data.found_files import FoundFiles
-from detres.detection.data.label_files import image_ids, match_labels
+from detres.detection.data.box_policy import AnnotationError, BoxPolicy
+from detres.detection.data.label_files import LabelledFiles, image_ids, match_labels
 from detres.detection.data.voc import VOC_CORNER
 from detres.detection.data.voc_xml import XmlImages, annotations_of, read_xml
 
@@ -33,13 +32,7 @@ def read_plain_xml(
     and `apply_box_policy` raise.
     """
     root = Path(root)
-    matched = match_labels(
-        root,
-        entries,
-        folders,
-        suffix=SUFFIX,
-        image_named_in=lambda path: read_xml(path).file_name,
-    )
+    matched = _matched(root, entries, folders)
     images = XmlImages(
         source=f"{root}: {' + '.join(entries)}",
         ids=image_ids(matched.images),
@@ -58,13 +51,20 @@ def read_plain_xml(
     )
 
 
-def xml_names(root: Path, entries: Iterable[str]) -> set[str]:
-    """Return the names of all objects in the XML files of folders below `root`; raises what
-    `read_xml` raises.
+def xml_names(root: Path, entries: Sequence[str], folders: Sequence[str]) -> set[str]:
+    """Return the names of all objects in the XML files that `read_plain_xml` reads; raises what
+    `match_labels` and `read_xml` raise.
     """
-    return {
-        item.name
-        for entry in entries
-        for path in FoundFiles.below(root / entry).ending(SUFFIX)
-        for item in read_xml(root / entry / path).objects
-    }
+    labels = _matched(root, entries, folders).labels
+    return {item.name for path in labels for item in read_xml(path).objects}
+
+
+def _matched(root: Path, entries: Sequence[str], folders: Sequence[str]) -> LabelledFiles:
+    return match_labels(root, entries, folders, suffix=SUFFIX, image_named_in=_image_named_in)
+
+
+def _image_named_in(path: Path) -> str:
+    try:
+        return read_xml(path).file_name
+    except AnnotationError:  # another XML file, and no image has its name
+        return ""

@@ -172,7 +172,8 @@ def _read_part(
     else:
         made = split_of_train(data, whole)
         kept, held, number = made.train, made.val, len(made.val)
-        whole = replace(whole, notes=(*whole.notes, made.note))
+        if split == "val":
+            whole = replace(whole, notes=(*whole.notes, made.note))
     if split == "train":
         return whole.subset(kept, f"{whole.source} without {number}")
     return whole.subset(held, f"{whole.source} held out {number}")
@@ -227,7 +228,7 @@ def _read(data: DataConfig, split: str, policy: BoxPolicy, names: tuple[str, ...
         return read_yolo(
             root, entries, folders, class_names, classes=data.classes, box_policy=policy
         )
-    class_map = _class_map(data, root)
+    class_map = _class_map(data, root, names)
     if data.format == "xml":
         return read_plain_xml(root, entries, folders, class_map, box_policy=policy)
     if data.format == "labelme":
@@ -237,13 +238,20 @@ def _read(data: DataConfig, split: str, policy: BoxPolicy, names: tuple[str, ...
     )
 
 
-def _class_map(data: DataConfig, root: Path) -> ClassMap:
+def _class_map(data: DataConfig, root: Path, known: tuple[str, ...]) -> ClassMap:
     """The classes of data whose files name the class of every object: those of all splits, sorted,
-    so that train and val agree.
+    so that train and val agree; where all are among the `known` ones of a detector, which these
+    data may not have all of, those.
     """
-    entries = [entry for split in SPLITS for entry in getattr(data, split)]
-    names_in = {"xml": xml_names, "labelme": labelme_names, "csv": csv_names}[data.format]
-    names = sorted(names_in(root, entries))
+    found: set[str] = set()
+    for split in SPLITS:
+        entries, folders = getattr(data, split), getattr(data, f"{split}_images")
+        if data.format == "csv":
+            found |= csv_names(root, entries)
+        else:
+            names_in = {"xml": xml_names, "labelme": labelme_names}[data.format]
+            found |= names_in(root, entries, folders)
+    names = list(known) if found <= set(known) else sorted(found)
     if not names:
         raise AnnotationError(f"{root}: no object in any annotation file, so there are no classes")
     if data.classes is not None:

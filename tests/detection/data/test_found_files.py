@@ -66,6 +66,7 @@ def test_images_are_found_by_the_end_of_their_path(tmp_path):
     assert files.image_folder(["deep/2.png"], "a.json") == "x/val"
     assert files.image_folder(["eep/2.png", "3.png"], "a.json") is None
     assert files.image_folder([], "a.json") is None
+    assert files.image_folder(["deep%2F2.png", "./Deep/2.PNG"], "a.json") == "x/val"
     assert folder_with(tmp_path, ["1.jpg"]) == "x/train"
     assert folder_with(tmp_path / "x", ["deep\\2.png"]) == "val"
     assert folder_with(tmp_path, ["3.png"]) is None

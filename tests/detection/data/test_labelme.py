@@ -62,7 +62,18 @@ def test_every_shape_by_hand(tmp_path: Path) -> None:
     )
     assert "1 shapes of kind line are no boxes and are left out" in data.notes
     assert "1 shapes of kind point are no boxes and are left out" in data.notes
-    assert labelme_names(tmp_path, ["."]) == {"cat", "dog", "owl"}
+    assert labelme_names(tmp_path, ["."], []) == {"cat", "dog", "owl"}
+
+
+def test_other_json_files_between_them_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, "a", [shape("cat", [[0, 0], [5, 5]], "rectangle")])
+    write(tmp_path, "b", [])
+    for text in ("{", "[]", '{"name": "package"}'):
+        (tmp_path / "package.json").write_text(text)
+        data = read_labelme(tmp_path, ["."], [], CLASSES)
+        assert data.image_ids.tolist() == ["a", "b"]
+        assert "1 .json files belong to no image and are left out" in data.notes[0]
+    assert labelme_names(tmp_path, ["."], []) == {"cat"}
 
 
 def test_parts_of_one_group_are_one_object(tmp_path: Path) -> None:

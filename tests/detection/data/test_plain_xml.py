@@ -38,7 +38,8 @@ def test_boxes_are_vocs(tmp_path):
     assert data.offsets.tolist() == [0, 0, 1]
     assert data.image_sizes.tolist() == [[50, 80], [50, 80]]
     assert data.dropped == {"other class": 1}
-    assert xml_names(tmp_path, ["."]) == {"dog", "owl"}
+    (tmp_path / "pom.xml").write_text("<project/>")
+    assert xml_names(tmp_path, ["."], []) == {"dog", "owl"}
 
 
 def config(root: Path, **data: object) -> DataConfig:

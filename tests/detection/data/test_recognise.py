@@ -5,6 +5,7 @@ image files here are empty.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,15 @@ def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
     assert recognise(tree(tmp_path, files)).data.format == "xml"
 
 
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    tree(tmp_path, {"a.jpg": "", "a.xml": XML})
+    for suffix in ("json", "csv", "txt", "yaml", "xml"):
+        os.mkfifo(tmp_path / f"A.{suffix}")
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").symlink_to(tmp_path / "nowhere")
+    assert recognise(tmp_path).data.format == "xml"
+
+
 def test_a_link_to_a_folder_is_followed_and_one_upwards_is_not(tmp_path: Path) -> None:
     tree(tmp_path / "far", {"a.jpg": "", "a.xml": XML})
     (tmp_path / "near").mkdir()
@@ -324,6 +334,10 @@ def test_a_link_to_a_folder_is_followed_and_one_upwards_is_not(tmp_path: Path) -
             r"x.json is of other images.*'b.jpg'.*1 image files, such as a.jpg",
         ),
         ({"x.json": coco(), "a.jpg": ""}, "x.json is of other images: .*it lists none"),
+        (
+            {"x.json": coco("/content/photos/a.jpg"), "i/a.jpg": ""},
+            r"such as '/content/photos/a.jpg', but i/a.jpg is: correct its file names",
+        ),
         ({"l/b.xml": XML, "i/a.jpg": ""}, r"l/b.xml is of other images.*such as 'b'"),
         ({"l/b.txt": LABEL, "i/a.jpg": "", "classes.txt": "x"}, "l/b.txt is of other images"),
         ({"x.csv": CSV, "b.jpg": ""}, "x.csv is of other images"),
