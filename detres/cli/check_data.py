@@ -19,7 +19,7 @@ from detres.cli.flags import (
     overrides_of,
     say,
 )
-from detres.cli.own_data import is_own, settled_config
+from detres.cli.own_data import is_own, settled_run
 from detres.detection.annotations import Annotations
 from detres.detection.config import TRAINING_SPLITS, DataConfig, DetectionConfig
 from detres.detection.data.audit import Audit, audit, look_at
@@ -84,7 +84,7 @@ def check(arguments: argparse.Namespace) -> Audit:
 def _config(arguments: argparse.Namespace) -> DetectionConfig:
     """The configuration that train-det would take; what the data were taken for is said."""
     if not is_own(arguments):
-        return settled_config(arguments)
+        return settled_run(arguments).config
     own = OwnData.read(arguments.data, overrides_of(arguments), device=arguments.device, say=say)
     return own.configured()[0]
 

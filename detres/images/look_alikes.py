@@ -93,7 +93,7 @@ def similar_pictures(hashes: np.ndarray, smalls: np.ndarray) -> tuple[np.ndarray
     like them would be copies of, are in no pair. Time grows with N^2: 0.5 s for 10,000.
     """
     signs = np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1  # (N, 16) -> (N, 128)
-    flat = smalls.reshape(len(smalls), -1).astype(np.float32)
+    flat = smalls.reshape(len(smalls), _SMALL**2).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(flat, axis=1)
     clear = lengths >= _LEAST_CONTRAST * _SMALL

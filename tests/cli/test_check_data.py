@@ -27,6 +27,7 @@ def flags(tmp_path: Path) -> list[str]:
         "data: {format: coco, train: [train.json], train_images: [train], val: [val.json],"
         " val_images: [val], workers: 0}\n"
         "model: {backbone: {name: resnet18, norm: batch, freeze_at: 0}}\n"
+        "train: {steps: 1}\n"
     )
     return ["--cfg", str(config), "--data", str(root)]
 
