@@ -295,3 +295,14 @@ def test_images_that_two_sets_share_are_told_by_their_files(tmp_path):
     assert first.num_shared_files(in_folder("a", (2, 3, 4))) == 2
     assert first.num_shared_files(in_folder("link", (3, 4))) == 1
     assert first.num_shared_files(in_folder("b", (1, 2, 3))) == 0
+
+
+def test_some_objects_of_the_same_images():
+    data = annotations(ids=(10, 20, 30), per_image=(2, 0, 3))
+    kept = data.with_objects(np.array([False, True, True, False, True]))
+    assert kept.offsets.tolist() == [0, 1, 1, 3]
+    assert kept.ids.tolist() == [2, 3, 5]
+    assert kept.boxes.tolist() == data.boxes[[1, 2, 4]].tolist()
+    assert kept.crowd.tolist() == [True, False, False]
+    assert kept.image_ids.tolist() == [10, 20, 30]
+    assert data.with_objects(np.zeros(5, bool)).boxes.shape == (0, 4)

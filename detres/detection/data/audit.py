@@ -174,10 +174,11 @@ def _surveys(splits: Mapping[str, Annotations], workers: int) -> dict[str, Surve
 def _uncovered(part: Part, model: ModelConfig) -> list[Finding]:
     """The boxes of a part that no anchor fits, and what would mend it."""
     inside = model.rpn.train_anchors == "inside"
-    scaled = boxes_in_training(part.annotations, model.input)
+    usable = part.annotations.with_objects(part.faults.usable)
+    scaled = boxes_in_training(usable, model.input)
     fit = fit_of(scaled, model.anchors, inside=inside)
     number = round((1 - fit.on_grid) * fit.num_boxes)
-    words, *mend = describe_fit(part.annotations, model) or [""]
+    words, *mend = describe_fit(usable, model) or [""]
     found = UNCOVERED.of(number, [Example(part.name, words)])
     if not mend:
         return [replace(finding, level="note") for finding in found]
