@@ -111,8 +111,8 @@ class Part:
 
     @cached_property
     def learnt(self) -> np.ndarray:
-        """Which boxes are of objects to learn from, (M,) bool."""
-        return ~(self.annotations.crowd | self.annotations.difficult)
+        """Which boxes are of objects to learn from and have an area in their image, (M,) bool."""
+        return self.faults.usable & ~(self.annotations.crowd | self.annotations.difficult)
 
     def class_counts(self) -> dict[str, int]:
         """Return name -> number of objects to learn from, of all classes."""

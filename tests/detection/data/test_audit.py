@@ -83,7 +83,7 @@ def test_the_worst_comes_first_with_an_example_and_advice(tmp_path: Path) -> Non
 def test_it_is_plain_json(tmp_path: Path) -> None:
     found = planted(tmp_path)
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert plain["splits"]["train"]["class_counts"] == {"cat": 4, "dog": 0}
+    assert plain["splits"]["train"]["class_counts"] == {"cat": 2, "dog": 0}
     assert (plain["short_side"], plain["max_side"], plain["base"]) == (600, 1000, str(tmp_path))
     of_kind = {finding["kind"]: finding for finding in plain["findings"]}
     leak = of_kind["leak"]["examples"][0]
@@ -105,7 +105,7 @@ def test_briefly_it_says_what_reading_does_not(tmp_path: Path) -> None:
         "in val",
         "error (1): boxes that are there twice, with the same class, such as train train/a.png, "
         "annotation 101 (cat): box [10, 10, 60, 60]; [10, 10, 60, 60] is annotation 100 (cat)",
-        "note (1): boxes with a side under 8 px at the training scale (short side 96 px), 25.0% of "
+        "note (1): boxes with a side under 8 px at the training scale (short side 96 px), 33.3% of "
         "those to learn from, such as val val/a.png, annotation 100 (dog): 50x0.5 px, 50x0.5 at "
         "the training scale",
     ]
