@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detres.detection.data.box_findings import faulty_boxes
 from detres.detection.data.image_findings import (
     copies_of_later,
     misfitting,
@@ -52,6 +53,20 @@ def test_sizes_that_are_not_those_of_the_file(tmp_path: Path) -> None:
             "exchanged",
         ]
     }
+
+
+def test_boxes_of_an_image_whose_size_is_wrong_are_judged_by_the_file(tmp_path: Path) -> None:
+    """One mistake is said once."""
+    train = write_split(
+        tmp_path,
+        "train",
+        {"a.png": picture(0)},
+        [("a.png", "cat", (100.0, 10.0, 150.0, 40.0))],
+        sizes={"a.png": (WIDTH, HEIGHT)},
+    )
+    found = parts(train=train)
+    assert list(told(misfitting(found))) == ["wrong_size"]
+    assert faulty_boxes(found) == []
 
 
 LYING = (100.0, 10.0, 150.0, 40.0)
