@@ -207,6 +207,16 @@ class Annotations:
             **of_objects,
         )
 
+    def with_objects(self, keep: np.ndarray) -> Annotations:
+        """Return the same images with those of their objects only that `keep` (M,) bool says."""
+        images = np.repeat(np.arange(len(self)), np.diff(self.offsets))[keep]
+        return replace(
+            self,
+            offsets=offsets_of(images, len(self)),
+            sides=None if self.sides is None else self.sides[keep],
+            **{name: getattr(self, name)[keep] for name in (*_OF_OBJECTS, "ids")},
+        )
+
     @classmethod
     def concatenate(cls, parts: list[Annotations]) -> Annotations:
         """Return several data sets with the same classes, told by name, as one with the ids of the

@@ -26,7 +26,10 @@ def flags(tmp_path: Path) -> list[str]:
         "name: own\n"
         "data: {format: coco, train: [train.json], train_images: [train], val: [val.json],"
         " val_images: [val], workers: 0}\n"
-        "model: {backbone: {name: resnet18, norm: batch, freeze_at: 0}}\n"
+        "model:\n"
+        "  backbone: {name: resnet18, norm: batch, freeze_at: 0}\n"
+        "  anchors: {sizes: [80, 160, 320]}\n"
+        "train: {steps: 1}\n"
     )
     return ["--cfg", str(config), "--data", str(root)]
 

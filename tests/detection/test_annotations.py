@@ -302,3 +302,14 @@ def test_its_repr_is_a_line():
     assert shown.endswith(": 2 images, 2 objects, ClassMap(3: ('cat', 'dog', 'owl')))")
     assert shown.startswith("Annotations(")
     assert len(repr(annotations(per_image=(50, 900)))) < 200
+
+
+def test_some_objects_of_the_same_images():
+    data = annotations(ids=(10, 20, 30), per_image=(2, 0, 3))
+    kept = data.with_objects(np.array([False, True, True, False, True]))
+    assert kept.offsets.tolist() == [0, 1, 1, 3]
+    assert kept.ids.tolist() == [2, 3, 5]
+    assert kept.boxes.tolist() == data.boxes[[1, 2, 4]].tolist()
+    assert kept.crowd.tolist() == [True, False, False]
+    assert kept.image_ids.tolist() == [10, 20, 30]
+    assert data.with_objects(np.zeros(5, bool)).boxes.shape == (0, 4)

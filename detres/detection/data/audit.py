@@ -9,7 +9,7 @@ import numpy as np
 
 from detres.detection.annotations import Annotations
 from detres.detection.config import ModelConfig
-from detres.detection.data.anchor_fit import ENOUGH, boxes_in_training, describe_fit, fit_of
+from detres.detection.data.anchor_fit import boxes_in_training, describe_fit, fit_of
 from detres.detection.data.box_checks import training_scales
 from detres.detection.data.box_findings import doubled, doubtful_boxes, faulty_boxes, tiny_boxes
 from detres.detection.data.class_findings import NEVER_LEARNT, class_findings
@@ -22,7 +22,7 @@ UNCOVERED = Kind(
     "uncovered",
     "warning",
     "boxes to learn from that no anchor has an IoU of 0.5 with",
-    f"From {1 - ENOUGH:.0%} of the boxes on, choose other anchors: such boxes are hard to learn.",
+    "Nothing: few enough.",
 )
 NOTED = Kind("noted", "note", "things that reading the annotations tells", "See each.")
 
@@ -174,14 +174,16 @@ def _surveys(splits: Mapping[str, Annotations], workers: int) -> dict[str, Surve
 def _uncovered(part: Part, model: ModelConfig) -> list[Finding]:
     """The boxes of a part that no anchor fits, and what would mend it."""
     inside = model.rpn.train_anchors == "inside"
-    scaled = boxes_in_training(part.annotations, model.input)
+    usable = part.annotations.with_objects(part.faults.usable)
+    scaled = boxes_in_training(usable, model.input)
     fit = fit_of(scaled, model.anchors, inside=inside)
     number = round((1 - fit.on_grid) * fit.num_boxes)
-    words = [line.removeprefix("note: ") for line in describe_fit(part.annotations, model)]
-    found = UNCOVERED.of(number, [Example(part.name, each) for each in words])
-    if fit.on_grid >= ENOUGH:
+    words, *mend = describe_fit(usable, model) or [""]
+    found = UNCOVERED.of(number, [Example(part.name, words)])
+    if not mend:
         return [replace(finding, level="note") for finding in found]
-    return found
+    advice = mend[0].removeprefix("note: ")
+    return [replace(finding, advice=f"{advice[0].upper()}{advice[1:]}.") for finding in found]
 
 
 def _noted(parts: Sequence[Part]) -> list[Finding]:

@@ -159,7 +159,7 @@ def tiny_boxes(parts: Sequence[Part], scale: Scale) -> list[Finding]:
     for part, of_boxes in zip(parts, scales, strict=True):
         sides = part.annotations.boxes[:, 2:] - part.annotations.boxes[:, :2]
         with np.errstate(invalid="ignore"):  # NaN where a size is not known
-            tiny = (sides.min(axis=1) * of_boxes < TINY) & part.faults.usable & part.learnt
+            tiny = (sides.min(axis=1) * of_boxes < TINY) & part.learnt
         rows.append(np.flatnonzero(tiny) if not part.doubts else np.zeros(0, np.int64))
 
     def example(part: Part, row: int) -> Example:

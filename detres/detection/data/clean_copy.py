@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from detres.class_map import ClassMap
-from detres.detection.annotations import Annotations, offsets_of
+from detres.detection.annotations import Annotations
 from detres.detection.data.box_checks import (
     NEARLY_THE_SAME,
     are_equal,
@@ -27,8 +27,6 @@ from detres.detection.data.image_findings import (
 )
 from detres.detection.structures import label_of
 from detres.images.decode import upright_boxes
-
-_OF_OBJECTS = ("labels", "areas", "crowd", "difficult", "ids")
 
 Changes = dict[str, int]
 """What is different in a copy -> how often."""
@@ -128,14 +126,9 @@ def cleaned(part: Part, images: np.ndarray) -> tuple[Annotations, Changes]:
     keep &= ~again
     unchanged = (boxes == annotations.boxes).all(axis=1)
     areas = np.where(unchanged, annotations.areas, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
-    annotations = replace(annotations, areas=areas, image_sizes=sizes.astype(np.int32))
     clean = replace(
-        annotations,
-        boxes=boxes[keep],
-        sides=None,
-        offsets=offsets_of(part.images[keep], len(annotations)),
-        **{name: getattr(annotations, name)[keep] for name in _OF_OBJECTS},
-    )
+        annotations, boxes=boxes, sides=None, areas=areas, image_sizes=sizes.astype(np.int32)
+    ).with_objects(keep)
     return clean.subset(images, annotations.source), changes
 
 

@@ -91,11 +91,16 @@ class Part:
     @cached_property
     def sizes(self) -> np.ndarray:
         """The (h, w) px of the images that the boxes lie in, (N, 2) int64: what the annotations
-        state, else what the file upright has; 0 where neither is known.
+        state, else, or where that is not so, what the file upright has; 0 where neither is known.
         """
         stated = self.annotations.image_sizes.astype(np.int64)
-        known = (stated > 0).all(axis=1, keepdims=True)
-        return np.where(known, stated, 0 if self.survey is None else self.survey.upright_sizes)
+        trusted = (stated > 0).all(axis=1)
+        if self.survey is None:
+            return np.where(trusted[:, None], stated, 0)
+        upright, stored = self.survey.upright_sizes, self.survey.sizes
+        fits = (stated == upright).all(axis=1) | (stated == stored).all(axis=1)
+        trusted &= fits | ~self.survey.readable
+        return np.where(trusted[:, None], stated, upright)
 
     @cached_property
     def faults(self) -> BoxFaults:
@@ -111,8 +116,8 @@ class Part:
 
     @cached_property
     def learnt(self) -> np.ndarray:
-        """Which boxes are of objects to learn from, (M,) bool."""
-        return ~(self.annotations.crowd | self.annotations.difficult)
+        """Which boxes are of objects to learn from and have an area in their image, (M,) bool."""
+        return self.faults.usable & ~(self.annotations.crowd | self.annotations.difficult)
 
     def class_counts(self) -> dict[str, int]:
         """Return name -> number of objects to learn from, of all classes."""

@@ -44,7 +44,7 @@ def planted(tmp_path: Path) -> Audit:
     objects = [
         ("0.png", "cat", BOX),
         ("0.png", "cat", BOX),
-        ("1.png", "cat", (float("inf"), 0, 9, 9)),
+        ("1.png", "cat", (0, 0, float("inf"), 9)),
         ("2.png", "cat", (30, 10, 30, 60)),
     ]
     return audit(
@@ -83,14 +83,14 @@ def test_the_worst_comes_first_with_an_example_and_advice(tmp_path: Path) -> Non
 def test_it_is_plain_json(tmp_path: Path) -> None:
     found = planted(tmp_path)
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert plain["splits"]["train"]["class_counts"] == {"cat": 4, "dog": 0}
+    assert plain["splits"]["train"]["class_counts"] == {"cat": 2, "dog": 0}
     assert (plain["short_side"], plain["max_side"], plain["base"]) == (600, 1000, str(tmp_path))
     of_kind = {finding["kind"]: finding for finding in plain["findings"]}
     leak = of_kind["leak"]["examples"][0]
     assert leak["where"] == "val val/x.png"
     assert leak["pictures"][1]["file"] == str(tmp_path / "train" / "2.png")
     (box,) = of_kind["not_finite"]["examples"][0]["pictures"][0]["boxes"]
-    assert box[0] == "inf"
+    assert box[2] == "inf"
     assert [finding["count"] for finding in plain["findings"]] == [1, 1, 1, 1, 1, 1, 1, 3]
 
 
@@ -105,7 +105,7 @@ def test_briefly_it_says_what_reading_does_not(tmp_path: Path) -> None:
         "in val",
         "error (1): boxes that are there twice, with the same class, such as train train/a.png, "
         "annotation 101 (cat): box [10, 10, 60, 60]; [10, 10, 60, 60] is annotation 100 (cat)",
-        "note (1): boxes with a side under 8 px at the training scale (short side 96 px), 25.0% of "
+        "note (1): boxes with a side under 8 px at the training scale (short side 96 px), 33.3% of "
         "those to learn from, such as val val/a.png, annotation 100 (dog): 50x0.5 px, 50x0.5 at "
         "the training scale",
     ]
@@ -145,7 +145,22 @@ def test_photographs_give_no_false_alarm(shared_data) -> None:
         "never_seen",
         "tiny_boxes",
         "without_objects",
+        "uncovered",
     }
+
+
+def test_boxes_that_no_anchor_fits(tmp_path: Path) -> None:
+    """Many of them are a warning that names what would mend it; few are a note."""
+    files = {"a.png": picture(0)}
+    wide = (0.0, 40.0, 160.0, 44.0)
+    for number, level in ((1, "warning"), (60, "note")):
+        objects = [("a.png", "cat", wide), *[("a.png", "cat", BOX)] * number]
+        train = write_split(tmp_path / str(number), "train", files, objects)
+        found = audit(parts(train=train), MODEL).findings
+        (finding,) = [each for each in found if each.kind == "uncovered"]
+        assert (finding.level, finding.count) == (level, 1)
+        assert f"of {number + 1} boxes have one" in finding.examples[0].what
+        assert ("hard to learn: " in finding.advice) == (level == "warning")
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -218,3 +218,13 @@ def test_require_objects_says_that_nothing_was_left_out() -> None:
     renumbered = annotations([], [], [], {"renumbered annotation id": 2}, [0, 0])
     with pytest.raises(AnnotationError, match="the files list no object"):
         require_objects(renumbered, "to learn from")
+
+
+def test_as_written_nothing_is_touched_or_refused() -> None:
+    boxes = np.array([box for box, _, _ in CASES], np.float64)
+    result, keep, counts = apply_box_policy(
+        boxes, np.repeat(SIZE, len(boxes), 0), "as_written", no_row
+    )
+    np.testing.assert_array_equal(result, boxes)
+    assert keep.all()
+    assert counts == {}

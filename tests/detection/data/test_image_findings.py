@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detres.detection.data.box_findings import faulty_boxes
 from detres.detection.data.image_findings import (
     copies_of_later,
     misfitting,
@@ -52,6 +53,20 @@ def test_sizes_that_are_not_those_of_the_file(tmp_path: Path) -> None:
             "exchanged",
         ]
     }
+
+
+def test_boxes_of_an_image_whose_size_is_wrong_are_judged_by_the_file(tmp_path: Path) -> None:
+    """One mistake is said once."""
+    train = write_split(
+        tmp_path,
+        "train",
+        {"a.png": picture(0)},
+        [("a.png", "cat", (100.0, 10.0, 150.0, 40.0))],
+        sizes={"a.png": (WIDTH, HEIGHT)},
+    )
+    found = parts(train=train)
+    assert list(told(misfitting(found))) == ["wrong_size"]
+    assert faulty_boxes(found) == []
 
 
 LYING = (100.0, 10.0, 150.0, 40.0)
@@ -147,7 +162,7 @@ def test_the_same_picture_twice_in_a_split(tmp_path: Path) -> None:
 def test_frames_of_one_scene_are_no_leak(tmp_path: Path) -> None:
     """They are told where they look much alike, and stay in a clean copy."""
     frame = picture(0)
-    frame[40:46, 60:70] = 255 - frame[40:46, 60:70]
+    frame[42:48, 60:70] //= 2
     planted = parts(
         train=write_split(tmp_path, "train", {"a.png": picture(0)}),
         val=write_split(tmp_path, "val", {"b.png": frame}),

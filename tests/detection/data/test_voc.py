@@ -561,3 +561,18 @@ def test_a_test_image_that_is_listed_twice_or_in_two_folders(tmp_path: Path) -> 
     both = read_voc(tmp_path, ["x/test", "y/test"], may_lack_truth=True, names=("owl",))
     assert (both.image_ids.tolist(), both.told_apart) == (["x/a", "y/a"], True)
     assert "told apart by their folder" in both.notes[0]
+
+
+def test_as_written_corners_stay_swapped_and_a_side_of_one_number_is_none(tmp_path: Path) -> None:
+    """In order, a swapped box is the one that was meant: pixels 11..30 are 10..30."""
+    boxes = ((11, 21, 30, 60), (30, 60, 11, 21), (30, 21, 11, 60), (11, 21, 11, 60), (0, 0, 0, 0))
+    files = {"a": xml(*(thing("cell", box) for box in boxes))}
+    result = read_voc(write(tmp_path / "own", files), ["train"], box_policy="as_written")
+    assert result.boxes.tolist() == [
+        [10, 20, 30, 60],
+        [30, 60, 10, 20],
+        [30, 20, 10, 60],
+        [10, 20, 10, 60],
+        [-1, -1, -1, -1],
+    ]
+    assert result.dropped == {}
