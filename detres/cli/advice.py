@@ -164,7 +164,7 @@ class Advice:
         if "--set" in self.flags and "." in name:
             return _with_value(plain, value)
         begun = [flag for flag in self.flags if len(name) > 1 and flag.startswith(f"--{name}")]
-        if name in self.answers or not begun:
+        if not begun:
             near = difflib.get_close_matches(name, self.answers, n=1)
             begun = self.answers[near[0]] if near else []
         return " or ".join(_with_value(answer, value) for answer in begun[:_MOST]) or None

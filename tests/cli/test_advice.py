@@ -142,8 +142,9 @@ def test_of_what_is_like_nothing_help_is_named(main, given, capsys):
 def test_flags_are_not_abbreviated(capsys):
     said = error_of(train_det.main, "--devic cpu", capsys)
     assert said.endswith("; did you mean --device cpu?\n")
-    said = error_of(eval.main, "--save-p x", capsys)
-    assert said.endswith("; did you mean --save-probabilities x or --save-proposals x?\n")
+    for given in ("--save-p x", "--save_p x"):
+        said = error_of(eval.main, given, capsys)
+        assert said.endswith("; did you mean --save-probabilities x or --save-proposals x?\n")
 
 
 @pytest.mark.parametrize(
