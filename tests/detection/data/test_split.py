@@ -101,6 +101,23 @@ def test_a_long_video_among_few_pictures_is_divided():
     assert len(split.val) == 40
 
 
+def test_less_than_half_the_share_is_too_little():
+    """Of 100 images 20 are wanted: 8 or 9 pictures do not do beside two long videos, 10 do."""
+    for few, wanted in ((8, 20), (9, 20), (10, 10)):
+        names = [
+            *videos(50 - few // 2, 50 - few + few // 2),
+            *(f"{c}.jpg" for c in "pqrstuvwxy"[:few]),
+        ]
+        assert len(names) == 100
+        assert len(held(names)) == wanted
+
+
+def test_a_stretch_may_be_anywhere_in_a_video():
+    assert {tuple(held(videos(2), seed=seed)) for seed in range(20)} == {
+        (name,) for name in videos(2)
+    }
+
+
 def test_copies_of_a_picture_stay_together():
     hashes = ["0a", "1b", "2c"]
     names = [f"photo{chr(97 + n)}x_jpg.rf.{code}.jpg" for n in range(20) for code in hashes]
