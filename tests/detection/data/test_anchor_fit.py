@@ -229,6 +229,17 @@ def test_small_boxes_between_the_cells_are_said_to_be_out_of_reach() -> None:
     assert ENOUGH * most.on_grid <= found.on_grid <= most.on_grid
 
 
+def test_what_just_can_be_covered_is() -> None:
+    """Where all anchors together cover little more than is enough, enough of them is not less."""
+    for side in range(30, 60):
+        rows = boxes_in_training(many(400, side, (300, 400)), AT_300)
+        if ENOUGH + 0.003 < reachable(rows, style="detectron2").on_grid < 0.99:
+            break
+    else:
+        raise AssertionError("no boxes of that kind")
+    assert fit_of(rows, fewest_anchors(rows, style="detectron2")).on_grid >= ENOUGH
+
+
 def test_more_boxes_than_are_sampled_are_covered_too() -> None:
     """Three in a hundred are of another size."""
     parts = [boxes_in_training(many(*each), AT_300) for each in ((12_000, 64.0), (370, 250.0))]
