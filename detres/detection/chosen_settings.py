@@ -98,7 +98,8 @@ class Recipe:
     """How a start is trained: the optimisation, how long, and what of the detector goes with it.
 
     name: in words. epochs, least, most: the number of steps is that of `epochs`, within these
-    bounds. backbone, rpn, roi, data, train: settings of these sections. short_side: px.
+    bounds. backbone, rpn, roi, data, train: settings of these sections. short_side: px, at most
+    `enlarge` times that of the images. jitter: whether training draws scales around it.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Recipe:
     roi: dict[str, object]
     data: dict[str, object]
     jitter: bool = False
+    enlarge: float = 1.0
 
 
 _COMMON = {"schedule": "cosine", "clip_grad_norm": 10.0, "precision": "auto"}
@@ -162,7 +164,7 @@ PRETRAINED_ON_CPU = Recipe(
         "test_pre_nms_top_n": 2000, "test_post_nms_top_n": 300,
     },
     roi={"pool": "roi_align", "batch_size": 64, "smooth_l1_beta": 1 / 9, "nms_thresh": 0.4},
-    data={"color": 0.3}, jitter=True,
+    data={"color": 0.3}, jitter=True, enlarge=2.0,
 )  # fmt: skip
 
 # boxes at the border and small ones are learnt too, which the paper leaves out
@@ -172,6 +174,7 @@ RANDOM_ON_GPU = Recipe(
     name="from random weights on a GPU",
     epochs=36, least=1500, most=90_000, batch=8, gib_an_image=4.0, short_side=600,
     train={**_ADAMW, "reference_batch": 8}, backbone=_LEARNING, rpn=_GPU_RPN, roi={}, data={},
+    enlarge=2.0,  # the paper shows images of 375 px at 600
 )  # fmt: skip
 
 PRETRAINED_ON_GPU = Recipe(
@@ -179,6 +182,7 @@ PRETRAINED_ON_GPU = Recipe(
     epochs=12, least=1500, most=90_000, batch=8, gib_an_image=5.0, short_side=600,
     train={**_SGD, "lr": 1e-3, "warmup_steps": 500},
     backbone={"norm": "frozen", "freeze_at": 2}, rpn=_GPU_RPN, roi={}, data={},
+    enlarge=2.0,  # the paper shows images of 375 px at 600
 )  # fmt: skip
 
 FINE_TUNED_RATE = 0.2
@@ -195,6 +199,9 @@ _TO_SPARE = 0.003
 
 _CAP = 1000 / 600
 """max_side / short_side of py-faster-rcnn."""
+
+_JITTER = (0.8, 0.9, 1.0, 1.1)
+"""Scales of training images from pretrained weights: configs/voc_r50_half.yaml's, of its 400 px."""
 
 _FEW_OBJECTS = 1000
 """A class: with fewer, one box a region for all classes is learnt better than one a class."""
@@ -325,20 +332,12 @@ def _choose_scale(found: _Chooser, train: Annotations, recipe: Recipe, machine: 
         side, why = _short_side(found, train, recipe, machine, style)
         found.pick("model.input.short_side", side, why)
     side = int(found["model.input.short_side"])
-    longest = max(round(side * _CAP), *(found["model.input.train_short_sides"] or (0,)))
-    found.pick("model.input.max_side", longest, "5/3 of short_side, as 1000 of 600")
+    resized = _input_of(found, recipe, side)
+    found.pick("model.input.max_side", resized.max_side, "5/3 of short_side, as 1000 of 600")
     if recipe.jitter:
-        cap = int(found["model.input.max_side"])
-        sides = sorted({min(cap, round(side * factor)) for factor in (0.8, 0.9, 1.0, 1.1)})
+        sides = list(resized.train_short_sides)
         found.pick("model.input.train_short_sides", sides, "scales in training, around short_side")
-    scaled = boxes_in_training(
-        train,
-        InputConfig(
-            short_side=side,
-            max_side=found["model.input.max_side"],
-            train_short_sides=tuple(found["model.input.train_short_sides"] or ()),
-        ),
-    )
+    scaled = boxes_in_training(train, resized)
     anchors = fewest_anchors(scaled, style=style, inside=inside)
     told = {key: found[f"model.anchors.{key}"] for key in ("sizes", "aspect_ratios")}
     chosen = {"sizes": list(anchors.sizes), "aspect_ratios": list(anchors.aspect_ratios)}
@@ -357,16 +356,14 @@ def _short_side(
     inside = found["model.rpn.train_anchors"] == "inside"
     shorts = [side for side in train.image_sizes.min(axis=1).tolist() if side > 0]
     own = int(statistics.median(shorts)) if shorts else recipe.short_side
-    enlarged = own if machine.device == "cpu" else 2 * own  # the paper shows 375 px at 600
-    first = max(_SMALLEST, min(recipe.short_side, enlarged))
+    first = max(_SMALLEST, min(recipe.short_side, int(recipe.enlarge * own)))
     longest = found["model.input.max_side"]
     first = min(first, longest or first)
     largest = max(first, min(_LARGEST[machine.device], longest or _LARGEST[machine.device]))
     rungs = [first, *(rung for rung in LARGER_SIDES if first < rung <= largest)]
-    why = f"images of {own} px are as good at it as larger ones, for the time"
+    why = f"the short sides of the images are {own} px; at this one, anchors reach their boxes"
     for side in rungs:
-        resized = InputConfig(short_side=side, max_side=longest or round(side * _CAP))
-        scaled = boxes_in_training(train, resized)
+        scaled = boxes_in_training(train, _input_of(found, recipe, side))
         share = reachable(scaled, style=style, inside=inside).on_grid
         if share >= ENOUGH + _TO_SPARE or len(scaled) == 0:
             break
@@ -374,6 +371,15 @@ def _short_side(
     if share < ENOUGH + _TO_SPARE:
         why = f"small boxes ask for more ({share:.1%} can be covered), which would take long"
     return side, why
+
+
+def _input_of(found: _Chooser, recipe: Recipe, side: int) -> InputConfig:
+    """The sizes of training images at a short side."""
+    sides = found["model.input.train_short_sides"]
+    cap = int(found["model.input.max_side"] or max(round(side * _CAP), *(sides or (0,))))
+    if sides is None and recipe.jitter:
+        sides = sorted({min(cap, round(side * factor)) for factor in _JITTER})
+    return InputConfig(short_side=side, max_side=cap, train_short_sides=tuple(sides or ()))
 
 
 def _of_rpn(recipe: Recipe, train: Annotations) -> dict[str, object]:

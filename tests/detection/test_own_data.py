@@ -180,6 +180,18 @@ def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
         OwnData.read(tmp_path / "empty", [], device=CPU)
 
 
+def test_of_two_formats_the_one_that_is_said_is_read(folder: Path) -> None:
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for split in ("train", "val"):
+        (lists / f"{split}.txt").write_text("1\n")
+    with pytest.raises(UnrecognisedDataError, match=r"2 formats: .*data\.format=coco"):
+        OwnData.read(folder, [], device=CPU)
+    own = OwnData.read(folder, ["data.format=coco"], device=CPU)
+    assert own.configured()[0].data.format == "coco"
+    assert len(own.train) == 8
+
+
 def test_weights_at_hand_are_taken(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: object
 ) -> None:

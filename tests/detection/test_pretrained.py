@@ -78,7 +78,7 @@ def test_the_half_width_resnet50_is_known_by_its_first_convolution(
 
 
 def test_published_networks_come_before_ones_own(folder: Path) -> None:
-    own_file(folder / "a.safetensors")
+    own_file(folder / "a.safetensors", "resnet101")  # of a cost nearer to what suits a processor
     torch.save(published_bytes("resnet50", stride_placement="original"), folder / "b_caffe.pth")
     best = find_pretrained("cpu", {}).best
     assert Path(best.weights).name == "b_caffe.pth"
@@ -97,6 +97,14 @@ def test_of_several_the_one_that_suits_the_device_is_taken(
     assert find_pretrained(device, {"name": "resnet50"}).best.facts.settings["name"] == "resnet50"
     assert find_pretrained(device, {"name": "resnet34"}).best is None
     assert find_pretrained(device, {"width": 0.5}).best is None
+
+
+def test_a_narrow_network_costs_as_little_as_it_is(folder: Path) -> None:
+    """ResNet-152 of a 16th of the width: 11.3 / 256, ResNet-18 of an eighth: 1.8 / 64."""
+    own_file(folder / "deep.safetensors", "resnet152")
+    shallow = create_backbone("resnet18", width=1 / 8, num_classes=0)
+    save_weights(shallow, folder / "shallow.safetensors")
+    assert Path(find_pretrained("cpu", {}).best.weights).name == "deep.safetensors"
 
 
 def test_a_file_that_does_not_say_its_input_is_not_taken_and_said(folder: Path) -> None:

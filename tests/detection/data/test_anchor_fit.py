@@ -229,6 +229,20 @@ def test_small_boxes_between_the_cells_are_said_to_be_out_of_reach() -> None:
     assert ENOUGH * most.on_grid <= found.on_grid <= most.on_grid
 
 
+def test_what_just_can_be_covered_is() -> None:
+    """Where all anchors together cover little more than is enough, enough of them is not less."""
+    shares = []
+    for small in range(40, 140, 20):  # of 2000 boxes, between cells
+        parts = [many(small, 16.0, (300, 400)), many(2000 - small, 90.0, (300, 400))]
+        scaled = [boxes_in_training(part, AT_300) for part in parts]
+        names = ("boxes", "cells", "sizes")
+        rows = ScaledBoxes(*(np.concatenate([getattr(p, n) for p in scaled]) for n in names))
+        if ENOUGH <= reachable(rows, style="detectron2").on_grid < 0.995:
+            shares.append(fit_of(rows, fewest_anchors(rows, style="detectron2")).on_grid)
+    assert shares
+    assert min(shares) >= ENOUGH
+
+
 def test_more_boxes_than_are_sampled_are_covered_too() -> None:
     """Three in a hundred are of another size."""
     parts = [boxes_in_training(many(*each), AT_300) for each in ((12_000, 64.0), (370, 250.0))]
