@@ -284,6 +284,7 @@ class DetectionTraining:
             compared.metrics[compared.best_metric],
             images=(len(truth), len(held_out.val)),
             losses=batches.means(),
+            loss_images=batches.number,
         )
 
     def find(self, truth: Annotations, batches: Batches) -> Predictions:

@@ -73,14 +73,15 @@ class Judgement:
 
     comparable: the deciding metric on the images that all evaluations of the run look at, None
     where there was nothing to measure. images: of how many held-out images the evaluation is, and
-    how many there are; None: it is of all. losses: name -> mean loss on the images that all look
-    at; empty where none is computed.
+    how many there are; None: it is of all. losses: name -> mean loss on the `loss_images` that all
+    look at; empty where none is computed.
     """
 
     evaluation: Evaluation
     comparable: float | None
     images: tuple[int, int] | None = None
     losses: Mapping[str, float] = field(default_factory=dict)
+    loss_images: int = 0
 
     @classmethod
     def of_all(cls, evaluation: Evaluation) -> Judgement:
@@ -106,7 +107,9 @@ class Judgement:
             )
         if self.losses:
             shown = "  ".join(f"{_short(name)} {each:.3f}" for name, each in self.losses.items())
-            lines.append(f"held-out {shown}")
+            fewer = self.images is not None and self.loss_images < self.images[0]
+            of = f"  (of the same {self.loss_images} images)" if fewer else ""
+            lines.append(f"held-out {shown}{of}")
         return "\n".join(lines)
 
 

@@ -393,6 +393,7 @@ def test_an_rpn_is_judged_on_a_part_on_the_way_and_on_all_at_the_end(tmp_path):
     on_the_way, at_the_end = training.judge(whole=False), training.judge(whole=True)
     assert on_the_way.images == (2, 3)
     assert at_the_end.images == (3, 3)
+    assert (on_the_way.loss_images, at_the_end.loss_images) == (2, 2)
     assert on_the_way.comparable == at_the_end.comparable
     assert on_the_way.losses == pytest.approx(at_the_end.losses)
     assert set(on_the_way.losses) == {"val_loss", "val_loss_rpn_cls", "val_loss_rpn_box"}

@@ -62,6 +62,8 @@ def test_the_images_are_drawn_by_the_seed_and_more_of_them_hold_the_fewer(tmp_pa
         again = HeldOut(config, val, 2)
         assert again.part.image_ids.tolist() == drawn[seed][1]
     assert len({str(each) for each in drawn.values()}) > 1
+    # as they were drawn when earlier runs began, whose numbers stay comparable when these go on
+    assert drawn[3] == [[5], [1, 5], [1, 2, 5], [1, 2, 3, 5]]
 
 
 @pytest.mark.parametrize("number", [5, 6, 100])

@@ -134,7 +134,8 @@ class Fitting:
             return Judgement.of_all(Evaluation({"AP": metric, "odd": None}))
         evaluation = Evaluation({"AP": self.on_all(step) if whole else metric})
         images = (self.part[1] if whole else self.part[0], self.part[1])
-        return Judgement(evaluation, metric, images, {"val_loss": 2.0, "val_loss_fit": 1.5})
+        losses = {"val_loss": 2.0, "val_loss_fit": 1.5}
+        return Judgement(evaluation, metric, images, losses, loss_images=self.part[0])
 
     def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
         self.asked.append(("best" if improved else "keep", run.progress.step))
@@ -988,7 +989,10 @@ def test_on_the_way_some_images_are_looked_at_and_at_the_end_all(tmp_path, capsy
         "AP 0.5, by hand",
         "held-out loss 2.000  fit 1.500",
     ]
-    assert lines[-2:] == ["AP 0.4, by hand", "held-out loss 2.000  fit 1.500"]
+    assert lines[-2:] == [
+        "AP 0.4, by hand",
+        "held-out loss 2.000  fit 1.500  (of the same 5 images)",
+    ]
 
 
 def test_a_run_that_stops_early_is_evaluated_on_all(tmp_path, capsys):
