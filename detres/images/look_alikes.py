@@ -42,6 +42,9 @@ told by.
 _ROWS = 256
 """Pictures that are compared with all others at once: 10 MB of distances for 10,000 pictures."""
 
+_PAIRS = 16_384
+"""Small pictures that are compared px by px at once: 16 MB each."""
+
 
 class Print(NamedTuple):
     """Of one picture: `digest`, SHA-256 of its shape and pixels; `hash` (16,) uint8, its difference
@@ -89,7 +92,7 @@ def similar_pictures(hashes: np.ndarray, smalls: np.ndarray) -> tuple[np.ndarray
     of one scene.
 
     hashes: (N, 16) uint8. smalls: (N, 16, 16) uint8. Pictures without contrast, which any others
-    like them would be copies of, are in no pair. Time grows with N^2: 0.5 s for 10,000.
+    like them would be copies of, are in no pair. Time grows with N^2: 2 s for 10,000.
     """
     signs = np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1  # (N, 16) -> (N, 128)
     flat = smalls.reshape(len(smalls), _SMALL**2).astype(np.float32)
@@ -100,14 +103,25 @@ def similar_pictures(hashes: np.ndarray, smalls: np.ndarray) -> tuple[np.ndarray
     least = signs.shape[1] - 2 * _MOST_BITS  # the product of signs that differ in _MOST_BITS bits
     found, copies = [np.zeros((0, 2), np.int64)], [np.zeros(0, bool)]
     for start in range(0, len(signs), _ROWS):
-        near = signs[start : start + _ROWS] @ signs[start:].T >= least
-        a, b = np.nonzero(np.triu(near, 1))
+        rows = slice(start, start + _ROWS)
+        near = signs[rows] @ signs[start:].T >= least
+        near &= clear[rows, None] & clear[start:]
+        correlation = flat[rows] @ flat[start:].T
+        a, b = np.nonzero(np.triu(near & (correlation >= _LEAST_CORRELATION), 1))
         pairs = np.stack((a, b), axis=1) + start
-        pairs = pairs[clear[pairs].all(axis=1)]
-        one, other = flat[pairs[:, 0]], flat[pairs[:, 1]]
-        correlation = (one * other).sum(axis=1)
-        apart = np.abs(one - other).max(axis=1, initial=0) * _SMALL
-        alike = correlation >= _LEAST_CORRELATION
-        found.append(pairs[alike])
-        copies.append(((correlation >= _COPY_CORRELATION) & (apart <= _MOST_APART))[alike])
+        are_copies = correlation[a, b] >= _COPY_CORRELATION
+        are_copies[are_copies] = _most_apart(flat, pairs[are_copies]) <= _MOST_APART
+        found.append(pairs)
+        copies.append(are_copies)
     return np.concatenate(found), np.concatenate(copies)
+
+
+def _most_apart(flat: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """By how much of their spread the small pictures, rows of `flat` (N, 256) of length 1, of each
+    of the pairs (P, 2) differ where they differ most, (P,).
+    """
+    most = np.zeros(len(pairs), np.float32)
+    for start in range(0, len(pairs), _PAIRS):
+        one, other = pairs[start : start + _PAIRS].T
+        most[start : start + _PAIRS] = np.abs(flat[one] - flat[other]).max(axis=1)
+    return most * _SMALL

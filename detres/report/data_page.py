@@ -13,6 +13,9 @@ from detres.report.thumbnail import thumbnail
 _DRAWN = 6
 """Examples of a finding with pictures; the others are listed."""
 
+_WRITTEN = 20
+"""Examples of a finding without pictures, in one paragraph; the others are listed."""
+
 _SIDES = (0, 8, 16, 32, 64, 128, 256, 512)
 """Px, where the columns of box sizes begin."""
 
@@ -54,11 +57,18 @@ def _finding(finding: Finding) -> Html:
         element("span", finding.level, class_=finding.level),
         f" ({finding.count}): {finding.title}",
     )
-    cards = [_card(example) for example in finding.examples[:_DRAWN]]
-    parts = [heading, element("p", finding.advice), element("div", *cards, class_="cards")]
-    others = finding.examples[_DRAWN:]
+    parts = [heading, element("p", finding.advice)]
+    if any(example.pictures for example in finding.examples):
+        shown = _DRAWN
+        cards = [_card(example) for example in finding.examples[:shown]]
+        parts.append(element("div", *cards, class_="cards"))
+    else:
+        shown = _WRITTEN
+        written = "; ".join(map(str, finding.examples[:shown]))
+        parts.append(element("p", written, class_="soft"))
+    others = finding.examples[shown:]
     if others:
-        unlisted = finding.count - _DRAWN - len(others)
+        unlisted = finding.count - shown - len(others)
         more = f", and {unlisted} more" if unlisted > 0 else ""
         summary = element("summary", f"{len(others)} more in a list{more}")
         items = [element("li", str(example)) for example in others]

@@ -34,6 +34,7 @@ grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr))}
 figure{margin:0;padding:.5rem;background:var(--card);border:1px solid var(--line);
 border-radius:.4rem}
 figure img{display:block;max-width:100%;height:auto;margin:0 auto .4rem}
+figure img:not(:only-of-type){display:inline-block;width:calc(50% - .3rem);margin:0 .1rem .4rem}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem;overflow-wrap:normal}
 th,td{text-align:left;vertical-align:top;padding:.25rem .75rem .25rem 0;

@@ -50,3 +50,15 @@ def test_an_image_that_is_gone_by_now_is_left_out(tmp_path: Path) -> None:
     found = audit(parts(train=train), MODEL)
     (tmp_path / "train" / "a.png").unlink()
     assert "img" not in [tag for tag, _ in Tags(data_page(found)).tags]
+
+
+def test_findings_without_pictures_are_written_in_a_paragraph(tmp_path: Path) -> None:
+    classes = [f"class {number:02d}" for number in range(25)]
+    objects = [("a.png", name, BOX) for name in classes]
+    train = write_split(tmp_path, "train", {"a.png": picture(0)}, objects, classes=classes)
+    found = audit(parts(train=train), MODEL)
+    text = Tags(data_page(found)).text
+    seldom = "; ".join(f"{name}: 1 in train" for name in classes[:20])
+    assert seldom in text
+    assert "5 more in a list" in text
+    assert "class 24: 1 in train" in text
