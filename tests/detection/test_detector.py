@@ -272,6 +272,21 @@ def test_the_whole_picture_is_looked_at_too_unless_told_otherwise():
     assert set(detector.model.sizes[1:]) == {(100, 100)}
 
 
+def test_parts_in_tiles_are_part_of_what_the_whole_picture_shows():
+    wide = painted(100, 300, ((110, 20, 290, 80), RED))
+    (found,) = rectangles().predict(wide, tile=100)
+    assert found.box == pytest.approx((110, 20, 290, 80), abs=300 / 128)
+    tall = np.ascontiguousarray(wide.swapaxes(0, 1))
+    (found,) = rectangles().predict(tall, tile=100)
+    assert found.box == pytest.approx((20, 110, 80, 290), abs=300 / 128)
+
+
+def test_a_batch_has_an_image_at_least(whole):
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size is {wrong}, expected 1 or more"):
+            whole.predict(noise(8, 8), batch_size=wrong)
+
+
 def test_a_picture_no_larger_than_a_tile_is_looked_at_as_without_tiles():
     image = painted(80, 100, ((10, 10, 50, 40), RED))
     detector = rectangles()

@@ -208,6 +208,28 @@ def test_a_side_that_all_views_cut_is_the_outermost() -> None:
         size=(100, 300),
     )
     assert found == [((60, 20, 180, 50), 0.9, 1)]
+    first, second = (80, 0, 180, 100), (160, 0, 260, 100)
+    found = merged(
+        view(first, ((40, 20, 200, 50), 0.8, 1)),
+        view(second, ((40, 20, 200, 50), 0.9, 1)),
+        size=(100, 300),
+    )
+    assert found == [((80, 20, 200, 50), 0.9, 1)]
+
+
+def test_one_of_a_tile_alone_is_of_an_object() -> None:
+    """The other tile's part of the large object has been found, so the small one is another."""
+    large, small = (40, 20, 99.5, 50), (84, 22, 99.5, 49)
+    left = view(LEFT, (large, 0.9, 1))
+    right = view(RIGHT, (large, 0.5, 1), (small, 0.8, 1))
+    assert merged(left, right) == [(large, 0.9, 1), (small, 0.8, 1)]
+
+
+def test_two_that_each_tile_finds_one_of_stay_two_where_they_differ() -> None:
+    first, second, third = (81, 20, 91, 50), (86, 20, 96, 50), (82, 20, 92, 50)
+    left = view(LEFT, (first, 0.9, 1))
+    assert merged(left, view(RIGHT, (second, 0.8, 1))) == [(first, 0.9, 1), (second, 0.8, 1)]
+    assert merged(left, view(RIGHT, (third, 0.8, 1)), nms_thresh=0.99) == [(first, 0.9, 1)]
 
 
 def test_a_part_that_ends_just_before_the_border_is_cut_by_it() -> None:
