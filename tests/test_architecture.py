@@ -44,7 +44,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.network": ({"backbones", "detres.config"}, {"pydantic"}),
     "detres.images": (
         {"backbones", "detres.class_map", "detres.console", "detres.files", "detres.user_files"},
-        BASE | {"cv2", "PIL", "fsspec"},
+        BASE | {"cv2", "PIL", "fsspec", "matplotlib"},  # of which the font alone
     ),
     "detres.engine": (
         {"detres.console", "detres.files"},
@@ -70,8 +70,9 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.inference": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
         | {"detres.eval_mode"}
-        | {f"{D}.structures", f"{D}.annotations", f"{D}.models", f"{D}.data.batch"},
-        BASE | {"cv2", "tqdm"},
+        | {f"{D}.structures", f"{D}.annotations", f"{D}.models", f"{D}.data.batch"}
+        | {f"{D}.evaluation.curves", f"{D}.evaluation.matches"},
+        BASE | {"cv2", "PIL", "tqdm"},
     ),
     f"{D}.evaluation": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files"}
@@ -82,6 +83,11 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.localisation": (SHARED | {D}, BASE | {"pydantic", "tqdm"}),
     f"{D}.build": (SHARED | {D}, {"torch"}),
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
+    f"{D}.figures": (
+        {"detres.console", "detres.files", "detres.runs.records", f"{D}.evaluation.curves"},
+        {"numpy", "matplotlib"},
+    ),
+    f"{D}.evaluation_files": (SHARED | {D}, {"numpy"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),
     f"{D}.training": (SHARED | {D}, {"torch"}),
     f"{D}.alternating": (SHARED | {D}, {"torch"}),

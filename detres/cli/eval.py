@@ -33,6 +33,7 @@ from detres.user_files import expanded
 PROTOCOLS = get_args(EvalConfig.model_fields["protocol"].annotation)
 WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections", "--save-probabilities")
 WEIGHTS_FLAGS += ("--submission", "--classifier")
+DETECTORS_FLAGS = ("--out",)
 DETECTIONS_FLAGS = ("--annotations",)
 
 
@@ -131,6 +132,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="also write the numbers, as fractions, to this file",
     )
     parser.add_argument(
+        "--out",
+        type=expanded,
+        metavar="DIR",
+        help="with a detector's --weights or --detections: also write what shows how good it is: "
+        "precision over recall, confusion matrix, the best score of each class, and a sheet of "
+        "pictures",
+    )
+    parser.add_argument(
         "--save-detections",
         type=expanded,
         metavar="OUT",
@@ -180,6 +189,7 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
                 f"{DETECTOR_WEIGHTS} of its run, a classifier's {CLASSIFIER_WEIGHTS}"
             )
     if first not in PUBLISHED and is_localiser(Path(first)):
+        require_none_of(arguments, DETECTORS_FLAGS, f"{first} is a localiser")
         evaluate_localisers(arguments)
         return
     if arguments.classifier:
@@ -191,11 +201,18 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
     if not (classifier or detector or arguments.cfg):
         require_said(first)
     if classifier:
+        require_none_of(arguments, DETECTORS_FLAGS, f"{first} is a classifier")
         evaluate_classifiers(arguments)
     elif detector and arguments.save_probabilities:
         raise ValueError(f"{first} is a detector: --save-probabilities goes with classifiers")
     else:
         evaluate_detectors(arguments)
+
+
+def require_none_of(arguments: argparse.Namespace, flags: tuple[str, ...], why: str) -> None:
+    """Raise ValueError where one of a detector's flags is given to another model."""
+    if given := given_of(arguments, flags):
+        raise ValueError(f"{given[0]} goes with a detector: {why}")
 
 
 def require_said(weights: str) -> None:

@@ -7,19 +7,23 @@ import json
 import re
 from pathlib import Path
 
-from detres.cli.flags import say
+from detres.cli.flags import notice, say
+from detres.console import one_line
 from detres.detection.annotations import Annotations
 from detres.detection.data.coco import read_coco
 from detres.detection.data.ilsvrc import read_ilsvrc
 from detres.detection.data.voc import read_voc
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import read_coco_results, read_voc_results
+from detres.detection.evaluation_files import NUMBER_FILES, write_evaluation
 from detres.files import write_text
+from detres.runs.folder import PICTURE
 
 
 def evaluate_detections(arguments: argparse.Namespace) -> None:
     """Evaluate a results file or folder against annotations; no image is needed."""
     annotations, detections = Path(arguments.annotations), Path(arguments.detections)
+    require_room(arguments.out)
     truth, usual_protocol, split = read_truth(annotations, arguments.split)
     others = {path.stem for path in (annotations / "Annotations").glob("[!.]*.[xX][mM][lL]")}
     protocol = arguments.protocol or usual_protocol
@@ -37,6 +41,7 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
         say(f"note: {note}")
     result = evaluate(protocol, truth, predictions, iou_thresh=iou_thresh)
     report(truth, result, arguments.json)
+    show(result, arguments.out)
 
 
 def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | None]:
@@ -76,6 +81,33 @@ def own_iou(protocol: str, given: float | None) -> float:
     if given is not None and not 0 < given <= 1:
         raise ValueError(f"--iou {given:g}: expected a number above 0, and at most 1")
     return 0.5 if given is None else given
+
+
+def require_room(out: str | None) -> None:
+    """Raise ValueError where --out is a file, or holds something of what `show` writes."""
+    if out is None:
+        return
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; give a folder")
+    if taken := [name for name in (*NUMBER_FILES, PICTURE) if (folder / name).exists()]:
+        raise ValueError(
+            f"--out {folder} already holds {taken[0]}; give another folder, nothing is overwritten"
+        )
+
+
+def show(evaluation: DetectionEvaluation, out: str | None) -> None:
+    """Write what shows how good detections are into --out, where it is given; without the sheet
+    where the images are not at hand.
+    """
+    if out is None:
+        return
+    missing = [file for file in evaluation.truth.image_files.tolist() if not Path(file).is_file()]
+    write_evaluation(Path(out), evaluation, pictures=not missing)
+    if missing:
+        notice(f"no sheet of pictures: {one_line(missing[0])} is not there")
+    made = [*NUMBER_FILES, *([] if missing else [PICTURE])]
+    say(f"in {out}: {', '.join(made)}")
 
 
 def report(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from detres.class_map import ClassMap
-from detres.cli.eval_detections import own_iou, report
+from detres.cli.eval_detections import own_iou, report, require_room, show
 from detres.cli.flags import evaluated_by, notice, require_settings_of, say
 from detres.cli.submission import plan_submission, require_competition, require_wanted, server_of
 from detres.detection.annotations import Annotations
@@ -35,6 +35,7 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
     together, and what the readers raise.
     """
     require_settings_of(arguments, "data.", "eval.")
+    require_room(arguments.out)
     members, class_map = members_of(arguments.weights)
     config = evaluated_by(arguments, members[0][1])
     config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
@@ -65,6 +66,7 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
         iou=iou_thresh,
     )
     report(truth, result, arguments.json, how=detecting.describe(), of=of)
+    show(result, arguments.out)
 
 
 def members_of(weights: list[str]) -> tuple[list[tuple[FasterRCNN, DetectionConfig]], ClassMap]:

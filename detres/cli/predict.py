@@ -20,7 +20,7 @@ from detres.console import one_line
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.detector import Detector
 from detres.detection.inference.pictures import PictureError, captions_of, write_jpeg
-from detres.detection.structures import Detections, Predictions
+from detres.detection.structures import Detections, Predictions, index_of
 from detres.files import write_text
 from detres.images.decode import ImageReadError, read_image
 from detres.images.draw import draw_boxes
@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--score",
         type=float,
-        help=f"lowest score that is drawn (default: {DRAWN_SCORE}); the file has all",
+        help="lowest score that is drawn (default: of each class the one that was best on the "
+        f"held-out images of its training, {DRAWN_SCORE} where the weights have none); the file "
+        "has all",
     )
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
@@ -96,7 +98,7 @@ def predict(arguments: argparse.Namespace) -> None:
     if classifies:
         name_classes(predictor, out, readable(files, unread))
     else:
-        lowest = DRAWN_SCORE if arguments.score is None else arguments.score
+        lowest = lowest_scores(predictor, arguments.score)
         draw_detections(predictor, lowest, out, pictures, readable(files, unread))
     if unread:
         raise ImageReadError(
@@ -105,10 +107,26 @@ def predict(arguments: argparse.Namespace) -> None:
         )
 
 
+def lowest_scores(detector: Detector, given: float | None) -> torch.Tensor:
+    """Return the lowest score (K,) that is drawn of each class: the one that is `given`, else those
+    in the weights, which is said, else DRAWN_SCORE.
+    """
+    names = detector.class_map.names
+    if given is not None or detector.score_thresholds is None:
+        return torch.full((len(names),), DRAWN_SCORE if given is None else given)
+    pairs = zip(names, detector.score_thresholds, strict=True)
+    listed = [one_line(f"{name} {score:.2f}") for name, score in pairs]
+    say(
+        f"drawn from the score on that was best on held-out images: {', '.join(listed[:LISTED])}"
+        f"{', ...' if len(listed) > LISTED else ''}; --score S draws from S on"
+    )
+    return torch.tensor(detector.score_thresholds)
+
+
 def draw_detections(
-    detector: Detector, lowest: float, out: Path, pictures: dict[Path, str], images: Images
+    detector: Detector, lowest: torch.Tensor, out: Path, pictures: dict[Path, str], images: Images
 ) -> None:
-    """Write a picture an image, with the boxes of at least the `lowest` score, and
+    """Write a picture an image, with the boxes from the `lowest` score (K,) of their class on, and
     predictions.json: COCO results whose image_id is the file as given. A picture that cannot be
     written is passed over, its detections are kept.
     """
@@ -116,7 +134,7 @@ def draw_detections(
     undrawn = 0
     for file, image in images:
         detections = found[file] = detector.predict(image)[0]
-        shown = detections.scores >= lowest
+        shown = detections.scores >= lowest[index_of(detections.labels)]
         labels = detections.labels[shown].numpy()
         captions = captions_of(detector.class_map, labels, detections.scores[shown].numpy())
         boxes = detections.boxes[shown].numpy()

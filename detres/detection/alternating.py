@@ -22,6 +22,7 @@ from detres.detection.data.proposals import ProposalsError, read_proposals, save
 from detres.detection.data.read import read_split
 from detres.detection.evaluation.proposal_recall import COUNTS, RecallResult, proposal_recall
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
+from detres.detection.evaluation_files import write_training_curves
 from detres.detection.inference.dataset import detect_dataset, propose_dataset
 from detres.detection.models.faster_rcnn import FasterRCNN, FastRCNN, ProposalNetwork
 from detres.detection.models.rpn import ProposalCounts
@@ -65,7 +66,8 @@ class ProposalTraining(DetectionTraining):
         return proposal_recall(val, found)
 
     def keep(self, run: TrainingRun, evaluation: RecallResult, *, improved: bool) -> None:
-        """Write weights and numbers of the best evaluation so far."""
+        """Write the curves of the run; of the best evaluation so far also weights and numbers."""
+        write_training_curves(run.folder)
         if not improved:
             return
         folder, step = run.folder, run.progress.step
@@ -439,7 +441,7 @@ class AlternatingRun:
         if not (self.folder / names.DETECTOR_WEIGHTS).exists():
             self.lock.require_held()
             step = sum(config.train.steps for config in self.configs)
-            keep_detector(self.folder, detector, self.config, val, evaluation, step, self.init_from)
+            keep_detector(self.folder, detector, self.config, evaluation, step, self.init_from)
         return evaluation
 
 

@@ -25,15 +25,15 @@ from detres.detection.data.box_policy import require_objects
 from detres.detection.data.read import read_split
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
+from detres.detection.evaluation_files import write_evaluation, write_training_curves
 from detres.detection.inference.dataset import detect_dataset
-from detres.detection.inference.pictures import write_sheet
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.structures import Proposals, Scale
 from detres.detection.transfer import start_from
 from detres.detection.weights_file import current_names, require_same_context, save_detector
 from detres.files import load_model_state, write_text
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
-from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS
+from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PREDICTIONS
 from detres.runs.run import TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule
@@ -206,14 +206,16 @@ class DetectionTraining:
         return evaluate(self.config.eval.protocol, val, found)
 
     def keep(self, run: TrainingRun, evaluation: DetectionEvaluation, *, improved: bool) -> None:
-        """Write weights, detections, numbers and a picture of the best evaluation so far."""
+        """Write the curves of the run; of the best evaluation so far also weights, detections,
+        numbers and pictures, which cost seconds and are of those weights.
+        """
+        write_training_curves(run.folder)
         if not improved:
             return
         keep_detector(
             run.folder,
             self.detector,
             self.config,
-            self.data.val,
             evaluation,
             run.progress.step,
             self.init_from,
@@ -237,20 +239,21 @@ def keep_detector(
     folder: Path,
     detector: FasterRCNN,
     config: DetectionConfig,
-    val: Annotations,
     evaluation: DetectionEvaluation,
     step: int,
     init_from: str | None,
 ) -> None:
-    """Write into `folder` the detections, numbers and a picture of an `evaluation` on `val`, and
-    the weights, after `step` steps from those of `init_from`, at the last.
+    """Write into `folder` the detections, numbers and pictures of an `evaluation`, and the weights,
+    after `step` steps from those of `init_from`, at the last, with the scores from which the
+    classes are best taken.
     """
     found = evaluation.predictions
     write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
     metrics = json.dumps({"step": step, **evaluation.result.to_dict()}, indent=2)
     write_text(folder / METRICS, metrics)
-    write_sheet(folder / PICTURE, val, found)
-    save_detector(folder / DETECTOR_WEIGHTS, detector, config, val.class_map, step, init_from)
+    thresholds = write_evaluation(folder, evaluation, seed=config.seed)
+    weights, class_map = folder / DETECTOR_WEIGHTS, evaluation.truth.class_map
+    save_detector(weights, detector, config, class_map, step, init_from, thresholds)
 
 
 def fingerprint_of(annotations: Annotations) -> Fingerprint:

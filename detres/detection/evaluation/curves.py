@@ -91,9 +91,8 @@ def _class_curve(
     rows = matches.of_class(predictions, index)
     found, scores = matches.found[rows], predictions.scores[rows].astype(np.float64)
     recall, precision = recall_and_precision(found, num_objects)
-    best = _best_place(found, scores, num_objects)
-    place = None if best is None else int(best)
-    none = None if num_objects == 0 else 0.0
+    place = _best_place(found, scores, num_objects)
+    nothing = None if num_objects == 0 else 0.0
     return Curve(
         recall=recall[found],
         precision=precision[found],
@@ -102,9 +101,9 @@ def _class_curve(
         num_detections=len(rows),
         ap=result.average_precision(recall, precision) if num_objects else None,
         score_threshold=USUAL_SCORE if place is None else float(scores[place]),
-        f1=none if place is None else _f1(found, num_objects)[place].item(),
-        precision_there=none if place is None else float(precision[place]),
-        recall_there=none if place is None else float(recall[place]),
+        f1=nothing if place is None else float(_f1(found, num_objects)[place]),
+        precision_there=nothing if place is None else float(precision[place]),
+        recall_there=nothing if place is None else float(recall[place]),
     )
 
 

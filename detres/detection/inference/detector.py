@@ -22,7 +22,9 @@ class Detector:
 
     model: called with an ImageBatch, returns one Detections an image. class_map: of its classes.
     short_side, max_side: px to which an image's short side is resized, and the cap on its long one.
-    other_scales: further such pairs at which the model wants to see every image.
+    other_scales: further such pairs at which the model wants to see every image. score_thresholds:
+    for each class the score from which it is best taken, found on held-out images; None: it was not
+    measured.
     """
 
     def __init__(
@@ -33,12 +35,14 @@ class Detector:
         short_side: int,
         max_side: int,
         other_scales: Sequence[Scale] = (),
+        score_thresholds: Sequence[float] | None = None,
     ) -> None:
         self.model = model
         self.class_map = class_map
         self.short_side = short_side
         self.max_side = max_side
         self.other_scales = tuple(other_scales)
+        self.score_thresholds = None if score_thresholds is None else tuple(score_thresholds)
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device | str) -> Detector:
