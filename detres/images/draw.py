@@ -158,7 +158,7 @@ def _places(
     taken = np.zeros((0, 4))
     for mark, (w, h) in zip(marks, sizes, strict=True):
         around = _around(mark.box, w, h, size)  # (C, 2)
-        rectangles = np.concatenate((around, around + (w, h)), axis=1)
+        rectangles = np.concatenate((around, around + np.array((w, h))), axis=1)
         overlap = _overlaps(rectangles, taken)  # (C,)
         best = int(np.argmin(overlap))  # of equals the first
         if overlap[best] > 0 and not mark.needed:

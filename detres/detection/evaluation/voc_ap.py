@@ -105,10 +105,8 @@ def evaluate_voc(
     if not 0 < iou_thresh <= 1:
         raise ValueError(f"IoU threshold {iou_thresh} is outside (0, 1]")
     shrink = np.array((0, 0, 0, 0) if legacy_plus_one else (0, 0, 1, 1))
-    match, threshs = (
-        partial(match_voc, iou_thresh=iou_thresh),
-        np.full(len(truth.labels), iou_thresh),
-    )
+    match = partial(match_voc, iou_thresh=iou_thresh)
+    threshs = np.full(truth.num_objects, iou_thresh)
     matches = match_by_class(truth, predictions, match, threshs, shrink=shrink)
     curves, per_class = curves_of(truth, predictions, matches, metric)
     points = "2007, 11-point (np.arange)" if metric == "voc07" else "2010-2012, area"
