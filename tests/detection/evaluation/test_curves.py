@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pycocotools.cocoeval import COCOeval
 
+from detres.boxes import paired_iou
 from detres.class_map import ClassMap
 from detres.detection.evaluation import coco_ap
 from detres.detection.evaluation.coco_ap import evaluate_coco
@@ -138,8 +139,9 @@ def test_cocos_curve_is_that_of_pycocotools(seed):
         ours = np.append(envelope, 0)[first]
         theirs = evaluation.eval["precision"][0, :, index, 0, -1]
         assert ours == pytest.approx(theirs, abs=1e-9)
-        at = evaluation.eval["scores"][0, :, index, 0, -1][first < len(curve.scores)]
-        assert curve.scores[first[first < len(curve.scores)]] == pytest.approx(at)
+        reached = np.flatnonzero(first < len(curve.scores))[1:]  # the first may be a wrong one
+        at = evaluation.eval["scores"][0, reached, index, 0, -1]
+        assert curve.scores[first[reached]] == pytest.approx(at)
 
 
 def naive_f1(truth, found, result, label, threshold):
@@ -277,7 +279,50 @@ def test_rows_are_the_objects_and_columns_the_detections(evaluate, seed):
         assert counts[:, label - 1].sum() == (taken & matches.counted).sum()
         assert counts[label - 1, label - 1] == (taken & outcome.right).sum()
     assert counts[2, 2] == 0
-    assert counts[0, 1] + counts[1, 0] > 0
+    assert counts.tolist() == naive_confusion(truth, found, matches, thresholds)
+
+
+def naive_confusion(truth, found, matches, thresholds):
+    """The rule of `confusion_of` as its words have it, a detection at a time."""
+    counts = [[0] * 3 for _ in range(3)]
+    owners, free, left = truth.rows_of(found), {}, []
+    for m in range(truth.num_objects):
+        if not (truth.crowd[m] or truth.difficult[m]):
+            free[m] = int(np.searchsorted(truth.offsets, m, side="right")) - 1
+    for d in matches.order.tolist():
+        label = int(found.labels[d])
+        if found.scores[d] < thresholds[label - 1] or not matches.counted[d]:
+            continue
+        if matches.objects[d] != NONE:
+            counts[label - 1][label - 1] += 1
+            del free[int(matches.objects[d])]
+        else:
+            left.append(d)
+    for d in left:
+        label, best, overlap = int(found.labels[d]), None, 0.0
+        for m, image in free.items():
+            iou = paired_iou(found.boxes[d].astype(float), truth.boxes[m])
+            if image != owners[d] or truth.labels[m] == label or iou < matches.iou_threshs[m]:
+                continue
+            if iou > overlap:
+                best, overlap = m, iou
+        row = 2 if best is None else int(truth.labels[best]) - 1
+        counts[row][label - 1] += 1
+        free.pop(best, None)
+    for m in free:
+        counts[int(truth.labels[m]) - 1][2] += 1
+    return counts
+
+
+def test_random_scenes_have_confusions():
+    """Else the naive rule would have nothing to say of them."""
+    confused = 0
+    for seed in range(6):
+        truth, found = random_scene(seed)
+        matches = evaluate_coco(truth, found).matches
+        counts = confusion_of(truth, found, matches, np.array([0.3, 0.6])).counts
+        confused += counts[0, 1] + counts[1, 0]
+    assert confused > 3
 
 
 @pytest.mark.parametrize("seed", range(3))
