@@ -44,6 +44,8 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
     iou_thresh = own_iou(protocol, arguments.iou)
     images = read_to_detect(config.data, arguments.split or "val", class_map)
     require_wanted(arguments, images)
+    if arguments.out:
+        images.require_truth()
     trained = [own for _, own in members]
     server = server_for(arguments, images, class_map, config, trained)
     say_what_was_trained_on(arguments, config, trained)

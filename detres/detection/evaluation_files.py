@@ -113,11 +113,13 @@ def _write_curves(
     ]
     write_table(folder / names.PR_TABLE, rows)
     facts = {name: _facts(curve) for name, curve in curves.items()}
-    head = ("class", *next(iter(facts.values())))
-    table = [(name, *("" if v is None else v for v in of.values())) for name, of in facts.items()]
+    head = ("class", "at", *next(iter(facts.values())))
+    table = [
+        (name, iou, *("" if value is None else value for value in of.values()))
+        for name, of in facts.items()
+    ]
     write_table(folder / names.CLASSES_TABLE, [head, *table])
-    title = f"Precision over recall, {iou}\n(dots: where F1 is best)"
-    write_png(folder / names.PR_PICTURE, pr_figure(curves, mean, title))
+    write_png(folder / names.PR_PICTURE, pr_figure(curves, mean, iou))
 
 
 def _points(curve: Curve | MeanCurve) -> dict[str, list[float]]:
@@ -132,9 +134,9 @@ def _facts(curve: Curve) -> dict[str, float | int | None]:
         "num_objects": curve.num_objects,
         "num_detections": curve.num_detections,
         "score_threshold": curve.score_threshold,
-        "f1": curve.f1,
-        "precision_there": curve.precision_there,
-        "recall_there": curve.recall_there,
+        "best_f1": curve.best_f1,
+        "precision_at_best": curve.precision_at_best,
+        "recall_at_best": curve.recall_at_best,
     }
 
 

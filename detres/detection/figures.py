@@ -28,6 +28,9 @@ NAMED_CLASSES = 25
 NUMBERS = 3
 """Of a protocol's numbers, so many are drawn: the first, of which COCO's are AP, AP50 and AP75."""
 
+_OF_NO_PROTOCOL = ("images", "compared_by")
+"""What else the record of an evaluation says: of how many images it is, and how it compares."""
+
 _LONGEST = 24
 _DPI = 120
 
@@ -104,8 +107,11 @@ def _draw_losses(axes: Axes, run: RunRecords, style: _Style) -> None:
 
 
 def _draw_numbers(axes: Axes, run: RunRecords, style: _Style) -> None:
-    numbers = {name: s for name, s in run.of_kind("eval").items() if "loss" not in name}
-    first = [(name, series) for name, series in numbers.items() if series][:NUMBERS]
+    first = [
+        (name, series)
+        for name, series in run.of_kind("eval").items()
+        if series and "loss" not in name and name not in _OF_NO_PROTOCOL
+    ][:NUMBERS]
     if not first:
         return
     if style.label is not None:
@@ -129,11 +135,11 @@ def _draw_series(axes: Axes, series: Series, look: dict) -> None:
     axes.plot(np.array(steps), np.array(values), **look)
 
 
-def pr_figure(curves: dict[str, Curve], mean: MeanCurve, title: str) -> Figure:
+def pr_figure(curves: dict[str, Curve], mean: MeanCurve, at: str) -> Figure:
     """Return precision over recall of every class, as AP counts it: the highest precision from each
     recall on. A dot is where the class's score threshold stands.
 
-    Of more than NAMED_CURVES classes the best and the worst by AP are named, the rest are grey.
+    at: from which overlap an object is found, in words. Of more than NAMED_CURVES classes the best and the worst by AP are named, the rest are grey.
     """
     figure = Figure(figsize=(8.5, 6), layout="constrained")
     axes = figure.subplots()
@@ -156,8 +162,8 @@ def pr_figure(curves: dict[str, Curve], mean: MeanCurve, title: str) -> Figure:
         ap = "n/a (no object)" if curve.ap is None else f"{curve.ap:.3f}"
         look = {"color": color, "label": f"{plain(name)}  {ap}"}
         _draw_curve(axes, curve.recall, curve.precision, look)
-        if curve.f1:
-            axes.plot([curve.recall_there], [curve.precision_there], "o", color=color, zorder=4)
+        if curve.best_f1:
+            axes.plot([curve.recall_at_best], [curve.precision_at_best], "o", color=color, zorder=4)
     if mean.ap is None:
         _say(axes, "no object to find")
     elif len(measured) > 1:
@@ -165,9 +171,9 @@ def pr_figure(curves: dict[str, Curve], mean: MeanCurve, title: str) -> Figure:
         look = {"color": "black", "linewidth": 2.5, "label": label}
         _draw_curve(axes, mean.recall, mean.precision, look)
     others = len(measured) - len([name for name in named if curves[name].ap is not None])
-    heading = "class, AP" if not others else f"class, AP\n({others} more in grey)"
+    heading = f"class, AP at {at}" + (f"\n({others} more in grey)" if others else "")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
-    axes.set_title(title, fontsize="medium")
+    axes.set_title("dots: where F1 is best", fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(title=heading, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure

@@ -35,9 +35,9 @@ def curve_of(ap: float | None, recall=(0.5, 1.0), precision=(1.0, 0.5)) -> Curve
         num_detections=len(points),
         ap=ap,
         score_threshold=0.5,
-        f1=None if ap is None else 0.5,
-        precision_there=None if ap is None else precision[0],
-        recall_there=None if ap is None else recall[0],
+        best_f1=None if ap is None else 0.5,
+        precision_at_best=None if ap is None else precision[0],
+        recall_at_best=None if ap is None else recall[0],
     )
 
 
@@ -72,7 +72,7 @@ def test_every_class_is_named_with_its_ap_and_the_mean_of_those_with_objects(tmp
 
 def test_a_curve_is_the_highest_precision_from_each_recall_on():
     curves = {"cat": curve_of(0.5, (0.2, 0.4, 0.6), (0.5, 1.0, 0.25))}
-    (line, dot) = pr_figure(curves, mean_curve(curves), "").axes[0].lines
+    (line, dot) = pr_figure(curves, mean_curve(curves), "IoU 0.5").axes[0].lines
     assert line.get_xdata().tolist() == [0, 0.2, 0.4, 0.6, 0.6]
     assert line.get_ydata().tolist() == [1, 1, 1, 0.25, 0]
     assert line.get_drawstyle() == "steps-pre"
@@ -81,11 +81,11 @@ def test_a_curve_is_the_highest_precision_from_each_recall_on():
 
 def test_of_many_classes_the_best_and_the_worst_are_named(tmp_path):
     curves = {f"class {n:03d}": curve_of(n / 200) for n in range(200)}
-    figure = pr_figure(curves, mean_curve(curves), "")
+    figure = pr_figure(curves, mean_curve(curves), "IoU 0.5")
     (axes,) = figure.axes
     ends = [f"class {n:03d}  {n / 200:.3f}" for n in (199, 198, 197, 196, 195, 4, 3, 2, 1, 0)]
     assert legend_of(axes) == [*ends, "mean of 200  0.497"]
-    assert axes.get_legend().get_title().get_text() == "class, AP\n(190 more in grey)"
+    assert axes.get_legend().get_title().get_text() == "class, AP at IoU 0.5\n(190 more in grey)"
     assert drawn(tmp_path, figure).shape[1] < 1500
 
 
@@ -135,7 +135,7 @@ def test_one_class_and_an_empty_matrix(tmp_path):
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_any_name_can_be_drawn_and_is_in_the_legend(name, tmp_path):
     curves = {name: curve_of(0.75), "other": curve_of(0.5)}
-    figure = pr_figure(curves, mean_curve(curves), "")
+    figure = pr_figure(curves, mean_curve(curves), "IoU 0.5")
     assert len(legend_of(figure.axes[0])) == 3
     drawn(tmp_path, figure)
     (tmp_path / "a.png").unlink()
@@ -173,6 +173,7 @@ WHOLE = {
     "eval__AP75": [(1, 0.0), (2, 0.2)],
     "eval__AR1": [(1, 0.5), (2, 0.5)],
     "eval__loss_rpn_cls": [(2, 0.7)],
+    "eval__images": [(1, 40.0), (2, 40.0)],
 }
 
 
@@ -207,6 +208,7 @@ def test_several_runs_have_one_line_each(tmp_path):
         {"train__loss": [(5, 0.0)]},
         {"eval__mAP": [(5, 0.0)]},
         {"eval__mAP": []},
+        {"eval__mAP": [(5, 0.5)], "eval__images": [(5, 9.0)], "eval__compared_by": [(5, 0.5)]},
     ],
 )
 def test_a_run_of_which_little_is_known(series, tmp_path):

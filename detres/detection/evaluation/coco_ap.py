@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -154,14 +155,21 @@ def _matches(
     counted = np.zeros(len(predictions), bool)  # beyond the 100 best of an image and class: not
     ignored = truth.crowd | truth.difficult
     num_images, num_areas = len(truth), len(evaluation.params.areaRng)
-    for number, found in enumerate(evaluation.evalImgs):
-        # classes, of each its areas, the first of which is all of them, of each the images
-        if found is None or number // num_images % num_areas:
-            continue
-        rows = np.array(found["dtIds"], np.int64) - 1
-        counted[rows] = ~found["dtIgnore"][0].astype(bool)
-        objects[rows] = np.where(counted[rows], found["dtMatches"][0].astype(np.int64) - 1, NONE)
-        ignored[np.array(found["gtIds"], np.int64) - 1] = found["gtIgnore"].astype(bool)
+    # of each class its areas, the first of which is all of them, of each the images
+    of_all = [
+        found
+        for number, found in enumerate(evaluation.evalImgs)
+        if found is not None and number // num_images % num_areas == 0
+    ]
+    if of_all:
+        rows, gt_rows = (
+            np.array([*itertools.chain.from_iterable(of[key] for of in of_all)], np.int64) - 1
+            for key in ("dtIds", "gtIds")
+        )
+        counted[rows] = ~np.concatenate([of["dtIgnore"][0] for of in of_all]).astype(bool)
+        found_by = np.concatenate([of["dtMatches"][0] for of in of_all]).astype(np.int64) - 1
+        objects[rows] = np.where(counted[rows], found_by, NONE)
+        ignored[gt_rows] = np.concatenate([of["gtIgnore"] for of in of_all]).astype(bool)
     by_image = _image_numbers(truth)[owners]
     order = np.lexsort((np.arange(len(predictions)), by_image, -predictions.scores))
     return Matches(order, objects, counted, ignored, np.full(len(ignored), IOU_THRESH))

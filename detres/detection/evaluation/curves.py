@@ -38,8 +38,8 @@ class Curve:
     Between two of them recall is the same and precision lower, so the area under all the points is
     the area under these. num_objects: to be found. num_detections: that count. ap: the protocol's,
     None without an object. score_threshold: of the scores of the detections the one for which F1,
-    of those from it on, is best (of several the highest); USUAL_SCORE where F1 is 0 for each. f1:
-    at it, and precision_there, recall_there; None without an object.
+    of those from it on, is best (of several the highest); USUAL_SCORE where F1 is 0 for each.
+    best_f1, precision_at_best, recall_at_best: there; None without an object.
     """
 
     recall: np.ndarray
@@ -49,9 +49,9 @@ class Curve:
     num_detections: int
     ap: float | None
     score_threshold: float
-    f1: float | None
-    precision_there: float | None
-    recall_there: float | None
+    best_f1: float | None
+    precision_at_best: float | None
+    recall_at_best: float | None
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def _class_curve(
         num_detections=len(rows),
         ap=result.average_precision(recall, precision) if num_objects else None,
         score_threshold=USUAL_SCORE if place is None else float(scores[place]),
-        f1=nothing if place is None else float(_f1(found, num_objects)[place]),
-        precision_there=nothing if place is None else float(precision[place]),
-        recall_there=nothing if place is None else float(recall[place]),
+        best_f1=nothing if place is None else float(_f1(found, num_objects)[place]),
+        precision_at_best=nothing if place is None else float(precision[place]),
+        recall_at_best=nothing if place is None else float(recall[place]),
     )
 
 

@@ -59,8 +59,8 @@ def test_a_curve_and_its_best_score_by_hand(evaluate):
     assert curve.precision.tolist() == [1, 2 / 3, 3 / 4]
     assert curve.scores.tolist() == pytest.approx([0.9, 0.5, 0.25])
     assert (curve.num_objects, curve.num_detections) == (4, 5)
-    assert (curve.score_threshold, curve.f1) == (0.25, 6 / 8)
-    assert (curve.precision_there, curve.recall_there) == (3 / 4, 3 / 4)
+    assert (curve.score_threshold, curve.best_f1) == (0.25, 6 / 8)
+    assert (curve.precision_at_best, curve.recall_at_best) == (3 / 4, 3 / 4)
 
 
 def test_a_threshold_takes_all_detections_of_its_score():
@@ -71,11 +71,14 @@ def test_a_threshold_takes_all_detections_of_its_score():
     rows = [(1, 1, 0.75, A), (1, 1, 0.5, B), (1, 1, 0.5, AWAY), (1, 1, 0.5, C)]
     found = predictions_of(rows)
     curve = class_curves(truth, found, evaluate_coco(truth, found))["cat"]
-    assert (curve.score_threshold, curve.f1) == (0.75, pytest.approx(2 / 3))  # the higher of equals
+    assert (curve.score_threshold, curve.best_f1) == (
+        0.75,
+        pytest.approx(2 / 3),
+    )  # the higher of equals
     found = predictions_of([row for row in rows if row[3] != C])
     curve = class_curves(truth, found, evaluate_coco(truth, found))["cat"]
-    assert (curve.score_threshold, curve.f1) == (0.5, pytest.approx(4 / 5))
-    assert curve.precision_there == pytest.approx(2 / 3)
+    assert (curve.score_threshold, curve.best_f1) == (0.5, pytest.approx(4 / 5))
+    assert curve.precision_at_best == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("evaluate", EVERY)
@@ -93,8 +96,8 @@ def test_a_class_of_which_nothing_is_known(evaluate):
         result = evaluate(truth, found)
         curves = class_curves(truth, found, result)
         curve = curves["cat"]
-        assert (curve.score_threshold, curve.f1) == (USUAL_SCORE, f1)
-        assert curve.ap == f1 == curve.precision_there == curve.recall_there
+        assert (curve.score_threshold, curve.best_f1) == (USUAL_SCORE, f1)
+        assert curve.ap == f1 == curve.precision_at_best == curve.recall_at_best
         assert len(curve.recall) == len(curve.precision) == len(curve.scores) == 0
         assert mean_curve(curves).ap == f1
         assert score_thresholds(curves) == {"cat": 0.5, "dog": 0.5}
@@ -163,7 +166,7 @@ def test_no_score_has_a_better_f1(evaluate, seed):
             for score in found.scores.astype(float)
         }
         best = max(at.values())
-        assert curve.f1 == pytest.approx(best)
+        assert curve.best_f1 == pytest.approx(best)
         assert curve.score_threshold == max(s for s, f1 in at.items() if f1 == best)
 
 
@@ -186,10 +189,10 @@ def test_coco_looks_at_100_detections_of_an_image_and_class():
     rows = [(1, 1, 0.9 - n / 1000, AWAY) for n in range(100)]
     found = predictions_of([*rows, (1, 1, 0.1, A)])
     curve = class_curves(truth, found, evaluate_coco(truth, found))["cat"]
-    assert (curve.num_detections, curve.f1) == (100, 0)
+    assert (curve.num_detections, curve.best_f1) == (100, 0)
     found = predictions_of([*rows[1:], (1, 1, 0.1, A)])
     curve = class_curves(truth, found, evaluate_coco(truth, found))["cat"]
-    assert (curve.num_detections, curve.f1) == (100, 2 / 101)
+    assert (curve.num_detections, curve.best_f1) == (100, 2 / 101)
 
 
 # ---- confusion ----
