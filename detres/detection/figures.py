@@ -139,7 +139,8 @@ def pr_figure(curves: dict[str, Curve], mean: MeanCurve, at: str) -> Figure:
     """Return precision over recall of every class, as AP counts it: the highest precision from each
     recall on. A dot is where the class's score threshold stands.
 
-    at: from which overlap an object is found, in words. Of more than NAMED_CURVES classes the best and the worst by AP are named, the rest are grey.
+    at: from which overlap an object is found, in words. Of more than NAMED_CURVES classes the best
+    and the worst by AP are named, the rest are grey.
     """
     figure = Figure(figsize=(8.5, 6), layout="constrained")
     axes = figure.subplots()
