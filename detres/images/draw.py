@@ -171,7 +171,7 @@ def _places(
 
 def _around(box: np.ndarray, w: int, h: int, size: tuple[int, int]) -> np.ndarray:
     """Places (C, 2) for a caption of (w, h) at a box, the best first: above it, below, inside,
-    beside; moved into the image where they leave it.
+    beside, then a line higher and lower than these; moved into the image where they leave it.
     """
     x1, y1, x2, y2 = np.rint(box).astype(int).tolist()
     places = np.array(
@@ -181,6 +181,7 @@ def _around(box: np.ndarray, w: int, h: int, size: tuple[int, int]) -> np.ndarra
             *((x2, y1), (x1 - w, y1), (x2, y2 - h), (x1 - w, y2 - h)),
         ]
     )
+    places = np.concatenate((places, places - np.array((0, h)), places + np.array((0, h))))
     inside = np.clip(places, 0, np.maximum(np.array(size[::-1]) - (w, h), 0))
     moved = (inside != places).any(axis=1)
     return inside[np.argsort(moved, kind="stable")]

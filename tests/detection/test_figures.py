@@ -127,7 +127,7 @@ def test_of_many_classes_those_with_the_most_mistakes_are_shown_and_nothing_is_l
 def test_one_class_and_an_empty_matrix(tmp_path):
     empty = Confusion(("thing", "background"), np.zeros((2, 2), np.int64), np.array([0.5]))
     figure = confusion_figure(empty, "")
-    assert figure.axes[0].texts == []
+    assert len(figure.axes[0].texts) == 0
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == list(empty.names)
     drawn(tmp_path, figure)
 

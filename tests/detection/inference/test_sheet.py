@@ -134,7 +134,7 @@ def test_captions_have_one_size_whatever_that_of_the_picture(tmp_path, size):
     sheet = sheet_of(tmp_path, truth, found)[:, 12 + PANEL :]
     ground = np.abs(sheet[70:].astype(int) - sheets._WRONG[0]).max(axis=2) < 40
     runs = ground.sum(axis=1)
-    assert (runs > 30).sum() >= sheets._LETTERS  # the caption's ground, as high as its letters
+    assert (runs > 20).sum() >= sheets._LETTERS  # the caption's ground, as high as its letters
     assert sheet.shape[0] < 900
 
 
