@@ -159,5 +159,5 @@ def _write_confusion(folder: Path, confusion: Confusion, evaluation: DetectionEv
         for name, counts in zip(confusion.names, confusion.counts.tolist(), strict=True)
     ]
     write_table(folder / names.CONFUSION_TABLE, rows)
-    title = f"What was taken for what, {iou}, from each class's F1-best score on"
+    title = f"What was taken for what: {iou},\neach class from its F1-best score on"
     write_png(folder / names.CONFUSION_PICTURE, confusion_figure(confusion, title))

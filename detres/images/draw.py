@@ -106,9 +106,11 @@ def font_of(letters: int) -> ImageFont.FreeTypeFont:
 
 
 def text_color(ground: Color) -> Color:
-    """Return black or white, whichever is read better on `ground`."""
-    light = 0.299 * ground[0] + 0.587 * ground[1] + 0.114 * ground[2] > 140
-    return (0, 0, 0) if light else (255, 255, 255)
+    """Return black or white, whichever has more contrast to `ground` (WCAG 2.2, contrast ratio)."""
+    linear = ((np.array(ground) / 255 + 0.055) / 1.055) ** 2.4
+    luminance = linear @ (0.2126, 0.7152, 0.0722)
+    black, white = (luminance + 0.05) / 0.05, 1.05 / (luminance + 0.05)
+    return (0, 0, 0) if black > white else (255, 255, 255)
 
 
 def _draw_box(image: np.ndarray, mark: Mark, width: int) -> None:

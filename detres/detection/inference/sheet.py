@@ -26,7 +26,7 @@ PANEL = 440
 
 _LEAST_HEIGHT = 120
 _PAIRS = 2  # in a row
-_GAP = 12
+_GAP, _BETWEEN = 20, 6
 _LETTERS, _TITLE_LETTERS = 13, 19
 _WIDTH = 2  # of lines
 _WHITE, _GREY, _BLACK = (255, 255, 255), (225, 225, 225), (0, 0, 0)
@@ -105,7 +105,8 @@ class _Scene:
         blank = np.full((height + 3 * _line_height(), _GAP, 3), 255, np.uint8)
         parts = [blank]
         for index, (picture, scale) in zip(images, pictures, strict=True):
-            parts += [*self._pair(index, picture, scale, height), blank]
+            left, right = self._pair(index, picture, scale, height)
+            parts += [left, blank[:, :_BETWEEN], right, blank]
         return _widened(np.concatenate(parts, axis=1))
 
     def _scaled(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -207,7 +208,7 @@ def _text(lines: Sequence[str], letters: int, width: int, height: int) -> np.nda
 
 
 def _sheet_width() -> int:
-    return _GAP + _PAIRS * (2 * PANEL + _GAP)
+    return _GAP + _PAIRS * (2 * PANEL + _BETWEEN + _GAP)
 
 
 def _widened(part: np.ndarray) -> np.ndarray:

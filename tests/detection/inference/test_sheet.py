@@ -20,6 +20,8 @@ from detres.detection.structures import Predictions
 from detres.images.decode import ImageReadError, read_image
 from tests.detection.evaluation.scenes import predictions_of, truth_of
 
+LEFT = sheets._GAP
+RIGHT = LEFT + PANEL + sheets._BETWEEN
 BOX, OTHER = (10, 20, 60, 50), (5, 2, 40, 15)
 
 
@@ -82,8 +84,8 @@ def test_right_wrong_and_missed_have_colours_of_their_own(tmp_path):
 def test_the_objects_stand_left_and_the_detections_right(tmp_path):
     sheet = sheet_of(tmp_path, *scene_of(tmp_path, [(0, 1, BOX)], [(0, 1, 0.9, OTHER)], num=1))
     for (color, _), (low, high) in (
-        (sheets._MISSED, (0, 12 + PANEL)),
-        (sheets._WRONG, (12 + PANEL, 12 + 2 * PANEL)),
+        (sheets._MISSED, (LEFT, LEFT + PANEL)),
+        (sheets._WRONG, (RIGHT, RIGHT + PANEL)),
     ):
         columns = np.nonzero((np.abs(sheet[70:].astype(int) - color).max(axis=2) < 40).any(0))[0]
         assert low <= columns.min()
@@ -92,8 +94,8 @@ def test_the_objects_stand_left_and_the_detections_right(tmp_path):
     columns = np.nonzero(
         (np.abs(sheet[70:].astype(int) - sheets._MISSED[0]).max(axis=2) < 40).any(axis=0)
     )[0]
-    assert columns.min() == pytest.approx(12 + 10 * scale, abs=5)
-    assert columns.max() == pytest.approx(12 + 60 * scale, abs=5)
+    assert columns.min() == pytest.approx(LEFT + 10 * scale, abs=5)
+    assert columns.max() == pytest.approx(LEFT + 60 * scale, abs=5)
 
 
 def test_how_many_pictures_there_are_and_that_the_seed_draws_them(tmp_path, monkeypatch):
@@ -131,7 +133,7 @@ def test_captions_have_one_size_whatever_that_of_the_picture(tmp_path, size):
     h, w = size
     box = (0.1 * w, 0.2 * h, 0.9 * w, 0.8 * h)
     truth, found = scene_of(tmp_path, [], [(0, 1, 0.9, box)], num=1, size=size)
-    sheet = sheet_of(tmp_path, truth, found)[:, 12 + PANEL :]
+    sheet = sheet_of(tmp_path, truth, found)[:, RIGHT:]
     ground = np.abs(sheet[70:].astype(int) - sheets._WRONG[0]).max(axis=2) < 40
     runs = ground.sum(axis=1)
     assert (runs > 20).sum() >= sheets._LETTERS  # the caption's ground, as high as its letters
