@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from detres.cli.flags import notice, say
@@ -24,7 +27,8 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
     """Evaluate a results file or folder against annotations; no image is needed."""
     annotations, detections = Path(arguments.annotations), Path(arguments.detections)
     require_room(arguments.out)
-    truth, usual_protocol, split = read_truth(annotations, arguments.split)
+    wants_images = arguments.out is not None
+    truth, usual_protocol, split = read_truth(annotations, arguments.split, images=wants_images)
     others = {path.stem for path in (annotations / "Annotations").glob("[!.]*.[xX][mM][lL]")}
     protocol = arguments.protocol or usual_protocol
     iou_thresh = own_iou(protocol, arguments.iou)
@@ -44,11 +48,13 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
     show(result, arguments.out)
 
 
-def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | None]:
+def read_truth(
+    path: Path, split: str | None, *, images: bool = False
+) -> tuple[Annotations, str, str | None]:
     """Read ground truth as it stands; return it with the protocol that goes with it, and the split
     of a VOC or an ILSVRC folder.
 
-    Raises ValueError for a split of a file, and what the readers raise.
+    images: whether the files of the images of such a folder are looked for. Raises ValueError for a split of a file, and what the readers raise.
     """
     if not path.is_dir():
         if split:
@@ -58,14 +64,23 @@ def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | N
         return read_coco(path, None, box_policy="keep"), "coco", None
     if (path / "ImageSets" / "DET").is_dir():
         split = split or "val"
-        truth = read_ilsvrc(path, [f"DET/{split}"], box_policy="keep", check_images=False)
-        return truth, "imagenet_det", split
+        read = partial(read_ilsvrc, path, [f"DET/{split}"], box_policy="keep")
+        return _with_images(read, images), "imagenet_det", split
     lists = {file.stem for file in (path / "ImageSets" / "Main").glob("[!.]*.txt")}
     usual = "test" if "test" in lists else "val"
     split = split or (min(lists) if len(lists) == 1 else usual)
     year = re.search(r"(19|20)\d\d$", path.resolve().name)
     protocol = "voc12" if year and int(year[0]) >= 2010 else "voc07"
-    return read_voc(path, [split], box_policy="keep", check_images=False), protocol, split
+    read = partial(read_voc, path, [split], box_policy="keep")
+    return _with_images(read, images), protocol, split
+
+
+def _with_images(read: Callable[..., Annotations], wanted: bool) -> Annotations:
+    """Annotations with the files of their images where these are wanted and all there."""
+    with contextlib.suppress(FileNotFoundError):
+        if wanted:
+            return read(check_images=True)
+    return read(check_images=False)
 
 
 def own_iou(protocol: str, given: float | None) -> float:
@@ -105,7 +120,7 @@ def show(evaluation: DetectionEvaluation, out: str | None) -> None:
     missing = [file for file in evaluation.truth.image_files.tolist() if not Path(file).is_file()]
     write_evaluation(Path(out), evaluation, pictures=not missing)
     if missing:
-        notice(f"no sheet of pictures: {one_line(missing[0])} is not there")
+        notice(f"no sheet of pictures: the images are not at hand ({one_line(missing[0])})")
     made = [*NUMBER_FILES, *([] if missing else [PICTURE])]
     say(f"in {out}: {', '.join(made)}")
 

@@ -411,3 +411,18 @@ def test_out_needs_no_images_and_says_so(
     assert not (out / "val.jpg").exists()
     assert main(flags) == 2
     assert f"--out {out} already holds pr.csv" in capsys.readouterr().err
+
+
+def test_out_has_the_pictures_of_a_voc_folder_where_they_are_there(
+    voc_year: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = voc_results(voc_year, tmp_path / "found")
+    bare = tmp_path / "bare"
+    for name in ("Annotations", "ImageSets"):
+        shutil.copytree(voc_year / name, bare / name)
+    for year, pictures in ((voc_year, True), (bare, False)):
+        out = tmp_path / f"out of {year.name}"
+        flags = ["--detections", str(found), "--annotations", str(year), "--out", str(out)]
+        assert main([*flags, "--split", "val"]) == 0
+        assert (out / "val.jpg").exists() == pictures
+        assert ("no sheet of pictures" in capsys.readouterr().err) != pictures
