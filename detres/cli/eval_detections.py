@@ -54,7 +54,8 @@ def read_truth(
     """Read ground truth as it stands; return it with the protocol that goes with it, and the split
     of a VOC or an ILSVRC folder.
 
-    images: whether the files of the images of such a folder are looked for. Raises ValueError for a split of a file, and what the readers raise.
+    images: whether the files of the images of such a folder are looked for. Raises ValueError for a
+    split of a file, and what the readers raise.
     """
     if not path.is_dir():
         if split:
