@@ -68,9 +68,12 @@ def training_figure(runs: Sequence[RunRecords]) -> Figure:
     if any((line.get_ydata() > 0).any() for line in losses.lines):
         losses.set_yscale("log", nonpositive="mask")
     losses.set(ylabel="loss")
-    rate.set(ylabel="learning rate", ylim=(0, None))
-    numbers.set(xlabel="step", ylabel="held-out", ylim=(0, None))
+    rate.set(ylabel="learning rate")
+    numbers.set(xlabel="step", ylabel="held-out")
     numbers.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (rate, numbers):
+        highest = max((np.max(line.get_ydata()) for line in axes.lines), default=0)
+        axes.set_ylim(0, 1.08 * highest or 1)
     for axes in (losses, rate, numbers):
         axes.grid(alpha=0.3)
         if any(not line.get_label().startswith("_") for line in axes.lines):

@@ -21,6 +21,9 @@ from detres.images.draw import Color, Line, Mark, draw_marks, font_of
 WORST, DRAWN = 6, 6
 """Pictures with the most mistakes on a sheet, and pictures drawn by seed beside them."""
 
+CAPTIONED = 24
+"""Boxes of a picture of which all have captions; of more the mistakes alone."""
+
 PANEL = 440
 """Px that a picture's longer side gets; every picture stands on the sheet twice."""
 
@@ -161,11 +164,14 @@ def _looks(states: tuple[np.ndarray, np.ndarray], looks: tuple[_Look, _Look]) ->
 
 
 def _sorted_marks(boxes: np.ndarray, captions: list[str], looks: list[_Look]) -> list[Mark]:
-    """Marks of boxes (B, 4), mistakes first: their captions are needed, and stay on top."""
-    marks = [
-        Mark(box, color, caption, line, needed=(color, line) in (_WRONG, _MISSED))
-        for box, caption, (color, line) in zip(boxes, captions, looks, strict=True)
-    ]
+    """Marks of boxes (B, 4), mistakes first: their captions are needed, and stay on top; where
+    there are more than CAPTIONED boxes, they are the only ones.
+    """
+    marks = []
+    for box, caption, (color, line) in zip(boxes, captions, looks, strict=True):
+        mistake = (color, line) in (_WRONG, _MISSED)
+        shown = caption if mistake or len(boxes) <= CAPTIONED else ""
+        marks.append(Mark(box, color, shown, line, needed=mistake))
     return sorted(marks, key=lambda mark: not mark.needed)
 
 

@@ -140,6 +140,21 @@ def test_captions_have_one_size_whatever_that_of_the_picture(tmp_path, size):
     assert sheet.shape[0] < 900
 
 
+def test_in_a_crowd_the_mistakes_alone_have_captions(tmp_path):
+    """Columns of right detections, and one wrong one; one box more, and the right have no names."""
+    boxes = [(20 * n, 10, 20 * n + 10, 60) for n in range(sheets.CAPTIONED)]
+    ground = {}
+    for num in (sheets.CAPTIONED - 1, sheets.CAPTIONED):
+        objects = [(0, 1, box) for box in boxes[:num]]
+        rows = [*((0, 1, 0.9, box) for box in boxes[:num]), (0, 1, 0.8, (0, 100, 100, 150))]
+        truth, found = scene_of(tmp_path, objects, rows, num=1, size=(200, 500))
+        sheet = sheet_of(tmp_path, truth, found)[:, RIGHT:]
+        ground[num] = [near(sheet, color) for color, _ in (sheets._RIGHT, sheets._WRONG)]
+    few, many = ground.values()
+    assert many[0] < 0.8 * few[0]
+    assert many[1] == pytest.approx(few[1], rel=0.1)
+
+
 def test_an_image_that_cannot_be_read_is_named_and_no_sheet_is_left(tmp_path):
     truth, found = scene_of(tmp_path, [], [(3, 1, 0.9, BOX)])
     Path(str(truth.image_files[3])).write_text("no image")
