@@ -36,6 +36,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["backbones", "detres", "detres.*"]),
+    package_data={"backbones": ["py.typed"], "detres": ["py.typed"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "torch>=2.6",

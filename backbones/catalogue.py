@@ -4,6 +4,7 @@ score.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -249,6 +250,29 @@ _OF_TIMM = re.compile(r"(?<![a-z])resnet\d+\.(\w+_)?in\d+k")
 _IN_THE_3X3 = re.compile(
     rf"{_OF_TIMM.pattern}|(?<![a-z])resnet\d+_(\w+_in\d+k|(8xb|b|batch)\d+(x\d+)?_(in1k|imagenet))"
 )
+
+
+OPEN_NSFW = InputSpec(channel_order="bgr", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0))
+"""Yahoo's half-width ResNet-50, a Caffe model."""
+
+_CONV1 = {
+    "2ec1e7459f47d35dbcd8650856adcf801f05c42cd732d2624109c193a1f5f5c3": (
+        {"stride_placement": "original", "pool1": "caffe"},
+        OPEN_NSFW,
+    ),
+}
+"""sha256 of the float32 values of conv1 -> traits and input, of networks that are passed on in many
+conversions, whose files neither name nor describe them.
+"""
+
+
+def known_by_conv1(weight: Tensor) -> tuple[dict[str, str], InputSpec] | None:
+    """Return traits and input of the network whose first convolution is `weight`, (64, 3, 7, 7)
+    float32, None where it is none of those that are known by it.
+    """
+    if weight.shape != (64, 3, 7, 7):
+        return None
+    return _CONV1.get(hashlib.sha256(weight.contiguous().numpy().tobytes()).hexdigest())
 
 
 PAPER_ERRORS = {

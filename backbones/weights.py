@@ -22,6 +22,7 @@ from backbones.catalogue import (
     InputSpec,
     PublishedWeights,
     file_named,
+    known_by_conv1,
     known_by_name,
     known_file,
 )
@@ -246,6 +247,42 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise WeightsError(str(error)) from None
 
 
+@dataclass(frozen=True)
+class FileFacts:
+    """What a weights file tells of the network in it.
+
+    words: "resnet50 of 0.5 times the width". settings: the arguments of `create_backbone` that make
+    it. input_spec: what it expects, None where nothing says. ours: whether its metadata say so, as
+    those of `save_weights` and of a larger model do, and not what it was published as.
+    """
+
+    words: str
+    settings: dict[str, str | float]
+    input_spec: InputSpec | None
+    ours: bool
+
+
+def facts_of_file(path: str | Path) -> FileFacts | None:
+    """Return what a local weights file is of, by its tensors, with all that its metadata, its
+    digest, its name and the names in it tell; None for a network that this package does not make.
+
+    Raises WeightsError as `load_weights` does for a file that cannot be read.
+    """
+    path = Path(path)
+    file = _local(path)
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
+    ours = "traits" in metadata or OF_BACKBONE in metadata
+    for found in networks_in(file.contents):
+        looks_like = recognise(found.named.tensors)
+        if looks_like is None or not looks_like.settings:
+            continue
+        traits, expected = found.named.traits, found.named.input_spec
+        if file.said.traits is not None:
+            traits, expected = file.said.traits, file.said.input_spec
+        return FileFacts(looks_like.words, {**looks_like.settings, **traits}, expected, ours)
+    return None
+
+
 def recognise_file(path: str | Path) -> Looks | None:
     """Return which network of this package a local weights file is of, by its tensors alone, with
     what its names tell of how to build it; None where that cannot be told.
@@ -304,7 +341,7 @@ def _local(path: Path) -> _File:
     if published is not None:
         said = _Said(dict(published.traits), published.input_spec)
     else:
-        said = _said_in(metadata, mean_image, path) or _said_by_name(path, contents)
+        said = _said_in(metadata, mean_image, path) or _said_by_content(path, contents)
     unchecked = () if checked or published is not None else (UNCHECKED,)
     return _File(str(path), contents, said, unchecked)
 
@@ -377,8 +414,13 @@ def _facts_of_larger(metadata: Mapping[str, str]) -> Mapping[str, str] | None:
     return {"traits": json.dumps(traits), "input_spec": json.dumps(spec)}
 
 
-def _said_by_name(path: Path, contents: Contents) -> _Said:
-    """What the name of a file of torchvision's names tells."""
+def _said_by_content(path: Path, contents: Contents) -> _Said:
+    """What the first convolution, else the name of a file of torchvision's names tells."""
+    for name, tensor in contents.tensors.items():
+        if name.rpartition(".")[0].endswith("conv1") and tensor.dtype == torch.float32:
+            known = known_by_conv1(tensor)
+            if known is not None:
+                return _Said(*known)
     known_kinds = ("layer4.0.conv1.weight", "features.0.weight")  # ResNets and VGGs
     if not any(name.endswith(known_kinds) for name in contents.tensors):
         return _Said()

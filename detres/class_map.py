@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ class ClassMap:
                     f"ClassMap: {what} {', '.join(repeated[:LISTED_CLASSES])} is given to more "
                     "than one class"
                 )
+
+    def __repr__(self) -> str:
+        return f"ClassMap({len(self)}: {reprlib.repr(self.names)})"
 
     @classmethod
     def of_names(cls, names: Sequence[str]) -> ClassMap:

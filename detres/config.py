@@ -12,7 +12,7 @@ import difflib
 import json
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_origin
@@ -58,6 +58,15 @@ class Section(BaseModel):
     )
     renamed: ClassVar[dict[str, str]] = {}
 
+    @classmethod
+    def overridden(cls, settings: dict, given: set[str]) -> dict:  # noqa: ARG003
+        """Return the settings of this section that take the place of others once the keys `given`
+        were overridden; none, unless a section says that its keys displace each other.
+
+        settings: all of the section, as plain values that are not checked yet.
+        """
+        return {}
+
 
 AnySection = TypeVar("AnySection", bound=Section)
 Notice = Callable[[str], None]
@@ -79,11 +88,59 @@ def load_config(
     the nearest valid one), a wrong type, an impossible pair; FileNotFoundError when there is no
     such file.
     """
-    tree = _read(path)
-    _rename(kind, tree, str(path), notice)
+    return config_of(_read(path), kind, overrides, str(path), notice=notice)
+
+
+def config_of(
+    tree: dict,
+    kind: type[AnySection],
+    overrides: Sequence[str],
+    source: str,
+    *,
+    notice: Notice = lambda _: None,
+) -> AnySection:
+    """Return what a mapping describes, `key.sub=value` overrides applied; `tree` is changed.
+
+    source: where it is from, for messages. Raises ConfigError as `load_config` does.
+    """
+    _rename(kind, tree, source, notice)
+    _apply_all(kind, tree, overrides, notice)
+    return check(kind, tree, source + (" with --set" if overrides else ""))
+
+
+def given_settings(kind: type[Section], overrides: Sequence[str]) -> dict[str, object]:
+    """Return what `key.sub=value` overrides give, by whole key, the names they have now; values are
+    plain, not yet checked. Raises ConfigError for one that is no such thing.
+    """
+    tree: dict = {}
     for override in overrides:
-        _apply(kind, tree, override, notice)
-    return check(kind, tree, f"{path}" + (" with --set" if overrides else ""))
+        _apply(kind, tree, override, lambda _: None)
+    return by_key(_settled(tree, kind))
+
+
+def nested(settings: Iterable[tuple[str, object]]) -> dict:
+    """Return settings (whole key, such as train.lr; value) as nested mappings, a later one in place
+    of an earlier; a value that is a mapping is joined with what its section has.
+    """
+    tree: dict = {}
+    for key, value in settings:
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if isinstance(value, dict):
+            node.setdefault(last, {}).update(value)
+        else:
+            node[last] = value
+    return tree
+
+
+def in_yaml(value: object) -> str:
+    """Return a plain value as YAML has it in one line, which --set reads back."""
+    text = yaml.safe_dump(
+        value, default_flow_style=True, width=2**31, allow_unicode=True, sort_keys=False
+    )
+    return text.strip().removesuffix("\n...")
 
 
 def read_tree(path: str | Path) -> dict:
@@ -91,6 +148,42 @@ def read_tree(path: str | Path) -> dict:
     keys and wrong values.
     """
     return _settled(_read(path))
+
+
+def read_texts(path: str | Path, what: str) -> dict:
+    """Return a YAML file of another program's, a mapping, whose keys may be numbers; every scalar
+    is text, as it is written, but null and nothing, which are None.
+
+    what: it is, for messages. Raises ConfigError naming file and line, FileNotFoundError where
+    there is no such file.
+    """
+    require_file(path, what)
+    _require_small(Path(path))
+    try:
+        tree = _parse(read_text(path, what), str(path), numbered=True)
+    except TextError as error:
+        raise ConfigError(str(error)) from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping, got {type(tree).__name__}")
+    return _as_texts(tree)
+
+
+def _as_texts(tree: object) -> object:
+    if isinstance(tree, dict):
+        return {key: _as_texts(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_as_texts(value) for value in tree]
+    if isinstance(tree, _Plain):
+        return None if tree.value is None else tree.text
+    return tree
+
+
+def _require_small(path: Path) -> None:
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise ConfigError(
+            f"{path} has {size} bytes, a configuration at most {_MOST_BYTES}: it is another file"
+        )
 
 
 def _read(path: str | Path) -> dict:
@@ -102,11 +195,7 @@ def _read(path: str | Path) -> dict:
         hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
         raise FileNotFoundError(f"no config file {path}{hint}")
     require_file(path, "config file")
-    if path.stat().st_size > _MOST_BYTES:
-        raise ConfigError(
-            f"{path} has {path.stat().st_size} bytes, a configuration at most {_MOST_BYTES}: it is "
-            "another file"
-        )
+    _require_small(path)
     try:
         text = read_text(path, "config file")
     except TextError as error:
@@ -128,8 +217,7 @@ def with_overrides(
     notice: see load_config. Raises ConfigError naming `source`.
     """
     tree = json.loads(config.model_dump_json())
-    for override in overrides:
-        _apply(type(config), tree, override, notice)
+    _apply_all(type(config), tree, overrides, notice)
     return check(type(config), tree, f"{source} with --set")
 
 
@@ -145,12 +233,9 @@ def check(section: type[AnySection], tree: dict, source: str) -> AnySection:
         # for 1.
         return section.model_validate_json(json.dumps(_settled(tree, section)), strict=True)
     except ValidationError as error:
-        by_key = {
-            tuple(part for part in e["loc"] if part not in _UNION_TAGS): e for e in error.errors()
-        }
         lines = [
-            shortened(one_line(_explain(section, e, source)), _LONGEST_FAULT)
-            for e in by_key.values()
+            shortened(one_line(_explain(section, each, source)), _LONGEST_FAULT)
+            for each in _one_a_key(error)
         ]
         if len(lines) > _MOST_FAULTS:
             more = len(lines) - (_MOST_FAULTS - 1)
@@ -268,11 +353,12 @@ def _plain(text: str) -> str | _Plain:
 class _Builder:
     """Makes plain containers of YAML nodes, duplicate keys and other tags than YAML's own refused.
 
-    Counts what it makes: aliases of aliases write a file of 1 kB out to gigabytes.
+    Counts what it makes: aliases of aliases write a file of 1 kB out to gigabytes. numbered:
+    whether a key may be a number, which is then text too.
     """
 
-    def __init__(self) -> None:
-        self.left = _MOST_VALUES
+    def __init__(self, *, numbered: bool = False) -> None:
+        self.left, self.numbered = _MOST_VALUES, numbered
 
     def build(self, node: yaml.Node, depth: int = 0) -> object:
         self.left -= 1
@@ -295,7 +381,7 @@ class _Builder:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
             plain = isinstance(key_node, yaml.ScalarNode) and key_node.style is None
             if not isinstance(key_node, yaml.ScalarNode) or (
-                plain and isinstance(_plain(key), _Plain)
+                plain and isinstance(_plain(key), _Plain) and not self.numbered
             ):
                 raise _problem(key_node, f"key {key} is not a name")
             value = self.build(value_node, depth + 1)
@@ -315,11 +401,11 @@ def _problem(node: yaml.Node, what: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark)
 
 
-def _parse(text: str, source: str) -> object:
+def _parse(text: str, source: str, *, numbered: bool = False) -> object:
     """The document as containers of text and _Plain scalars."""
     try:
         node = yaml.compose(text, Loader=_Resolver)
-        return None if node is None else _Builder().build(node)
+        return None if node is None else _Builder(numbered=numbered).build(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{source}:{mark.line + 1}" if mark else source
@@ -337,6 +423,8 @@ def _settled(tree: object, wanted: object = None) -> object:
     text where it takes text alone, their value elsewhere.
     """
     options = _options(wanted)
+    if _stands_for_a_list(tree, options):
+        tree = [tree]
     if isinstance(tree, _Plain):
         kinds = [option for option in options if option is not type(None)]
         text = bool(kinds) and all(_is_text(kind) for kind in kinds)
@@ -353,6 +441,14 @@ def _settled(tree: object, wanted: object = None) -> object:
             for key, value in tree.items()
         }
     return tree
+
+
+def _stands_for_a_list(tree: object, options: list[object]) -> bool:
+    """Whether one value is given where a list of any length belongs and nothing else does."""
+    value = tree.value if isinstance(tree, _Plain) else tree
+    kinds = [option for option in options if option is not type(None)]
+    lists = [kind for kind in kinds if get_origin(kind) is tuple and get_args(kind)[1:] == (...,)]
+    return value is not None and not isinstance(value, list | tuple | dict) and kinds == lists != []
 
 
 def _options(wanted: object) -> list[object]:
@@ -378,7 +474,27 @@ def _item_types(options: list[object], number: int) -> list[object]:
     return [*inside, *[None] * number][:number]
 
 
-def _apply(section: type[Section], tree: dict, override: str, notice: Notice) -> None:
+def _apply_all(
+    section: type[Section], tree: dict, overrides: Sequence[str], notice: Notice
+) -> None:
+    """Put overrides into `tree`, in place, and what they displace out of it."""
+    given = {_apply(section, tree, override, notice) for override in overrides}
+    for at in {key[:-1] for key in given}:
+        part, settings = section, tree
+        for name in at:
+            part = _subsections(part).get(name) if part is not None else None
+            settings = settings[name]
+        if part is not None:
+            keys = {key[-1] for key in given if key[:-1] == at}
+            displaced = part.overridden(_settled(settings, part), keys)
+            settings.update(displaced)
+            for name, value in displaced.items():
+                if value:
+                    notice(f"with --set, {'.'.join([*at, name])} is now {shown(value)}")
+
+
+def _apply(section: type[Section], tree: dict, override: str, notice: Notice) -> tuple[str, ...]:
+    """Put an override into `tree`, in place; return its key, by the names it has now."""
     key, equals, value = override.partition("=")
     source = f"--set {shortened(override)}"
     if not equals or not key:
@@ -401,10 +517,22 @@ def _apply(section: type[Section], tree: dict, override: str, notice: Notice) ->
             raise
         node[last] = value  # a pattern such as *.tar or {00..10}.tar, which is no YAML
     _rename(section, tree, source, notice)  # also inside a mapping given as value
+    return (*parents, last)
 
 
-_UNION_TAGS = ("bool", "literal['auto']")
+_UNION_TAGS = ("bool", "constrained-int", "literal['auto']", "literal['auto','all']")
 """What pydantic puts into the location of an error in a setting of two types, one error a type."""
+
+
+def _one_a_key(error: ValidationError) -> list[dict]:
+    """The errors, those of a setting of two types as one that says what both take."""
+    found: dict[tuple, dict] = {}
+    for each in error.errors():
+        key = tuple(part for part in each["loc"] if part not in _UNION_TAGS)
+        before = f"{found[key]['msg']}, or " if key in found else ""
+        own = each["msg"].removeprefix("Input should be ") if before else each["msg"]
+        found[key] = {**each, "msg": f"{before}{own}"}
+    return list(found.values())
 
 
 def _explain(section: type[Section], error: dict, source: str) -> str:

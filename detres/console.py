@@ -42,6 +42,13 @@ def shortened(text: str, longest: int = _LONGEST) -> str:
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
 
 
+def clock(seconds: float) -> str:
+    """Return a duration as a clock shows it, M:SS or H:MM:SS."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
 def write_line(text: str, stream: TextIO | None = None) -> None:
     """Write a line (or several), as `printable` makes it, to `stream` (standard output) at once."""
     stream = sys.stdout if stream is None else stream

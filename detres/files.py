@@ -86,10 +86,13 @@ def require_free_folder(folder: Path) -> None:
     Raises TakenFolderError for one that holds files, which are left as they are, or a file of that
     name, OSError naming it where none can be made there.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise TakenFolderError(f"{folder} already holds files and is left as it is")
     with writing_folder(folder):
         pass
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise TakenFolderError(f"{folder} already holds files and is left as it is")
 
 
 @contextlib.contextmanager
@@ -101,6 +104,7 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     they are not there. Raises TakenFolderError when `folder` holds files or is one, OSError naming
     it when it cannot be made.
     """
+    _require_empty(folder)
     folder = Path(os.path.realpath(folder))
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process killed that had the same number
@@ -108,7 +112,7 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         for path in temporary.rglob("*"):
-            if path.is_file():
+            if path.is_file() and not path.is_symlink():
                 with path.open("r+b") as file:
                     os.fsync(file.fileno())
         os.replace(temporary, folder)
@@ -140,8 +144,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if kind != "safetensors":
             what = "a pickle" if kind == "pickle" else "a file of torch.save"
             raise CheckpointError(
-                f"{path} is {what}, not a run's .safetensors (last.pt is one: the state from which "
-                f"the run goes on); {WHERE_WEIGHTS_ARE}"
+                f"{path} is {what}, not a run's .safetensors or last.pt; {WHERE_WEIGHTS_ARE}"
             )
         return read_safetensors(path)
     except FileNotFoundError:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from detres.classification.classifier import Classifier
-from detres.classification.weights_file import as_classifier, is_classifier
+from detres.classification.weights_file import is_classifier
 from detres.config import Notice
-from detres.detection.inference.detector import Detector
-from detres.detection.weights_file import as_detector
+from detres.detection.detector import Detector
+from detres.runs.weights import find_weights
 
 
-def load(path: str | Path, notice: Notice = lambda _: None) -> Detector | Classifier:
-    """Return what the weights file of a run holds, a detector or a classifier, on the CPU.
+def load(file_or_name: str | Path, notice: Notice = lambda _: None) -> Detector | Classifier:
+    """Return what a run has learned, a detector or a classifier, on the CPU.
 
-    notice: called with a line when the file, of an earlier version, carries no checksum. Raises
-    CheckpointError naming the file when it is missing, damaged, or no weights file of a run, and
-    saying what it is.
+    file_or_name: its weights file; the state it was stopped in, last.pt; its folder, or its name
+    (runs/NAME, of several the one saved last), of which it is what find_weights chooses. notice:
+    called with a line when the file, of an earlier version, carries no checksum, and when it is a
+    state. Raises CheckpointError naming the file when it is missing, damaged, or nothing of a run,
+    and saying what it is; OtherWingError for the state of a localiser.
     """
-    path = Path(path)
-    return as_classifier(path, notice) if is_classifier(path) else as_detector(path, notice)
+    path = find_weights(file_or_name)
+    return (Classifier if is_classifier(path) else Detector).load(path, notice)

@@ -25,6 +25,7 @@ SHARED = {  # the rooms both wings stand on
     "detres.network",
     "detres.runs",
     "detres.user_files",
+    "detres.waiting",
 }
 BASE = {"torch", "numpy"}
 D, C = "detres.detection", "detres.classification"
@@ -37,6 +38,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.console": (set(), set()),
     "detres.eval_mode": (set(), {"torch"}),
     "detres.user_files": (set(), set()),
+    "detres.waiting": ({"detres.console"}, {"tqdm"}),
     "detres.values": (set(), set()),
     "detres.config": ({"detres.console", "detres.user_files"}, {"pydantic", "yaml"}),
     # the one writer of files is backbones.files
@@ -44,7 +46,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.network": ({"backbones", "detres.config"}, {"pydantic"}),
     "detres.images": (
         {"backbones", "detres.class_map", "detres.console", "detres.files", "detres.user_files"},
-        BASE | {"cv2", "PIL", "fsspec", "matplotlib"},  # of which the font alone
+        BASE | {"cv2", "PIL", "fsspec", "tqdm", "matplotlib"},  # of which the font alone
     ),
     "detres.engine": (
         {"detres.console", "detres.files"},
@@ -54,14 +56,26 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         {"detres.engine", "detres.files", "detres.config", "detres.user_files"},
         BASE | {"torchvision", "cv2", "pydantic"},
     ),
+    "detres.runs.resumable": (set(), set()),  # light
     f"{D}.structures": ({"detres.class_map"}, BASE),
     f"{D}.annotations": ({"detres.class_map", f"{D}.structures"}, BASE),
-    f"{D}.config": ({"backbones", "detres.config", "detres.network", "detres.runs"}, {"pydantic"}),
+    f"{D}.choices": (set(), set()),  # light: what a command's arguments are read with
+    f"{D}.duration": (set(), set()),  # light
+    f"{D}.config": (
+        {"backbones", "detres.config", "detres.network", "detres.runs", f"{D}.choices"},
+        {"pydantic"},
+    ),
     f"{D}.data": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
-        | {"detres.held_out", "detres.user_files", "detres.values"}
+        | {"detres.config", "detres.held_out", "detres.user_files", "detres.values"}
+        | {"detres.waiting"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.config"},
-        BASE | {"cv2", "albumentations", "defusedxml"},
+        BASE | {"cv2", "albumentations", "defusedxml", "tqdm", "yaml"},
+    ),
+    # the boxes that anchors are, which know no network
+    f"{D}.data.anchor_fit": (
+        {"detres.images", f"{D}.annotations", f"{D}.config", f"{D}.models.anchors"},
+        {"numpy"},
     ),
     f"{D}.models": (
         {"backbones", "detres.boxes", "detres.images.normalize", f"{D}.structures"},
@@ -69,19 +83,20 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     f"{D}.inference": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
-        | {"detres.eval_mode"}
-        | {f"{D}.structures", f"{D}.annotations", f"{D}.models", f"{D}.data.batch"}
-        | {f"{D}.evaluation.curves", f"{D}.evaluation.matches"},
-        BASE | {"cv2", "PIL", "tqdm"},
+        | {"detres.eval_mode", "detres.user_files", "detres.waiting"}
+        | {f"{D}.evaluation.result_files", f"{D}.evaluation.curves", f"{D}.evaluation.matches"}
+        | {f"{D}.structures", f"{D}.choices", f"{D}.annotations", f"{D}.models", f"{D}.data.batch"},
+        BASE | {"cv2", "PIL"},
     ),
     f"{D}.evaluation": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files"}
         | {"detres.images.decode", "detres.user_files", "detres.values"}
-        | {f"{D}.structures", f"{D}.annotations"},
+        | {f"{D}.structures", f"{D}.annotations", f"{D}.choices"},
         BASE | {"pycocotools"},
     ),
-    f"{D}.localisation": (SHARED | {D}, BASE | {"pydantic", "tqdm"}),
+    f"{D}.localisation": (SHARED | {D}, BASE | {"pydantic"}),
     f"{D}.build": (SHARED | {D}, {"torch"}),
+    f"{D}.detector": (SHARED | {D}, BASE),
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
     f"{D}.figures": (
         {"detres.console", "detres.files", "detres.runs.records", f"{D}.evaluation.curves"},
@@ -89,21 +104,35 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     f"{D}.evaluation_files": (SHARED | {D}, {"numpy"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),
-    f"{D}.training": (SHARED | {D}, {"torch"}),
+    f"{D}.pretrained": ({"backbones", "detres.user_files"}, {"torch"}),
+    f"{D}.chosen_settings": (SHARED | {D}, BASE),
+    f"{D}.own_data": (SHARED | {D}, {"torch"}),
+    f"{D}.time_budget": (SHARED | {D}, {"numpy"}),
+    f"{D}.training": (SHARED | {D}, BASE),
+    f"{D}.judging": (SHARED | {D}, BASE),
     f"{D}.alternating": (SHARED | {D}, {"torch"}),
     C: (
         SHARED | {C, f"{D}.annotations", f"{D}.data.coco", f"{D}.data.shapes"},
-        BASE | {"torchvision", "cv2", "fsspec", "pydantic", "tqdm"},
+        BASE | {"torchvision", "cv2", "fsspec", "pydantic"},
     ),
     "detres.benchmarks": (SHARED | {D, C}, BASE | {"torchvision", "cv2", "PIL"}),
-    "detres.predictors": ({D, C, "detres.config"}, set()),
+    "detres.report": ({"detres.console", "detres.images", f"{D}.data"}, BASE | {"cv2"}),
+    "detres.predictors": ({D, C, "detres.config", "detres.runs"}, set()),
     "detres.reproduction": (
         {"backbones", "detres.config", "detres.console", "detres.files", "detres.runs"}
         | {"detres.user_files", f"{C}.config", f"{D}.config", f"{D}.localisation.config"},
         set(),
     ),
-    "detres.cli": (
-        SHARED | {D, C, "detres.benchmarks", "detres.predictors", "detres.reproduction", "detres"},
+    "detres.reproduction.tables": (set(), set()),  # light
+    "detres.cli": (  # what is light, so that arguments are read at once
+        {"detres", "detres.console", "detres.user_files", "detres.runs.resumable"}
+        | {f"{D}.choices", f"{D}.duration", "detres.reproduction.tables"},
+        set(),
+    ),
+    "detres.commands": (
+        SHARED
+        | {D, C, "detres.benchmarks", "detres.predictors", "detres.report", "detres.reproduction"}
+        | {"detres.cli.flags", "detres.cli.proposal_flags"},
         BASE | {"matplotlib"},
     ),
     "detres": (set(), set()),  # the Python API: its names are imported when asked for
@@ -214,6 +243,10 @@ def test_nothing_imports_in_a_circle():
         ("detres.engine", "from detres.cli import train_det", ["detres.cli.train_det"]),
         ("detres.runs", f"from {D}.config import DetectionConfig", [f"{D}.config"]),
         ("detres.benchmarks", "from detres.cli.flags import say", ["detres.cli.flags"]),
+        ("detres.cli", "from detres.commands.ending import HINTS", ["detres.commands.ending"]),
+        ("detres.cli", "from detres.runs.folder import STATE", ["detres.runs.folder"]),
+        ("detres.cli", "import numpy", ["numpy"]),
+        ("detres.cli", "from detres.detection.choices import SPLITS", []),
         ("detres.boxes", "def f():\n    import math", ["math inside a function"]),
     ],
 )

@@ -92,3 +92,12 @@ def test_many_classes_are_looked_up_in_linear_time():
     with pytest.raises(KeyError) as caught:
         many.index_of_name("other")
     assert len(str(caught.value)) < 300
+
+
+def test_its_repr_is_a_line_however_many_classes_there_are():
+    assert repr(CLASSES) == "ClassMap(3: ('cat', 'dog', 'owl'))"
+    assert repr(ClassMap.of_names([])) == "ClassMap(0: ())"
+    many = ClassMap.of_names([f"class\n{n}" * 20 for n in range(1000)])
+    assert repr(many).startswith("ClassMap(1000: (")
+    assert "\n" not in repr(many)
+    assert len(repr(many)) < 300

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from pathlib import Path
 
@@ -13,12 +14,18 @@ from detres.config import (
     ConfigError,
     Section,
     check,
+    config_of,
+    given_settings,
+    in_yaml,
     load_config,
+    nested,
+    read_texts,
     to_yaml,
     what_differs,
     with_overrides,
 )
-from detres.detection.config import DetectionConfig
+from detres.detection.config import DataConfig, DetectionConfig
+from detres.detection.data.read import NoSplitError, read_split
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = """\
@@ -148,7 +155,7 @@ def test_a_wrong_value_is_named_with_its_key(tmp_path, override, message):
         (["model.backbone.norm=frozen"], "it would stay random"),
         (["model.backbone.freeze_at=2"], "it would stay random"),
         (
-            ["train.epochs=3"],
+            ["train.epochs=3", "train.steps=5"],
             "steps and epochs are both given: set one of train.steps and train.epochs to null",
         ),
         (["train.steps=null"], "give either train.steps or train.epochs"),
@@ -157,7 +164,7 @@ def test_a_wrong_value_is_named_with_its_key(tmp_path, override, message):
         (["train.milestones=[50]", "train.schedule=cosine"], "cosine has no milestones"),
         (["data.format=coco"], "train has 1 annotation files but train_images 0 folders"),
         (["data.format=shapes"], "shapes has splits of its own"),
-        (["data.train=[]"], "train is missing"),
+        (["data.train=[]", "data.hold_out=3"], "train is missing"),
         (["data.train_images=[images]"], "does not apply to format voc"),
     ],
 )
@@ -558,3 +565,165 @@ def test_a_configuration_that_is_no_file(tmp_path):
     (tmp_path / "link.yaml").symlink_to("gone.yaml")
     with pytest.raises(FileNotFoundError, match=r"link\.yaml is a link to gone\.yaml"):
         load_config(tmp_path / "link.yaml", DetectionConfig)
+
+
+# ---- settings by whole key ----
+
+
+def test_what_overrides_give_is_told_by_whole_key():
+    overrides = ["train.steps=5", "model.anchors={sizes: [32], style: torchvision}", "name=0012"]
+    overrides += ["model.input.shorter=100", "train.steps=6"]
+    assert given_settings(DetectionConfig, overrides) == {
+        "train.steps": 6,
+        "model.anchors.sizes": [32],
+        "model.anchors.style": "torchvision",
+        "name": "0012",
+        "model.input.short_side": 100,
+    }
+    with pytest.raises(ConfigError, match="expected key=value"):
+        given_settings(DetectionConfig, ["train.steps"])
+
+
+def test_settings_by_whole_key_nest_the_later_one_wins():
+    given = [("a.b", 1), ("a", {"c": 2, "b": 3}), ("a.c", 4), ("d", 5), ("e.f.g", [6])]
+    assert nested(given) == {"a": {"b": 3, "c": 4}, "d": 5, "e": {"f": {"g": [6]}}}
+    assert nested([]) == {}
+
+
+def test_a_mapping_is_checked_as_a_file_is():
+    tree = {"name": "a", "data": {"format": "shapes"}, "train": {"steps": 5}}
+    tree["model"] = {"backbone": {"weights": "w"}}
+    config = config_of(copy.deepcopy(tree), DetectionConfig, ["train.lr=1e-5"], "what was chosen")
+    assert (config.train.lr, config.train.steps) == (1e-5, 5)
+    with pytest.raises(ConfigError, match=r"^what was chosen with --set: unknown key 'train\.lrr'"):
+        config_of(copy.deepcopy(tree), DetectionConfig, ["train.lrr=1"], "what was chosen")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        3,
+        0.1,
+        1e-05,
+        True,
+        None,
+        "a b",
+        "no",
+        "[x]",
+        [16.0, 32.0],
+        ["a", "b c"],
+        {"a": [1], "b": "x"},
+    ],
+)
+def test_a_value_in_yaml_is_read_back(value):
+    text = in_yaml(value)
+    assert "\n" not in text
+    assert yaml.safe_load(text) == value
+
+
+# ---- one value where a list belongs, and settings that displace each other ----
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("data.train=trainval", ("trainval",)),
+        ("data.train=VOC2007/trainval", ("VOC2007/trainval",)),
+        ("data.train=2007", ("2007",)),
+        ("data.train=no", ("no",)),
+        ("data.train=[a, b]", ("a", "b")),
+        ("data.classes=dog", ("dog",)),
+        ("data.classes=null", None),
+        ("train.milestones=50", (50.0,)),
+        ("model.anchors.sizes=64", (64.0,)),
+        ("model.input.train_short_sides=480", (480,)),
+        ("eval.multi_scale.short_sides=600", (600,)),
+    ],
+)
+def test_one_value_stands_for_a_list_of_it(tmp_path, override, value):
+    path = write(tmp_path, SMALL)
+    keys = override.partition("=")[0].split(".")
+    config = load_config(path, DetectionConfig, [override])
+    assert functools.reduce(getattr, keys, config) == value
+    again = with_overrides(load_config(path, DetectionConfig), [override], "t")
+    assert functools.reduce(getattr, keys, again) == value
+
+
+def test_one_value_stands_for_a_list_in_a_file_too(tmp_path):
+    config = load_config(write(tmp_path, SMALL.replace("[val]", "val")), DetectionConfig)
+    assert config.data.val == ("val",)
+
+
+@pytest.mark.parametrize("override", ["model.input.mean=1", "data.train={a: b}", "data.train="])
+def test_one_value_is_no_list_of_three_and_a_mapping_is_none(tmp_path, override):
+    with pytest.raises(ConfigError, match=override.partition("=")[0]):
+        load_config(write(tmp_path, SMALL), DetectionConfig, [override])
+
+
+def test_epochs_take_the_place_of_steps_and_back(tmp_path):
+    path, said = write(tmp_path, SMALL), []
+    epochs = load_config(path, DetectionConfig, ["train.epochs=3"], notice=said.append)
+    assert (epochs.train.steps, epochs.train.epochs) == (None, 3.0)
+    steps = with_overrides(epochs, ["train.steps=7"], "t", notice=said.append)
+    assert (steps.train.steps, steps.train.epochs) == (7, None)
+    assert said == []
+    null = load_config(path, DetectionConfig, ["train.epochs=3", "train.steps=null"])
+    assert null == epochs
+    assert load_config(path, DetectionConfig, ["train={epochs: 3}"]).train == epochs.train
+
+
+def test_milestones_move_with_the_length(tmp_path):
+    path, said = write(tmp_path, f"{SMALL}  milestones: [50, 80]\n"), []
+    config = load_config(path, DetectionConfig, ["train.epochs=10"], notice=said.append)
+    assert config.train.milestones == (5.0, 8.0)
+    assert said == ["with --set, train.milestones is now [5.0, 8.0]"]
+    given = load_config(path, DetectionConfig, ["train.epochs=10", "train.milestones=[9]"])
+    assert given.train.milestones == (9.0,)
+    with pytest.raises(ConfigError, match="milestone 80 lies at or beyond the end"):
+        load_config(path, DetectionConfig, ["train.steps=60"])  # steps as before: nothing moves
+    with pytest.raises(ConfigError, match=r"train\.epochs"):
+        load_config(path, DetectionConfig, ["train.epochs=many"])
+
+
+def test_what_says_val_takes_the_place_of_what_said_it(tmp_path):
+    path = write(tmp_path, SMALL)
+    held = load_config(path, DetectionConfig, ["data.hold_out=5"]).data
+    assert (held.val, held.hold_out) == ((), 5)
+    assert with_overrides(held, ["val=[x]"], "t").hold_out == 0
+    shared = with_overrides(held, ["val_share=0.5"], "t")
+    assert (shared.hold_out, shared.val_share) == (0, 0.5)
+    with pytest.raises(ConfigError, match="hold_out makes 5 images of train val"):
+        load_config(path, DetectionConfig, ["data.hold_out=5", "data.val=[x]"])
+
+
+def test_annotation_files_without_folder_are_of_the_one_there_is():
+    own = {"format": "coco", "train": ["t.json"], "train_images": ["photos"], "hold_out": 3}
+    data = check(DataConfig, own, "t")
+    two = with_overrides(data, ["val=[a.json, b.json]"], "t")
+    assert (two.val_images, two.hold_out) == (("photos", "photos"), 0)
+    given = with_overrides(data, ["val=a.json", "val_images=others"], "t")
+    assert given.val_images == ("others",)
+    apart = {**own, "train": ["a.json", "b.json"], "train_images": ["a", "b"]}
+    with pytest.raises(ConfigError, match="val has 1 annotation files but val_images 0"):
+        with_overrides(check(DataConfig, apart, "t"), ["val=c.json"], "t")
+
+
+def test_val_alone_is_enough_to_evaluate_on():
+    data = check(DataConfig, {"format": "voc", "val": ["test"]}, "t")
+    assert (data.train, data.val) == ((), ("test",))
+    with pytest.raises(
+        NoSplitError, match=r"data\.train is not given, so there is nothing to read"
+    ):
+        read_split(data.model_copy(update={"root": "/x"}), "train")
+
+
+def test_texts_of_other_programs_files_are_as_written(tmp_path):
+    path = write(tmp_path, "0: no\n1: 007\nb: [null, ~, 1e3, 'null']\nc:\n")
+    assert read_texts(path, "file") == {
+        "0": "no",
+        "1": "007",
+        "b": [None, None, "1e3", "null"],
+        "c": None,
+    }
+    with pytest.raises(ConfigError, match="key 0 is not a name"):
+        load_config(path, DetectionConfig)

@@ -103,7 +103,8 @@ def test_a_classifiers_weights_give_the_logits_of_their_time(run_folder):
 def test_both_are_loaded_and_evaluated_by_name_of_the_file_alone(run_folder, capsys):
     for kind, name in (("detector", "best"), ("classifier", "weights")):
         path = run_folder(kind) / f"{name}.safetensors"
-        assert type(detres.load(path)).__name__.lower() == kind
+        for each in (path, path.parent, path.parent / "last.pt"):  # the folder, the state too
+            assert type(detres.load(each)).__name__.lower() == kind
         assert eval_command.main(["--weights", str(path), "--device", "cpu"]) == 0
         captured = capsys.readouterr()
         assert "now called" not in captured.out + captured.err

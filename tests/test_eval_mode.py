@@ -28,3 +28,13 @@ def test_also_after_an_error() -> None:
         raise KeyError
     assert model.training
     assert not torch.is_inference_mode_enabled()
+
+
+def test_a_part_that_is_in_eval_mode_stays_so_inside_a_whole_that_learns() -> None:
+    part = nn.BatchNorm1d(2)
+    whole = nn.Sequential(nn.Linear(2, 2), part)
+    with evaluating(part):
+        with evaluating(whole):
+            assert not whole.training
+        assert (whole.training, whole[0].training, part.training) == (True, True, False)
+    assert part.training

@@ -245,6 +245,16 @@ def test_an_empty_folder_and_a_link_to_one_are_filled(tmp_path):
     assert files_in(tmp_path) == ["empty", "link"]
 
 
+def test_a_link_in_a_folder_is_moved_and_what_it_leads_to_is_not_opened(tmp_path):
+    """A FIFO, which would hold up who opens it to write."""
+    os.mkfifo(tmp_path / "fifo")
+    with writing_folder(tmp_path / "new") as temporary:
+        (temporary / "link").symlink_to(tmp_path / "fifo")
+        (temporary / "gone").symlink_to(tmp_path / "nowhere")
+    assert (tmp_path / "new" / "link").is_fifo()
+    assert (tmp_path / "new" / "gone").is_symlink()
+
+
 def test_a_folder_that_fails_half_way_leaves_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
 

@@ -37,8 +37,8 @@ class UnkeptRun:
     """A run of which nothing is kept, but for its log in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self.progress = Progress()
-        self.meter = Meter()
+        self.progress, self.meter = Progress(), Meter()
+        self.average = None
         self.log = RunLog(
             folder / "records.jsonl",
             folder / "tensorboard",

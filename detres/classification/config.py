@@ -98,6 +98,20 @@ class ClassificationTrainConfig(TrainConfig):
     # training batches over which batch norm statistics are averaged at the end (appendix A)
     recompute_batches: Count = 0
 
+    @model_validator(mode="after")
+    def _held_out_images_decide_nothing(self) -> ClassificationTrainConfig:
+        if self.early_stopping:
+            raise ValueError(
+                "early_stopping is for detectors and localisers: a classifier is evaluated on its "
+                "test set, which must not decide when training ends; leave it out"
+            )
+        if self.ema_decay is not None:
+            raise ValueError(
+                "ema_decay is for detectors and localisers: a classifier's weights are those of "
+                "its last step, as in the paper; leave it out"
+            )
+        return self
+
 
 class ClassificationEvalConfig(Section):
     """How held-out images are evaluated during training and after it."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from backbones import InputSpec, recompute_batch_norm
+from backbones import recompute_batch_norm
 from detres.class_map import ClassMap
 from detres.classification.build import (
     build_class_optimizer,
@@ -24,20 +23,15 @@ from detres.classification.evaluation.protocol import evaluate_classifier
 from detres.classification.evaluation.top_k import ClassResult
 from detres.classification.model import ClassificationModel
 from detres.classification.structures import ClassTargets, CropBatch
-from detres.classification.weights_file import save_classifier
+from detres.classification.weights_file import WING, model_of_state, save_classifier
 from detres.engine.probes import compile_failure
-from detres.files import load_model_state, write_text
+from detres.files import write_text
 from detres.images.source import ImageArrays, ImageShards, LabelledImages
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import CLASSIFIER_WEIGHTS, METRICS
-from detres.runs.run import TrainingRun
+from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.state import reading_field
-
-WING = "classification"
-
-STATE_KEYS = ("input", "mean_image")
-"""What last.pt holds beside what every run has: the input that the training set made."""
 
 Show = Callable[[str], None]
 Batches = Iterable[tuple[CropBatch, ClassTargets]]
@@ -95,12 +89,7 @@ class ClassificationTraining:
         with reading_field(path, "classes"):
             class_map = ClassMap.from_dict(state["classes"])
         class_map.require_same(train.class_map, str(path), train.source)
-        with reading_field(path, "input"):
-            spec = InputSpec.from_json(state["input"])
-            spec = replace(spec, mean_image=_checked_mean(state["mean_image"]))
-        model = build_model(config, len(train.class_map), resumed=spec)
-        with reading_field(path, "model"):
-            load_model_state(model, state["model"], path)
+        model = model_of_state(path, state, config, class_map)
         compile_where_asked(config.train.compile, model, device, show)
         return cls(config, model, train, val, device)
 
@@ -116,6 +105,9 @@ class ClassificationTraining:
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Return those of the training and the held-out images."""
         return {"train": fingerprint_of(self.train), "val": fingerprint_of(self.val)}
+
+    def begin(self, folder: Path) -> None:
+        """Write nothing: the settings say all."""
 
     def state(self) -> dict:
         """Return what last.pt holds of the classes and the input."""
@@ -137,14 +129,22 @@ class ClassificationTraining:
         """Return the errors on the held-out images; writes nothing."""
         return evaluate_classifier(self.config, self.model, self.val, self.device)
 
+    def judge(self, *, whole: bool) -> Judgement:  # noqa: ARG002
+        """Return what `evaluate` does, which looks at all held-out images every time."""
+        return Judgement.of_all(self.evaluate())
+
     def keep(
         self,
         run: TrainingRun,
-        evaluation: ClassResult,
+        judgement: Judgement,
         *,
-        improved: bool = True,  # noqa: ARG002
+        improved: bool,  # noqa: ARG002
+        whole: bool,  # noqa: ARG002
     ) -> None:
         """Write the weights and the numbers of this evaluation, whether it `improved` or not."""
+        self._write(run, judgement.evaluation)
+
+    def _write(self, run: TrainingRun, evaluation: ClassResult) -> None:
         path, step = run.folder / CLASSIFIER_WEIGHTS, run.progress.step
         save_classifier(path, self.model, self.config, self.train.class_map, step)
         metrics = json.dumps({"step": step, **evaluation.to_dict()}, indent=2)
@@ -165,7 +165,7 @@ class ClassificationTraining:
         evaluation = self.evaluate()
         run.log.line(evaluation.table())
         run.log.averaged(run.progress.step, evaluation.metrics)
-        self.keep(run, evaluation)
+        self._write(run, evaluation)
 
     def _batches(self, run: TrainingRun, start: int, end: int) -> Iterator:
         batches = build_train_batches(
@@ -174,13 +174,6 @@ class ClassificationTraining:
         for images, targets in batches:
             run.list_skipped(images.damaged)
             yield images, targets
-
-
-def _checked_mean(mean_image: object) -> Tensor | None:
-    is_image = isinstance(mean_image, Tensor) and mean_image.dtype == torch.float32
-    if mean_image is not None and not (is_image and mean_image.dim() == len(mean_image) == 3):
-        raise ValueError("its mean image is no float32 (3, H, W)")
-    return mean_image
 
 
 def fingerprint_of(images: LabelledImages) -> Fingerprint:

@@ -1,5 +1,5 @@
-"""The commands, each a file: parse, build, call. Installed, they are the subcommands of
-`detres`.
+"""The commands' arguments, a file each, read before any library is imported; what is done with them
+is in detres.commands. Installed, they are the subcommands of `detres`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from detres.console import accept_any_text, one_line, shortened, write_line
 
 COMMANDS = {
     "train-cls": "train a classifier, or pretrain a backbone",
-    "train-det": "train a Faster R-CNN",
+    "train-det": "train a Faster R-CNN; for short: detres train DATA",
     "train-loc": "train a localiser: a per-class RPN, or R-CNN on its proposals",
     "eval": "evaluate weights or a detections file",
+    "check-data": "look for what is wrong with annotated data, before training on them",
     "predict": "detect in images and draw what was found",
+    "convert-data": "write annotated images of any format as COCO JSON",
     "reproduce": "list the paper's tables, what was measured of them here, and how it is",
     "plot": "draw error curves and layer responses",
     "benchmark": "time parts of the toolkit against torchvision's",
@@ -24,20 +26,31 @@ COMMANDS = {
     "loop",
 }
 
+SHORT = {"train": "train-det"}
+"""Short for a command -> it."""
+
+_OTHER_NAMES = {
+    "train": "fit finetune fine-tune resume",
+    "eval": "val valid validate evaluate test score",
+    "predict": "detect infer inference demo classify",
+    "benchmark": "bench time",
+}
+"""Command -> what other tools call it."""
+
 
 def main() -> int:
     """Run `detres COMMAND ...` as tools/COMMAND.py would be."""
     if sys.argv[1:] == ["--version"]:
         write_line(f"detres {__version__}")
         return 0
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS | SHORT:
         asked_for_help = sys.argv[1:] in ([], ["-h"], ["--help"])
         if not asked_for_help:
             accept_any_text()
-            near = difflib.get_close_matches(sys.argv[1], COMMANDS, n=1)
+            near = _nearest(sys.argv[1])
             write_line(
                 f"unknown command '{shortened(one_line(sys.argv[1]))}'"
-                + (f", did you mean {near[0]}?" if near else ""),
+                + (f", did you mean {near}?" if near else ""),
                 sys.stderr,
             )
         width = max(map(len, COMMANDS))
@@ -47,4 +60,13 @@ def main() -> int:
         return 0 if asked_for_help else 2
     name = sys.argv.pop(1)
     sys.argv[0] = f"detres {name}"
-    return importlib.import_module(f"detres.cli.{name.replace('-', '_')}").main()
+    module = SHORT.get(name, name).replace("-", "_")
+    return importlib.import_module(f"detres.cli.{module}").main()
+
+
+def _nearest(given: str) -> str | None:
+    """The command that is spelt most like `given`, or that other tools call so."""
+    names = {name: name for name in (*COMMANDS, *SHORT)}
+    names |= {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
+    near = difflib.get_close_matches(given, names, n=1)
+    return names[near[0]] if near else None

@@ -5,22 +5,15 @@ and what padding costs: `benchmark WHAT`.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-import torch
-
-from detres.benchmarks.backbone import benchmark_backbone
-from detres.benchmarks.cifar import benchmark_cifar
-from detres.benchmarks.crops import benchmark_crops
-from detres.benchmarks.detector import benchmark_detector, benchmark_padding
-from detres.benchmarks.timing import Timing
-from detres.cli.flags import CommandParser, add_device_flag, ending, say
+from detres.cli.command import carry_out
+from detres.cli.flags import CommandParser, add_device_flag
 
 JOBS = ("detector", "padding", "backbone", "cifar", "crops")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and time; returns the exit status."""
+    """Read the arguments, and time; returns the exit status."""
     parser = CommandParser(description="time parts of this toolkit against torchvision's")
     parser.add_argument(
         "what", nargs="?", default="detector", choices=JOBS, help="default: %(default)s"
@@ -60,9 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
-    with ending(parser) as end:
-        benchmark(arguments)
-    return end.status
+    return carry_out("benchmark:benchmark", parser, arguments)
 
 
 def at_least_one(text: str) -> int:
@@ -70,23 +61,3 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no number of repeats, expected 1 or more")
     return int(text)
-
-
-def benchmark(arguments: argparse.Namespace) -> None:
-    """Print one row a job: seconds of both, and how many times as fast the first is."""
-    torch.manual_seed(0)
-    timing = Timing(arguments.device, arguments.repeats)
-    say(
-        f"torch {torch.__version__}, {timing.device}, {torch.get_num_threads()} threads; medians "
-        f"of {timing.repeats}, both in turns"
-    )
-    if arguments.what == "backbone":
-        benchmark_backbone(timing, arguments.backbone, arguments.batch)
-    elif arguments.what == "cifar":
-        benchmark_cifar(timing)
-    elif arguments.what == "crops":
-        benchmark_crops(timing, Path(arguments.images) if arguments.images else None)
-    elif arguments.what == "padding":
-        benchmark_padding(timing, arguments.backbone, arguments.short_side, arguments.rois)
-    else:
-        benchmark_detector(timing, arguments.backbone, arguments.short_side, arguments.rois)

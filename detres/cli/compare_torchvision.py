@@ -4,21 +4,13 @@
 
 from __future__ import annotations
 
-from detres.benchmarks.comparison import compare
-from detres.cli.flags import (
-    DETECTION_CONFIG,
-    CommandParser,
-    add_config_flags,
-    add_seed_flag,
-    config_from,
-    ending,
-)
-from detres.detection.config import DetectionConfig
+from detres.cli.command import carry_out
+from detres.cli.flags import CommandParser, add_config_flags, add_seed_flag
 from detres.user_files import expanded
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and train both; returns the exit status."""
+    """Read the arguments, and train both; returns the exit status."""
     parser = CommandParser(
         description="train our detector and one made of torchvision's parts by the same loop"
     )
@@ -31,7 +23,4 @@ def main(argv: list[str] | None = None) -> int:
         help="folder for both runs (default: runs/NAME-comparison)",
     )
     arguments = parser.parse_args(argv)
-    with ending(parser) as end:
-        config = config_from(arguments, DetectionConfig, DETECTION_CONFIG)
-        compare(config, arguments.out, device=arguments.device)
-    return end.status
+    return carry_out("compare_torchvision:train", parser, arguments)

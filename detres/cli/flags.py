@@ -1,44 +1,21 @@
-"""What the commands share: their common flags, and how they end."""
+"""What the commands share: their parser, their common flags, and what they say."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import errno
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn
 
-import torch
-
-from detres.config import Section, load_config, with_overrides
+from detres import __version__
+from detres.cli import SHORT
+from detres.cli.advice import CLASSIFICATION, DETECTION, LOCALISATION, meant_by
 from detres.console import accept_any_text, one_line, printable, shortened, write_line
-from detres.detection.annotations import NoTruthError
-from detres.detection.data.read import NoSplitError
-from detres.engine.flight_recorder import NonFiniteLossError
-from detres.engine.stop import Interrupted
-from detres.files import TakenFolderError
-from detres.images.locate import OutsideFolderError
-from detres.network import NetworkWeightsError
-from detres.runs.environment import first_arguments
-from detres.runs.fingerprint import DataChangedError
-from detres.runs.folder import (
-    ENVIRONMENT,
-    NoRunError,
-    NothingSavedError,
-    RunFolderError,
-    newest_run,
-)
-from detres.runs.run import ResumeLine
-from detres.runs.saved import MAY_CHANGE, OtherWingError, SavedRun
-from detres.runs.settings import DataRootError, ShapesRootError, with_data_root
+from detres.runs.resumable import MAY_CHANGE
 from detres.user_files import expanded
-
-AnyConfig = TypeVar("AnyConfig", bound=Section)
-AnySaved = TypeVar("AnySaved")
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next(
@@ -50,91 +27,120 @@ DETECTION_CONFIG = CONFIGS / "shapes_r18.yaml"
 CLASSIFICATION_CONFIG = CONFIGS / "cls_shapes_r18.yaml"
 LOCALISATION_CONFIG = CONFIGS / "shapes_loc_r18.yaml"
 
-_LONGEST_MESSAGE = 1000
+_WORDS = {
+    DETECTION_CONFIG: DETECTION,
+    CLASSIFICATION_CONFIG: CLASSIFICATION,
+    LOCALISATION_CONFIG: LOCALISATION,
+}
+
+LONGEST_MESSAGE = 1000
 """Characters."""
 
-_FLAG = re.compile(r"--[a-z-]+")
+_NUMBER = re.compile(r"-\.?\d")
+_ANSWERED = {"-h", "--help", "--version"}
+"""Flags that are answered whatever else is given."""
 
-_LESS_MEMORY = (
-    "a smaller train.batch_size (eval.batch_size where it evaluates), smaller images or fewer "
-    "data.workers need less"
-)
-_FULL = "free some space, or give another folder"
-_BY_ERRNO = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.EFBIG: "the file system or a limit allows no larger file: give another folder",
-    errno.EROFS: "give a folder that can be written",
-    errno.EACCES: "give one that this user may use, or its rights",
-    errno.EPERM: "give one that this user may use, or its rights",
-    errno.EIO: "the disk, or the network behind it, does not answer",
-    errno.ESTALE: "the disk, or the network behind it, does not answer",
-    errno.EMFILE: "more files are open than `ulimit -n` allows: raise it, or data.workers=0",
-    errno.ENOMEM: _LESS_MEMORY,
-}
-"""What can be done about what the system says of a file."""
 
-WINGS = {
-    "detection": "train-det",
-    "classification": "train-cls",
-    "localisation": "train-loc",
-}
-"""Wing of a run -> the command that trains it."""
+class _Unknown(NamedTuple):
+    """What a command does not have: its name, its value if it has one, and both as given."""
 
-HINTS = {
-    RunFolderError: (
-        "give another folder with --out; --resume DIR continues a run",
-        "give another folder with --out",
-    ),
-    NoRunError: ("give the folder, --resume DIR",),
-    DataChangedError: (
-        "put them back as they were, or give --resume DIR --accept-data-change to go on with them "
-        "as they are now",
-    ),
-    MemoryError: (_LESS_MEMORY,),
-    torch.OutOfMemoryError: (_LESS_MEMORY,),
-    DataRootError: (
-        "give --data FOLDER, or data.root in the configuration, or the environment variable "
-        "DETRES_DATA",
-    ),
-    ShapesRootError: (
-        "leave --data out, or name a configuration of your data with --cfg",
-        "leave --data out",
-    ),
-    NoTruthError: (
-        "with --weights, --split test --submission DIR writes what its test server takes",
-    ),
-    NoSplitError: ("a configuration that says where it is goes with --cfg, or --set",),
-    TakenFolderError: ("give another folder with --submission",),
-    OutsideFolderError: (
-        "--set data.outside=allow reads such files all the same",
-        "data.outside=allow in the configuration reads such files all the same",
-    ),
-    NonFiniteLossError: (
-        "a smaller train.lr or train.clip_grad_norm, both of which --resume --set takes, or a "
-        "longer train.warmup_steps usually cures it",
-        "a smaller train.lr, a train.clip_grad_norm or a longer train.warmup_steps usually cures "
-        "it",
-    ),
-}
-"""What flags can do about an error of the library, which knows none; the first hint whose flags the
-command has.
-"""
+    name: str
+    value: str | None
+    given: str
 
 
 class CommandParser(argparse.ArgumentParser):
     """A parser whose errors repeat what the user gave as `write_line` would, and no more of it than
-    a few lines hold.
+    a few lines hold; of a flag that it does not have they say what was probably meant.
+
+    Flags are not abbreviated: one that is added later would make two of one. settings: of
+    detres.cli.advice, what its --set takes.
     """
 
+    def __init__(self, **options: object) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self.settings: Mapping[str, str] = {}
+        self.add_argument("--version", action="version", version=f"detres {__version__}")
+
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the message, and end with status 2."""
+        """Print the message, in a line, and end with status 2."""
         accept_any_text()
-        super().error(printable(shortened(one_line(message), _LONGEST_MESSAGE)))
+        line = printable(shortened(one_line(message), LONGEST_MESSAGE))
+        self.exit(2, f"{self.prog}: error: {line}\n")
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Return the arguments; flags that there are not end with an error before others, which may
+        come of them.
+        """
+        given = sys.argv[1:] if args is None else [*args]
+        if unknown := self._unknown_flags(given):
+            self._end_with(unknown)
+        arguments, unused = self.parse_known_args(given, namespace)
+        if unused:
+            self.unexpected(*unused)
+        return arguments
+
+    def unexpected(self, *values: str) -> NoReturn:
+        """End with an error: no flag and no argument takes these values."""
+        self._end_with([_Unknown(*_named(value), value) for value in values])
+
+    def _unknown_flags(self, given: list[str]) -> list[_Unknown]:
+        given = given[: given.index("--")] if "--" in given else given
+        if _ANSWERED & {*given}:
+            return []
+        unknown = []
+        for token, following in zip(given, [*given, "--"][1:], strict=True):
+            name, value = _split(token)
+            if not _is_flag(token) or name in self._option_string_actions:
+                continue
+            if value is None and not _is_flag(following):
+                unknown.append(_Unknown(name, following, f"{token} {following}"))
+            else:
+                unknown.append(_Unknown(name, value, token))
+        return unknown
+
+    def _end_with(self, unknown: list[_Unknown]) -> NoReturn:
+        """End with an error that says what was meant, where that can be told."""
+        flags = {*self._option_string_actions}
+        if any(not action.option_strings for action in self._actions):
+            flags.add("{}")
+        meant = [meant_by(each.name, each.value, flags, self.settings) for each in unknown]
+        answers = " ".join(dict.fromkeys(filter(None, meant)))
+        given = shortened(" ".join(each.given for each in unknown), LONGEST_MESSAGE // 2)
+        advice = f"did you mean {answers}?" if answers else "--help lists the flags"
+        self.error(f"unrecognized arguments: {given}; {advice}")
+
+
+def _is_flag(token: str) -> bool:
+    """Whether argparse takes it for a flag, not for a value."""
+    return len(token) > 1 and token.startswith("-") and not _NUMBER.match(token)
+
+
+def _named(value: str) -> tuple[str, str | None]:
+    """What a value that stands alone is for, "" where that is not seen, and its value."""
+    if "=" in value:
+        return _split(value)
+    path = Path(value)
+    return "--weights" if path.is_file() else "--data" if path.is_dir() else "", value
+
+
+def _split(token: str) -> tuple[str, str | None]:
+    """The name of --flag=value or name=value and the value, None without."""
+    name, equals, value = token.partition("=")
+    return name, value if equals else None
 
 
 def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
     """Add --cfg, --set, --data and --device."""
+    add_data_flags(parser, default)
+    add_device_flag(parser)
+
+
+def add_data_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
+    """Add --cfg, --set and --data."""
+    parser.settings = _WORDS[default]
     parser.add_argument(
         "--cfg", type=expanded, metavar="FILE", help=f"YAML configuration (default: {default.name})"
     )
@@ -142,6 +148,7 @@ def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_
         "--set",
         metavar="KEY=VALUE",
         nargs="+",
+        action="extend",
         default=[],
         help="override configuration keys, e.g. train.lr=0.01",
     )
@@ -151,12 +158,14 @@ def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_
         metavar="DIR",
         help="data folder (default: data.root of the configuration, then $DETRES_DATA)",
     )
-    add_device_flag(parser)
 
 
 def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
     """Add the flags of a configuration, --seed, --out and --resume."""
     add_config_flags(parser, default)
+    parser.add_argument(
+        "data_first", metavar="DATA", type=expanded, nargs="?", help="the same as --data DATA"
+    )
     add_seed_flag(parser)
     parser.add_argument(
         "--out",
@@ -185,25 +194,24 @@ def add_seed_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --device."""
+    """Add --device, a name; `carry_out` makes a device of it."""
     parser.add_argument(
-        "--device",
-        type=usable_device,
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default: %(default)s",
+        "--device", default="auto", help="default: cuda where there is one, else cpu"
     )
 
 
-def usable_device(name: str) -> torch.device:
-    """Return the device; raises argparse.ArgumentTypeError where there is none of that name."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" makes tensors, without values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(
-            f"{name} cannot be used: {str(error).splitlines()[0]}"
-        ) from None
-    return device
+def settle_data(parser: CommandParser, arguments: argparse.Namespace) -> None:
+    """Put DATA where --data is; end with a usage error where both are given, and for a setting
+    written as DATA, `epochs=3`.
+    """
+    given = arguments.data_first
+    if given is None:
+        return
+    if arguments.data is not None:
+        parser.error(f"DATA, {given}, and --data {arguments.data} say the same: give one of them")
+    if "=" in given and not Path(given).exists():
+        parser.unexpected(given)
+    arguments.data = given
 
 
 def require_resumable(
@@ -233,98 +241,25 @@ def require_resumable(
         )
 
 
-def config_path(cfg: str | None, default: Path = DETECTION_CONFIG) -> Path:
-    """Return the file of --cfg, or `default`; those that come with the toolkit are found from any
-    directory.
-    """
-    path = Path(cfg) if cfg else default
-    if not path.exists() and (CONFIGS / path.name).exists() and path.parent.name in ("", "configs"):
-        return CONFIGS / path.name
-    return path
-
-
-def read_config(path: Path, kind: type[AnyConfig], overrides: list[str]) -> AnyConfig:
-    """Return a checked configuration; keys that have a new name are said, each in a line on
-    stderr.
-    """
-    return load_config(path, kind, overrides, notice=notice)
-
-
-def evaluated_by(arguments: argparse.Namespace, own: AnyConfig) -> AnyConfig:
-    """Return the configuration to evaluate weights by, that of --cfg or their `own`, with --set."""
-    if arguments.cfg:
-        return read_config(config_path(arguments.cfg), type(own), arguments.set)
-    if arguments.set:
-        return with_overrides(own, arguments.set, arguments.weights[0], notice=notice)
-    return own
-
-
 def given_of(arguments: argparse.Namespace, flags: Iterable[str]) -> list[str]:
     """Return those of `flags` that were given."""
     values = {flag: getattr(arguments, flag.removeprefix("--").replace("-", "_")) for flag in flags}
     return [flag for flag, value in values.items() if value is not None and value != []]
 
 
-def require_settings_of(arguments: argparse.Namespace, *sections: str) -> None:
-    """Raise ValueError for a --set of another section of the configuration than these."""
-    foreign = [setting for setting in arguments.set if not setting.startswith(sections)]
-    if foreign:
-        raise ValueError(
-            f"--set {foreign[0]}: only {', '.join(f'{section}*' for section in sections)} say how "
-            "weights are evaluated"
-        )
-
-
-def config_from(arguments: argparse.Namespace, kind: type[AnyConfig], default: Path) -> AnyConfig:
-    """Return the checked configuration of the flags, the data root settled."""
-    seed = [f"seed={arguments.seed}"] if arguments.seed is not None else []
-    config = read_config(config_path(arguments.cfg, default), kind, [*arguments.set, *seed])
-    return config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
-
-
-def saved_run(
-    arguments: argparse.Namespace,
-    kind: type[Section],
-    default: Path,
-    wing: str,
-    *more: str,
-    read: Callable[..., AnySaved] = SavedRun.read,
-) -> AnySaved:
-    """Return the run of --resume, with --set and --data where given.
-
-    wing: that it must be of. more: keys that its last.pt must have beside those of every run. read:
-    what reads its folder. Raises what newest_run and SavedRun.read raise, with the command that
-    does what was wanted.
-    """
-    folder, root = Path(arguments.resume or ""), arguments.data
-    try:
-        if not arguments.resume:
-            folder = newest_run(read_config(config_path(arguments.cfg, default), kind, []).name)
-        return read(folder, kind, wing=wing, keys=more, overrides=arguments.set, root=root)
-    except NothingSavedError as error:
-        begun = first_arguments(error.folder / ENVIRONMENT)
-        again = "the command that began it"
-        if begun is not None:
-            again = shlex.join([*shlex.split(called_as(WINGS[wing])), *begun])
-        raise ValueError(f"{error}; start again with {again}, which uses the same folder") from None
-    except OtherWingError as error:
-        if error.wing not in WINGS:
-            raise
-        line = resume_line_of(WINGS[error.wing])(folder, {})
-        raise ValueError(f"{error}; it goes on with: {line}") from None
-
-
 def called_as(command: str) -> str:
     """Return `command` (train-det) in the form the user called it: "python tools/train_det.py",
-    however that file was named, or "detres train-det".
+    however that file was named, "detres train" or "detres train-det".
     """
     program = sys.argv[0]
     if Path(program).name == f"{command.replace('-', '_')}.py":
         return f"python {shlex.quote(program)}"
+    if SHORT.get(program.removeprefix("detres ")) == command:
+        return program
     return f"detres {command}"
 
 
-def resume_line_of(command: str) -> ResumeLine:
+def resume_line_of(command: str) -> Callable[[Path, dict[str, float]], str]:
     """Return what gives the command line that goes on with a run folder, in the form the user
     called `command` (train-det).
     """
@@ -336,90 +271,6 @@ def resume_line_of(command: str) -> ResumeLine:
         return f"{resumed} --set {changed}" if changed else resumed
 
     return line
-
-
-class Ending:
-    """How a command ended; status: its exit status."""
-
-    status = 0
-
-
-@contextlib.contextmanager
-def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
-    """Turn how the block ends into an exit status, and an error into a line on stderr.
-
-    parser: of the command; hints name no flag that it does not have. Status 0, 2 after bad input, 1
-    after a non-finite loss, the end of the memory or of a worker, 130 after Ctrl-C. Any other error
-    is a fault of ours and goes on, with a line that asks for a report.
-    """
-    end = Ending()
-    accept_any_text()
-    try:
-        yield end
-    except Interrupted:  # what to do next was printed where the run folder is known
-        end.status = 130
-    except KeyboardInterrupt:
-        write_line("\nstopped", sys.stderr)
-        end.status = 130
-    except (ValueError, OSError) as error:
-        write_line(f"error: {_message(error, parser)}", sys.stderr)
-        end.status = 2
-    except (NonFiniteLossError, MemoryError, torch.OutOfMemoryError) as error:
-        write_line(f"error: {_message(error, parser)}", sys.stderr)
-        end.status = 1
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            write_line(
-                f"error: {error}. Too little memory is the usual cause: try a smaller data.workers",
-                sys.stderr,
-            )
-        elif _NO_MEMORY in str(error):
-            write_line(f"error: {_message(MemoryError(_asked_for(error)), parser)}", sys.stderr)
-        else:
-            error.add_note(_REPORT)
-            raise
-        end.status = 1
-    except Exception as error:
-        error.add_note(_REPORT)
-        raise
-
-
-_REPORT = (
-    "This is a fault of detres, not of what it was given: please report it with the lines above."
-)
-
-_NO_MEMORY = "DefaultCPUAllocator"
-"""In the RuntimeError that PyTorch has for a processor without memory."""
-
-
-def _asked_for(error: RuntimeError) -> str:
-    """How much memory PyTorch's allocator did not get."""
-    asked = re.search(r"allocate (\d+) bytes", str(error))
-    return f"{int(asked[1]) / 2**30:.1f} GiB were asked for" if asked else ""
-
-
-def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
-    """The message, with what flags can do about it; of an error in a loader's worker, whose
-    traceback PyTorch puts into it, the message the worker raised.
-    """
-    text = str(error)
-    if "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        said = next(iter(text.splitlines()), "")
-        text = "the memory is used up" + (f" ({said.rstrip('.')})" if said else "")
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        text = f"{error.filename}: {error.strerror}"
-    text = "\n".join(shortened(line, _LONGEST_MESSAGE) for line in text.splitlines())
-    hints = next((HINTS[kind] for kind in type(error).__mro__ if kind in HINTS), ())
-    if isinstance(error, OSError) and not hints and error.errno in _BY_ERRNO:
-        hints = (_BY_ERRNO[error.errno],)
-    flags = set(_FLAG.findall(parser.format_help()))
-    if isinstance(error, NetworkWeightsError) and "--set" in flags:
-        settings = " ".join(f"{key}={value}" for key, value in error.keys.items())
-        return f"{text.removesuffix('.')}. Give --set {settings}"
-    hint = next((hint for hint in hints if flags >= set(_FLAG.findall(hint))), None)
-    return f"{text}: {hint}" if hint else text
 
 
 def say(line: str) -> None:

@@ -4,54 +4,21 @@ arguments, on the embedded shapes.
 
 from __future__ import annotations
 
-import argparse
-
-from detres.classification.config import ClassificationConfig
-from detres.classification.training import STATE_KEYS, WING, ClassificationTraining
+from detres.cli.command import carry_out
 from detres.cli.flags import (
     CLASSIFICATION_CONFIG,
     CommandParser,
     add_training_flags,
-    config_from,
-    ending,
     require_resumable,
-    resume_line_of,
-    saved_run,
-    say,
+    settle_data,
 )
-from detres.runs.folder import CLASSIFIER_WEIGHTS
-from detres.runs.run import TrainingRun
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, build, train; returns the exit status."""
+    """Read the arguments, and train; returns the exit status."""
     parser = CommandParser(description="train a classifier")
     add_training_flags(parser, CLASSIFICATION_CONFIG)
     arguments = parser.parse_args(argv)
+    settle_data(parser, arguments)
     require_resumable(parser, arguments)
-    with ending(parser) as end:
-        train(arguments)
-    return end.status
-
-
-def train(arguments: argparse.Namespace) -> None:
-    """Train to the configured end, in a new run folder or a resumed one."""
-    device, resume_line = arguments.device, resume_line_of("train-cls")
-    if arguments.resume is None:
-        config = config_from(arguments, ClassificationConfig, CLASSIFICATION_CONFIG)
-        training = ClassificationTraining.start(config, device, say)
-        run = TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
-    else:
-        saved = saved_run(arguments, ClassificationConfig, CLASSIFICATION_CONFIG, WING, *STATE_KEYS)
-        training = ClassificationTraining.resume(saved, device, say)
-        run = TrainingRun.resume(
-            saved,
-            training,
-            device=device,
-            resume_line=resume_line,
-            accept_data_change=arguments.accept_data_change,
-        )
-    with run:
-        run.train()
-        training.average_batch_norm(run)
-    say(f"done in {run.duration()}; weights {run.folder / CLASSIFIER_WEIGHTS}")
+    return carry_out("train_cls:train", parser, arguments)

@@ -1,37 +1,25 @@
-"""Train a Faster R-CNN: `train-det --cfg configs/coco_r101.yaml --data COCO`; without arguments, on
-the embedded shapes.
+"""Train a Faster R-CNN: `train-det --data MY_FOLDER`, `train-det --cfg configs/coco_r101.yaml
+--data COCO`; without arguments, on the embedded shapes.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from detres.cli.command import carry_out
 from detres.cli.flags import (
     DETECTION_CONFIG,
     CommandParser,
     add_training_flags,
-    config_from,
-    ending,
     require_resumable,
-    resume_line_of,
-    saved_run,
-    say,
+    settle_data,
 )
-from detres.detection.alternating import (
-    TRAININGS,
-    AlternatingRun,
-    SavedAlternating,
-    read_saved,
-)
-from detres.detection.config import DetectionConfig
-from detres.detection.training import WING
-from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
-from detres.runs.run import TrainingRun
+from detres.detection.duration import seconds_of
 from detres.user_files import expanded
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, build, train; returns the exit status."""
+    """Read the arguments, and train; returns the exit status."""
     parser = CommandParser(description="train a Faster R-CNN")
     add_training_flags(parser, DETECTION_CONFIG)
     parser.add_argument(
@@ -41,44 +29,37 @@ def main(argv: list[str] | None = None) -> int:
         help="start from a trained detector's weights (best.safetensors), of these classes or of "
         "others: what it knows of those with the same name moves over",
     )
+    add_time_flag(parser)
     arguments = parser.parse_args(argv)
-    require_resumable(parser, arguments, "--init-from")
-    with ending(parser) as end:
-        train(arguments)
-    return end.status
+    settle_data(parser, arguments)
+    require_resumable(parser, arguments, "--init-from", "--time")
+    require_one_length(parser, arguments)
+    return carry_out("train_det:train", parser, arguments)
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Train to the configured end, in a new run folder or a resumed one."""
-    with run_of(arguments) as run:
-        run.train()
-    made = [run.folder / name for name in (DETECTOR_WEIGHTS, PICTURE)]
-    picture = f", picture {made[1]}" if made[1].exists() else ""
-    say(f"done in {run.duration()}; weights {made[0]}{picture}")
-
-
-def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
-    """Return what is to be trained, by the scheme of the configuration."""
-    device, resume_line = arguments.device, resume_line_of("train-det")
-    if arguments.resume is None:
-        config = config_from(arguments, DetectionConfig, DETECTION_CONFIG)
-        if config.train.scheme == "alternating":
-            return AlternatingRun.start(
-                config,
-                arguments.out,
-                device=device,
-                resume_line=resume_line,
-                init_from=arguments.init_from,
-            )
-        training = TRAININGS[config.train.scheme].start(config, device, arguments.init_from)
-        return TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
-    saved = saved_run(arguments, DetectionConfig, DETECTION_CONFIG, WING, read=read_saved)
-    accepted = arguments.accept_data_change
-    if isinstance(saved, SavedAlternating):
-        return AlternatingRun.resume(
-            saved, device=device, resume_line=resume_line, accept_data_change=accepted
-        )
-    training = TRAININGS[saved.config.train.scheme].resume(saved, device)
-    return TrainingRun.resume(
-        saved, training, device=device, resume_line=resume_line, accept_data_change=accepted
+def add_time_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --time."""
+    parser.add_argument(
+        "--time",
+        type=time_given,
+        metavar="TIME",
+        help="train as many steps as fit into that, evaluations included: 30m, 90s, 2h, 1h30m",
     )
+
+
+def time_given(text: str) -> int:
+    """Return the seconds of --time; raises argparse.ArgumentTypeError saying what it takes."""
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def require_one_length(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with a usage error where --time comes with a length in steps or epochs."""
+    lengths = ("train.steps", "train.epochs")
+    given = [setting for setting in arguments.set if setting.partition("=")[0].strip() in lengths]
+    if arguments.time is not None and given:
+        parser.error(
+            f"--time says how many steps there are, and so does --set {given[0]}: give one"
+        )

@@ -4,56 +4,23 @@ arguments, on the embedded shapes.
 
 from __future__ import annotations
 
-import argparse
-
+from detres.cli.command import carry_out
 from detres.cli.flags import (
     LOCALISATION_CONFIG,
     CommandParser,
     add_training_flags,
-    config_from,
-    ending,
     require_resumable,
-    resume_line_of,
-    saved_run,
-    say,
+    settle_data,
 )
-from detres.detection.localisation.config import LocalisationConfig
-from detres.detection.localisation.training import WING, LocalisationTraining
-from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
-from detres.runs.run import TrainingRun
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, build, train; returns the exit status."""
+    """Read the arguments, and train; returns the exit status."""
     parser = CommandParser(
         description="train a localiser: a per-class RPN, or R-CNN on its proposals"
     )
     add_training_flags(parser, LOCALISATION_CONFIG)
     arguments = parser.parse_args(argv)
+    settle_data(parser, arguments)
     require_resumable(parser, arguments)
-    with ending(parser) as end:
-        train(arguments)
-    return end.status
-
-
-def train(arguments: argparse.Namespace) -> None:
-    """Train to the configured end, in a new run folder or a resumed one."""
-    device, resume_line = arguments.device, resume_line_of("train-loc")
-    if arguments.resume is None:
-        config = config_from(arguments, LocalisationConfig, LOCALISATION_CONFIG)
-        training = LocalisationTraining.start(config, device)
-        run = TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
-    else:
-        saved = saved_run(arguments, LocalisationConfig, LOCALISATION_CONFIG, WING)
-        training = LocalisationTraining.resume(saved, device)
-        run = TrainingRun.resume(
-            saved,
-            training,
-            device=device,
-            resume_line=resume_line,
-            accept_data_change=arguments.accept_data_change,
-        )
-    with run:
-        run.train()
-    weights, picture = run.folder / DETECTOR_WEIGHTS, run.folder / PICTURE
-    say(f"done in {run.duration()}; weights {weights}, picture {picture}")
+    return carry_out("train_loc:train", parser, arguments)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from detres.config import Section, check, to_yaml, with_overrides
+from detres.config import ConfigError, Section, check, to_yaml, with_overrides
 from detres.console import write_line
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_val_set, eval_loader
@@ -22,8 +23,8 @@ from detres.detection.data.proposals import ProposalsError, read_proposals, save
 from detres.detection.data.read import read_split
 from detres.detection.evaluation.proposal_recall import COUNTS, RecallResult, proposal_recall
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
-from detres.detection.evaluation_files import write_training_curves
 from detres.detection.inference.dataset import detect_dataset, propose_dataset
+from detres.detection.judging import Batches
 from detres.detection.models.faster_rcnn import FasterRCNN, FastRCNN, ProposalNetwork
 from detres.detection.models.rpn import ProposalCounts
 from detres.detection.structures import Proposals
@@ -58,22 +59,27 @@ class ProposalTraining(DetectionTraining):
         """Return the RPN on the shared layers."""
         return ProposalNetwork(self.detector)
 
-    def evaluate(self) -> RecallResult:
-        """Return the recall on the held-out images; writes nothing."""
+    def find(self, truth: Annotations, batches: Batches) -> Proposals:
+        """Return what is proposed for the images of `truth`, which come in `batches`."""
         counts = ProposalCounts(self.config.model.rpn.test_pre_nms_top_n, COUNTS[-1])
-        val = self.data.val
-        found = propose_dataset(self.detector, self.held_out, val, counts, self.device)
-        return proposal_recall(val, found)
+        return propose_dataset(self.detector, batches, truth, counts, self.device)
 
-    def keep(self, run: TrainingRun, evaluation: RecallResult, *, improved: bool) -> None:
-        """Write the curves of the run; of the best evaluation so far also weights and numbers."""
-        write_training_curves(run.folder)
-        if not improved:
-            return
-        folder, step = run.folder, run.progress.step
+    def measure(self, truth: Annotations, found: Proposals) -> RecallResult:
+        """Return the recall of what was proposed for the images of `truth`."""
+        return proposal_recall(truth, found)
+
+    def of_part(self, found: Proposals) -> Proposals:
+        """Return what was proposed for the images that all evaluations look at."""
+        return found.of_images(self.held_out.rows)
+
+    def write(self, folder: Path, evaluation: RecallResult, step: int, truth: Annotations) -> None:
+        """Write the numbers of an evaluation on the images of `truth`, and the weights as they are,
+        after `step` steps.
+        """
         class_map, weights = self.data.train.class_map, folder / names.DETECTOR_WEIGHTS
         save_detector(weights, self.detector, self.config, class_map, step, self.init_from)
-        metrics = json.dumps({"step": step, **evaluation.to_dict()}, indent=2)
+        numbers = {"step": step, "images": len(truth), **evaluation.to_dict()}
+        metrics = json.dumps(numbers, indent=2)
         write_text(folder / names.METRICS, metrics)
 
 
@@ -120,7 +126,7 @@ class SavedAlternating:
 
     phase: the step it is in, 0..3. config: to go on with; earlier: as it was. init_from: weights
     that the first two steps start from. data: split -> a digest of what is learned from, {} before
-    the first step.
+    the first step. seconds: that the steps before took.
     """
 
     folder: Path
@@ -129,6 +135,7 @@ class SavedAlternating:
     earlier: DetectionConfig
     init_from: str | None
     data: dict[str, str]
+    seconds: float = 0.0
 
     @classmethod
     def read(
@@ -149,6 +156,9 @@ class SavedAlternating:
                 raise ValueError(f"phase {phase!r:.40}, expected 0..{len(PHASES) - 1}")
             if not isinstance(init_from, str | None) or not isinstance(data, dict):
                 raise ValueError("init_from is no path, or data no digests by split")
+            seconds = found.get("seconds", 0.0)  # earlier versions did not keep them
+            if type(seconds) is not float or not 0 <= seconds < math.inf:
+                raise ValueError(f"seconds {seconds!r:.40} are no time")
             tree = dict(found["config"])
         except (JsonError, TextError) as error:
             raise CheckpointError(str(error)) from None
@@ -158,9 +168,15 @@ class SavedAlternating:
             ) from None
         earlier = check(DetectionConfig, tree, str(path))
         config = with_overrides(earlier, overrides, str(path)) if overrides else earlier
+        for name in ("steps", "epochs", "milestones", "early_stopping"):
+            if getattr(config.train, name) != getattr(earlier.train, name):
+                raise ConfigError(
+                    f"train.{name}: a run of scheme alternating keeps the lengths that its four "
+                    "steps were divided by; start a new one for others"
+                )
         if root:
             config = config.model_copy(update={"data": with_data_root(config.data, root)})
-        return cls(folder, phase, config, earlier, init_from, data)
+        return cls(folder, phase, config, earlier, init_from, data, seconds)
 
 
 def read_saved(
@@ -205,6 +221,7 @@ class AlternatingRun:
         self.device, self.accept_data_change = device, accept_data_change
         self.resume_line, self.first = resume_line, first
         self.in_a_step, self.started = False, time.monotonic()
+        self.earlier_s = saved.seconds  # that the run has taken before
         self.configs = configs_of_phases(self.config, self.folder)
 
     @classmethod
@@ -287,8 +304,11 @@ class AlternatingRun:
         self.lock.release()
 
     def duration(self) -> str:
-        """Return the time since the start in words."""
-        return in_words(time.monotonic() - self.started)
+        """Return in words the time that the run has taken, that before it was resumed included."""
+        return in_words(self._seconds())
+
+    def _seconds(self) -> float:
+        return self.earlier_s + time.monotonic() - self.started
 
     def save(self) -> None:
         """Write phase.json, from which the run goes on."""
@@ -298,6 +318,7 @@ class AlternatingRun:
             "phase": self.phase,
             "init_from": self.init_from,
             "data": self.data,
+            "seconds": self._seconds(),
             "config": json.loads(self.config.model_dump_json()),
         }
         write_text(self.folder / names.PHASE, json.dumps(state, indent=2) + "\n")
@@ -322,6 +343,7 @@ class AlternatingRun:
             self._save_proposals(self.phase - 1)  # but for what is there
         with self._step_run(config) as run:
             self.in_a_step = True
+            self.earlier_s += run.earlier_s
             run.train()
         self.in_a_step = False
         if config.train.scheme == "rpn":
@@ -441,7 +463,7 @@ class AlternatingRun:
         if not (self.folder / names.DETECTOR_WEIGHTS).exists():
             self.lock.require_held()
             step = sum(config.train.steps for config in self.configs)
-            keep_detector(self.folder, detector, self.config, evaluation, step, self.init_from)
+            keep_detector(self.folder, detector, self.config, val, evaluation, step, self.init_from)
         return evaluation
 
 

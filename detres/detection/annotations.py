@@ -108,6 +108,12 @@ class Annotations:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def __repr__(self) -> str:
+        return (
+            f"Annotations({self.source}: {len(self)} images, {self.num_objects} objects, "
+            f"{self.class_map!r})"
+        )
+
     @property
     def num_objects(self) -> int:
         """How many objects all images have together, crowds included: M."""

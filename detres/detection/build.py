@@ -230,12 +230,17 @@ def _same_input(given: PixelConfig, expected: InputSpec) -> bool:
     return given.channel_order == expected.channel_order and same_means and same_scale
 
 
-def build_train_set(config: DetectionConfig) -> DetectionDataset:
+def build_train_set(
+    config: DetectionConfig, annotations: Annotations | None = None
+) -> DetectionDataset:
     """Return the training images with their augmentation, and the proposals of
     `data.train_proposals` where given; raises what the readers raise, and AnnotationError when no
     object is left to learn from.
+
+    annotations: those of `config`, where they were read already.
     """
-    annotations = read_split(config.data, "train")
+    if annotations is None:
+        annotations = read_split(config.data, "train")
     require_objects(annotations, "to learn from")
     given = config.model.input
     transform = TrainTransform(

@@ -24,6 +24,7 @@ from detres.config import (
     Triple,
     UserPath,
 )
+from detres.detection.choices import SPLITS, TRAINING_SPLITS, ProtocolName
 from detres.network import NetworkConfig
 from detres.runs.settings import TrainConfig
 
@@ -224,9 +225,11 @@ class ModelConfig(Section):
         return self
 
 
-SPLITS = ("train", "val", "test")
-TRAINING_SPLITS = SPLITS[:2]
-"""Those that a run reads: it learns from one, and the other judges it."""
+_OF_FILES = ("coco", "csv")
+"""Formats whose entries are annotation files, each with a folder of images."""
+
+_FROM_TRAIN = ("hold_out", "val_share", "split")
+"""Settings by which some images of train are val."""
 
 
 class DataConfig(Section):
@@ -234,13 +237,17 @@ class DataConfig(Section):
 
     renamed: ClassVar[dict[str, str]] = {"boxes": "box_policy"}
 
-    format: Literal["shapes", "coco", "voc", "ilsvrc"]
+    format: Literal["shapes", "coco", "voc", "ilsvrc", "yolo", "xml", "labelme", "csv"]
     # --data, then this, then the environment variable DETRES_DATA; shapes: the cache folder
     root: UserPath | None = None
-    # coco: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder;
-    # ilsvrc: TASK/LIST, DET/val or CLS-LOC/train_loc
+    # coco, csv: annotation files; voc: YEAR/SPLIT of a VOCdevkit, or SPLIT of one year's folder;
+    # ilsvrc: TASK/LIST, DET/val or CLS-LOC/train_loc; xml, labelme: folders with a file an image;
+    # yolo: folders of images or lists of them, as data.yaml names them, or with train_images
+    # folders of labels
     train: tuple[UserPath, ...] = ()
-    train_images: tuple[UserPath, ...] = ()  # coco: the image folder of each file
+    # coco, csv: the image folder of each file; xml, labelme, yolo: of each folder, () where the
+    # images lie in it too (yolo: in images/, their labels in labels/)
+    train_images: tuple[UserPath, ...] = ()
     val: tuple[UserPath, ...] = ()
     val_images: tuple[UserPath, ...] = ()
     # the set that a test server evaluates, its annotations known (then eval reads them) or not:
@@ -250,6 +257,14 @@ class DataConfig(Section):
     test_images: tuple[UserPath, ...] = ()
     # images of `train` that are not trained on but are val, always the same; `val` is left out
     hold_out: Count = 0
+    # of the images of `train`, the part that is val; frames of one video and copies of one picture,
+    # as far as their names show them, stay together (see data/split.py); `val` is left out
+    val_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    split_seed: Count = 0  # of val_share
+    # a file that says which images of `train` are val, as a run with val_share writes one
+    split: FilePath | None = None
+    # yolo: the file that names the classes, data.yaml or classes.txt
+    class_names: UserPath | None = None
     classes: tuple[str, ...] | None = None  # only to train on a subset; otherwise the data say
     # what becomes of boxes without area or outside their image
     box_policy: Literal["drop", "error"] = "drop"
@@ -266,40 +281,86 @@ class DataConfig(Section):
     color: Annotated[float, Field(ge=0, le=1)] = 0.0
     workers: Count = 2
 
+    @classmethod
+    def overridden(cls, settings: dict, given: set[str]) -> dict:
+        """What says which images are val displaces what said so before, and annotation files of
+        which no image folder is given are of the one there is.
+        """
+        ways = {"val": ("val", "val_images"), **{name: (name,) for name in _FROM_TRAIN}}
+        said = [name for name in ways if name in given and settings.get(name)]
+        kept = {key for name in said for key in ways[name]} | given
+        others = {key for keys in ways.values() for key in keys} - kept if said else set()
+        displaced = {key: cls.model_fields[key].default for key in others if settings.get(key)}
+        for split in SPLITS:
+            files, key = settings.get(split), f"{split}_images"
+            folders = settings.get(key) or settings.get("train_images") or []
+            wanting = split in given and key not in given and settings.get("format") in _OF_FILES
+            if wanting and isinstance(files, list) and len(set(folders)) == 1:
+                displaced[key] = [folders[0]] * len(files)
+        return displaced
+
+    @property
+    def val_from_train(self) -> str | None:
+        """The setting by which some images of `train` are val; None: `val` has its own."""
+        return next((name for name in _FROM_TRAIN if getattr(self, name)), None)
+
     @model_validator(mode="after")
     def _splits_fit_format(self) -> DataConfig:
         given = [name for name in SPLITS if getattr(self, name) or getattr(self, f"{name}_images")]
         if self.format == "shapes":
-            if given or self.hold_out:
+            if given or self.val_from_train:
                 raise ValueError(
                     "format shapes has splits of its own: leave out train, val, test, their "
-                    "images and hold_out"
+                    f"images and {', '.join(_FROM_TRAIN)}"
                 )
             return self
-        if self.hold_out and "val" in given:
-            raise ValueError(
-                f"hold_out makes {self.hold_out} images of train val: leave out val and "
-                "val_images, or hold_out"
-            )
-        needed = ("train",) if self.hold_out else TRAINING_SPLITS
+        self._require_one_val(given)
+        # val or test alone is enough to evaluate on
+        alone = given and "train" not in given and not self.val_from_train
+        needed = () if alone else ("train",) if self.val_from_train else TRAINING_SPLITS
         for split in dict.fromkeys((*needed, *given)):
-            files, folders = getattr(self, split), getattr(self, f"{split}_images")
-            if not files:
-                raise ValueError(
-                    f"{split} is missing: format {self.format} needs at least one entry"
-                )
-            if self.format == "coco" and len(folders) != len(files):
-                raise ValueError(
-                    f"{split} has {len(files)} annotation files but {split}_images {len(folders)} "
-                    "folders"
-                )
-            places = {"voc": "JPEGImages", "ilsvrc": "Data"}
-            if self.format in places and folders:
-                raise ValueError(
-                    f"{split}_images does not apply to format {self.format}: images are in "
-                    f"{places[self.format]}"
-                )
+            self._require_entries(split)
+        if (self.class_names is None) == (self.format == "yolo"):
+            raise ValueError(
+                "format yolo needs class_names, the file that names the classes: data.yaml or "
+                "classes.txt"
+                if self.class_names is None
+                else f"class_names goes with format yolo, not with {self.format}"
+            )
         return self
+
+    def _require_one_val(self, given: list[str]) -> None:
+        """Raise ValueError where val is said in two ways."""
+        ways = [name for name in _FROM_TRAIN if getattr(self, name)]
+        if ways and "val" in given:
+            what = f"{self.hold_out} images" if ways[0] == "hold_out" else "some images"
+            raise ValueError(
+                f"{ways[0]} makes {what} of train val: leave out val and val_images, or {ways[0]}"
+            )
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(ways)} both say what is val: leave out one of them")
+
+    def _require_entries(self, split: str) -> None:
+        """Raise ValueError unless a split has entries, with the image folders that go with them."""
+        files, folders = getattr(self, split), getattr(self, f"{split}_images")
+        if not files:
+            raise ValueError(f"{split} is missing: format {self.format} needs at least one entry")
+        if self.format in _OF_FILES and len(folders) != len(files):
+            raise ValueError(
+                f"{split} has {len(files)} annotation files but {split}_images {len(folders)} "
+                "folders"
+            )
+        if self.format in ("xml", "labelme", "yolo") and len(folders) not in (0, len(files)):
+            raise ValueError(
+                f"{split} has {len(files)} folders of annotations but {split}_images "
+                f"{len(folders)} of images"
+            )
+        places = {"voc": "JPEGImages", "ilsvrc": "Data"}
+        if self.format in places and folders:
+            raise ValueError(
+                f"{split}_images does not apply to format {self.format}: images are in "
+                f"{places[self.format]}"
+            )
 
 
 class RefineConfig(Section):
@@ -376,6 +437,19 @@ _FIXED_FROM = 2
 """The first of PHASES in which the shared layers are fixed."""
 
 
+_TRAINED_A_LOOK = 10
+"""Images are trained on for each that is looked at on the way. Looking takes no longer than a step:
+forward alone, but over all proposals of a test.
+"""
+
+_LEAST_LOOKED_AT = 50
+"""Of fewer images the metric would say little."""
+
+
+_MOST_OF_THEM = 0.8
+"""Of the held-out images; where it would be more of them it is all."""
+
+
 class DetectionTrainConfig(TrainConfig):
     """The optimisation, and what is trained when."""
 
@@ -384,6 +458,12 @@ class DetectionTrainConfig(TrainConfig):
     # data.train_proposals. alternating: the paper's four steps, RPN, Fast R-CNN on its proposals,
     # then both again on shared layers that stay as the second left them
     scheme: Scheme = "joint"
+    # steps; 0: only at the end; auto: a fifth of the run, where that is 20 steps or more. Of scheme
+    # alternating that is 0: each of its steps goes on from the last weights of the one before
+    eval_every: Count | Literal["auto"] = "auto"
+    # held-out images of an evaluation on the way, always the same; the one at the end is of all.
+    # auto: so many that evaluations take about a tenth of the time, 50 at least
+    eval_images: Positive | Literal["auto", "all"] = "auto"
     # fixed: the layers that RPN and RoI head share do not learn
     shared_layers: Literal["learn", "fixed"] = "learn"
     # alternating: steps of each of the four, `steps` together; null: in PHASE_SHARES
@@ -404,6 +484,12 @@ class DetectionTrainConfig(TrainConfig):
             if given:
                 raise ValueError(f"{given[0]} goes with train.scheme=alternating")
             return self
+        if self.early_stopping or self.ema_decay is not None:
+            name = "early_stopping" if self.early_stopping else "ema_decay"
+            raise ValueError(
+                f"{name} does not go with scheme alternating, each of whose four steps goes on "
+                "from the last weights of the one before: leave it out"
+            )
         if self.shared_layers == "fixed":
             raise ValueError(
                 "scheme alternating fixes the shared layers in its last two steps by itself: leave "
@@ -425,6 +511,19 @@ class DetectionTrainConfig(TrainConfig):
             )
         return self
 
+    def looked_at(self, steps: int, num_held_out: int) -> int:
+        """Return how many of the held-out images every evaluation of a run of `steps` looks at; all
+        where there is none on the way.
+        """
+        every = self.evaluated_every(steps)
+        if self.eval_images == "all" or every == 0:
+            return num_held_out
+        number = self.eval_images
+        if number == "auto":
+            number = max(_LEAST_LOOKED_AT, every * self.batch_size // _TRAINED_A_LOOK)
+            number = num_held_out if number > _MOST_OF_THEM * num_held_out else number
+        return min(number, num_held_out)
+
     def phases(self, num_images: int) -> tuple[dict, ...]:
         """Return the train section of each of the four steps of scheme alternating, as plain values
         to be checked, for a training set of `num_images`: schemes "rpn" and "fast_rcnn", with the
@@ -445,6 +544,7 @@ class DetectionTrainConfig(TrainConfig):
             {
                 **self.model_dump(mode="json"),
                 "scheme": scheme,
+                "eval_every": 0 if self.eval_every == "auto" else self.eval_every,
                 "shared_layers": "learn" if number < _FIXED_FROM else "fixed",
                 "steps": length,
                 "epochs": None,
@@ -475,7 +575,7 @@ def _scaled(milestones: tuple[int, ...], total: int, length: int) -> list[int]:
 class EvalConfig(Section):
     """How held-out images are evaluated during training and after it."""
 
-    protocol: Literal["coco", "voc07", "voc12", "imagenet_det"] = "coco"
+    protocol: ProtocolName = "coco"
     batch_size: Positive = 1
     # of results for VOC's server: comp3 is for what was trained on VOC's data alone, pretraining
     # included; comp4, for any data, is true of every detector

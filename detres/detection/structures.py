@@ -69,7 +69,9 @@ def require_sides(boxes: np.ndarray, sides: np.ndarray | None, what: str) -> Non
         return
     own = xywh_of(boxes, None)[:, 2:]
     slack = 1e-12 * np.abs(boxes).max(initial=1)
-    if sides.shape != own.shape or (np.abs(sides - own) > slack).any():
+    with np.errstate(invalid="ignore"):  # boxes as written may not be finite
+        differ = sides.shape != own.shape or (np.abs(sides - own) > slack).any()
+    if differ:
         raise ValueError(f"{what}: sides are not the widths and heights of boxes")
 
 
@@ -109,6 +111,9 @@ class Target:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"Target({len(self)} objects in image {self.image_id})"
+
     def trainable(self) -> tuple[Tensor, Tensor]:
         """Return boxes (M', 4) and labels (M',) of the objects that are neither crowd nor
         difficult.
@@ -141,6 +146,10 @@ class ImageBatch:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def __repr__(self) -> str:
+        height, width = self.pixels.shape[2:]
+        return f"ImageBatch({len(self)} of {width}x{height} px, {self.pixels.device})"
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """Return it on `device`; from pinned memory the copy overlaps with computing."""
@@ -199,6 +208,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __repr__(self) -> str:
+        best = f", best score {self.scores.max():.2f}" if len(self) else ""
+        return f"Detections({len(self)}{best})"
+
     def to(self, device: torch.device | str) -> Detections:
         """Return it on `device`."""
         return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
@@ -254,6 +267,10 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __repr__(self) -> str:
+        images = len(np.unique(self.image_ids)) if self.seen is None else len(self.seen)
+        return f"Predictions({len(self)} detections in {images} images, {self.class_map!r})"
+
     def xywh(self) -> np.ndarray:
         """Return the boxes as COCO writes them, (D, 4) float64 x, y, width, height px, bit for bit
         as they were read.
@@ -295,6 +312,9 @@ class Proposals:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def __repr__(self) -> str:
+        return f"Proposals({len(self.scores)} in {len(self)} images, {self.source})"
 
     @property
     def counts(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -15,45 +16,65 @@ from detres.detection.build import (
     build_detector,
     build_ensemble,
     build_train_set,
-    build_val_set,
-    eval_loader,
     saved_proposals,
     train_loader,
 )
 from detres.detection.config import DetectionConfig
+from detres.detection.data.anchor_fit import describe_fit
+from detres.detection.data.audit import audit_briefly
 from detres.detection.data.box_policy import require_objects
+from detres.detection.data.digest import training_digest
 from detres.detection.data.read import read_split
+from detres.detection.data.split import write_split
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.evaluation_files import write_evaluation, write_training_curves
 from detres.detection.inference.dataset import detect_dataset
+from detres.detection.judging import Batches, HeldOut, WithLosses
 from detres.detection.models.faster_rcnn import FasterRCNN
-from detres.detection.structures import Proposals, Scale
+from detres.detection.structures import Predictions, Proposals, Scale
 from detres.detection.transfer import start_from
-from detres.detection.weights_file import current_names, require_same_context, save_detector
-from detres.files import load_model_state, write_text
+from detres.detection.weights_file import (
+    WING,
+    current_names,
+    read_tensors,
+    require_same_context,
+    save_detector,
+)
+from detres.engine.ema import having
+from detres.engine.progress import is_better
+from detres.files import (
+    CheckpointError,
+    first_line,
+    load_model_state,
+    require_fitting,
+    write_text,
+)
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
-from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PREDICTIONS
-from detres.runs.run import TrainingRun
+from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PREDICTIONS, SPLIT
+from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule
 from detres.runs.state import reading_field
-
-WING = "detection"
+from detres.waiting import counted
 
 
 class DetectionData:
     """The training set and the held-out annotations of one run.
 
-    Raises, before anything is written, what the readers raise; AnnotationError when one of the two
-    has no object to learn from or to evaluate on; ClassMismatchError when the names of their
-    classes differ.
+    read: train and val as `config` has them, where they were read already. Raises, before anything
+    is written, what the readers raise; AnnotationError when one of the two has no object to learn
+    from or to evaluate on; ClassMismatchError when the names of their classes differ.
     """
 
-    def __init__(self, config: DetectionConfig) -> None:
-        self.train_set = build_train_set(config)
+    def __init__(
+        self, config: DetectionConfig, read: tuple[Annotations, Annotations] | None = None
+    ) -> None:
+        train, val = (None, None) if read is None else read
+        self.train_set = build_train_set(config, train)
         self.train = self.train_set.annotations
-        val = read_split(config.data, "val")
+        if val is None:
+            val = read_split(config.data, "val")
         self.val = val.matched_to(self.train.class_map, self.train.source)
         require_objects(self.val, "to evaluate on, so no weights could be chosen as the best")
         self.train_proposals = self.train_set.proposals
@@ -86,11 +107,19 @@ class DetectionTraining:
         self.init_from: str | None = None  # the trained detector that it started from
         improvements = build_ensemble([(detector, config.model)], config.eval).describe()
         self.improvements = "" if config.train.scheme == "rpn" else improvements  # it only proposes
-        self.detecting, other_scales = detecting_in_training(config, detector, self.model)
-        self.held_out = eval_loader(
-            build_val_set(config.model, data.val, other_scales, data.val_proposals),
-            batch_size=config.eval.batch_size,
-            num_workers=config.data.workers,
+        self.detecting, self.other_scales = detecting_in_training(config, detector, self.model)
+        self.hold_out(config.train.looked_at(self.schedule.steps, len(data.val)))
+
+    def hold_out(self, number: int) -> None:
+        """Let every evaluation look at the same `number` of held-out images, or all where there are
+        no more.
+        """
+        self.held_out = HeldOut(
+            self.config,
+            self.data.val,
+            number,
+            proposals=self.data.val_proposals,
+            other_scales=self.other_scales,
         )
 
     def trained_part(self) -> nn.Module:
@@ -99,13 +128,17 @@ class DetectionTraining:
 
     @classmethod
     def start(
-        cls, config: DetectionConfig, device: torch.device, init_from: str | None = None
+        cls,
+        config: DetectionConfig,
+        device: torch.device,
+        init_from: str | None = None,
+        read: tuple[Annotations, Annotations] | None = None,
     ) -> DetectionTraining:
         """Return what a new run trains.
 
         init_from: weights file of a trained detector, of these or other classes, to start from, in
-        place of the backbone's weights. Raises what DetectionData, build_detector and start_from
-        raise, ValueError for shared layers that are random and fixed.
+        place of the backbone's weights. read: see DetectionData. Raises what DetectionData,
+        build_detector and start_from raise, ValueError for shared layers that are random and fixed.
         """
         fixed = config.train.shared_layers == "fixed"
         if fixed and init_from is None and config.model.backbone.weights is None:
@@ -114,7 +147,7 @@ class DetectionTraining:
                 "or give model.backbone.weights"
             )
         torch.manual_seed(config.seed)
-        data = DetectionData(config)
+        data = DetectionData(config, read)
         class_map, notes = data.train.class_map, []
         detector = build_detector(config.model, len(class_map), pretrained=init_from is None)
         if init_from is not None:
@@ -149,11 +182,18 @@ class DetectionTraining:
             training.init_from = saved.state.get("init_from")  # earlier versions did not keep it
             if not isinstance(training.init_from, str | None):
                 raise TypeError(f"a {type(training.init_from).__name__}, expected a path or none")
+        with reading_field(path, "eval_images"):  # earlier versions looked at all
+            training.hold_out(_checked_count(saved.state.get("eval_images", len(data.val))))
         return training
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
-        lines = [f"train {self.data.train.describe()}", f"val   {self.data.val.describe()}"]
+        digest = training_digest(self.data.train)
+        lines = [
+            f"train {self.data.train.describe()}",
+            f"      digest of what is learned from, the same in every format: {digest}",
+            f"val   {self.data.val.describe()}",
+        ]
         if self.improvements and self.config.eval.improved_in_training:
             lines.append(f"      by {self.improvements}")
         elif self.improvements:
@@ -161,12 +201,23 @@ class DetectionTraining:
                 f"      by plain detections; {self.improvements}: when the weights are evaluated, "
                 "or with eval.improved_in_training=true"
             )
+        held_out = self.held_out
+        if held_out.is_divided:
+            lines.append(
+                f"      on the way on {len(held_out.part)} of them, the same every time; on all at "
+                "the end (train.eval_images)"
+            )
+        if self.config.train.scheme != "fast_rcnn":
+            map_size = functools.partial(self.detector.backbone.map_size, self.detector.stages[0])
+            lines += describe_fit(self.data.train, self.config.model, map_size)
         shared = self.data.train.num_shared_files(self.data.val)
         if shared:
             lines.append(
                 f"note: {shared} of {len(self.data.val)} images of val are trained on too: its "
                 "numbers, which choose the best weights, are better than on images never seen"
             )
+        given = self.config.model.input
+        lines += audit_briefly(self.data.train, self.data.val, (given.short_side, given.max_side))
         for proposals in (self.data.train_proposals, self.data.val_proposals):
             if proposals is not None:
                 lines.append(f"{len(proposals.scores)} boxes: {proposals.source}")
@@ -184,9 +235,21 @@ class DetectionTraining:
                 found[name] = fingerprint_of_proposals(given)
         return found
 
+    def begin(self, folder: Path) -> None:
+        """Write which images are train and val where that is not said by the data."""
+        if self.config.data.val_share or self.config.data.split:
+            train, val = self.data.train.image_files.tolist(), self.data.val.image_files.tolist()
+            write_split(folder / SPLIT, train, val)
+
     def state(self) -> dict:
-        """Return what last.pt holds of the classes, and of what the run started from."""
-        return {"classes": self.data.train.class_map.to_dict(), "init_from": self.init_from}
+        """Return what last.pt holds of the classes, of what the run started from, and of how many
+        held-out images evaluations on the way look at.
+        """
+        return {
+            "classes": self.data.train.class_map.to_dict(),
+            "init_from": self.init_from,
+            "eval_images": len(self.held_out.part),
+        }
 
     def batches(self, run: TrainingRun) -> DataLoader:
         """Return the batches of the run's steps that are not done."""
@@ -199,27 +262,107 @@ class DetectionTraining:
             num_workers=self.config.data.workers,
         )
 
-    def evaluate(self) -> DetectionEvaluation:
-        """Return the numbers on the held-out images; writes nothing."""
-        val = self.data.val
-        found = detect_dataset(self.detecting, self.held_out, val.class_map, self.device)
-        return evaluate(self.config.eval.protocol, val, found)
+    def judge(self, *, whole: bool) -> Judgement:
+        """Return the numbers on the held-out images, the `whole` or those that all evaluations look
+        at, and the losses on these; writes nothing.
+        """
+        held_out = self.held_out
+        truth = held_out.val if whole else held_out.part
+        batches = WithLosses(
+            held_out.all_batches if whole else held_out.part_batches,
+            self.model,
+            held_out.part.image_ids,
+            seed=self.config.seed,
+            device=self.device,
+        )
+        found = self.find(truth, batches)
+        evaluation = compared = self.measure(truth, found)
+        if whole and held_out.is_divided:
+            compared = self.measure(held_out.part, self.of_part(found))
+        return Judgement(
+            evaluation,
+            compared.metrics[compared.best_metric],
+            images=(len(truth), len(held_out.val)),
+            losses=batches.means(),
+        )
 
-    def keep(self, run: TrainingRun, evaluation: DetectionEvaluation, *, improved: bool) -> None:
+    def find(self, truth: Annotations, batches: Batches) -> Predictions:
+        """Return what is found in the images of `truth`, which come in `batches`."""
+        return detect_dataset(self.detecting, batches, truth.class_map, self.device)
+
+    def measure(self, truth: Annotations, found: Predictions) -> DetectionEvaluation:
+        """Return the numbers of what was `found` in the images of `truth`."""
+        return evaluate(self.config.eval.protocol, truth, found)
+
+    def of_part(self, found: Predictions) -> Predictions:
+        """Return what was found in the images that all evaluations look at."""
+        return self.held_out.predictions_of_part(found)
+
+    def write(
+        self,
+        folder: Path,
+        evaluation: DetectionEvaluation,
+        step: int,
+        truth: Annotations,
+    ) -> None:
+        """Write into `folder` the detections, numbers and a picture of an evaluation on the images
+        of `truth`, and the weights as they are, after `step` steps, at the last.
+        """
+        keep_detector(folder, self.detector, self.config, truth, evaluation, step, self.init_from)
+
+    def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
         """Write the curves of the run; of the best evaluation so far also weights, detections,
-        numbers and pictures, which cost seconds and are of those weights.
+        numbers and pictures, which cost a second and are of those weights.
+
+        On the way the best is the one with the highest metric on the images that all evaluations
+        look at, the earlier of two equal ones. At the end the last weights, which are evaluated on
+        all held-out images, are the best where they are ahead on those few too; else the weights
+        that are ahead there are evaluated on all as well, and are the best where they are ahead
+        again. So numbers are only compared that are of the same images.
         """
         write_training_curves(run.folder)
-        if not improved:
-            return
-        keep_detector(
-            run.folder,
-            self.detector,
-            self.config,
-            evaluation,
-            run.progress.step,
-            self.init_from,
+        if not improved and whole and self.held_out.is_divided:
+            improved = not self._earlier_is_best(run, judgement)
+        if improved:
+            truth = self.held_out.val if whole else self.held_out.part
+            self.write(run.folder, judgement.evaluation, run.progress.step, truth)
+
+    def _earlier_is_best(self, run: TrainingRun, judgement: Judgement) -> bool:
+        """Whether the weights in the run folder are ahead of those after the last step on all
+        held-out images; what is kept is then of all, too.
+        """
+        last, path = judgement.evaluation, run.folder / DETECTOR_WEIGHTS
+        if run.progress.best is None:  # nothing could be measured on the way, or kept
+            return False
+        try:
+            tensors, step = read_tensors(path)
+            require_fitting(self.detector, tensors, path)
+        except CheckpointError as error:
+            run.log.line(f"note: {first_line(error)}: the weights of the last step are kept")
+            return False
+        run.log.line(
+            f"ahead on the way was step {step}: evaluated on all held-out images, too, to choose "
+            "the best"
         )
+        with having(self.detector, tensors):
+            found = self.find(self.held_out.val, self.held_out.all_batches)
+            earlier = self.measure(self.held_out.val, found)
+            best = earlier.best_metric
+            ahead = is_better(earlier.metrics[best], last.metrics[best])
+            if ahead:
+                self.write(run.folder, earlier, step, self.held_out.val)
+        kept = step if ahead else run.progress.step
+        run.log.line(
+            f"{best} on all: {shown_metric(earlier.metrics[best])} after step {step}, "
+            f"{shown_metric(last.metrics[best])} after step {run.progress.step}; kept are the "
+            f"weights of step {kept}"
+        )
+        return ahead
+
+
+def shown_metric(value: float | None) -> str:
+    """Return a metric as a line shows it."""
+    return "nothing to measure" if value is None else f"{value:.4f}"
 
 
 def detecting_in_training(
@@ -239,21 +382,29 @@ def keep_detector(
     folder: Path,
     detector: FasterRCNN,
     config: DetectionConfig,
+    truth: Annotations,
     evaluation: DetectionEvaluation,
     step: int,
     init_from: str | None,
 ) -> None:
-    """Write into `folder` the detections, numbers and pictures of an `evaluation`, and the weights,
-    after `step` steps from those of `init_from`, at the last, with the scores from which the
-    classes are best taken.
+    """Write into `folder` the detections, numbers and pictures of an `evaluation` on the images of
+    `truth`, and the weights, after `step` steps from those of `init_from`, at the last, with the
+    scores from which the classes are best taken.
     """
     found = evaluation.predictions
     write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
-    metrics = json.dumps({"step": step, **evaluation.result.to_dict()}, indent=2)
+    numbers = {"step": step, "images": len(truth), **evaluation.result.to_dict()}
+    metrics = json.dumps(numbers, indent=2)
     write_text(folder / METRICS, metrics)
     thresholds = write_evaluation(folder, evaluation, seed=config.seed)
-    weights, class_map = folder / DETECTOR_WEIGHTS, evaluation.truth.class_map
-    save_detector(weights, detector, config, class_map, step, init_from, thresholds)
+    weights = folder / DETECTOR_WEIGHTS
+    save_detector(weights, detector, config, truth.class_map, step, init_from, thresholds)
+
+
+def _checked_count(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r:.40} is no number of images")
+    return value
 
 
 def fingerprint_of(annotations: Annotations) -> Fingerprint:
@@ -274,7 +425,7 @@ def fingerprint_of(annotations: Annotations) -> Fingerprint:
                 for values in (boxes, areas, *objects)
             ),
         )
-        for row, image_id in enumerate(ids)
+        for row, image_id in enumerate(counted(ids, "hashing annotations", "images"))
     )
     files = file_hashes(annotations.image_files.tolist())
     return Fingerprint(records, files, lambda row: f"image {ids[row]}")

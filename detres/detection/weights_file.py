@@ -14,9 +14,8 @@ from backbones.files import DIGEST, DamagedFileError, read_safetensors_metadata,
 from backbones.weights import OF_BACKBONE, UNCHECKED, backbone_facts
 from detres.class_map import ClassMap
 from detres.config import Notice, check
-from detres.detection.build import build_detector, build_ensemble, input_spec_of
+from detres.detection.build import build_detector, input_spec_of
 from detres.detection.config import DetectionConfig
-from detres.detection.inference.detector import Detector
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.files import (
     WHAT_FILES_HOLD,
@@ -30,6 +29,14 @@ from detres.files import (
     require_metadata,
     write_safetensors,
 )
+from detres.runs.saved import (
+    config_of_state,
+    read_state,
+    step_of_state,
+    weights_of_state,
+    wing_of_state,
+)
+from detres.runs.state import reading_field
 
 FORMAT = "detres-detector-3"
 """What the files of `save_detector` call themselves; -1 had other names, -1 and -2 no digest."""
@@ -39,6 +46,9 @@ THRESHOLDS = "score_thresholds"
 
 EARLIER_PREFIXES = {"roi_head.conv5.": "roi_head.box_head.conv5."}
 """Of tensors in files of format detres-detector-1 and in last.pt of its time -> as they are now."""
+
+WING = "detection"
+"""What the training states of detectors say that they are of."""
 
 _PREDICTOR = "roi_head.predictor."
 
@@ -100,19 +110,33 @@ def save_detector(
     write_safetensors(path, detector.state_dict(), metadata)
 
 
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Return the tensors, of any shape (...,), of a file of `save_detector` under the names they
+    have now, and after how many steps they are; raises CheckpointError as `load_detector` does.
+    """
+    tensors, metadata = load_weights(path)
+    require_metadata(metadata, "a detector", path)
+    _require_known_format(metadata, path)
+    return current_names(tensors), metadata_field(metadata, "step", path, int)
+
+
 def started_from(path: Path) -> str | None:
     """Return the weights file of the detector from which the training of the one in `path` started;
     None where there was none, or an earlier version did not write it down.
     """
+    if wing_of_state(path) is not None:
+        return read_state(path, WING).get("init_from")
     metadata = read_safetensors_metadata(path)
     return metadata_field(metadata, "init_from", path, str) if "init_from" in metadata else None
 
 
 def score_thresholds_of(path: Path, class_map: ClassMap) -> tuple[float, ...] | None:
     """Return for each class of the detector in `path` the score from which it is best taken, found
-    on its held-out images; None where that was not measured. Raises CheckpointError for scores of
-    other classes and values that are none.
+    on its held-out images; None where that was not measured, as of a training state. Raises
+    CheckpointError for scores of other classes and values that are none.
     """
+    if wing_of_state(path) is not None:
+        return None
     metadata = read_safetensors_metadata(path)
     if THRESHOLDS not in metadata:
         return None
@@ -130,22 +154,27 @@ def score_thresholds_of(path: Path, class_map: ClassMap) -> tuple[float, ...] | 
 
 
 def is_detector(path: Path) -> bool:
-    """Whether a weights file is one of `save_detector`, by its metadata; a file that cannot be read
-    is not.
+    """Whether a file holds the weights of a detector: one of `save_detector`, by its metadata, or
+    the training state of its run, last.pt; a weights file that cannot be read is not.
+
+    Raises what wing_of_state raises.
     """
-    return has_metadata(path, WHAT_FILES_HOLD["a detector"])
+    return has_metadata(path, WHAT_FILES_HOLD["a detector"]) or wing_of_state(path) == WING
 
 
 def load_detector(
     path: Path, notice: Notice = lambda _: None
 ) -> tuple[FasterRCNN, DetectionConfig, ClassMap]:
-    """Rebuild a detector from a file of `save_detector`: the model in eval mode, its configuration,
-    its classes.
+    """Rebuild a detector from a file of `save_detector`, or from the training state of its run: the
+    model in eval mode, its configuration, its classes.
 
-    notice: called with a line when the file, of an earlier version, carries no checksum. Raises
-    CheckpointError naming the file when it is damaged, no detres weights file, or of a newer
-    version, and when its weights do not fit its configuration.
+    notice: called with a line when the file, of an earlier version, carries no checksum, and when
+    it is a state. Raises CheckpointError naming the file when it is damaged, no detres weights
+    file, or of a newer version, and when its weights do not fit its configuration; OtherWingError
+    for the state of another wing.
     """
+    if wing_of_state(path) is not None:
+        return _load_state(path, notice)
     tensors, metadata = load_weights(path)
     require_metadata(metadata, "a detector", path)
     _require_known_format(metadata, path)
@@ -161,14 +190,36 @@ def load_detector(
     tree = {"name": "detector", "train": train, **tree}
     config = check(DetectionConfig, tree, str(path))
     class_map = metadata_field(metadata, "classes", path, ClassMap.from_dict)
-    tensors = current_names(tensors)
+    return _rebuilt(path, config, class_map, current_names(tensors)), config, class_map
+
+
+def _load_state(path: Path, notice: Notice) -> tuple[FasterRCNN, DetectionConfig, ClassMap]:
+    """As load_detector, from what a stopped run is in the midst of."""
+    state = read_state(path, WING)
+    config = config_of_state(path, state, DetectionConfig)
+    notice(f"{path} is the state of a run after step {step_of_state(path, state)}")
+    scheme = config.train.scheme
+    if scheme in UNTRAINED:
+        notice(f"{path}: {UNTRAINED[scheme]}")
+    with reading_field(path, "classes"):
+        class_map = ClassMap.from_dict(state["classes"])
+    tensors = weights_of_state(path, state)
+    if scheme in UNTRAINED:  # what learns there is a part of the detector, and holds it
+        tensors = {name.removeprefix("detector."): each for name, each in tensors.items()}
+    return _rebuilt(path, config, class_map, current_names(tensors)), config, class_map
+
+
+def _rebuilt(
+    path: Path, config: DetectionConfig, class_map: ClassMap, tensors: dict[str, Tensor]
+) -> FasterRCNN:
+    """The detector of `config` with the tensors read from `path`, in eval mode."""
     with torch.device("meta"):  # which takes no memory, whatever size the file says the model has
         empty = build_detector(config.model, len(class_map), pretrained=False)
     require_same_context(empty, tensors, path)
     require_fitting(empty, tensors, path)
     detector = build_detector(config.model, len(class_map), pretrained=False)
     load_model_state(detector, tensors, path)
-    return detector.eval(), config, class_map
+    return detector.eval()
 
 
 def require_same_context(detector: FasterRCNN, tensors: dict[str, Tensor], path: Path) -> None:
@@ -226,20 +277,3 @@ def _require_known_format(metadata: dict[str, str], path: Path) -> None:
             require_digest(metadata, path)
     except DamagedFileError as error:
         raise CheckpointError(str(error)) from None
-
-
-def as_detector(path: Path, notice: Notice = lambda _: None) -> Detector:
-    """Return a file of `save_detector` as a user calls it, which detects as its `eval` settings
-    say; raises as `load_detector` does.
-    """
-    model, config, class_map = load_detector(path, notice)
-    ensemble = build_ensemble([(model, config.model)], config.eval)
-    size = config.model.input
-    return Detector(
-        ensemble,
-        class_map,
-        short_side=size.short_side,
-        max_side=size.max_side,
-        other_scales=ensemble.other_scales,
-        score_thresholds=score_thresholds_of(path, class_map),
-    )

@@ -10,11 +10,18 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from detres.console import printable, write_line
+from detres.console import clock, printable, write_line
+from detres.engine.memory import most_memory
 from detres.engine.meter import Meter
 from detres.engine.progress import Progress
 from detres.engine.record_files import EventFile, RecordFile
 from detres.files import write_text
+
+_SILENT_S = 30.0
+"""After so long without a line there is one, between two records too."""
+
+_REFRESHED_S = 1.0
+"""So often the bar of a terminal shows new numbers."""
 
 
 def without_nan(value: object) -> object:
@@ -30,7 +37,8 @@ class RunLog:
     """Writes records (one JSON object a line), TensorBoard events and progress on the console.
 
     records, tensorboard: the file and the folder they go to. console: a terminal gets one progress
-    bar, anything else plain lines. steps: of the whole run. progress: what was done before; records
+    bar with the time that is left, images a second and memory, anything else plain lines, one every
+    30 s at least. steps: of the whole run. progress: what was done before; records
     of other steps and evaluations, left by an interrupted run, are cut away so that none is there
     twice.
     """
@@ -41,7 +49,7 @@ class RunLog:
         self.console = console
         self.steps = steps
         self.start_step = progress.step
-        self.started = time.monotonic()
+        self.started = self.shown = time.monotonic()
         if records.exists():
             lines = records.read_bytes().splitlines()
             kept = [line.decode("utf-8") for line in lines if _is_of(line, progress)]
@@ -55,33 +63,49 @@ class RunLog:
 
     def step_done(self, step: int, meter: Meter, *, lr: float, every: int) -> None:
         """Show that `step` steps are done; log what `meter` holds every `every` steps and after the
-        last one, and show the loss of the first, long before the first record is due.
+        last one, and show the loss of the first, and between two records that are far apart.
         """
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
+        silent = time.monotonic() - self.shown
         if step == self.steps or step % every == 0:
             self.train(step, meter.flush() | {"lr": lr})
-        elif step == self.start_step + 1 and self.bar is None:
+        elif self.bar is not None and silent >= _REFRESHED_S:
+            self._show(step, meter.means(), lr, meter.images_per_s)
+        elif self.bar is None and step == self.start_step + 1:
             seconds = time.monotonic() - self.started
             loss = meter.mean("loss")
             self.line(f"step {step}/{self.steps}  loss {loss:.3f}  {seconds:.1f} s to start")
+        elif silent >= _SILENT_S:
+            self._show(step, meter.means(), lr, meter.images_per_s)
 
     def train(self, step: int, record: dict[str, float]) -> None:
         """Log one training record after `step` steps are done."""
         self._write("train", step, record)
+        self._show(step, record, record["lr"], record.get("images_per_s"))
+
+    def _show(
+        self, step: int, values: dict[str, float], lr: float, images_per_s: float | None
+    ) -> None:
+        """Show the losses and errors among `values` on the bar, or in a line with the time that is
+        left.
+        """
         losses = "  ".join(
             f"{name.removeprefix('loss_')} {value:.3f}"
-            for name, value in record.items()
+            for name, value in values.items()
             if name.startswith("loss") or name.endswith("error")
         )
         if self.bar is not None:
-            self.bar.set_postfix_str(losses)
+            rate = None if images_per_s is None else f"{images_per_s:.1f} images/s"
+            shown = [each for each in (losses, rate, most_memory()) if each]
+            self.bar.set_postfix_str("  ".join(shown))
+            self.shown = time.monotonic()
         else:
             rate = (step - self.start_step) / (time.monotonic() - self.started)
             left = (self.steps - step) / rate
             self.line(
-                f"step {step}/{self.steps}  {losses}  lr {record['lr']:.5f}  {1 / rate:.2f} s/step "
-                f" {_clock(left)} left"
+                f"step {step}/{self.steps}  {losses}  lr {lr:.5f}  {1 / rate:.2f} s/step "
+                f" {clock(left)} left"
             )
 
     def evaluation(self, step: int, record: dict[str, float | None]) -> None:
@@ -94,6 +118,7 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """Print one line (or several) without disturbing the progress bar."""
+        self.shown = time.monotonic()
         if self.bar is not None:
             self.bar.write(printable(text), file=self.console)
         else:
@@ -130,9 +155,3 @@ def _is_of(line: bytes, progress: Progress) -> bool:
         return known and record["step"] <= progress.step
     except (ValueError, KeyError, TypeError, RecursionError):
         return False
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from detres.engine.batches import targets_to
+from detres.engine.ema import WeightAverage
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.log import RunLog
 from detres.engine.meter import Meter
@@ -26,7 +27,8 @@ class LoopSettings:
 
     seed: of the randomness inside the model (sampling), drawn anew from (seed, step), so that a
     resumed run repeats a straight one. log_every, save_every: steps. eval_every: steps, 0: only at
-    the end. clip_grad_norm: largest 2-norm of all gradients together, None: no limit. precision:
+    the end. early_stopping: evaluations in a row without a better one, after which the run is over,
+    0: never. clip_grad_norm: largest 2-norm of all gradients together, None: no limit. precision:
     "bf16" runs the forward under autocast.
     """
 
@@ -34,6 +36,7 @@ class LoopSettings:
     log_every: int
     save_every: int
     eval_every: int = 0
+    early_stopping: int = 0
     clip_grad_norm: float | None = None
     precision: Precision = "fp32"
 
@@ -44,6 +47,7 @@ class Run(Protocol):
     progress: Progress
     meter: Meter
     log: RunLog
+    average: WeightAverage | None
 
     def evaluate(self) -> None:
         """Evaluate at this step, log it, keep what is the best, and save."""
@@ -62,27 +66,26 @@ def fit(
     run: Run,
     device: torch.device,
 ) -> None:
-    """Train from `run.progress.step` to `schedule.steps`, saving and evaluating on the way and at
-    the end; first of all, evaluate where the run stopped when that was due.
+    """Train from the run's step to the last of `schedule`, or until early stopping, saving and
+    evaluating on the way and there; first of all, evaluate where that was due when the run stopped.
 
-    model: called as model(images, targets), returns an object with .terms() (name -> scalar tensor)
-    and .total(). batches: yields (images, targets) from the run's step on; images have .to(device),
-    len() and .ids; targets, or each of a list of them, have .to(device). Raises NonFiniteLossError
-    before the weights are touched, Interrupted after saving, ValueError when `batches` ends early.
+    model: (images, targets) -> an object with .terms() (name -> scalar tensor) and .total().
+    batches: (images, targets) from the run's step on; images have .to(device), len() and .ids,
+    targets, or each of a list of them, .to(device). Raises NonFiniteLossError before the weights
+    are touched, Interrupted after saving, ValueError when `batches` ends early.
     """
-    progress, meter = run.progress, run.meter
+    progress, meter, end = run.progress, run.meter, (schedule.steps, settings.early_stopping)
     with StopSignals() as stop:
         model.train()
-        if progress.evaluation_is_due(settings.eval_every, schedule.steps):
+        if progress.evaluation_is_due(settings.eval_every, *end):
             run.evaluate()
             stop.raise_if_asked(progress.step)
-        if progress.step >= schedule.steps:
+        if progress.is_over(*end):
             return
         meter.wait_for_data()
         for images, targets in batches:
             meter.data_ready()
-            lr = schedule.at(progress)
-            set_rate(optimizer, lr)
+            lr = set_rate(optimizer, schedule.at(progress))
             torch.manual_seed((settings.seed * 1_000_003 + progress.step) % 2**63)
             images, targets = images.to(device), targets_to(device, targets)
             optimizer.zero_grad(set_to_none=True)  # before the forward, which needs the memory
@@ -97,10 +100,11 @@ def fit(
             clip_gradients(model, settings.clip_grad_norm, norm)
             optimizer.step()
             schedule.advance(progress, terms)
+            if run.average is not None:
+                run.average.update(model, progress.step)
             meter.step_done({"loss": total, **terms, "grad_norm": norm}, len(images))
             run.log.step_done(progress.step, meter, lr=lr, every=settings.log_every)
-            due = progress.evaluation_is_due(settings.eval_every, schedule.steps)
-            stopping = stop.asked
+            due, stopping = progress.evaluation_is_due(settings.eval_every, *end), stop.asked
             if due or stopping or progress.step % settings.save_every == 0:
                 run.save()
             if stopping:
@@ -108,7 +112,7 @@ def fit(
             if due:
                 run.evaluate()
                 stop.raise_if_asked(progress.step)
-            if progress.step == schedule.steps:
+            if progress.is_over(*end):
                 return
             meter.wait_for_data()
     raise ValueError(f"batches ended after step {progress.step}, expected {schedule.steps}")

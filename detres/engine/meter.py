@@ -40,11 +40,20 @@ class Meter:
         """Return the mean of a value since the last record; raises KeyError for an unknown name."""
         return (self.sums[name] / self.steps).item()
 
+    def means(self) -> dict[str, float]:
+        """Return the means of all values since the last record, by name."""
+        return {name: self.mean(name) for name in self.sums}
+
+    @property
+    def images_per_s(self) -> float:
+        """Images a second since the last record, waiting for batches included."""
+        return self.images / max(self.step_s + self.data_s, 1e-9)
+
     def flush(self) -> dict[str, float]:
         """Return the means since the last record, and begin anew."""
-        record = {name: self.mean(name) for name in self.sums}
+        record = self.means()
         record |= {"step_s": self.step_s / self.steps, "data_s": self.data_s / self.steps}
-        record["images_per_s"] = self.images / max(self.step_s + self.data_s, 1e-9)
+        record["images_per_s"] = self.images_per_s
         self._clear()
         return record
 

@@ -135,10 +135,13 @@ def _like(parameter: Tensor, value: Tensor, name: str, index: int) -> Tensor:
     return value.clone() if step else torch.empty_like(parameter.detach()).copy_(value)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of the next step: `lr` times a group's "lr_scale", where it has one."""
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    """Set the rate of the next step, `lr` times a group's "lr_scale", where it has one; return
+    `lr`.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+    return lr
 
 
 def gradient_norm(model: nn.Module) -> Tensor:

@@ -8,8 +8,9 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,8 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from detres.console import shown
 from detres.user_files import fault_of
 
-Picture = np.ndarray | str | Path
-"""An image as a user gives it: a (H, W, 3) uint8 RGB array, or a path."""
+Picture = np.ndarray | Image.Image | str | Path
+"""An image as a user gives it: a (H, W, 3) uint8 RGB array, a picture of Pillow, or a path."""
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jfif", ".gif", ".jpe",
@@ -82,25 +83,22 @@ def read_image(path: str | Path, stated_size: tuple[int, int] | None = None) -> 
     return decode_image(read_bytes(path), str(path), stated_size)
 
 
-def one_or_more(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
-    """Return images given as one, a path or a (H, W, 3) array, as a list of it; several as they
-    are.
-    """
-    alone = isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3)
-    return [images] if alone else images
-
-
 def as_rgb(image: Picture, name: str) -> np.ndarray:
-    """Return an image given as a path, read by `read_image`, or as a (H, W, 3) uint8 RGB array, as
-    it is.
+    """Return an image given as a path, read by `read_image`, as a picture of Pillow, made of it as
+    a file of that picture is, EXIF orientation included, or as a (H, W, 3) uint8 RGB array, as it
+    is.
 
-    name: what a message calls an array. Raises ImageReadError for a file that cannot be read,
-    ValueError for an array of another shape or dtype, and for anything else.
+    name: what a message calls one without a path. Raises ImageReadError for a file or a picture
+    that cannot be read, ValueError for an array of another shape or dtype, and for anything else.
     """
     if isinstance(image, (str, Path)):
         return read_image(image)
+    if isinstance(image, Image.Image):
+        return _of_pillow(image, name)
     if not isinstance(image, np.ndarray):
-        raise ValueError(f"{name} is a {type(image).__name__}, expected a path or an array")
+        raise ValueError(
+            f"{name} is a {type(image).__name__}, expected a path, an array or a picture of Pillow"
+        )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{name} is {image.dtype} {image.shape}, expected uint8 (H, W, 3) RGB")
     return image
@@ -131,7 +129,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
             _require_size(*image.size)
             if image.format == "TIFF":
                 image.load()  # which turns it; what its header says until then, versions differ in
-            swap, _, _ = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])
+            swap, _, _ = _UPRIGHT[_orientation(image)]
             width, height = image.size
     except UnidentifiedImageError:
         what = _what_it_is(read_bytes(path))
@@ -155,6 +153,70 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
     DETRES_MAX_PIXELS allows; ValueError naming file and sizes when the stated size fits neither
     way.
     """
+    stored = decode_stored(data, name)
+    if stated_size is None or stored.fits_upright(stated_size):
+        return stored.upright()
+    if not stored.fits_as_stored(stated_size):
+        (height, width), (upright_height, upright_width) = stated_size, stored.upright_size
+        raise ValueError(
+            f"{name}: the annotations say {width}x{height} px, the file is "
+            f"{upright_width}x{upright_height}; boxes would be misplaced. Correct the size in the "
+            "annotations, or the file"
+        )
+    return np.ascontiguousarray(stored.pixels)
+
+
+class StoredImage(NamedTuple):
+    """Pixels (H, W, 3) uint8 RGB as a file stores them, and the EXIF orientation, 1 (upright) to 8,
+    in which they are to be shown.
+    """
+
+    pixels: np.ndarray
+    orientation: int
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """The (h, w) px of the picture upright."""
+        size = self.pixels.shape[:2]
+        return size[::-1] if _UPRIGHT[self.orientation][0] else size
+
+    def fits_upright(self, stated_size: tuple[int, int]) -> bool:
+        """Whether a size (h, w) px that annotations state, 0 where they do not, is that of the
+        picture upright.
+        """
+        return min(stated_size) <= 0 or tuple(stated_size) == self.upright_size
+
+    def fits_as_stored(self, stated_size: tuple[int, int]) -> bool:
+        """Whether a size (h, w) px that annotations state is that of the pixels as stored."""
+        return tuple(stated_size) == self.pixels.shape[:2]
+
+    def upright(self) -> np.ndarray:
+        """Return the pixels (h, w, 3) turned as the orientation says, C-contiguous."""
+        swap, flip_rows, flip_columns = _UPRIGHT[self.orientation]
+        pixels = self.pixels.swapaxes(0, 1) if swap else self.pixels
+        pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        return np.ascontiguousarray(pixels)
+
+
+def upright_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
+    """Return boxes (M, 4) float64 xyxy px on the pixels as stored, in the picture upright.
+
+    size: (h, w) px of the picture upright. orientation: EXIF, 1 to 8.
+    """
+    swap, flip_rows, flip_columns = _UPRIGHT[orientation]
+    x1, y1, x2, y2 = (boxes[:, [1, 0, 3, 2]] if swap else boxes).T
+    height, width = size
+    if flip_rows:
+        y1, y2 = height - y2, height - y1
+    if flip_columns:
+        x1, x2 = width - x2, width - x1
+    return np.stack((x1, y1, x2, y2), axis=1)
+
+
+def decode_stored(data: bytes, name: str) -> StoredImage:
+    """Return an encoded image as `decode_image` does, but its pixels as the file stores them; those
+    of TIFF files are turned and said upright. Raises ImageReadError as `decode_image` does.
+    """
     try:
         with _own_settings(), Image.open(io.BytesIO(data)) as image:
             _require_size(*image.size)
@@ -166,25 +228,22 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
             if pixels is None:
                 pixels = _to_rgb(image)
             # Asked for after decoding: Pillow turns TIFF files by itself and then clears the tag.
-            swap, flip_rows, flip_columns = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])
+            return StoredImage(pixels, _orientation(image))
     except UnidentifiedImageError:
         raise ImageReadError(f"image file {name} cannot be read: {_what_it_is(data)}") from None
     except _DECODER_ERRORS as error:
         raise ImageReadError(f"image file {name} cannot be read: {_reason(error)}") from None
 
-    stored = pixels.shape[:2]
-    upright = stored[::-1] if swap else stored
-    stated = upright if stated_size is None or min(stated_size) <= 0 else tuple(stated_size)
-    if stated == upright:
-        pixels = pixels.swapaxes(0, 1) if swap else pixels
-        pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-    elif stated != stored:
-        raise ValueError(
-            f"{name}: the annotations say {stated[1]}x{stated[0]} px, the file is "
-            f"{upright[1]}x{upright[0]}; boxes would be misplaced. Correct the size in the "
-            "annotations, or the file"
-        )
-    return np.ascontiguousarray(pixels)
+
+def _of_pillow(image: Image.Image, name: str) -> np.ndarray:
+    """A picture of Pillow as (H, W, 3) uint8 RGB, turned upright."""
+    try:
+        with _own_settings():
+            _require_size(*image.size)
+            pixels = _to_rgb(image)
+            return StoredImage(pixels, _orientation(image)).upright()
+    except _DECODER_ERRORS as error:
+        raise ImageReadError(f"{name} cannot be read: {_reason(error)}") from None
 
 
 @contextlib.contextmanager
@@ -218,11 +277,14 @@ def _require_size(width: int, height: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, where there is none or the EXIF data are damaged."""
+    """The EXIF orientation; 1, upright, where there is none that is known or the EXIF data are
+    damaged.
+    """
     try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
+        found = image.getexif().get(_EXIF_ORIENTATION, 1)
     except _DECODER_ERRORS:
         return 1
+    return int(found) if found in _UPRIGHT else 1
 
 
 def _what_it_is(data: bytes) -> str:

@@ -5,17 +5,14 @@ M images of a set, K classes. Labels are indices of the set's ClassMap, (M,) int
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import fsspec
 import numpy as np
 
 from detres.class_map import ClassMap
-from detres.images.decode import IMAGE_SUFFIXES, OTHER_SUFFIXES, ImageReadError, read_bytes
-from detres.user_files import fault_of, is_hidden
+from detres.images.decode import ImageReadError, read_bytes
 
 
 class LabelledImages(Protocol):
@@ -145,45 +142,3 @@ class ImageShards:
                 "tar file has changed, or its server gives no byte ranges"
             )
         return data
-
-
-def find_images(items: Iterable[Path]) -> list[Path]:
-    """Return the image files named, and those in the folders named, sorted, each once; in a folder,
-    hidden files are passed over, and those of OTHER_SUFFIXES are left out.
-
-    Raises FileNotFoundError for a path that is not there, ValueError for a folder without images.
-    """
-    files = []
-    for item in items:
-        if item.is_dir():
-            inside = _inside(item, IMAGE_SUFFIXES)
-            if not inside:
-                raise ValueError(
-                    f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {item} (folders in it are "
-                    "not searched)"
-                )
-            files += inside
-        elif item.is_file():
-            files.append(item)
-        else:
-            fault = fault_of(item)
-            named = f"image {item} {fault}"
-            raise FileNotFoundError(
-                f"no image or folder {item}" if fault == "does not exist" else named
-            )
-    return list(dict.fromkeys(files))
-
-
-def left_out(items: Iterable[Path]) -> list[Path]:
-    """Return the image files in the folders named that `find_images` leaves out, sorted: those of
-    OTHER_SUFFIXES. No folders: none.
-    """
-    return [file for item in items if item.is_dir() for file in _inside(item, OTHER_SUFFIXES)]
-
-
-def _inside(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not is_hidden(path.name) and not path.is_dir()
-    )

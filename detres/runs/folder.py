@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from detres.files import CheckpointError
 from detres.runs.lock import FolderLock, InUseError, is_lock
 
 RUNS = Path("runs")
@@ -38,15 +39,16 @@ CLASSES_TABLE = "classes.csv"
 PHASE = "phase.json"
 TRAIN_PROPOSALS = "train_proposals.safetensors"
 VAL_PROPOSALS = "val_proposals.safetensors"
+SPLIT = "split.json"
 
-_BEFORE_A_STATE = {LOCK, CONFIG, ENVIRONMENT, RECORDS, TENSORBOARD}
+_BEFORE_A_STATE = {LOCK, CONFIG, ENVIRONMENT, RECORDS, TENSORBOARD, SPLIT}
 """What a run writes before its first state."""
 
 _WRITTEN = (CONFIG, ENVIRONMENT, RECORDS, STATE, PREVIOUS, NONFINITE, SKIPPED, METRICS)
 _WRITTEN += (DETECTOR_WEIGHTS, CLASSIFIER_WEIGHTS, PREDICTIONS, PICTURE)
 _WRITTEN += (CURVES_PICTURE, CURVES_TABLE, PR_PICTURE, PR_TABLE, PR_JSON, CLASSES_TABLE)
 _WRITTEN += (CONFUSION_PICTURE, CONFUSION_TABLE, CONFUSION_JSON)
-_WRITTEN += (PHASE, TRAIN_PROPOSALS, VAL_PROPOSALS)
+_WRITTEN += (PHASE, TRAIN_PROPOSALS, VAL_PROPOSALS, SPLIT)
 _UNFINISHED = re.compile(
     rf"\.({'|'.join(map(re.escape, _WRITTEN))}|config-until-step-\d+\.yaml)\.\d+\.tmp"
 )
@@ -101,6 +103,29 @@ def newest_run(name: str) -> Path:
     if begun:
         raise NothingSavedError(begun[-1])
     raise NoRunError(f"no run to resume: no {STATE} in {RUNS / name}, {RUNS / name}-2, ...")
+
+
+def weights_in(path: Path) -> Path:
+    """Return the file to evaluate or predict with: of a run folder the weights it has kept, those
+    of the state it was stopped in where it has kept none yet; any other path as it is.
+
+    Raises CheckpointError for a folder in which there is neither.
+    """
+    if not path.is_dir():
+        return path
+    for name in (DETECTOR_WEIGHTS, CLASSIFIER_WEIGHTS, STATE, PREVIOUS):
+        if (path / name).is_file():
+            return path / name
+    if (path / PHASE).is_file():
+        steps = sorted(folder for folder in path.iterdir() if (folder / STATE).is_file())
+        said = f"give the folder of one, {steps[-1]}" if steps else "resume it first"
+        raise CheckpointError(f"{path} is a run of four steps that are not done: {said}")
+    if (path / LOCK).is_file():
+        raise CheckpointError(f"nothing was saved yet in {path}: resume its run first")
+    raise CheckpointError(
+        f"{path} is a folder without {DETECTOR_WEIGHTS}, {CLASSIFIER_WEIGHTS} or {STATE}; give a "
+        "weights file or the folder of a run"
+    )
 
 
 def _last_saved(folder: Path) -> float | None:

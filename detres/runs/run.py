@@ -4,10 +4,13 @@ stop.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +18,7 @@ import torch
 from torch import nn
 
 from detres.config import to_yaml, what_differs
+from detres.engine.ema import WeightAverage, having
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.log import RunLog, without_nan
 from detres.engine.loop import LoopSettings, fit
@@ -63,6 +67,49 @@ class Evaluation(Protocol):
         """Return the numbers for people, with their protocol."""
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """One evaluation of a run, and what it can be compared by.
+
+    comparable: the deciding metric on the images that all evaluations of the run look at, None
+    where there was nothing to measure. images: of how many held-out images the evaluation is, and
+    how many there are; None: it is of all. losses: name -> mean loss on the images that all look
+    at; empty where none is computed.
+    """
+
+    evaluation: Evaluation
+    comparable: float | None
+    images: tuple[int, int] | None = None
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_all(cls, evaluation: Evaluation) -> Judgement:
+        """Return that of a training which looks at all held-out images every time."""
+        return cls(evaluation, evaluation.metrics[evaluation.best_metric])
+
+    def record(self) -> dict[str, float | None]:
+        """Return what metrics.jsonl holds of it, by name."""
+        found = {**self.evaluation.metrics, **self.losses}
+        if self.images is not None:
+            found["images"] = self.images[0]
+        own = self.evaluation.metrics[self.evaluation.best_metric]
+        return found if self.comparable == own else {**found, "compared_by": self.comparable}
+
+    def table(self) -> str:
+        """Return the numbers for people; first, where that is so, of how few images they are."""
+        lines = [self.evaluation.table()]
+        if self.images is not None and self.images[0] < self.images[1]:
+            lines.insert(
+                0,
+                f"on {self.images[0]} of {self.images[1]} held-out images, the same every time; on "
+                "all of them at the end",
+            )
+        if self.losses:
+            shown = "  ".join(f"{_short(name)} {each:.3f}" for name, each in self.losses.items())
+            lines.append(f"held-out {shown}")
+        return "\n".join(lines)
+
+
 class Training(Protocol):
     """What a wing gives a run: what learns, from what, how it is judged, and what is kept of it.
 
@@ -84,17 +131,26 @@ class Training(Protocol):
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Return those of the data, by split."""
 
+    def begin(self, folder: Path) -> None:
+        """Write into a new run folder what it has from the start beside its settings."""
+
     def state(self) -> dict:
         """Return what last.pt holds beside the STATE_KEYS that a run knows; "classes" at least."""
 
     def batches(self, run: TrainingRun) -> Iterable:
         """Return the batches of the run's steps that are not done yet."""
 
-    def evaluate(self) -> Evaluation:
-        """Judge the model as it is; writes nothing."""
+    def judge(self, *, whole: bool) -> Judgement:
+        """Judge the model as it is, on the `whole` of the held-out images or on the way; writes
+        nothing.
+        """
 
-    def keep(self, run: TrainingRun, evaluation: Evaluation, *, improved: bool) -> None:
-        """Write into the run folder what is kept of this evaluation."""
+    def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
+        """Write into the run folder what is kept of this evaluation.
+
+        improved: whether it compares better than all before. whole: whether it ends the run, and so
+        is of all held-out images.
+        """
 
 
 class TrainingRun:
@@ -128,6 +184,9 @@ class TrainingRun:
             self.notes.append(f"precision {self.config.train.precision}: {reason}")
         self.schedule = training.schedule
         self.progress, self.meter = Progress(), Meter()
+        decay = self.config.train.ema_decay
+        self.average = None if decay is None else WeightAverage(training.model, decay)
+        self.earlier_s = 0.0  # that a resumed run has taken before
         self.evaluation: Evaluation | None = None
         self.skipped: set[str] | None = None
         self.unsaved = saved is None  # what it begins with
@@ -161,6 +220,7 @@ class TrainingRun:
         try:
             config, _ = _settled(training.config, device)
             write_text(lock.folder / names.CONFIG, to_yaml(config))
+            training.begin(lock.folder)
             return cls(lock, training, device=device, resume_line=resume_line)
         except BaseException:
             lock.release(keep=True)  # so that the folder is known as one to be used again
@@ -208,16 +268,14 @@ class TrainingRun:
             self.lock.release(keep=begun)
 
     def train(self) -> Evaluation:
-        """Train to the configured end and return the last evaluation; a run that is finished is
-        only evaluated once more; this method then writes nothing.
+        """Train to the configured end, or until early stopping, and return the last evaluation; a
+        run that is finished is only evaluated once more; this method then writes nothing.
 
         Raises what `fit` raises.
         """
         self._announce()
-        step, steps = self.progress.step, self.schedule.steps
-        if step >= steps and not self.progress.evaluation_is_due(0, steps):
-            self.log.line(f"finished: all {steps} steps are done; evaluated once more")
-            return self._evaluated()
+        if self._is_over and self.progress.whole == self.progress.step:
+            return self._evaluated_once_more()
         if self.unsaved:
             self.save()  # so that a run that is killed can be resumed from its first step on
         settings = self.config.train
@@ -231,7 +289,8 @@ class TrainingRun:
                     seed=self.config.seed,
                     log_every=settings.log_every,
                     save_every=settings.save_every,
-                    eval_every=settings.eval_every,
+                    eval_every=settings.evaluated_every(self.schedule.steps),
+                    early_stopping=settings.early_stopping,
                     clip_grad_norm=settings.clip_grad_norm,
                     precision=settings.precision,
                 ),
@@ -246,12 +305,27 @@ class TrainingRun:
         return self.evaluation
 
     def evaluate(self) -> None:
-        """Evaluate at this step, log it, let the training keep what it keeps, and save."""
-        evaluation = self._evaluated()
-        improved = self.progress.see_metric(evaluation.metrics[evaluation.best_metric])
-        self.lock.require_held()
-        self.log.evaluation(self.progress.step, evaluation.metrics)
-        self.training.keep(self, evaluation, improved=improved)
+        """Evaluate at this step, log it, let the training keep what it keeps, and save.
+
+        On the way an evaluation may look at some of the held-out images; where the run is over, at
+        its last step or by early stopping, it looks at all. Evaluated and kept is the moving
+        average of the weights where there is one.
+        """
+        with self._averaged():
+            whole = self._is_over
+            judgement = self._judged(whole=whole)
+            improved = self.progress.see_metric(judgement.comparable)
+            if self._is_over and not whole:
+                self.log.line(
+                    f"early stopping: none of the last {self.progress.without_better} evaluations "
+                    f"was better than {self.progress.best:.4g}"
+                )
+                whole, judgement = True, self._judged(whole=True)
+            if whole:
+                self.progress.whole = self.progress.step
+            self.lock.require_held()
+            self.log.evaluation(self.progress.step, judgement.record())
+            self.training.keep(self, judgement, improved=improved, whole=whole)
         self.save()
 
     def save(self) -> None:
@@ -270,8 +344,10 @@ class TrainingRun:
             "environment": facts_of(self.device),
             "progress": self.progress.to_dict(),
             "meter": self.meter.state(),
+            "seconds": self._seconds(),
             "model": {name: tensor.contiguous() for name, tensor in model.items()},
             "optimizer": saved_state(self.training.optimizer),
+            **({} if self.average is None else {"average": self.average.state()}),
             **self.training.state(),
         }
         save_state(self.folder / names.STATE, state, previous=self.folder / names.PREVIOUS)
@@ -294,8 +370,21 @@ class TrainingRun:
             )
 
     def duration(self) -> str:
-        """Return the time since the start in words."""
-        return in_words(time.monotonic() - self.started)
+        """Return in words the time that the run has taken, that before it was resumed included."""
+        return in_words(self._seconds())
+
+    def _seconds(self) -> float:
+        return self.earlier_s + time.monotonic() - self.started
+
+    @property
+    def _is_over(self) -> bool:
+        return self.progress.is_over(self.schedule.steps, self.config.train.early_stopping)
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The moving average in the place of the weights, where there is one."""
+        if self.average is None:
+            return contextlib.nullcontext()
+        return having(self.training.model, self.average.tensors)
 
     def _go_on(self, saved: SavedRun, accept_data_change: bool) -> None:
         """Take over the progress, the running means and the optimizer of a saved run; write its
@@ -317,9 +406,17 @@ class TrainingRun:
         if "meter" in state:
             with reading_field(path, "meter"):
                 self.meter.restore(state["meter"])
+        if "seconds" in state:  # earlier versions did not keep them
+            with reading_field(path, "seconds"):
+                self.earlier_s = _checked_seconds(state["seconds"])
+        if self.average is not None:
+            with reading_field(path, "average"):
+                self.average.restore(state["average"])
         with reading_field(path, "optimizer"):
             complete = not saved.is_of_format_1
             restore(self.training.optimizer, state["optimizer"], complete=complete)
+        if (note := self._new_length(saved)) is not None:
+            self.notes.append(note)
         saved.put_in_place()
         config = self.folder / names.CONFIG
         if saved.config == saved.earlier:
@@ -329,6 +426,20 @@ class TrainingRun:
             config.rename(kept)
         write_text(config, to_yaml(self.config))
         self.unsaved = True
+
+    def _new_length(self, saved: SavedRun) -> str | None:
+        """What is to be said where a resumed run is longer or shorter than it was to be."""
+        before, milestones = saved.earlier.train.in_steps(self.training.num_images)
+        now = self.schedule.steps
+        if now == before:
+            return None
+        earlier = replace(self.schedule, steps=before, milestones=milestones)
+        rates = [f"{each.at(self.progress):g}" for each in (self.schedule, earlier)]
+        return (
+            f"goes on to step {now}, where {before} was the end: the {self.schedule.shape} "
+            f"schedule is that of {now} steps from here on, lr "
+            f"{' in place of '.join(dict.fromkeys(rates))}"
+        )
 
     def _compare_data(self, saved: SavedRun, accepted: bool) -> None:
         """Raise DataChangedError when the data are not those of a saved run, unless `accepted`."""
@@ -394,15 +505,32 @@ class TrainingRun:
                 f"the warm-up of {warmup} steps (train.warmup_steps) is longer than the run: its "
                 f"rate stays below {settings.effective_lr:g}"
             )
+        every = settings.evaluated_every(steps)
+        on_the_way = (steps - 1) // every if every else 0
+        if settings.early_stopping >= max(on_the_way, 1):  # the first is better than none
+            self.notes.append(
+                f"train.early_stopping={settings.early_stopping} cannot act: there are "
+                f"{on_the_way} evaluations on the way, the first of them among these"
+            )
         for note in self.notes:
             self.log.line(f"note: {note}")
 
-    def _evaluated(self) -> Evaluation:
+    def _evaluated_once_more(self) -> Evaluation:
+        step, steps = self.progress.step, self.schedule.steps
+        done = f"all {steps} steps are done"
+        if step < steps:
+            done = f"stopped early after step {step} of {steps}"
+        self.log.line(f"finished: {done}; evaluated once more")
+        with self._averaged():
+            return self._judged(whole=True).evaluation
+
+    def _judged(self, *, whole: bool) -> Judgement:
         """Evaluate, show the numbers and write nothing."""
-        self.evaluation = self.training.evaluate()
+        judgement = self.training.judge(whole=whole)
         self.training.model.train()
-        self.log.line(self.evaluation.table())
-        return self.evaluation
+        self.evaluation = judgement.evaluation
+        self.log.line(judgement.table())
+        return judgement
 
     def _saved_before_an_error(self, batches: Iterable) -> Iterator:
         """Pass the batches on; where one cannot be made, keep what was learnt so far."""
@@ -418,6 +546,16 @@ def in_words(duration: float) -> str:
     """Return a duration in s as minutes and seconds."""
     minutes, seconds = divmod(round(duration), 60)
     return f"{minutes} min {seconds} s"
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("val_").removeprefix("loss_")
+
+
+def _checked_seconds(value: object) -> float:
+    if type(value) is not float or not 0 <= value < math.inf:
+        raise ValueError(f"{value!r:.40} are no seconds")
+    return value
 
 
 def _settled(config: RunConfig, device: torch.device) -> tuple[RunConfig, str | None]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
-from detres.config import Section, by_key, check, load_config, with_overrides
+from detres.config import ConfigError, Section, by_key, check, load_config, with_overrides
+from detres.engine.progress import Progress
 from detres.files import CheckpointError
 from detres.runs import folder as names
 from detres.runs.lock import FolderLock
+from detres.runs.resumable import MAY_CHANGE
 from detres.runs.settings import with_data_root
 from detres.runs.state import (
     DamagedStateError,
@@ -23,10 +28,7 @@ from detres.runs.state import (
     require_whole,
 )
 
-MAY_CHANGE = ("data.workers", "data.damaged", "train.lr", "train.clip_grad_norm")
-"""Settings that a resumed run may have otherwise: where and how data are read, and what helps where
-the loss became infinite.
-"""
+AnySection = TypeVar("AnySection", bound=Section)
 
 STATE_KEYS = ("config", "classes", "num_images", "progress", "model", "optimizer")
 
@@ -91,24 +93,20 @@ class SavedRun:
         FolderLock.require_free(folder / names.LOCK)
         path, note = _state_to_read(folder)
         stamp = _stamp(path)
-        state = load_state(path, STATE_KEYS)
-        _require_wing(path, state, wing)
-        require_keys(path, state, keys)
+        state = read_state(path, wing, *keys)
         if any(key in state for key in _KEYS_SINCE_2):
             require_keys(path, state, _KEYS_SINCE_2)
         with reading_field(path, "num_images"):
             _require_count(state["num_images"])
         with reading_field(path, "model"):
             _require_tensors(state["model"])
-        with reading_field(path, "config"):
-            tree = json.loads(state["config"])
-            if not isinstance(tree, dict):
-                raise TypeError(f"a {type(tree).__name__}")
-        earlier = check(kind, tree, str(path))
+        earlier = config_of_state(path, state, kind)
         notes = () if note is None else (note,)
         overridden = {setting.partition("=")[0] for setting in overrides}
         notes += _of_other_settings(folder / names.CONFIG, earlier, path, overridden)
         config = with_overrides(earlier, overrides, str(path)) if overrides else earlier
+        if config.train != earlier.train:
+            _require_not_over(path, state, config)
         if root:
             config = config.model_copy(update={"data": with_data_root(config.data, root)})
         return cls(folder, path, state, config, earlier, notes, stamp)
@@ -144,6 +142,71 @@ class SavedRun:
             if path.exists():
                 os.replace(path, self.folder / names.DAMAGED)
             os.replace(self.path, path)
+
+
+def read_state(path: Path, wing: str, *keys: str) -> dict:
+    """Return what the training state at `path` holds, `keys` beside STATE_KEYS.
+
+    wing: that its run must be of. Raises CheckpointError naming the file when it is missing,
+    damaged or of another kind, OtherWingError.
+    """
+    state = load_state(path, STATE_KEYS)
+    _require_wing(path, state, wing)
+    require_keys(path, state, keys)
+    return state
+
+
+def config_of_state(path: Path, state: dict, kind: type[AnySection]) -> AnySection:
+    """Return the configuration, of a `kind`, that the state read from `path` was trained by; raises
+    CheckpointError where it holds none, ConfigError.
+    """
+    with reading_field(path, "config"):
+        tree = json.loads(state["config"])
+        if not isinstance(tree, dict):
+            raise TypeError(f"a {type(tree).__name__}")
+    return check(kind, tree, str(path))
+
+
+def weights_of_state(path: Path, state: dict) -> dict[str, Tensor]:
+    """Return the tensors, of any shape (...,), that the state read from `path` is evaluated by: the
+    moving average of the weights where it has one, else the weights.
+    """
+    name = "average" if "average" in state else "model"
+    with reading_field(path, name):
+        _require_tensors(state[name])
+    return state[name]
+
+
+def step_of_state(path: Path, state: dict) -> int:
+    """Return how many steps the state read from `path` has done."""
+    with reading_field(path, "progress"):
+        return Progress.from_dict(state["progress"]).step
+
+
+def wing_of_state(path: Path) -> str | None:
+    """Return of which wing the run is whose training state is at `path`, last.pt under any name;
+    None where the file is something else.
+
+    No code in it is run. Raises, for a file called as one that cannot be read, what load_state
+    raises.
+    """
+    if path.name not in _CALLED and not _looks_like_a_state(path):
+        return None
+    return _wing(path, load_state(path, STATE_KEYS))
+
+
+_CALLED = (names.STATE, names.PREVIOUS, names.DAMAGED)
+
+
+def _looks_like_a_state(path: Path) -> bool:
+    """Whether an archive of torch.save has the keys of a state, by its directory alone."""
+    try:
+        if not path.is_file() or not zipfile.is_zipfile(path):
+            return False
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # what it raises depends on what the archive holds instead
+        return False
+    return isinstance(found, dict) and set(STATE_KEYS) <= found.keys()
 
 
 def _of_other_settings(
@@ -196,13 +259,31 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def _require_wing(path: Path, state: dict, wing: str) -> None:
+    found = _wing(path, state)
+    if found != wing:
+        raise OtherWingError(path.parent, found, wing)
+
+
+def _wing(path: Path, state: dict) -> str:
     """States of format 1 do not say theirs: a classifier's holds the input of its network."""
     found = state.get("wing", "classification" if "input" in state else "detection")
     with reading_field(path, "wing"):
         if not isinstance(found, str) or found not in _WINGS:
             raise ValueError(f"{found!r:.40}, expected {', '.join(_WINGS[:-1])} or {_WINGS[-1]}")
-    if found != wing:
-        raise OtherWingError(path.parent, found, wing)
+    return found
+
+
+def _require_not_over(path: Path, state: dict, config: Section) -> None:
+    """Raise ConfigError where a run is to end before the step that it has reached."""
+    steps, _ = config.train.in_steps(state["num_images"])
+    step = step_of_state(path, state)
+    if steps < step:
+        key = "epochs" if config.train.steps is None else "steps"
+        of = f", {steps} steps" if key == "epochs" else ""
+        raise ConfigError(
+            f"train.{key}={getattr(config.train, key):g}{of}: the run is at step {step} already, "
+            "which it cannot end before"
+        )
 
 
 def _require_count(value: object) -> None:

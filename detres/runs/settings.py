@@ -27,6 +27,13 @@ class ShapesRootError(DataRootError):
     """The folder that is given for the embedded shapes holds something else."""
 
 
+_EVALUATIONS = 5
+"""Of a run by default, the one at the end among them."""
+
+_LEAST_BETWEEN = 20
+"""Steps between two of them: before that a detector has hardly learned anything new."""
+
+
 class TrainConfig(Section):
     """The optimisation, in steps of `batch_size` images; `epochs` instead of `steps` makes the
     milestones epochs too.
@@ -56,8 +63,24 @@ class TrainConfig(Section):
     # of the forward pass; auto: bf16 where the device has instructions for it, settled at the start
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     log_every: Positive = 20
-    eval_every: Count = 0  # steps; 0: only at the end
+    # steps; 0: only at the end; auto: a fifth of the run, where that is 20 steps or more
+    eval_every: Count | Literal["auto"] = 0
+    # evaluations in a row without a better one, after which training ends; 0: never
+    early_stopping: Count = 0
+    # a moving average of the weights that keeps this share a step is evaluated and kept, null: the
+    # weights themselves, as in the paper; 0.999 suits some thousands of steps
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     save_every: Positive = 500
+
+    @classmethod
+    def overridden(cls, settings: dict, given: set[str]) -> dict:
+        """`steps` and `epochs` displace each other; milestones stay at the same part of the run."""
+        for key, other in (("steps", "epochs"), ("epochs", "steps")):
+            now, before = settings.get(key), settings.get(other)
+            if key in given and now is not None and before is not None and other not in given:
+                milestones = settings.get("milestones") if "milestones" not in given else None
+                return {other: None} | _milestones_moved(milestones, before, now)
+        return {}
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -77,7 +100,7 @@ class TrainConfig(Section):
             )
         if self.schedule != "multistep" and self.milestones:
             raise ValueError(f"schedule {self.schedule} has no milestones")
-        if self.schedule == "plateau" and not self.eval_every:
+        if self.schedule == "plateau" and self.eval_every in (0, "auto"):
             raise ValueError("schedule plateau waits for evaluations: give train.eval_every")
         if (
             self.schedule == "plateau"
@@ -89,6 +112,23 @@ class TrainConfig(Section):
                 f"one every {self.eval_every} steps, are not over before the end, step {self.steps}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _early_stopping_has_evaluations(self) -> TrainConfig:
+        if self.early_stopping and self.eval_every == 0:
+            raise ValueError(
+                "early_stopping counts evaluations on the way: give train.eval_every, in steps"
+            )
+        return self
+
+    def evaluated_every(self, steps: int) -> int:
+        """Return after how many steps of a run of `steps` there is an evaluation; 0: at the end
+        alone, as in runs too short for more by default.
+        """
+        if self.eval_every != "auto":
+            return self.eval_every
+        every = -(-steps // _EVALUATIONS)
+        return every if every >= _LEAST_BETWEEN else 0
 
     def in_steps(self, num_images: int) -> tuple[int, tuple[int, ...]]:
         """Return the number of steps and the milestones in steps, for a training set of
@@ -118,6 +158,16 @@ class TrainConfig(Section):
             if self.lr_scaling == "linear"
             else self.lr
         )
+
+
+def _milestones_moved(milestones: object, before: object, now: object) -> dict:
+    """The setting of milestones of a run of length `before` at the same parts of one of `now`;
+    nothing where there are none, or where a value, none of which is checked yet, is no number.
+    """
+    values = [before, now, *milestones] if isinstance(milestones, list) else []
+    if len(values) < 3 or not all(type(value) in (int, float) and value > 0 for value in values):
+        return {}
+    return {"milestones": [milestone / before * now for milestone in milestones]}
 
 
 class DataSettings(Protocol):
@@ -159,8 +209,13 @@ def with_data_root(data: DataSettings, root: str | Path | None) -> DataSettings:
     return data.model_copy(update={"root": str(Path(chosen).absolute())})
 
 
+def holds_shapes(folder: Path) -> bool:
+    """Whether embedded shapes were drawn into `folder`."""
+    return folder.is_dir() and any(folder.glob("*shapes-v*"))
+
+
 def _holds_other_files(cache: Path) -> bool:
-    return cache.is_dir() and any(cache.iterdir()) and not any(cache.glob("*shapes-v*"))
+    return cache.is_dir() and any(cache.iterdir()) and not holds_shapes(cache)
 
 
 def build_optimizer(settings: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

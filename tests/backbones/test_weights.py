@@ -31,6 +31,7 @@ from backbones import (
     save_weights,
     vgg16,
 )
+from backbones.weights import facts_of_file
 from tests.backbones.nets import randomise_norms, torchvision_net
 
 
@@ -533,3 +534,28 @@ def test_a_weights_file_can_be_read_by_whom_other_files_can(tmp_path):
     (tmp_path / "other").touch()
     save_weights(resnet18(num_classes=2), tmp_path / "own.safetensors")
     assert (tmp_path / "own.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_what_a_file_is_of_is_told_by_all_that_it_says(tmp_path):
+    ours = tmp_path / "ours.safetensors"
+    net = resnet50(width=1 / 16, num_classes=3, stride_placement="original", pool1="caffe")
+    net.input_spec = InputSpec(mean=(1.0, 2.0, 3.0))
+    save_weights(net, ours)
+    facts = facts_of_file(ours)
+    assert facts.settings == {
+        "name": "resnet50",
+        "width": 1 / 16,
+        "stride_placement": "original",
+        "pool1": "caffe",
+    }
+    assert (facts.input_spec, facts.ours) == (net.input_spec, True)
+    assert create_backbone(**facts.settings, num_classes=3, weights=ours).load_report is not None
+    bare = tmp_path / "bare.pth"
+    torch.save(net.state_dict(), bare)
+    facts = facts_of_file(bare)
+    assert facts.settings == {"name": "resnet50", "width": 1 / 16}
+    assert (facts.input_spec, facts.ours) == (None, False)
+    torch.save({"a.weight": torch.ones(3, 3)}, bare)
+    assert facts_of_file(bare) is None
+    with pytest.raises(WeightsError, match=r"gone\.pth"):
+        facts_of_file(tmp_path / "gone.pth")

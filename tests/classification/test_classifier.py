@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +34,17 @@ def assert_likeliest(found: dict[str, float], expected: dict[str, float]) -> Non
 def test_the_likeliest_classes_come_first_by_hand() -> None:
     classifier = Classifier(constant_model(), CLASSES)
     image = noise(40, 50)
-    (found,) = classifier.predict(image)
+    found = classifier.predict(image)
     assert_likeliest(found, {"owl": 0.6, "cat": 0.3, "dog": 0.1})
-    assert list(classifier.predict(image, top=1)[0]) == ["owl"]
-    assert list(classifier.predict(image, top=2)[0]) == ["owl", "cat"]
-    assert list(classifier.predict(image, top=4)[0]) == ["owl", "cat", "dog"]
+    assert list(classifier.predict(image, top=1)) == ["owl"]
+    assert list(classifier.predict(image, top=2)) == ["owl", "cat"]
+    assert list(classifier.predict(image, top=4)) == ["owl", "cat", "dog"]
 
 
 def test_the_centre_square_of_the_networks_own_size_is_classified() -> None:
     classifier = Classifier(random_model(), CLASSES)
     image = noise(32, 44)
-    (found,) = classifier.predict(image)
+    found = classifier.predict(image)
     assert_likeliest(found, by_hand(classifier, image[:, 6:38]))
     aside = by_hand(classifier, image[:, :32])
     assert max(abs(found[name] - aside[name]) for name in NAMES) > 1e-3
@@ -55,7 +56,9 @@ def test_a_path_an_array_and_many_of_both(tmp_path: Path) -> None:
     expected = [by_hand(classifier, image) for image in images]
     path = tmp_path / "a.png"
     Image.fromarray(images[0]).save(path)
-    for given in (images[0], path, str(path), [path], (images[0],)):
+    for given in (images[0], path, str(path), Image.fromarray(images[0])):
+        assert_likeliest(classifier.predict(given), expected[0])
+    for given in ([path], (images[0],), images[0][None], tmp_path, iter([str(path)])):
         (found,) = classifier.predict(given)
         assert_likeliest(found, expected[0])
     for several in ([path, *images[1:]], [str(path), *images[1:]], np.stack(images)):
@@ -96,3 +99,11 @@ def test_it_moves_to_a_device_and_is_itself() -> None:
     assert classifier.to("meta") is classifier
     assert classifier.device == torch.device("meta")
     assert all(p.device.type == "meta" for p in classifier.model.parameters())
+
+
+def test_its_repr_is_short() -> None:
+    assert re.fullmatch(
+        r"Classifier\(\w+ of \d+\.\d M parameters, ClassMap\(3: \('cat', 'dog', 'owl'\)\), 32 px, "
+        r"cpu\)",
+        repr(Classifier(random_model(), CLASSES)),
+    )

@@ -12,15 +12,18 @@ from backbones import InputSpec, WeightsError, read_metadata, resnet_cifar, save
 from detres.class_map import ClassMap
 from detres.classification.classifier import Classifier
 from detres.classification.config import ClassifierConfig
+from detres.classification.model import ClassificationModel
 from detres.classification.weights_file import (
-    as_classifier,
     bare_classifier,
     is_classifier,
     load_classifier,
     save_classifier,
 )
 from detres.config import check
+from detres.engine.progress import Progress
 from detres.files import CheckpointError, write_safetensors
+from detres.runs.saved import OtherWingError
+from detres.runs.state import load_state, save_state
 from tests.classification.parts import NAMES, config_of, noise, random_model
 
 CLASSES = ClassMap(NAMES, (3, 7, 90))
@@ -80,7 +83,7 @@ def test_a_file_with_the_earlier_names_loads_as_one_with_the_present_ones(tmp_pa
     assert (read.data.crop_side, read.data.short_sides, read.eval.short_side) == (32, (36, 40), 36)
     assert found.net.input_spec == expected.net.input_spec
     image = noise(40, 40)
-    assert as_classifier(path).predict(image) == Classifier(expected, CLASSES).predict(image)
+    assert Classifier.load(path).predict(image) == Classifier(expected, CLASSES).predict(image)
 
 
 def test_a_classifiers_file_is_known_by_its_metadata(tmp_path: Path) -> None:
@@ -97,7 +100,7 @@ def test_a_user_gets_the_classifier_that_was_saved(tmp_path: Path) -> None:
     model, _, _ = load_classifier(path)
     image = noise(40, 50)
     expected = Classifier(model, CLASSES).predict(image)
-    for found in (as_classifier(path), detres.load(path), detres.load(str(path))):
+    for found in (Classifier.load(path), detres.load(path), detres.load(str(path))):
         assert isinstance(found, Classifier)
         assert found.class_map == CLASSES
         assert found.predict(image) == expected
@@ -148,3 +151,56 @@ def test_bare_weights_without_a_classifier_are_refused(tmp_path: Path) -> None:
 def test_bare_weights_bring_no_mean_of_a_training_set(tmp_path: Path, mean: str) -> None:
     with pytest.raises(ValueError, match=rf"brings no mean .* \(model\.mean is {mean}\)"):
         bare_classifier(settings_of(mean=mean), tmp_path / "bare.safetensors")
+
+
+# ---- the training state of a run ----
+
+
+def stopped_run(tmp_path: Path) -> tuple[Path, ClassificationModel]:
+    """The state of a run that was stopped, and what it holds."""
+    model, config = random_model(), config_of()
+    mean_image = torch.rand(3, 32, 32) * 255
+    model.take_input(InputSpec(short_side=32, crop_side=32, mean_image=mean_image))
+    state = {
+        "wing": "classification",
+        "config": config.model_dump_json(),
+        "classes": CLASSES.to_dict(),
+        "num_images": 7,
+        "progress": Progress(3).to_dict(),
+        "model": model.state_dict(),
+        "optimizer": {},
+        "input": model.net.input_spec.to_json(),
+        "mean_image": mean_image,
+    }
+    save_state(tmp_path / "last.pt", state)
+    return tmp_path / "last.pt", model
+
+
+def test_a_state_alone_rebuilds_the_classifier(tmp_path: Path) -> None:
+    path, model = stopped_run(tmp_path)
+    notices: list[str] = []
+    found, config, class_map = load_classifier(path, notices.append)
+    assert notices == [f"{path} is the state of a run after step 3"]
+    assert (config, class_map) == (config_of(), CLASSES)
+    assert not found.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
+    assert is_classifier(path)
+    assert isinstance(detres.load(path), Classifier)
+    assert isinstance(detres.load(tmp_path), Classifier)
+
+
+def test_a_state_of_another_wing_or_without_its_input_is_refused(tmp_path: Path) -> None:
+    path, _ = stopped_run(tmp_path)
+    state = load_state(path, ())
+    save_state(path, {**state, "wing": "detection"})
+    assert not is_classifier(path)
+    with pytest.raises(OtherWingError, match="is a run of detection, not of classification"):
+        load_classifier(path)
+    save_state(path, {**state, "mean_image": torch.ones(3)})
+    with pytest.raises(CheckpointError, match="its mean image is no float32"):
+        load_classifier(path)
+    del state["mean_image"]
+    save_state(path, state)
+    with pytest.raises(CheckpointError, match="it lacks mean_image"):
+        load_classifier(path)

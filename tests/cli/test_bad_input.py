@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from backbones import create_backbone
 from detres.cli import eval as evaluate
 from detres.cli import predict, train_det
-from detres.cli.flags import ending
+from detres.commands.ending import ending
 from tests.cli.conftest import COCO_FLAGS, TINY, FinishedRun, records, snapshot
 
 Main = Callable[[list[str]], int]
@@ -463,11 +463,14 @@ def test_weights_that_are_no_detectors(
 ) -> None:
     save_file({"weight": torch.zeros(1)}, "plain.safetensors")
     Path("cut.safetensors").write_bytes(finished.weights.read_bytes()[:1000])
+    state = bytearray((finished.folder / "last.pt").read_bytes())
+    state[len(state) // 2] ^= 1
+    Path("last.pt").write_bytes(state)
     for file, reason in (
         ("plain.safetensors", "holds weights but not what a detector needs beside them"),
         ("cut.safetensors", "is damaged or no .safetensors file"),
         ("gone.safetensors", "no weights file at gone.safetensors"),
-        (str(finished.folder / "last.pt"), "a detector's weights are best.safetensors of its run"),
+        ("last.pt", "last.pt is damaged"),
     ):
         for message in (
             refused("--cfg", "tiny.yaml", "--init-from", file),

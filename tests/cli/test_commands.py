@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 
 import detres.cli
-from detres.cli import COMMANDS, main
+import detres.commands
+from detres.cli import COMMANDS, SHORT, main
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 EVALS = {f"eval_{of}" for of in ("classifier", "detections", "detector", "localiser", "proposals")}
-NO_COMMANDS = {"__init__", "flags", "submission"} | EVALS
+NO_COMMANDS = {"__init__", "flags", "proposal_flags", "advice", "command"}
 """Files of detres/cli that are not a command each."""
+
+PARTS = {"__init__", "ending", "configured", "own_data", "submission"} | EVALS
+"""Files of detres/commands that are not the work of a command each."""
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -51,11 +55,25 @@ def test_what_is_installed_has_the_packages_version() -> None:
     assert found.stdout.splitlines()[-1] == detres.__version__
 
 
+def test_what_is_installed_says_that_it_is_typed(tmp_path: Path) -> None:
+    build = ["egg_info", "--egg-base", tmp_path, "build", "--build-base", tmp_path / "b"]
+    command = [sys.executable, "setup.py", "-q", *build, "--build-lib", tmp_path / "lib"]
+    subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, check=True)
+    typed = [path.parent.name for path in (tmp_path / "lib").rglob("py.typed")]
+    assert sorted(typed) == ["backbones", "detres"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ("pridect", "unknown command 'pridect', did you mean predict?\n"),
         ("train_det", "unknown command 'train_det', did you mean train-det?\n"),
+        ("trian", "unknown command 'trian', did you mean train?\n"),
+        ("val", "unknown command 'val', did you mean eval?\n"),
+        ("validate", "unknown command 'validate', did you mean eval?\n"),
+        ("test", "unknown command 'test', did you mean eval?\n"),
+        ("detect", "unknown command 'detect', did you mean predict?\n"),
+        ("finetune", "unknown command 'finetune', did you mean train?\n"),
         ("zzz", "unknown command 'zzz'\n"),
         ("", "unknown command ''\n"),
         ("\x1b[31mred", "unknown command '\\x1b[31mred'\n"),
@@ -71,10 +89,37 @@ def test_an_unknown_command_is_named_with_the_nearest(
     assert "train-det" in shown.out
 
 
+def test_train_is_short_for_training_a_detector(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, "train", "--help")
+    assert ended.value.code == 0
+    short = capsys.readouterr().out
+    assert short.startswith("usage: detres train [-h]")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "train-det", "--help")
+    assert (
+        short.split() == capsys.readouterr().out.replace("detres train-det", "detres train").split()
+    )
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, "train", "photos", "--data", "photos")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("detres train: error: DATA, photos, and --data")
+
+
+def test_the_names_of_other_tools_are_none_of_ours() -> None:
+    other = detres.cli._OTHER_NAMES
+    assert set(other) <= {*COMMANDS, *SHORT}
+    assert not {name for names in other.values() for name in names.split()} & {*COMMANDS, *SHORT}
+
+
 def test_every_command_has_its_module_and_its_script() -> None:
     names = {name.replace("-", "_") for name in COMMANDS}
     modules = {path.stem for path in Path(detres.cli.__file__).parent.glob("*.py")}
     assert modules - NO_COMMANDS == names
+    works = {path.stem for path in Path(detres.commands.__file__).parent.glob("*.py")}
+    assert works - PARTS == names
     assert {path.stem for path in TOOLS.glob("*.py")} == names
 
 
@@ -95,7 +140,7 @@ def test_the_script_shows_the_help_and_the_flags_of_the_command(
     assert of_command.startswith(f"usage: detres {name} ")
     assert of_script.startswith(f"usage: {script.name} ")
     flags = [set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) for text in (of_command, of_script)]
-    assert flags[0] == flags[1] > {"--device", "--help"}
+    assert flags[0] == flags[1] > {"--help"}
 
 
 def test_the_arguments_after_the_command_are_its_own(

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detres.cli.eval import main
-from detres.cli.eval_detections import read_truth
+from detres.commands.eval_detections import read_truth
 from detres.detection.data.voc import read_voc
 from detres.detection.evaluation.coco_ap import METRICS
 

@@ -13,9 +13,16 @@ import pytest
 from safetensors import safe_open
 
 from detres.cli import eval as evaluate
-from detres.cli import train_det
+from detres.cli import predict, train_det
 from detres.detection.data.shapes import SHAPES_CLASSES
-from tests.cli.conftest import COCO_FLAGS, FinishedRun, numbers_in, read_json, snapshot
+from tests.cli.conftest import (
+    COCO_FLAGS,
+    FinishedRun,
+    numbers_in,
+    read_json,
+    records,
+    snapshot,
+)
 
 Score = Callable[..., dict]
 
@@ -40,7 +47,7 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
 
 
 def in_run_numbers(run: FinishedRun) -> dict:
-    return {key: value for key, value in run.numbers().items() if key != "step"}
+    return {key: value for key, value in run.numbers().items() if key not in ("step", "images")}
 
 
 def test_the_weights_alone_give_exactly_the_runs_number(
@@ -79,6 +86,33 @@ def test_out_has_what_the_run_has_and_overwrites_nothing(
     assert Path("file").read_text() == "kept"
 
 
+def test_a_stopped_run_is_evaluated_and_predicts_from_its_last_state(
+    finished: FinishedRun, score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    for name in ("last.pt", "config.yaml"):
+        shutil.copy(finished.folder / name, stopped)
+    last = records(finished.folder, "eval")[-1]
+    numbers = score("--weights", stopped / "last.pt")
+    assert {name: numbers[name] for name in ("AP", "AP50")} == {
+        name: last[name] for name in ("AP", "AP50")
+    }
+    captured = capsys.readouterr()
+    assert captured.err == f"note: {stopped / 'last.pt'} is the state of a run after step 4\n"
+    assert score("--weights", stopped) == numbers
+    assert capsys.readouterr().err.startswith(f"note: {stopped}: its last.pt\n")
+    image = next((finished.data / "val").iterdir())
+    for weights, out in ((stopped, "by folder"), (stopped / "last.pt", "by file")):
+        given = ["--weights", str(weights), str(image), "--out", out, "--device", "cpu"]
+        assert predict.main(given) == 0
+    assert read_json(Path("by folder/predictions.json")) == read_json(
+        Path("by file/predictions.json")
+    )
+    # where it has kept weights, the folder is those
+    assert score("--weights", finished.folder) == in_run_numbers(finished)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -96,7 +130,7 @@ def test_what_cannot_be_written_or_asked_for_is_told_before_detecting(
     flags: list[str],
     message: str,
 ) -> None:
-    monkeypatch.delattr("detres.cli.eval_detector.detect_dataset")
+    monkeypatch.delattr("detres.commands.eval_detector.detect_dataset")
     try:
         status = evaluate.main(["--weights", str(finished.weights), *flags, "--device", "cpu"])
     except SystemExit as end:  # of the parser
@@ -137,7 +171,7 @@ def test_a_relative_data_folder_is_found_from_another_directory(
     assert numbers == {
         key: value
         for key, value in read_json(tmp_path / "run" / "metrics.json").items()
-        if key != "step"
+        if key not in ("step", "images")
     }
 
 

@@ -24,15 +24,11 @@ from detres.cli.flags import (
     CommandParser,
     add_training_flags,
     called_as,
-    config_from,
-    config_path,
-    ending,
-    read_config,
     require_resumable,
     resume_line_of,
-    saved_run,
-    usable_device,
 )
+from detres.commands.configured import config_from, config_path, read_config, saved_run
+from detres.commands.ending import carried_out, ending, usable_device
 from detres.config import ConfigError
 from detres.detection.config import DetectionConfig
 from detres.engine.flight_recorder import NonFiniteLossError
@@ -83,6 +79,8 @@ class FullFolderError(RunFolderError):
         ("train-det", "/usr/bin/pytest", "detres train-det"),
         ("train-det", "-c", "detres train-det"),
         ("train-det", "", "detres train-det"),
+        ("train-det", "detres train", "detres train"),
+        ("train-cls", "detres train", "detres train-cls"),
     ],
 )
 def test_a_command_is_named_as_it_was_called(
@@ -255,6 +253,12 @@ def test_memory_that_a_tensor_does_not_get_is_no_fault_of_ours(capsys):
     )
 
 
+def test_settings_of_every_set_count():
+    given = training_parser().parse_args(["--set", "a=1", "b=2", "--seed", "3", "--set", "c=4"])
+    assert given.set == ["a=1", "b=2", "c=4"]
+    assert training_parser().parse_args([]).set == []
+
+
 def test_the_change_of_data_is_accepted_by_a_resumed_run_only(capsys):
     parser = training_parser()
     require_resumable(parser, parser.parse_args(["--resume", "x", "--accept-data-change"]))
@@ -285,8 +289,14 @@ def test_a_message_of_any_length_is_cut_line_by_line(capsys):
 )
 def test_usage_errors_do_not_repeat_all_that_was_given(arguments, capsys):
     parser = training_parser()
+
+    def command() -> int:
+        given = parser.parse_args(arguments)
+        require_resumable(parser, given)
+        return carried_out(pytest.fail, parser, given)
+
     with pytest.raises(SystemExit) as ended:
-        require_resumable(parser, parser.parse_args(arguments))
+        command()
     message = capsys.readouterr().err
     assert ended.value.code == 2
     assert len(message) < 3000
@@ -318,6 +328,10 @@ def test_flags_of_a_mistaken_command_are_advised(
     Path("photos").mkdir()
     Path("photos/a.jpg").write_bytes(b"a photograph")
     assert train_det.main(["--data", "photos", "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}/photos has 1 images but no annotations of them; ")
+    shapes = ["--cfg", "shapes_r18.yaml", "--data", "photos", "--device", "cpu"]
+    assert train_det.main(shapes) == 2
     assert capsys.readouterr().err == (
         "error: photos holds other files, and the data here are the embedded shapes, which are "
         "drawn into a cache folder of their own: leave --data out, or name a configuration of your "
@@ -349,13 +363,18 @@ def test_shipped_configurations_are_found_from_any_directory(
     shipped = CONFIGS / "coco_r50.yaml"
     assert shipped.is_file()
     assert config_path("coco_r50.yaml") == config_path("configs/coco_r50.yaml") == shipped
+    assert config_path("coco_r50") == config_path("configs/coco_r50") == shipped
     assert config_path(None) == DETECTION_CONFIG
     assert config_path(None, CLASSIFICATION_CONFIG) == CLASSIFICATION_CONFIG
     for elsewhere in ("other/coco_r50.yaml", "configs/gone.yaml"):
         assert config_path(elsewhere) == Path(elsewhere)
+    assert config_path("gone") == Path("gone")
     Path("configs").mkdir()
     Path("configs/coco_r50.yaml").write_text("name: own\n")
     assert config_path("configs/coco_r50.yaml") == Path("configs/coco_r50.yaml")
+    assert config_path("configs/coco_r50") == Path("configs/coco_r50.yaml")
+    Path("mine.v2.yaml").touch()
+    assert config_path("mine.v2") == Path("mine.v2.yaml")
 
 
 def test_the_flags_settle_seed_and_data(tmp_path: Path) -> None:
@@ -411,6 +430,34 @@ def test_a_run_to_resume_that_is_none(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_device_is_tried_before_it_is_taken() -> None:
     assert usable_device("cpu") == torch.device("cpu")
+    assert usable_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("gpu", "cuda:99", "", "meta"):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"{name} cannot be used: "):
+        with pytest.raises(ValueError, match=f"{name} cannot be used: "):
             usable_device(name)
+
+
+def test_a_device_that_there_is_not_is_a_usage_error(capsys):
+    parser = training_parser()
+    with pytest.raises(SystemExit) as ended:
+        carried_out(pytest.fail, parser, parser.parse_args(["--device", "gpu"]))
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert ": error: argument --device: gpu cannot be used: " in message
+
+
+@pytest.mark.parametrize(("status", "ended"), [(None, 0), (0, 0), (1, 1)])
+def test_a_command_ends_with_the_status_of_its_work(status, ended):
+    parser, found = training_parser(), []
+
+    def work(arguments: argparse.Namespace) -> int | None:
+        found.append(arguments.device)
+        return status
+
+    assert carried_out(work, parser, parser.parse_args(["--device", "cpu"])) == ended
+    assert found == [torch.device("cpu")]
+
+
+def test_a_command_without_a_device_is_asked_for_none():
+    parser = CommandParser()
+    assert carried_out(lambda arguments: len(vars(arguments)), parser, parser.parse_args([])) == 0

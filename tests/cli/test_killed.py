@@ -55,7 +55,10 @@ sys.exit(train_det.main(sys.argv[1:]))
 """
 """Train, and be killed at a call of the kind `where`: of os.replace, os.fsync, or in a step."""
 
-SETTINGS = ("train.steps=6", "train.log_every=2", "train.save_every=1", "train.eval_every=3")
+SETTINGS = (
+    *("train.steps=6", "train.log_every=2", "train.save_every=1", "train.eval_every=3"),
+    *("train.eval_images=2", "train.ema_decay=0.9"),
+)
 
 
 def run_killed(where: str, number: int, flags: Sequence[str]) -> int:

@@ -16,6 +16,9 @@ import pytest
 
 from detres import cli
 from detres.cli import eval, predict
+from detres.commands.predict import picture_names
+from detres.detection.data.shapes import SHAPES_CLASSES
+from detres.detection.detector import Detector
 from detres.images.decode import read_image
 from tests.cli.conftest import SPARSE_IDS, VAL_IMAGES, FinishedRun, read_json, snapshot
 
@@ -242,11 +245,24 @@ def test_the_pictures_given_are_never_written_over(
         (("empty",), "in folder empty"),
         (
             ("photos/notes.txt",),
-            "error: none of 1 images could be read: image file photos/notes.txt cannot be read",
+            "error: photos/notes.txt: line 1: no image 'no image' in photos or in the working",
         ),
         (
             ("photos/cut.jpg",),
             "error: none of 1 images could be read: image file photos/cut.jpg cannot be read",
+        ),
+        (("photos/empty.txt",), "error: the list of images photos/empty.txt names none"),
+        (
+            ("photos/text.mp4",),
+            "error: none of 1 images could be read: video photos/text.mp4 cannot be opened",
+        ),
+        (
+            ("photos/000001.jpg", "--tile", "16"),
+            "error: a tile of 16 px, expected 32 or more",
+        ),
+        (
+            ("photos/000001.jpg", "--tile", "64", "--overlap", "20"),
+            "error: tiles overlap by 20 of their side, expected above 0",
         ),
         (
             ("photos/000001.jpg", "--out", "photos/notes.txt"),
@@ -263,6 +279,8 @@ def test_what_cannot_be_read_is_named(
 ) -> None:
     Path("empty").mkdir()
     Path("photos/cut.jpg").write_bytes((photos / "000001.jpg").read_bytes()[:2000])
+    Path("photos/empty.txt").write_bytes(b"")
+    Path("photos/text.mp4").write_text("no video")
     out = () if "--out" in arguments else ("--out", "out")
     assert run(finished, *arguments, *out) == 2
     error = capsys.readouterr().err
@@ -359,10 +377,158 @@ def test_a_name_does_not_steer_the_console(
     assert "\x1b" not in shown
 
 
+# ---- names, lists, times ----
+
+
+def test_a_list_of_files_and_a_run_by_its_folder(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is named by a list is what is named by hand; records have the name of their class."""
+    Path("some.txt").write_text("photos/000003.jpg\nphotos/000001.jpg\n")
+    flags = ["--weights", str(finished.folder), "--device", "cpu", "--out"]
+    assert predict.main(["some.txt", "photos/000001.jpg", *flags, "out"]) == 0
+    shown = capsys.readouterr().out
+    times = r"decode \d+ ms, model \d+ ms, total \d+ ms"
+    for number in (1, 3):
+        assert re.search(rf"(?m)^photos/00000{number}\.jpg: .* \({times}\)$", shown)
+    assert re.search(rf"(?m)^an image: {times} \(median of 2\)$", shown)
+    assert set(snapshot(Path("out"))) == {"predictions.json", "000001.jpg", "000003.jpg"}
+    assert run(finished, photos / "000003.jpg", photos / "000001.jpg", "--out", "by_hand") == 0
+    records = read_json(Path("out/predictions.json"))
+    assert records == read_json(Path("by_hand/predictions.json"))
+    name_of = dict(zip(SPARSE_IDS, SHAPES_CLASSES, strict=True))
+    assert records
+    assert all(name_of[each["category_id"]] == each["category_name"] for each in records)
+    in_python = Detector.load(finished.weights).predict("some.txt")
+    assert [record for each in in_python for record in each.to_coco()] == records
+
+
+# ---- videos ----
+
+
+def video_of(path: Path, photos: Path, code: str = "mp4v") -> np.ndarray:
+    """Write the photographs of a folder, cut to 96x96 px, as the frames of a video, each twice."""
+    images = [cv2.imread(str(file))[:96, :96] for file in sorted(photos.glob("*.jpg"))] * 2
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 5, (96, 96))
+    for image in images:
+        writer.write(image)
+    writer.release()
+    return np.stack(images)
+
+
+def test_a_video_becomes_a_video_and_its_frames_are_counted(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = video_of(Path("clip.avi"), photos, "MJPG")
+    image = photos / "000001.jpg"
+    assert run(finished, "clip.avi", image, "--out", "out", "--score", "0.06") == 0
+    shown = capsys.readouterr().out
+    assert set(snapshot(Path("out"))) == {"clip.mp4", "000001.jpg", "predictions.json"}
+    assert "1 videos, 1 pictures and predictions.json" in shown
+    assert f"clip.avi: {len(frames)} frames, " in shown
+    records = read_json(Path("out/predictions.json"))
+    of_frames = [record for record in records if "frame" in record]
+    of_image = [record for record in records if "frame" not in record]
+    assert {record["image_id"] for record in of_image} == {str(image)}
+    assert {record["frame"] for record in of_frames} == set(range(len(frames)))
+    for record in of_frames:
+        assert record["video"] == "clip.avi"
+        assert record["image_id"] == f"clip.avi/{record['frame']:06d}"
+    capture = cv2.VideoCapture("clip.avi")
+    decoded = [capture.read()[1][:, :, ::-1] for _ in frames]
+    in_python = Detector.load(finished.weights).predict(decoded)
+    assert [record["score"] for record in of_frames] == [
+        score for each in in_python for score in each.scores.tolist()
+    ]
+    written = cv2.VideoCapture("out/clip.mp4")
+    assert written.get(cv2.CAP_PROP_FPS) == 5
+    drawn = [written.read()[1].astype(int)[:, :, ::-1] for _ in frames]
+    assert not written.read()[0]
+    for mine, its, found in zip(drawn, decoded, in_python, strict=True):
+        wanted = found.above(0.06).draw()
+        assert np.abs(mine - wanted).mean() <= np.abs(mine - its).mean()
+
+
+def test_a_video_that_ends_early_gives_what_it_has_and_an_answer(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that cannot be opened costs the others nothing."""
+    frames = video_of(Path("cut.avi"), photos, "MJPG")
+    data = Path("cut.avi").read_bytes()
+    Path("cut.avi").write_bytes(data[: len(data) * 2 // 3])
+    video_of(Path("bad.mp4"), photos)
+    Path("bad.mp4").write_bytes(Path("bad.mp4").read_bytes()[:3000])
+    assert run(finished, "cut.avi", "--out", "out") == 2
+    shown = capsys.readouterr()
+    message = re.search(r"error: video cut\.avi ends early: (\d+) of the (\d+) frames", shown.err)
+    count = int(message[1])
+    assert 0 < count < int(message[2]) == len(frames)
+    assert "what there is of it is in out" in shown.err
+    assert shown.err.count("error") == 1
+    numbers = {record["frame"] for record in read_json(Path("out/predictions.json"))}
+    assert numbers == set(range(count))
+    assert run(finished, "bad.mp4", photos / "000001.jpg", "--out", "both") == 2
+    shown = capsys.readouterr()
+    assert "bad.mp4: passed over, it cannot be read" in shown.out
+    assert "error: 1 of 2 images could not be read and are not in both: video bad.mp4" in shown.err
+    assert set(snapshot(Path("both"))) == {"000001.jpg", "predictions.json"}
+
+
+def test_a_video_is_never_written_over(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video_of(Path("photos/clip.mp4"), photos)
+    before = snapshot(photos)
+    assert run(finished, "photos/clip.mp4", "--out", "photos") == 2
+    assert "error: --out photos already holds clip.mp4" in capsys.readouterr().err
+    assert snapshot(photos) == before
+
+
+# ---- tiles ----
+
+
+def test_tiles_find_in_a_large_picture_what_they_find_alone(
+    finished: FinishedRun, photos: Path
+) -> None:
+    """Two photographs side by side: by tiles the detections are those of Python's tiles, with the
+    whole picture beside them unless told otherwise.
+    """
+    images = [cv2.imread(str(photos / f"00000{number}.jpg"))[:96, :96] for number in (1, 2)]
+    cv2.imwrite("wide.png", np.concatenate(images * 2, axis=1))
+    detector = Detector.load(finished.weights)
+    for flags, told in (
+        (["--tile", "96"], {"tile": 96}),
+        (["--tile", "128", "--overlap", "0.5"], {"tile": 128, "overlap": 0.5}),
+        (["--tile", "96", "--tiles-only"], {"tile": 96, "whole": False}),
+    ):
+        out = "".join(flags).strip("-")
+        assert run(finished, "wide.png", *flags, "--out", out) == 0
+        found = read_json(Path(out) / "predictions.json")
+        assert found == detector.predict("wide.png", **told).to_coco()
+        assert found
+    assert len({Path(out).read_text() for out in Path().glob("*/predictions.json")}) == 3
+
+
+@pytest.mark.parametrize("flags", [("--overlap", "0.3"), ("--tiles-only",)])
+def test_flags_of_tiles_alone_are_a_usage_error(
+    flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["a.jpg", "--weights", "x", *flags])
+    assert stopped.value.code == 2
+    assert "--overlap and --tiles-only go with --tile" in capsys.readouterr().err
+
+
 def test_pictures_are_named_in_linear_time() -> None:
     """So many that looking through all names for each would never end."""
     files = [Path(f"{n}/a.jpg") for n in range(200_000)] + [Path("a-3.jpg"), Path("b.jpg")]
-    names = predict.picture_names(files)
+    names = picture_names(files)
     assert len(set(names.values())) == len(files)
     assert [names[file] for file in files[:3]] == ["a.jpg", "a-2.jpg", "a-3.jpg"]
     assert names[Path("b.jpg")] == "b.jpg"
+
+
+def test_pictures_and_videos_of_one_name_have_names_of_their_own() -> None:
+    files = [Path("a.avi"), Path("a.jpg"), Path("x/a.MP4"), Path("a.png"), Path("a-2.mp4")]
+    names = predict.picture_names(files)
+    assert list(names.values()) == ["a.mp4", "a.jpg", "a-2.mp4", "a-2.jpg", "a-2-2.mp4"]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from detres.cli import reproduce, train_det
+from detres.cli import train_det
+from detres.cli.reproduce import main
+from detres.commands import reproduce
 from detres.reproduction.tables import Cell, Evaluation, Training
 from tests.cli.conftest import TINY
 from tests.reproduction.folders import CELL, CONFIGS, RESNET, tiny_config, write_run
@@ -32,7 +34,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def call(docs: Path, *flags: str) -> int:
-    return reproduce.main(["--docs", str(docs), *flags])
+    return main(["--docs", str(docs), *flags])
 
 
 def test_a_dry_run_lists_a_table_and_writes_nothing(docs, tmp_path, capsys):

@@ -18,7 +18,8 @@ import torch
 from detres.class_map import ClassMap
 from detres.classification.weights_file import save_classifier
 from detres.cli import eval as evaluate
-from detres.cli import submission, train_det
+from detres.cli import train_det
+from detres.commands import submission
 from detres.config import check
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_detector
@@ -183,9 +184,9 @@ def nothing_detects(monkeypatch: pytest.MonkeyPatch) -> None:
     def detect(*_: object) -> None:
         raise AssertionError("it detects")
 
-    monkeypatch.setattr("detres.cli.eval_detector.detect_dataset", detect)
-    monkeypatch.setattr("detres.cli.eval_localiser.class_probabilities", detect)
-    monkeypatch.setattr("detres.cli.eval_localiser.localise", detect)
+    monkeypatch.setattr("detres.commands.eval_detector.detect_dataset", detect)
+    monkeypatch.setattr("detres.commands.eval_localiser.class_probabilities", detect)
+    monkeypatch.setattr("detres.commands.eval_localiser.localise", detect)
 
 
 def test_2012_test_as_vocs_server_takes_it(voc: Path, run: Run) -> None:

@@ -491,10 +491,11 @@ def test_a_damaged_image_costs_no_steps_and_can_be_passed_over_on_resuming(
     stopped_at = torch.load("stopped/last.pt", weights_only=True)["progress"]["step"]
     assert 0 < stopped_at == len(records(Path("stopped"), "train")) < 6
     with pytest.raises(SystemExit):
-        train("--resume", "stopped", "--set", "train.steps=9", "data.damaged=skip")
+        train("--resume", "stopped", "--set", "train.batch_size=9", "data.damaged=skip")
     message = (
-        "all but data.workers, data.damaged, train.lr, train.clip_grad_norm; --set train.steps=9 "
-        "starts a new run"
+        "all but data.workers, data.damaged, train.lr, train.clip_grad_norm, train.steps, "
+        "train.epochs, train.milestones, train.early_stopping; --set train.batch_size=9 starts a "
+        "new run"
     )
     assert message in capsys.readouterr().err
     assert train("--resume", "stopped", "--set", "data.damaged=skip") == 0
@@ -789,6 +790,13 @@ def test_bad_settings(cifar: Path, refused: Callable[..., str]) -> None:
             "give train.eval_every",
         ),
         (["train.schedule=plateau", "train.milestones=[]", "train.steps=10000"], "would never act"),
+        (
+            ["train.early_stopping=2", "train.eval_every=2"],
+            "early_stopping is for detectors and localisers: a classifier is evaluated on its test "
+            "set, which must not decide when training ends",
+        ),
+        (["train.ema_decay=0.9"], "ema_decay is for detectors and localisers"),
+        (["train.eval_images=5"], "unknown key 'train.eval_images'"),
     ):
         assert message in refused(*base, *settings)
 
@@ -900,6 +908,8 @@ def test_bare_weights_are_scored_by_a_configuration(
         {**load_file(photo_weights), "input.mean_image": torch.zeros(3, 32, 32)}, "with_mean.pth"
     )
     Path("cut.safetensors").write_bytes(photo_weights.read_bytes()[:1000])
+    Path("elsewhere").mkdir()
+    torch.save({"w": torch.ones(1)}, "elsewhere/last.pt")
     for arguments, message in (
         (
             ["--weights", "bare.pth", *scored_by, "--set", "model.mean=pixel"],
@@ -922,8 +932,8 @@ def test_bare_weights_are_scored_by_a_configuration(
             "evaluate it as a classifier with --cfg",
         ),
         (
-            ["--weights", "runs/photos/last.pt", *scored_by],
-            "last.pt is the state of a run, for --resume",
+            ["--weights", "elsewhere/last.pt", *scored_by],
+            "elsewhere/last.pt is not a training state of detres: it lacks config",
         ),
         (
             ["--weights", "bare.pth", "--cfg", "configs/shapes_r18.yaml"],

@@ -263,10 +263,51 @@ EVERY_OPTION = (
         "model.input.train_short_sides=[64, 96]",
         "data.color=0.5",
         "data.workers=1",
-        "train.eval_every=4",
+        "train.eval_every=2",
+        "train.eval_images=2",
+        "train.early_stopping=3",
+        "train.ema_decay=0.9",
         "train.save_every=3",
     ),
 )
+
+
+def test_what_is_evaluated_on_the_way_and_averaged_changes_no_training(train: Train) -> None:
+    plain = train("train.steps=4", "train.eval_every=0")
+    other = train(
+        "train.steps=4", "train.eval_every=1", "train.eval_images=2", "train.ema_decay=0.9"
+    )
+    assert records(plain, "train") == records(other, "train")
+    assert same_tensors(state_of(plain)["model"], state_of(other)["model"])
+    assert [record["images"] for record in records(other, "eval")] == [2, 2, 2, VAL_IMAGES]
+    (last,) = records(plain, "eval")
+    assert last["images"] == VAL_IMAGES
+    assert {f"val_{name}" for name in ("loss", *LOSSES)} <= last.keys()
+    # beside the average, the weights themselves
+    state = state_of(other)
+    assert not same_tensors(state["average"], state["model"])
+
+
+def test_a_run_is_lengthened_and_says_what_the_rate_does(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cosine = ("train.schedule=cosine", "train.eval_every=0")
+    folder = train(*cosine, "train.steps=2")
+    capsys.readouterr()
+    resume = ["--resume", str(folder), "--device", "cpu", "--set"]
+    assert train_det.main([*resume, "train.steps=1"]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: train.steps=1: the run is at step 2 already, which it cannot end before\n"
+    )
+    assert train_det.main([*resume, "train.steps=4"]) == 0
+    assert (
+        "note: goes on to step 4, where 2 was the end: the cosine schedule is that of 4 steps from "
+        "here on, lr 0.005 in place of 0\n"
+    ) in capsys.readouterr().out
+    assert [record["step"] for record in records(folder, "train")] == [1, 2, 3, 4]
+    assert [record["step"] for record in records(folder, "eval")] == [2, 4]
+    assert read_json(folder / "metrics.json")["step"] in (2, 4)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -394,7 +435,13 @@ def test_resume_alone_takes_the_newest_run_of_the_configs_name(
 
 @pytest.mark.parametrize(
     "flags",
-    [["--set", "train.steps=9"], ["--seed", "1"], ["--out", "x"], ["--init-from", "w.safetensors"]],
+    [
+        ["--set", "train.batch_size=9"],
+        ["--set", "train.ema_decay=0.9"],
+        ["--seed", "1"],
+        ["--out", "x"],
+        ["--init-from", "w.safetensors"],
+    ],
 )
 def test_resume_takes_no_settings(
     flags: list[str], finished: FinishedRun, capsys: pytest.CaptureFixture[str]
@@ -451,7 +498,9 @@ def test_files_of_a_run_with_earlier_names_are_read_without_a_word(
     weights = str(folder / "best.safetensors")
     assert evaluate.main(["--weights", weights, "--json", str(out), "--device", "cpu"]) == 0
     assert capsys.readouterr().err == ""
-    assert numbers_in(out) == {k: v for k, v in finished.numbers().items() if k != "step"}
+    assert numbers_in(out) == {
+        k: v for k, v in finished.numbers().items() if k not in ("step", "images")
+    }
 
 
 def test_a_run_on_data_that_have_changed_is_resumed_only_where_that_is_accepted(

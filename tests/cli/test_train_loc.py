@@ -20,7 +20,11 @@ from detres.config import check
 from detres.detection.build import train_loader
 from detres.detection.localisation.build import build_class_rpn
 from detres.detection.localisation.config import LocalisationConfig
-from detres.detection.localisation.weights_file import load_localiser, save_localiser
+from detres.detection.localisation.weights_file import (
+    is_localiser,
+    load_localiser,
+    save_localiser,
+)
 from detres.reproduction.evaluated import weights_digest
 from detres.runs.state import load_state, save_state
 from tests.cli.conftest import (
@@ -161,6 +165,10 @@ def test_rcnn_learns_on_the_proposals_of_an_rpn(
     folder = train(TINY_RCNN)
     assert {"loss_rcnn_cls", "loss_rcnn_box"} <= records(folder, "train")[0].keys()
     assert "R-CNN on a per-class RPN" in capsys.readouterr().out
+    for trained in (rpn, folder):  # the state of a run is a localiser, too
+        again, _, _ = load_localiser(trained / "last.pt")
+        assert same_tensors(again.state_dict(), tensors(trained))
+        assert is_localiser(trained / "last.pt")
     own, of_rpn = tensors(folder), tensors(rpn)
     for name, tensor in of_rpn.items():
         assert np.array_equal(own[f"proposer.{name}"], tensor), name
@@ -200,7 +208,9 @@ def test_classes_are_predicted_by_a_classifier(
 
     rcnn = train(TINY_RCNN) / "best.safetensors"
     capsys.readouterr()
-    monkeypatch.delattr("detres.cli.eval_localiser.class_probabilities")  # which may take hours
+    monkeypatch.delattr(
+        "detres.commands.eval_localiser.class_probabilities"
+    )  # which may take hours
     for flags, message in (
         (["--weights", weights, rcnn, "--classifier", files[0]], "an ensemble of localisers is of"),
         (["--weights", weights, "--classifier", files[0], "none"], "no weights file at none"),

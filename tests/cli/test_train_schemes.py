@@ -20,7 +20,14 @@ from detres.detection.alternating import FOLDERS
 from detres.detection.data.shapes import ensure_shapes
 from detres.detection.weights_file import started_from
 from detres.engine import loop
-from tests.cli.conftest import numbers_in, read_json, records, same_tensors, tensors
+from tests.cli.conftest import (
+    VAL_IMAGES,
+    numbers_in,
+    read_json,
+    records,
+    same_tensors,
+    tensors,
+)
 
 SETTINGS = ("train.steps=8", "train.phase_steps=[2,2,2,2]", "train.save_every=1")
 ALTERNATING = ("train.scheme=alternating", *SETTINGS, "train.proposals_post_nms_top_n=30")
@@ -144,7 +151,7 @@ def test_the_steps_by_hand_give_what_the_four_steps_give(
     flags = ["--weights", str(fast_rcnn / "best.safetensors"), "--json", str(numbers)]
     assert evaluate.main([*flags, "--device", "cpu"]) == 0  # on the proposals it was evaluated on
     in_run = read_json(fast_rcnn / "metrics.json")
-    assert in_run.pop("step") == 2
+    assert (in_run.pop("step"), in_run.pop("images")) == (2, VAL_IMAGES)
     assert numbers_in(numbers) == in_run
     said = f"note: it looks at the proposals in {tmp_path}/val.safetensors, not at its RPN's"
     assert said in capsys.readouterr().out
@@ -172,7 +179,7 @@ def test_the_recall_of_an_rpn_is_its_runs_number_and_that_of_its_file(
 ) -> None:
     weights, file = straight / FOLDERS[2] / "best.safetensors", tmp_path / "p.safetensors"
     in_run = read_json(straight / FOLDERS[2] / "metrics.json")
-    assert in_run.pop("step") == 2
+    assert (in_run.pop("step"), in_run.pop("images")) == (2, VAL_IMAGES)
     own = score("--weights", weights, "--proposals", "--save-proposals", file)
     assert own == in_run
     assert 0 < own["AR100"] <= own["AR1000"]

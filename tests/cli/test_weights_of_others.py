@@ -80,12 +80,12 @@ def test_what_is_no_detector_is_said_to_be_what_it_is(
     for weights, what in (
         ("net.safetensors", "net.safetensors holds the weights of a network alone, not of a det"),
         ("page.pth", "page.pth is a web page (HTML), not weights"),
-        (finished.folder / "last.pt", "last.pt is a file of torch.save, not a run's .safetensors"),
-        (finished.folder, f"is a folder; give {finished.weights}"),
         ("torchvision/resnet50.v1", "that is the name of published weights of a backbone"),
     ):
         assert what in refused(predict.main, "--weights", weights, finished.data / "val")
         assert what in refused(train_det.main, "--cfg", tiny, "--init-from", weights)
+    message = refused(train_det.main, "--cfg", tiny, "--init-from", finished.folder)
+    assert f"is a folder; give {finished.weights}" in message
     message = refused(
         train_det.main, "--cfg", tiny, "--set", f"model.backbone.weights={finished.folder}/last.pt"
     )

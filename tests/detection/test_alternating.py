@@ -341,6 +341,8 @@ def test_proposals_are_made_anew_for_other_images_that_are_accepted(tmp_path):
         ({"config": None}, "is not what a run of four steps writes"),
         ({"data": []}, "is not what a run of four steps writes"),
         ({"init_from": 3}, "is not what a run of four steps writes"),
+        ({"seconds": -1.0}, "seconds -1.0 are no time"),
+        ({"seconds": "1"}, "seconds '1' are no time"),
     ],
 )
 def test_a_state_that_no_run_writes(tmp_path, change, said):
@@ -355,3 +357,45 @@ def test_a_state_that_no_run_writes(tmp_path, change, said):
     path.write_text("{")
     with pytest.raises(CheckpointError, match=r"phase\.json"):
         read_saved(tmp_path / "run", DetectionConfig, wing=WING)
+
+
+@pytest.mark.parametrize("setting", ["train.steps=12", "train.milestones=[3]"])
+def test_the_lengths_of_the_four_steps_stay(tmp_path, setting):
+    with started(tmp_path):
+        pass
+    with pytest.raises(ConfigError, match="keeps the lengths that its four steps were divided by"):
+        SavedAlternating.read(tmp_path / "run", overrides=[setting], root=None)
+    saved = SavedAlternating.read(tmp_path / "run", overrides=["train.lr=0.1"], root=None)
+    assert saved.config.train.lr == 0.1
+
+
+def test_the_time_before_a_resume_counts_that_in_a_step_too(tmp_path):
+    with started(tmp_path) as run:
+        run.started -= 600
+        run._train_step()
+        run.save()
+        with run._step_run(run.configs[0]) as step:  # as where it was stopped
+            step.started -= 1200
+            step.save()
+    path = tmp_path / "run" / "phase.json"
+    saved = SavedAlternating.read(tmp_path / "run", overrides=(), root=None)
+    assert saved.seconds >= 600
+    with AlternatingRun.resume(saved, device=CPU, resume_line=lambda *_: "x") as run:
+        run._train_step()
+        assert run.duration().startswith("30 min")
+    path.write_text(
+        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "seconds"})
+    )
+    assert SavedAlternating.read(tmp_path / "run", overrides=(), root=None).seconds == 0.0
+
+
+def test_an_rpn_is_judged_on_a_part_on_the_way_and_on_all_at_the_end(tmp_path):
+    write_coco(tmp_path, SIZES, [box(n) for n in (1, 2, 3)])
+    config = config_of(tmp_path, scheme="rpn", eval_every=2, eval_images=2)
+    training = TRAININGS["rpn"].start(config, CPU)
+    on_the_way, at_the_end = training.judge(whole=False), training.judge(whole=True)
+    assert on_the_way.images == (2, 3)
+    assert at_the_end.images == (3, 3)
+    assert on_the_way.comparable == at_the_end.comparable
+    assert on_the_way.losses == pytest.approx(at_the_end.losses)
+    assert set(on_the_way.losses) == {"val_loss", "val_loss_rpn_cls", "val_loss_rpn_box"}

@@ -295,3 +295,10 @@ def test_images_that_two_sets_share_are_told_by_their_files(tmp_path):
     assert first.num_shared_files(in_folder("a", (2, 3, 4))) == 2
     assert first.num_shared_files(in_folder("link", (3, 4))) == 1
     assert first.num_shared_files(in_folder("b", (1, 2, 3))) == 0
+
+
+def test_its_repr_is_a_line():
+    shown = repr(annotations(per_image=(2, 0)))
+    assert shown.endswith(": 2 images, 2 objects, ClassMap(3: ('cat', 'dog', 'owl')))")
+    assert shown.startswith("Annotations(")
+    assert len(repr(annotations(per_image=(50, 900)))) < 200

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from detres.config import ConfigError, check
-from detres.detection.config import DataConfig, EvalConfig, InputConfig, ModelConfig
+from detres.detection.config import (
+    DataConfig,
+    DetectionTrainConfig,
+    EvalConfig,
+    InputConfig,
+    ModelConfig,
+)
 from tests.detection.configs import TINY
 
 
@@ -113,3 +119,61 @@ def test_what_is_done_at_test_time_is_off_by_default():
     assert (config.refine.iterations, config.multi_scale.short_sides) == (0, ())
     assert (config.refine.voting, config.improved_in_training) == ("after_refinement", False)
     assert not ModelConfig.model_validate(TINY).roi.context
+
+
+# ---- evaluations on the way ----
+
+
+def train_config(**settings: object) -> DetectionTrainConfig:
+    return check(DetectionTrainConfig, settings, "test")
+
+
+@pytest.mark.parametrize(
+    ("settings", "held_out", "number"),
+    [
+        ({"steps": 1000, "batch_size": 8}, 1000, 160),  # 200 steps of 8, a tenth of them
+        ({"steps": 1000, "batch_size": 8}, 201, 160),
+        ({"steps": 1000, "batch_size": 8}, 199, 199),  # more than four fifths: all
+        ({"steps": 1000, "batch_size": 1}, 1000, 50),
+        ({"steps": 1000, "batch_size": 1}, 20, 20),
+        ({"steps": 100_000, "batch_size": 2}, 5000, 4000),
+        ({"steps": 1000, "eval_every": 10}, 1000, 50),
+        ({"steps": 1000, "eval_every": 0}, 1000, 1000),  # none on the way
+        ({"steps": 30}, 1000, 1000),
+        ({"steps": 1000, "eval_images": "all"}, 1000, 1000),
+        ({"steps": 1000, "eval_images": 7}, 1000, 7),
+        ({"steps": 1000, "eval_images": 7}, 5, 5),
+    ],
+)
+def test_so_many_held_out_images_are_looked_at(settings, held_out, number):
+    config = train_config(**settings)
+    assert config.looked_at(config.steps, held_out) == number
+
+
+def test_a_detector_is_evaluated_five_times_a_run_by_default():
+    config = train_config(steps=1000)
+    assert (config.eval_every, config.evaluated_every(1000)) == ("auto", 200)
+    assert (config.early_stopping, config.ema_decay) == (0, None)
+    phases = train_config(steps=1000, scheme="alternating").phases(0)
+    assert [phase["eval_every"] for phase in phases] == [0] * 4
+    phases = train_config(steps=1000, scheme="alternating", eval_every=30).phases(0)
+    assert [phase["eval_every"] for phase in phases] == [30] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"early_stopping": 2}, "early_stopping does not go with scheme alternating"),
+        ({"ema_decay": 0.9}, "ema_decay does not go with scheme alternating"),
+    ],
+)
+def test_four_steps_end_where_they_are_told_to(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        train_config(steps=1000, scheme="alternating", **settings)
+
+
+@pytest.mark.parametrize("number", [0, -1, "many", 1.5])
+def test_a_number_of_images_that_is_none(number):
+    said = r"eval_images: Input should be .* integer|.* equal to 1, or 'auto' or 'all', got "
+    with pytest.raises(ConfigError, match=said):
+        train_config(steps=1000, eval_images=number)

@@ -225,3 +225,22 @@ def test_the_proposals_of_some_images(rows):
 def test_arrays_of_proposals_that_do_not_belong_together(name, value):
     with pytest.raises(ValueError, match="do not belong together"):
         replace(proposals(), **{name: value})
+
+
+def test_reprs_are_a_line_each_and_count():
+    found = Detections(torch.rand(900, 4), torch.linspace(0.875, 0.1, 900), torch.ones(900).long())
+    assert repr(found) == "Detections(900, best score 0.88)"
+    assert repr(Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())) == (
+        "Detections(0)"
+    )
+    columns = {"boxes": np.zeros((3, 4)), "scores": np.zeros(3), "labels": np.ones(3, np.int64)}
+    of_results = Predictions(CLASSES, np.array([7, 9, 7]), **columns)
+    assert repr(of_results) == f"Predictions(3 detections in 2 images, {CLASSES!r})"
+    looked = replace(of_results, seen=np.arange(50))
+    assert repr(looked) == f"Predictions(3 detections in 50 images, {CLASSES!r})"
+    assert repr(make_batch([(20, 30), (10, 10)])) == "ImageBatch(2 of 32x32 px, cpu)"
+    assert repr(make_target([[0, 0, 1, 1]], [1], image_id=12)) == "Target(1 objects in image 12)"
+    proposals = Proposals(
+        "the proposals of x", np.arange(2), np.array([0, 3, 3]), np.zeros((3, 4)), np.zeros(3)
+    )
+    assert repr(proposals) == "Proposals(3 in 2 images, the proposals of x)"

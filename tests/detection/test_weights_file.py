@@ -8,25 +8,31 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import detres
 from backbones import WeightsError, resnet18, resnet50
 from backbones import load_weights as load_weights_of_backbone
 from detres.class_map import ClassMap
-from detres.config import check
+from detres.classification.weights_file import is_classifier
+from detres.config import ConfigError, check
+from detres.detection.alternating import TRAININGS
 from detres.detection.build import build_detector
-from detres.detection.config import ModelConfig
-from detres.detection.inference.detector import Detector
+from detres.detection.config import DetectionConfig, ModelConfig
+from detres.detection.detector import Detector
 from detres.detection.weights_file import (
-    as_detector,
     current_names,
     is_detector,
     load_detector,
     require_same_context,
     save_detector,
     score_thresholds_of,
+    started_from,
 )
 from detres.files import CheckpointError, load_weights, write_safetensors
-from tests.detection.configs import TINY, coco_config
-from tests.helpers import CLASSES, make_batch
+from detres.runs.run import TrainingRun
+from detres.runs.saved import OtherWingError
+from detres.runs.state import DamagedStateError, load_state, save_state
+from tests.detection.configs import TINY, box, coco_config
+from tests.helpers import CLASSES, make_batch, write_coco
 
 
 @pytest.fixture
@@ -62,13 +68,13 @@ def test_a_weights_file_alone_rebuilds_the_detector(saved):
 def test_the_best_scores_come_back_in_the_order_of_the_classes(saved, tmp_path):
     path, detector, config = saved
     assert score_thresholds_of(path, CLASSES) is None
-    assert as_detector(path).score_thresholds is None
+    assert Detector.load(path).score_thresholds is None
     other = tmp_path / "other.safetensors"
     scores = {name: (number + 1) / 7 for number, name in enumerate(CLASSES.names)}
     turned = dict(reversed(scores.items()))
     save_detector(other, detector, config, CLASSES, 12, score_thresholds=turned)
     assert score_thresholds_of(other, CLASSES) == tuple(scores.values())
-    assert as_detector(other).score_thresholds == tuple(scores.values())
+    assert Detector.load(other).score_thresholds == tuple(scores.values())
 
 
 @pytest.mark.parametrize(
@@ -93,7 +99,7 @@ def test_scores_that_are_none_are_refused_by_name(saved, tmp_path, written, said
     other = tmp_path / "other.safetensors"
     write_safetensors(other, tensors, {**metadata, "score_thresholds": written})
     with pytest.raises(CheckpointError, match=rf"other\.safetensors .*'score_thresholds'.*{said}"):
-        as_detector(other)
+        Detector.load(other)
 
 
 def test_files_that_are_no_detector_are_refused_by_name(saved, tmp_path):
@@ -192,11 +198,11 @@ def test_is_detector_tells_by_the_metadata(saved, tmp_path):
 
 def test_a_user_s_detector_has_the_classes_and_sizes_of_the_file(saved):
     path, detector, _ = saved
-    user_s = as_detector(path)
+    user_s = Detector.load(path)
     assert isinstance(user_s, Detector)
     assert (user_s.class_map, user_s.short_side, user_s.max_side) == (CLASSES, 64, 96)
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    (found,) = user_s.predict(image)
+    found = user_s.predict(image)
     batch = make_batch([(64, 96)])
     batch = type(batch)(
         torch.from_numpy(image).permute(2, 0, 1)[None], batch.sizes, batch.sizes, batch.ids
@@ -378,3 +384,99 @@ def test_weights_with_and_without_context_are_told_apart():
     require_same_context(plain, deeper.state_dict(), "another network")
     flat = {**plain.state_dict(), "roi_head.predictor.cls_score.weight": torch.zeros(1024)}
     require_same_context(context, flat, "another rank")
+
+
+# ---- the training state of a run ----
+
+
+def stopped_run(root, **train: object):
+    """The folder of a run that was stopped before its first step, and what it trained."""
+    write_coco(root, [(50, 60), (64, 40)], [box(1), box(2)])
+    tree = json.loads(coco_config(root, data={"workers": 0}).model_dump_json())
+    config = check(DetectionConfig, {**tree, "train": {"steps": 4, **train}}, "test")
+    training = TRAININGS[config.train.scheme].start(config, torch.device("cpu"))
+    torch.nn.init.normal_(training.detector.roi_head.predictor.cls_score.weight, std=0.5)
+    how = {"device": torch.device("cpu"), "resume_line": lambda *_: "x"}
+    with TrainingRun.start(training, root / "run", **how) as run:
+        if run.average is not None:
+            for tensor in run.average.tensors.values():
+                tensor.mul_(2 if tensor.is_floating_point() else 1)
+        run.progress.step = 3
+        run.save()
+    return root / "run", training, config
+
+
+@pytest.mark.parametrize("name", ["last.pt", "copy.bin"])
+def test_a_state_alone_rebuilds_the_detector(tmp_path, name):
+    folder, training, config = stopped_run(tmp_path)
+    path = (folder / "last.pt").rename(folder / name)
+    notices: list[str] = []
+    again, loaded, class_map = load_detector(path, notices.append)
+    assert notices == [f"{path} is the state of a run after step 3"]
+    assert (class_map, loaded) == (CLASSES, config)
+    assert not again.training
+    assert_same_detections(training.detector.eval(), again)
+    assert is_detector(path)
+    assert not is_classifier(path)
+    assert started_from(path) is None
+    assert isinstance(detres.load(path), Detector)
+
+
+def test_of_a_state_with_a_moving_average_that_is_the_detector(tmp_path):
+    folder, training, _ = stopped_run(tmp_path, ema_decay=0.9)
+    again, _, _ = load_detector(folder / "last.pt")
+    for name, tensor in training.detector.state_dict().items():
+        expected = tensor * 2 if tensor.is_floating_point() else tensor
+        assert torch.equal(again.state_dict()[name], expected)
+
+
+def test_the_state_of_an_rpn_alone_is_a_detector_that_proposes(tmp_path):
+    folder, training, _ = stopped_run(tmp_path, scheme="rpn")
+    notices: list[str] = []
+    again, _, _ = load_detector(folder / "last.pt", notices.append)
+    assert "its run trained the RPN alone" in notices[-1]
+    own = training.detector.state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in again.state_dict().items())
+
+
+def test_a_run_folder_is_loaded_by_its_best_weights_else_by_its_state(tmp_path):
+    folder, _, _ = stopped_run(tmp_path)
+    notices: list[str] = []
+    detres.load(folder, notices.append)
+    assert notices == [f"{folder / 'last.pt'} is the state of a run after step 3"]
+    detector, config, class_map = load_detector(folder / "last.pt")
+    save_detector(folder / "best.safetensors", detector, config, class_map, 2)
+    notices.clear()
+    detres.load(folder, notices.append)
+    assert notices == []
+
+
+def test_states_that_are_damaged_or_none_are_refused_by_name(tmp_path):
+    folder, _, _ = stopped_run(tmp_path)
+    path = folder / "last.pt"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(flipped) // 2] ^= 1
+    for content, said in (
+        (whole[: len(whole) // 2], "is not a training state: it is cut short or damaged"),
+        (bytes(flipped), "is damaged: "),
+        (b"", "is not a training state: it is empty"),
+    ):
+        path.write_bytes(content)
+        for read in (load_detector, detres.load, is_detector):
+            with pytest.raises(DamagedStateError, match=f"{path} {said}"):
+                read(path)
+    path.write_bytes(whole)
+    state = load_state(path, ("wing",))
+    for wing in ("localisation", "classification"):
+        save_state(path, {**state, "wing": wing, "input": "{}", "mean_image": None})
+        with pytest.raises(OtherWingError, match=f"is a run of {wing}, not of detection"):
+            load_detector(path)
+        assert not is_detector(path)
+    save_state(path, {**state, "config": "{}"})
+    with pytest.raises(ConfigError, match="name"):
+        load_detector(path)
+    del state["model"][next(iter(state["model"]))]
+    save_state(path, state)
+    with pytest.raises(CheckpointError, match="holds weights of another architecture"):
+        load_detector(path)

@@ -128,6 +128,7 @@ def test_without_a_terminal_progress_is_plain_lines(tmp_path, clock):
     log.line("a table\nof two lines")
     log.close()
     assert console.getvalue().splitlines() == [
+        "step 49/200  loss 2.000  lr 0.01000  2.04 s/step  5:08 left",  # nothing for 30 s
         "step 50/200  loss 1.500  a 1.000  b 0.500  lr 0.01000  2.00 s/step  5:00 left",
         "a table",
         "of two lines",
@@ -159,6 +160,42 @@ def test_a_terminal_gets_one_bar_that_moves_every_step(tmp_path):
     assert "step 4/8" not in shown
     assert "to start" not in shown
     assert [record["step"] for record in records(tmp_path)] == [4]
+
+
+def test_without_a_terminal_there_is_a_line_every_30_s_whatever_is_logged(tmp_path, clock):
+    console, meter = io.StringIO(), Meter()
+    log = run_log(tmp_path, console, steps=100)
+    for step in range(1, 12):
+        clock[0] += 10
+        meter.step_done({"loss": torch.tensor(float(step))}, 4)
+        log.step_done(step, meter, lr=0.1, every=8)
+        if step == 9:
+            log.line("an evaluation")
+    log.close()
+    assert [line.split("  ")[:2] for line in console.getvalue().splitlines()] == [
+        ["step 1/100", "loss 1.000"],
+        ["step 4/100", "loss 2.500"],  # the mean since the last record, which is not written
+        ["step 7/100", "loss 4.000"],
+        ["step 8/100", "loss 4.500"],
+        ["an evaluation"],
+    ]
+    assert [record["step"] for record in records(tmp_path)] == [8]
+
+
+def test_the_bar_shows_speed_and_memory_and_is_new_every_second(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr("detres.engine.log.most_memory", lambda: "3.5 GiB")
+    console, meter = Terminal(), Meter()
+    log = run_log(tmp_path, console, steps=100)
+    shown = []
+    monkeypatch.setattr(log.bar, "set_postfix_str", shown.append)
+    for step, seconds in ((1, 0.5), (2, 0.6), (3, 0.5), (4, 0.5)):
+        clock[0] += seconds
+        meter.step_done({"loss": torch.tensor(float(step))}, 4)
+        meter.step_s = float(step)
+        log.step_done(step, meter, lr=0.1, every=100)
+    log.close()
+    assert shown == ["loss 1.500  4.0 images/s  3.5 GiB", "loss 2.500  4.0 images/s  3.5 GiB"]
+    assert records(tmp_path) == []
 
 
 def test_a_resumed_run_keeps_the_evaluations_it_knows_of_alone(tmp_path):

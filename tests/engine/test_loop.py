@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detres.engine.ema import WeightAverage
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.log import RunLog
 from detres.engine.loop import LoopSettings, fit
@@ -52,6 +53,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
     metric: Callable[[int], float | None] = lambda step: float(step)
+    average: WeightAverage | None = None
     asked: list[tuple[str, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -83,6 +85,8 @@ class Run:
         self.asked.append(("evaluate", self.progress.step))
         metric = self.metric(self.progress.step)
         self.progress.see_metric(metric)
+        if self.progress.is_over(*self.end):
+            self.progress.whole = self.progress.step
         self.log.evaluation(self.progress.step, {"AP": metric})
         self.save()
 
@@ -93,6 +97,7 @@ class Run:
         **settings: object,
     ) -> None:
         """Train on the batches `given`, by default those of the steps that are not done."""
+        self.end = self.steps, settings.get("early_stopping", 0)
         self.log = RunLog(
             self.folder / "metrics.jsonl",
             self.folder / "tensorboard",
@@ -476,3 +481,49 @@ def test_bf16_runs_the_forward_in_bf16_and_keeps_fp32_weights(tmp_path):
     assert dtypes == {torch.bfloat16}
     assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
     assert run.records("train")[-1]["loss"] > 0
+
+
+def test_training_ends_early_after_evaluations_without_a_better_one(tmp_path):
+    run = Run(tmp_path, metric={2: 0.5, 4: 0.4, 6: 0.5, 8: 0.9}.get)
+    run.fit(eval_every=2, early_stopping=2)
+    assert run.evaluated() == [2, 4, 6]
+    assert run.progress.step == 6
+    again = run.resumed()
+    again.fit(eval_every=2, early_stopping=2)  # it is over
+    assert again.asked == []
+    again.fit(eval_every=2, early_stopping=3)
+    assert again.evaluated() == [8, 10]
+
+
+def test_an_early_end_that_was_left_over_comes_before_any_step(tmp_path):
+    run = Run(tmp_path, metric={2: 0.5, 4: 0.4}.get)
+    run.fit(batches(0, 4), Schedule(lr=0.05, steps=4), eval_every=2)
+    run.progress.whole = None
+    untouched = batches(4, 6)
+    run.asked.clear()
+    run.fit(untouched, eval_every=2, early_stopping=1)
+    assert run.evaluated() == [4]
+    assert next(untouched)[0].ids[0] == "4-0"
+
+
+def test_the_moving_average_follows_and_changes_nothing(tmp_path):
+    plain, averaged = Run(tmp_path / "plain"), Run(tmp_path / "averaged")
+    averaged.average = WeightAverage(averaged.model, 0.5)
+    by_hand, seen = WeightAverage(averaged.model, 0.5), []
+    step = averaged.optimizer.step
+
+    def and_note(*arguments: object, **named: object) -> object:
+        done = step(*arguments, **named)
+        seen.append({name: each.clone() for name, each in averaged.model.state_dict().items()})
+        return done
+
+    averaged.optimizer.step = and_note
+    plain.fit()
+    averaged.fit()
+    assert same_run(plain, averaged)
+    model = Regression()
+    for number, tensors in enumerate(seen, start=1):
+        model.load_state_dict(tensors)
+        by_hand.update(model, number)
+    assert len(seen) == 10
+    assert same_tensors(averaged.average.tensors, by_hand.tensors)

@@ -32,6 +32,8 @@ def test_a_record_has_the_means_of_values_and_times_and_begins_anew(clock):
     clock[0] += 100.0  # an evaluation
     step(meter, clock, wait=2.0, work=3.0, loss=6.0)
     assert meter.mean("loss") == pytest.approx(4.5)
+    assert meter.means() == pytest.approx({"loss": 4.5})
+    assert meter.images_per_s == pytest.approx(12 / 8)
     assert meter.flush() == pytest.approx(
         {"loss": 4.5, "step_s": 2.5, "data_s": 1.5, "images_per_s": 12 / 8}
     )

@@ -61,6 +61,7 @@ class Model(torch.nn.Linear):
 class Run:
     def __init__(self, folder):
         self.folder, self.progress, self.meter = folder, Progress(), Meter()
+        self.average = None
         self.log = RunLog(folder / "metrics.jsonl", folder / "tensorboard", console=sys.stderr,
                           steps=1000, progress=self.progress)
     def evaluate(self):

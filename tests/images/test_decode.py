@@ -14,7 +14,15 @@ import pytest
 from PIL import Image, ImageOps
 
 from detres.images import decode
-from detres.images.decode import IMAGE_SUFFIXES, ImageReadError, as_rgb, read_image, read_size
+from detres.images.decode import (
+    IMAGE_SUFFIXES,
+    ImageReadError,
+    as_rgb,
+    decode_stored,
+    read_image,
+    read_size,
+    upright_boxes,
+)
 
 ORIENTATION = 0x0112
 
@@ -76,6 +84,27 @@ def test_exif_orientation_is_applied(
     np.testing.assert_array_equal(image, expected)
     assert image.shape == ((40, 24, 3) if orientation >= 5 else (24, 40, 3))
     assert image.flags.c_contiguous
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_are_turned_with_the_pixels(
+    tmp_path: Path, photo: np.ndarray, orientation: int
+) -> None:
+    """The pixels under a box stay the same ones."""
+    path = save(photo, tmp_path / "a.png", orientation)
+    stored = decode_stored(path.read_bytes(), "a.png")
+    assert stored.orientation == orientation
+    np.testing.assert_array_equal(stored.pixels, photo)
+    assert stored.upright_size == stored.upright().shape[:2]
+
+    boxes = np.array([[3.0, 5.0, 10.0, 7.0], [0.0, 0.0, 40.0, 24.0]])
+    turned = upright_boxes(boxes, stored.upright_size, orientation)
+    (x1, y1, x2, y2), (a1, b1, a2, b2) = boxes[0].astype(int), turned[0].astype(int)
+    seen = np.sort(stored.upright()[b1:b2, a1:a2].reshape(-1, 3), axis=0)
+    np.testing.assert_array_equal(seen, np.sort(photo[y1:y2, x1:x2].reshape(-1, 3), axis=0))
+    height, width = stored.upright_size
+    assert turned[1].tolist() == [0, 0, width, height]
+    assert upright_boxes(boxes[:0], stored.upright_size, orientation).shape == (0, 4)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
@@ -256,6 +285,38 @@ def test_as_rgb_reads_a_path_and_gives_an_array_back_as_it_is(
     assert as_rgb(photo, "image 0") is photo
     none = np.zeros((0, 4, 3), np.uint8)
     assert as_rgb(none, "image 0") is none
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_picture_of_pillow_is_what_its_file_is(
+    tmp_path: Path, photo: np.ndarray, orientation: int, suffix: str
+) -> None:
+    path = save(photo, tmp_path / f"a{suffix}", orientation)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(as_rgb(image, "image 0"), read_image(path))
+        np.testing.assert_array_equal(as_rgb(image, "image 0"), read_image(path))
+        upright = ImageOps.exif_transpose(image)
+    np.testing.assert_array_equal(as_rgb(upright, "image 0"), read_image(path))
+
+
+def test_pictures_of_pillow_of_every_mode_become_rgb(photo: np.ndarray) -> None:
+    image = Image.fromarray(photo)
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I;16"):
+        given = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
+        found = as_rgb(given, "image 0")
+        assert (found.shape, found.dtype) == (photo.shape, np.uint8)
+        assert found.flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(as_rgb(image, "image 0"), photo)
+
+
+def test_a_picture_of_pillow_that_cannot_be_read_is_named(
+    tmp_path: Path, photo: np.ndarray
+) -> None:
+    path = save(photo, tmp_path / "a.jpg")
+    path.write_bytes(path.read_bytes()[:-100])
+    with Image.open(path) as image, pytest.raises(ImageReadError, match="image 3 cannot be read"):
+        as_rgb(image, "image 3")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from detres.class_map import ClassMap
 from detres.images.decode import ImageReadError
-from detres.images.source import ImageArrays, ImageFiles, ImageShards, LabelledImages, find_images
+from detres.images.source import ImageArrays, ImageFiles, ImageShards, LabelledImages
 
 CLASSES = ClassMap.of_names(("a", "b"))
 LABELS = np.array([0, 1, 1])
@@ -88,39 +87,3 @@ def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.tar").unlink()
     with pytest.raises(ImageReadError, match=r"1\.tar: three\.png cannot be read"):
         shards.read_bytes(2)
-
-
-# ---- images that are named one by one ----
-
-
-def test_images_are_found_in_the_order_named_and_sorted_in_a_folder(tmp_path: Path) -> None:
-    for name in ("set/b.JPG", "set/a.png", "set/c.webp", "set/deep/d.png", "z.png", "odd.xyz"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("not opened")
-    (tmp_path / "set" / "notes.txt").write_text("no image")
-    inside = [tmp_path / "set" / name for name in ("a.png", "b.JPG", "c.webp")]
-    assert find_images([tmp_path / "set"]) == inside
-    z, odd = tmp_path / "z.png", tmp_path / "odd.xyz"
-    assert find_images([z, tmp_path / "set", odd]) == [z, *inside, odd]
-    assert find_images(iter([z])) == [z]
-
-
-def test_an_image_named_twice_is_found_once_at_its_first_place(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_text("not opened")
-    a, b = tmp_path / "a.png", tmp_path / "b.png"
-    assert find_images([b, tmp_path, b, a]) == [b, a]
-
-
-def test_nothing_named_is_nothing_found() -> None:
-    assert find_images([]) == []
-
-
-def test_a_path_that_is_not_there_and_a_folder_without_images_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no image or folder \S*gone\.png"):
-        find_images([tmp_path / "gone.png"])
-    (tmp_path / "set" / "deep").mkdir(parents=True)
-    (tmp_path / "set" / "deep" / "a.png").write_text("not searched")
-    where = re.escape(str(tmp_path / "set"))
-    with pytest.raises(ValueError, match=rf"no image \(.*\) in folder {where} \(folders in it"):
-        find_images([tmp_path / "set"])

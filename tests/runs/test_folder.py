@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from detres.files import CheckpointError
 from detres.runs.folder import (
     NoRunError,
     NothingSavedError,
@@ -15,6 +16,7 @@ from detres.runs.folder import (
     new_run_folder,
     newest_run,
     remove_unfinished,
+    weights_in,
 )
 from detres.runs.lock import InUseError
 
@@ -186,3 +188,40 @@ def test_files_that_a_killed_process_had_not_finished_are_removed_and_no_others(
         (tmp_path / name).touch()
     remove_unfinished(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
+
+
+@pytest.mark.parametrize(
+    ("inside", "chosen"),
+    [
+        (["best.safetensors", "last.pt", "previous.pt"], "best.safetensors"),
+        (["weights.safetensors", "last.pt"], "weights.safetensors"),
+        (["last.pt", "previous.pt", "config.yaml"], "last.pt"),
+        (["previous.pt"], "previous.pt"),
+    ],
+)
+def test_of_a_run_folder_the_best_weights_are_used_else_its_state(tmp_path, inside, chosen):
+    for name in inside:
+        (tmp_path / name).touch()
+    assert weights_in(tmp_path) == tmp_path / chosen
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ([], "is a folder without best.safetensors, weights.safetensors or last.pt"),
+        (["lock.json", "config.yaml"], "nothing was saved yet in"),
+        (["phase.json"], "is a run of four steps that are not done: resume it first"),
+        (["phase.json", "1-rpn/last.pt", "2-fast_rcnn/last.pt"], "give the folder of one, .*/2-f"),
+    ],
+)
+def test_a_folder_without_weights_says_what_it_is(tmp_path, inside, said):
+    for name in inside:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=f"{tmp_path}.*{said}|{said} {tmp_path}"):
+        weights_in(tmp_path)
+
+
+def test_what_is_no_folder_is_taken_as_it_is(tmp_path):
+    for path in (tmp_path / "none.safetensors", Path("torchvision/resnet50.v1")):
+        assert weights_in(path) == path

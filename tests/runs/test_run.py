@@ -28,7 +28,7 @@ from detres.files import CheckpointError
 from detres.runs.fingerprint import DataChangedError, Fingerprint, hashes_of
 from detres.runs.folder import RunFolderError
 from detres.runs.lock import FolderMovedError, InUseError
-from detres.runs.run import ResumeLine, TrainingRun
+from detres.runs.run import Judgement, ResumeLine, TrainingRun
 from detres.runs.saved import STATE_KEYS, OtherWingError, SavedRun
 from detres.runs.settings import TrainConfig, build_optimizer, build_schedule
 from detres.runs.state import DamagedStateError, load_state, save_state
@@ -99,6 +99,11 @@ class Fitting:
         self.given: Iterable | None = None
         self.run: TrainingRun | None = None
         self.asked: list[tuple[str, int]] = []
+        self.wholes: list[tuple[int, bool]] = []
+        self.kept_weights: list[dict[str, torch.Tensor]] = []
+        # of how many held-out images evaluations on the way are, and how many there are
+        self.part: tuple[int, int] | None = None
+        self.on_all: Callable[[int], float | None] = float
 
     def describe_data(self) -> str:
         return "train 80 points\nval   none"
@@ -106,6 +111,9 @@ class Fitting:
     def fingerprints(self) -> dict[str, Fingerprint]:
         records = hashes_of((str(row),) for row in range(self.num_images))
         return {"train": Fingerprint(records, records, lambda row: f"point {row}")}
+
+    def begin(self, folder: Path) -> None:
+        (folder / "begun.txt").write_text("by the training")
 
     def state(self) -> dict:
         return {"classes": ["one"], "more": 7}
@@ -115,15 +123,24 @@ class Fitting:
         start, stop = run.progress.step, run.schedule.steps
         return batches(start, stop) if self.given is None else self.given
 
-    def evaluate(self) -> Evaluation:
+    def judge(self, *, whole: bool) -> Judgement:
         step = 0 if self.run is None else self.run.progress.step
         self.asked.append(("evaluate", step))
+        self.wholes.append((step, whole))
+        self.judged = {name: each.clone() for name, each in self.model.state_dict().items()}
         self.model.eval()
-        return Evaluation({"AP": self.metric(step), "odd": None})
+        metric = self.metric(step)
+        if self.part is None:
+            return Judgement.of_all(Evaluation({"AP": metric, "odd": None}))
+        evaluation = Evaluation({"AP": self.on_all(step) if whole else metric})
+        images = (self.part[1] if whole else self.part[0], self.part[1])
+        return Judgement(evaluation, metric, images, {"val_loss": 2.0, "val_loss_fit": 1.5})
 
-    def keep(self, run: TrainingRun, evaluation: Evaluation, *, improved: bool) -> None:
+    def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
         self.asked.append(("best" if improved else "keep", run.progress.step))
-        self.kept = evaluation
+        self.kept, self.kept_whole = judgement.evaluation, whole
+        weights = {name: each.clone() for name, each in self.model.state_dict().items()}
+        self.kept_weights.append(weights)
 
 
 def start(training: Fitting, out: Path, line: ResumeLine | None = resume_line) -> TrainingRun:
@@ -137,13 +154,17 @@ def trained(training: Fitting, out: Path) -> Evaluation:
 
 
 def resumed(
-    folder: Path, *overrides: str, metric: Callable[[int], float | None] = float
+    folder: Path,
+    *overrides: str,
+    metric: Callable[[int], float | None] = float,
+    part: tuple[int, int] | None = None,
 ) -> tuple[Fitting, TrainingRun]:
     """What a command does: the model filled from last.pt, the rest left to the run."""
     saved = SavedRun.read(folder, Config, wing="detection", overrides=overrides)
     training = Fitting(metric, config=saved.config)
     nn.init.zeros_(training.model.linear.weight)
     training.model.load_state_dict(saved.state["model"])
+    training.part = part
     training.run = TrainingRun.resume(saved, training, device=CPU, resume_line=resume_line)
     return training, training.run
 
@@ -156,9 +177,12 @@ def interrupting(at: int, steps: int = 10) -> Iterator:
         yield batch
 
 
-def interrupted(folder: Path, at: int, **settings: object) -> Fitting:
+def interrupted(
+    folder: Path, at: int, *, part: tuple[int, int] | None = None, **settings: object
+) -> Fitting:
     """A run that was stopped after step `at` + 1."""
     training = Fitting(**settings)
+    training.part = part
     training.given = interrupting(at)
     with pytest.raises(Interrupted):
         trained(training, folder)
@@ -234,6 +258,8 @@ def test_an_evaluation_is_logged_kept_and_saved(tmp_path):
     assert records(tmp_path, "eval") == [{"step": 4, "kind": "eval", "AP": 4.0, "odd": None}]
     state = load_state(tmp_path / "last.pt", (*STATE_KEYS, "more"))
     assert Progress.from_dict(state["progress"]) == Progress(4, {4: 4.0})
+    assert state["seconds"] >= 0
+    assert "average" not in state
     assert (state["classes"], state["more"], state["num_images"]) == (["one"], 7, 80)
     assert Config.model_validate_json(state["config"]) == training.config
     assert same_tensors(state["model"], training.model.state_dict())
@@ -690,12 +716,12 @@ def with_config(folder: Path, **train: object) -> None:
 def test_an_earlier_state_of_another_run_is_not_gone_back_to(tmp_path):
     interrupted(tmp_path, 6, save_every=3)
     with_damage(tmp_path / "last.pt")
-    with_config(tmp_path, steps=99)
+    with_config(tmp_path, batch_size=99)
     before = files(tmp_path)
     with pytest.raises(
         CheckpointError,
-        match=r"previous\.pt is of another run than its folder: train\.steps is 99 in "
-        r".*config\.yaml, 10 in .*previous\.pt\. Move it away, or config\.yaml where that was "
+        match=r"previous\.pt is of another run than its folder: train\.batch_size is 99 in "
+        r".*config\.yaml, 8 in .*previous\.pt\. Move it away, or config\.yaml where that was "
         "changed",
     ):
         SavedRun.read(tmp_path, Config, wing="detection")
@@ -928,3 +954,263 @@ def test_a_warm_up_longer_than_the_run_is_said(tmp_path, capsys, warmup, said):
     trained(Fitting(warmup_steps=warmup), tmp_path / "run")
     note = "note: the warm-up of 11 steps (train.warmup_steps) is longer than the run: its rate "
     assert (f"{note}stays below 0.05\n" in capsys.readouterr().out) == said
+
+
+# ---- evaluations of some images on the way and of all at the end ----
+
+
+def test_on_the_way_some_images_are_looked_at_and_at_the_end_all(tmp_path, capsys):
+    training = Fitting({4: 0.5, 8: 0.7, 10: 0.6}.get, eval_every=4)
+    training.part, training.on_all = (5, 20), {10: 0.4}.get
+    assert trained(training, tmp_path).metrics == {"AP": 0.4}
+    assert training.wholes == [(4, False), (8, False), (10, True)]
+    # the one at the end is compared by the same images as those before
+    assert [event for event in training.asked if event[0] != "evaluate"] == [
+        ("best", 4),
+        ("best", 8),
+        ("keep", 10),
+    ]
+    assert training.kept_whole
+    losses = {"val_loss": 2.0, "val_loss_fit": 1.5}
+    assert records(tmp_path, "eval") == [
+        {"step": 4, "kind": "eval", "AP": 0.5, **losses, "images": 5},
+        {"step": 8, "kind": "eval", "AP": 0.7, **losses, "images": 5},
+        {"step": 10, "kind": "eval", "AP": 0.4, **losses, "images": 20, "compared_by": 0.6},
+    ]
+    state = load_state(tmp_path / "last.pt", ("progress",))
+    expected = Progress(10, {4: 0.5, 8: 0.7, 10: 0.6}, whole=10)
+    assert Progress.from_dict(state["progress"]) == expected
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index(
+        "on 5 of 20 held-out images, the same every time; on all of them at the end"
+    )
+    assert lines[first + 1 : first + 3] == [
+        "AP 0.5, by hand",
+        "held-out loss 2.000  fit 1.500",
+    ]
+    assert lines[-2:] == ["AP 0.4, by hand", "held-out loss 2.000  fit 1.500"]
+
+
+def test_a_run_that_stops_early_is_evaluated_on_all(tmp_path, capsys):
+    metrics = {2: 0.5, 4: 0.4, 6: 0.5, 8: 0.9}
+    training = Fitting(metrics.get, eval_every=2, early_stopping=2)
+    training.part, training.on_all = (5, 20), {6: 0.3}.get
+    assert trained(training, tmp_path).metrics == {"AP": 0.3}
+    assert training.wholes == [(2, False), (4, False), (6, False), (6, True)]
+    assert [(record["step"], record["images"]) for record in records(tmp_path, "eval")] == [
+        (2, 5),
+        (4, 5),
+        (6, 20),
+    ]
+    assert "early stopping: none of the last 2 evaluations was better than 0.5" in (
+        capsys.readouterr().out.splitlines()
+    )
+    again, run = resumed(tmp_path, metric=metrics.get, part=(5, 20))
+    with run:
+        before = files(tmp_path)
+        run.train()
+        assert files(tmp_path) == before
+    assert again.wholes == [(6, True)]
+    assert "finished: stopped early after step 6 of 10; evaluated once more" in (
+        capsys.readouterr().out.splitlines()
+    )
+    more, run = resumed(tmp_path, "train.early_stopping=0", metric=metrics.get, part=(5, 20))
+    with run:
+        run.train()
+    assert more.wholes == [(8, False), (10, True)]
+
+
+@pytest.mark.parametrize("stop_at", range(1, 8))
+def test_with_everything_on_a_resumed_run_equals_a_straight_one_bit_for_bit(tmp_path, stop_at):
+    settings = {"eval_every": 2, "early_stopping": 3, "ema_decay": 0.8, "log_every": 3}
+    metrics = {2: 0.5, 4: 0.4, 6: 0.3, 8: 0.2, 10: 0.9}
+    straight = Fitting(metrics.get, **settings)
+    straight.part = (5, 20)
+    trained(straight, tmp_path / "straight")
+    interrupted(tmp_path / "resumed", stop_at - 1, part=(5, 20), metric=metrics.get, **settings)
+    training, run = resumed(tmp_path / "resumed", metric=metrics.get, part=(5, 20))
+    with run:
+        run.train()
+    assert run.progress == Progress(8, {2: 0.5, 4: 0.4, 6: 0.3, 8: 0.2}, whole=8)
+    assert same_training((straight.model, straight.optimizer), (training.model, training.optimizer))
+    assert same_tensors(run.average.tensors, straight.run.average.tensors)
+    assert same_tensors(training.kept_weights[-1], straight.kept_weights[-1])
+    assert all_records(tmp_path / "resumed") == all_records(tmp_path / "straight")
+    last = [load_state(tmp_path / name / "last.pt", STATE_KEYS) for name in ("straight", "resumed")]
+    assert same_tensors(last[0]["average"], last[1]["average"])
+    assert same_tensors(last[0]["model"], last[1]["model"])
+    assert last[0]["progress"] == last[1]["progress"]
+
+
+def test_neither_average_nor_evaluations_change_what_is_learnt(tmp_path):
+    plain = Fitting()
+    trained(plain, tmp_path / "plain")
+    other = Fitting(eval_every=1, ema_decay=0.9)
+    other.part = (5, 20)
+    trained(other, tmp_path / "other")
+    assert same_training((plain.model, plain.optimizer), (other.model, other.optimizer))
+    training_records = [
+        [{k: v for k, v in each.items() if k not in TIMES} for each in records(folder, "train")]
+        for folder in (tmp_path / "plain", tmp_path / "other")
+    ]
+    assert training_records[0] == training_records[1]
+
+
+# ---- the moving average ----
+
+
+def test_the_average_is_what_is_evaluated_and_kept_and_the_weights_are_what_learns(tmp_path):
+    training = Fitting(ema_decay=0.5, eval_every=5)
+    trained(training, tmp_path)
+    average = training.run.average
+    assert same_tensors(training.judged, average.tensors)
+    assert same_tensors(training.kept_weights[-1], average.tensors)
+    own = training.model.state_dict()
+    assert not same_tensors(own, average.tensors)
+    state = load_state(tmp_path / "last.pt", ("average", "model"))
+    assert same_tensors(state["average"], average.tensors)
+    assert same_tensors(state["model"], own)
+    again, run = resumed(tmp_path)  # a finished run is evaluated by it, too
+    with run:
+        run.train()
+    assert same_tensors(again.judged, average.tensors)
+    assert same_tensors(again.model.state_dict(), own)
+
+
+def test_a_state_without_the_average_that_is_wanted_is_refused(tmp_path):
+    interrupted(tmp_path, 4, ema_decay=0.5)
+    state = load_state(tmp_path / "last.pt", STATE_KEYS)
+    for value in (None, {"linear.weight": torch.ones(1, 3)}, 3):
+        state["average"] = value
+        save_state(tmp_path / "last.pt", state)
+        with pytest.raises(CheckpointError, match="its 'average' is not what a run writes"):
+            resumed(tmp_path)
+    del state["average"]
+    save_state(tmp_path / "last.pt", state)
+    with pytest.raises(CheckpointError, match=r"'average' is not what a run writes .*without"):
+        resumed(tmp_path)
+
+
+# ---- another length ----
+
+
+def test_a_longer_run_is_the_one_that_was_to_be_so_long_from_the_start(tmp_path, capsys):
+    straight = Fitting(eval_every=4, steps=10)
+    trained(straight, tmp_path / "straight")
+    trained(Fitting(eval_every=4, steps=8), tmp_path / "run")
+    training, run = resumed(tmp_path / "run", "train.steps=10")
+    with run:
+        run.train()
+    assert same_training((straight.model, straight.optimizer), (training.model, training.optimizer))
+    assert all_records(tmp_path / "run") == all_records(tmp_path / "straight")
+    assert load_config(tmp_path / "run" / "config.yaml", Config).train.steps == 10
+    assert load_config(tmp_path / "run" / "config-until-step-8.yaml", Config).train.steps == 8
+    assert (
+        "note: goes on to step 10, where 8 was the end: the multistep schedule is that of 10 steps "
+        "from here on, lr 0.005"
+    ) in capsys.readouterr().out.splitlines()
+
+
+def test_the_cosine_is_that_of_the_new_length_from_there_on(tmp_path, capsys):
+    cosine = {"schedule": "cosine", "milestones": [], "warmup_steps": 0, "log_every": 1}
+    trained(Fitting(steps=4, **cosine), tmp_path)
+    _, run = resumed(tmp_path, "train.steps=8")
+    with run:
+        run.train()
+    rates = [record["lr"] for record in records(tmp_path, "train")]
+    half = [0.05 * 0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(4, 8)]
+    assert rates[4:] == pytest.approx(half)
+    assert "lr 0.025 in place of 0" in capsys.readouterr().out
+
+
+def test_a_shorter_run_ends_where_it_is_told_to(tmp_path):
+    interrupted(tmp_path, 4, milestones=[])
+    training, run = resumed(tmp_path, "train.steps=5", part=(5, 20))
+    with run:
+        run.train()
+    assert training.wholes == [(5, True)]
+    assert run.progress == Progress(5, {5: 5.0}, whole=5)
+
+
+def test_at_a_step_of_which_some_images_were_looked_at_the_end_looks_at_all(tmp_path):
+    def metric(step: int) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        return float(step)
+
+    training = Fitting(metric, milestones=[], eval_every=5)
+    training.part = (5, 20)
+    with pytest.raises(Interrupted):
+        trained(training, tmp_path)
+    assert training.wholes == [(5, False)]
+    training, run = resumed(tmp_path, "train.steps=5", part=(5, 20))
+    with run:
+        run.train()
+    assert training.wholes == [(5, True)]
+    assert run.progress.whole == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.steps=4"], "train.steps=4: the run is at step 5 already, which it cannot end"),
+        (
+            ["train.steps=null", "train.epochs=0.4"],
+            "train.epochs=0.4, 4 steps: the run is at step 5 already",
+        ),
+    ],
+)
+def test_a_run_cannot_end_before_where_it_is(tmp_path, overrides, said):
+    interrupted(tmp_path, 4, milestones=[])
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        resumed(tmp_path, *overrides)
+    assert files(tmp_path) == before
+
+
+def test_a_length_in_epochs_may_change_too(tmp_path):
+    interrupted(tmp_path, 4, milestones=[])
+    _, run = resumed(tmp_path, "train.steps=null", "train.epochs=0.7")
+    with run:
+        run.train()
+    assert run.progress.step == 7
+
+
+# ---- time ----
+
+
+def test_the_time_before_a_resume_counts(tmp_path):
+    with start(Fitting(), tmp_path) as run:
+        run.started -= 600
+        run.save()
+    with resumed(tmp_path)[1] as run:
+        assert run.earlier_s >= 600
+        run.started -= 1200
+        assert run.duration().startswith("30 min")
+        run.save()
+    with resumed(tmp_path)[1] as run:
+        assert run.earlier_s >= 1800
+    state = load_state(tmp_path / "last.pt", STATE_KEYS)
+    del state["seconds"]  # as earlier versions wrote it
+    save_state(tmp_path / "last.pt", state)
+    with resumed(tmp_path)[1] as run:
+        assert run.earlier_s == 0.0
+
+
+@pytest.mark.parametrize("seconds", [-1.0, "5", 5, None])
+def test_what_is_no_time_is_refused(tmp_path, seconds):
+    interrupted(tmp_path, 4)
+    state = load_state(tmp_path / "last.pt", STATE_KEYS)
+    state["seconds"] = seconds
+    save_state(tmp_path / "last.pt", state)
+    with pytest.raises(CheckpointError, match="its 'seconds' is not what a run writes"):
+        resumed(tmp_path)
+
+
+def test_early_stopping_that_cannot_act_is_said(tmp_path, capsys):
+    trained(Fitting(eval_every=4, early_stopping=2), tmp_path)
+    assert (
+        "note: train.early_stopping=2 cannot act: there are 2 evaluations on the way, the first of "
+        "them among these"
+    ) in capsys.readouterr().out.splitlines()
+    trained(Fitting(eval_every=3, early_stopping=2), tmp_path / "other")
+    assert "cannot act" not in capsys.readouterr().out

@@ -55,6 +55,46 @@ def test_lengths_and_schedules_that_cannot_be(settings, message):
         train_config(**settings)
 
 
+def test_by_default_a_run_is_evaluated_at_its_end():
+    assert train_config(steps=1000).evaluated_every(1000) == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "every"),
+    [(1200, 240), (1201, 241), (100, 20), (96, 20), (95, 0), (3, 0), (320_000, 64_000)],
+)
+def test_an_automatic_interval_is_a_fifth_of_the_run(steps, every):
+    config = train_config(steps=steps, eval_every="auto")
+    assert config.evaluated_every(steps) == every
+    if every:
+        assert 4 <= (steps - 1) // every <= 5
+    assert train_config(steps=steps, eval_every=7).evaluated_every(steps) == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"early_stopping": 3}, r"counts evaluations on the way: give train\.eval_every"),
+        ({"schedule": "plateau", "eval_every": "auto"}, r"give train\.eval_every"),
+        (
+            {"eval_every": "often"},
+            r"test: eval_every: Input should be a valid integer, or 'auto', got 'often'$",
+        ),
+        (
+            {"eval_every": -1},
+            r"test: eval_every: Input should be greater than or equal to 0, or 'auto', got -1$",
+        ),
+        ({"early_stopping": -1}, "early_stopping"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"ema_decay": 0.0}, "ema_decay"),
+    ],
+)
+def test_evaluations_and_averages_that_cannot_be(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        train_config(steps=1000, **settings)
+    assert train_config(steps=9, early_stopping=3, eval_every="auto", ema_decay=0.999)
+
+
 def test_a_plateau_that_acts_before_the_end():
     assert train_config(steps=101, schedule="plateau", eval_every=20).patience == 5
 

@@ -8,6 +8,7 @@ from detres.detection.annotations import Annotations
 from detres.images.decode import read_image
 from detres.images.resize import resize_image
 from detres.images.source import ImageArrays
+from detres.waiting import counted
 
 MARGIN = 0.1
 """Of the larger side of a box, kept around the object."""
@@ -22,7 +23,7 @@ def crop_objects(annotations: Annotations, crop_side: int) -> ImageArrays:
     """
     keep = ~(annotations.crowd | annotations.difficult)
     crops, labels = [], []
-    for index in range(len(annotations)):
+    for index in counted(range(len(annotations)), "cutting out objects", "images"):
         rows = np.arange(annotations.offsets[index], annotations.offsets[index + 1])
         rows = rows[keep[rows]]
         if not len(rows):

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from detres.classification.evaluation.top_k import ClassProbabilities
 from detres.classification.structures import ClassTargets, CropBatch
 from detres.eval_mode import evaluating
 from detres.images.resize import rounded_size
+from detres.waiting import PASS_S, counted
 
 
 def classify(
@@ -37,10 +37,7 @@ def classify(
     """
     found, labels = [], []
     with evaluating(model):
-        # disable=None: on a terminal only
-        for images, targets in tqdm(
-            batches, desc="evaluating", unit="batch", leave=False, disable=None
-        ):
+        for images, targets in counted(batches, "evaluating", "batches", soon=PASS_S):
             found.append(views(images.pixels.to(device)).float().cpu().numpy())
             if found[0].shape[1] != num_classes:
                 raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 from detres.class_map import LISTED_CLASSES
 from detres.detection.annotations import Annotations
 
-BoxPolicy = Literal["drop", "error", "keep"]
+BoxPolicy = Literal["drop", "error", "keep", "as_written"]
 
 CLIP_TOLERANCE = 1.0
 """Px. Boxes reaching further than this beyond their image are counted as clipped; less is rounding.
@@ -44,11 +44,14 @@ def apply_box_policy(
     that are not finite, have no area (x2 <= x1 or y2 <= y1, in float32) or lie wholly outside.
     "error" raises AnnotationError at the first of these, with `describe_row(row)` saying which it
     is. "keep" touches nothing: ground truth for evaluation is taken as it stands; a box that is not
-    finite, which no protocol can score, raises likewise. Clipping is counted where it moved a side
-    by more than CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
+    finite, which no protocol can score, raises likewise. "as_written" touches nothing and raises
+    nothing, for who looks for such boxes. Clipping is counted where it moved a side by more than
+    CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
     """
     if len(boxes) == 0:
         return boxes.astype(np.float64), np.ones(0, bool), {}
+    if policy == "as_written":
+        return boxes.astype(np.float64), np.ones(len(boxes), bool), {}
     with np.errstate(over="ignore"):  # too large for the model's float32 is infinite there
         finite = np.isfinite(boxes.astype(np.float32)).all(axis=1)
     if policy == "keep":
@@ -60,10 +63,10 @@ def apply_box_policy(
             )
         return boxes.astype(np.float64), finite, {}
     boxes = np.where(finite[:, None], boxes, 0.0)
-    no_area = finite & _without_area(boxes)
+    no_area = finite & without_area(boxes)
     limit = np.where(sizes > 0, sizes, np.inf)[:, [1, 0, 1, 0]]
     clipped = np.clip(boxes, 0, limit)
-    outside = finite & ~no_area & _without_area(clipped)
+    outside = finite & ~no_area & without_area(clipped)
     reasons = {
         NOT_FINITE: ~finite,
         "box without area": no_area,
@@ -85,8 +88,8 @@ def apply_box_policy(
     )
 
 
-def _without_area(boxes: np.ndarray) -> np.ndarray:
-    """Which of boxes (M, 4) have no area as the model meets them, in float32."""
+def without_area(boxes: np.ndarray) -> np.ndarray:
+    """Return which of boxes (M, 4) have no area as the model meets them, in float32, (M,) bool."""
     single = boxes.astype(np.float32)
     return (single[:, 2:] <= single[:, :2]).any(axis=1)
 

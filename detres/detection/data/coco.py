@@ -26,6 +26,7 @@ from detres.detection.structures import label_of
 from detres.images.locate import Outside, locate
 from detres.user_files import JsonError, TextError, read_json
 from detres.values import FLAG, INTEGER, NUMBER, flag_of, integer_of, number_of
+from detres.waiting import say_reading
 
 _SAFE = 2**53
 """Numbers up to here are as written, also as floats; others are looked at one by one."""
@@ -168,6 +169,7 @@ def _labels(categories: np.ndarray, class_map: ClassMap) -> np.ndarray:
 
 
 def _load(path: Path, may_lack_truth: bool) -> dict:
+    say_reading(path)
     try:
         content = read_json(path, "annotation file")
     except (TextError, JsonError) as error:

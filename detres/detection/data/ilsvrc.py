@@ -19,6 +19,7 @@ from detres.detection.data.box_policy import AnnotationError, BoxPolicy, known_c
 from detres.detection.data.voc_xml import XmlImages, XmlRecord, annotations_of, read_xml
 from detres.images.locate import locate
 from detres.user_files import fault_of, is_hidden, read_text
+from detres.waiting import counted
 
 CORNER = 0
 """Of ILSVRC's boxes, the number that the first pixel has; some end a pixel outside their image."""
@@ -81,7 +82,10 @@ def read_ilsvrc(
     if check_images:
         files, respelt = _files_of(root / "Data" / task, images, source)
     paths = [root / "Annotations" / task / part / f"{name}.xml" for part, name in images]
-    records = [_NOTHING if fault_of(p) == "does not exist" else read_xml(p) for p in paths]
+    records = [
+        _NOTHING if fault_of(p) == "does not exist" else read_xml(p)
+        for p in counted(paths, "reading annotations", "files")
+    ]
     missing = sum(record is _NOTHING for record in records)
     if missing == len(images) and any(part != "test" for part, _ in images):
         raise FileNotFoundError(f"{source}: none of its images has an annotation file: {paths[0]}")
@@ -334,7 +338,13 @@ def _synsets(root: Path, task: str) -> list[_Synset]:
 def _synsets_in(folder: Path) -> list[_Synset]:
     """Those of all XML files in and below a folder, sorted."""
     files = [path for path in sorted(folder.rglob("*.xml")) if not is_hidden(path.name)]
-    wnids = sorted({item.name for path in files for item in read_xml(path).objects})
+    wnids = sorted(
+        {
+            item.name
+            for path in counted(files, "reading annotations", "files")
+            for item in read_xml(path).objects
+        }
+    )
     if not wnids:
         raise AnnotationError(
             f"{folder}: no object in any annotation file, so there are no classes"

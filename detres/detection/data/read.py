@@ -10,11 +10,16 @@ import numpy as np
 from detres.class_map import LISTED_CLASSES, ClassMap
 from detres.detection.annotations import Annotations
 from detres.detection.config import SPLITS, TRAINING_SPLITS, DataConfig
-from detres.detection.data.box_policy import BoxPolicy
+from detres.detection.data.box_policy import AnnotationError, BoxPolicy, known_classes
 from detres.detection.data.coco import read_coco
+from detres.detection.data.csv_boxes import csv_names, read_csv_boxes
 from detres.detection.data.ilsvrc import lists_overlap, read_ilsvrc
+from detres.detection.data.labelme import labelme_names, read_labelme
+from detres.detection.data.plain_xml import read_plain_xml, xml_names
 from detres.detection.data.shapes import ensure_shapes
+from detres.detection.data.split import Split, drawn_split, file_names, read_split_file
 from detres.detection.data.voc import read_voc
+from detres.detection.data.yolo import read_yolo
 from detres.held_out import held_out_rows
 from detres.user_files import tidied
 
@@ -40,6 +45,12 @@ def read_split(data: DataConfig, split: str, *, box_policy: BoxPolicy | None = N
     return annotations
 
 
+def splits_of(data: DataConfig) -> list[str]:
+    """Return the names of the splits that a data configuration has."""
+    made = TRAINING_SPLITS if data.format == "shapes" or data.val_from_train else ()
+    return [name for name in SPLITS if name in made or getattr(data, name)]
+
+
 def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotations:
     """Read the `split` ("train", "val" or "test") of a data configuration whose root is settled,
     for a detector of the classes `class_map`: ground truth as it stands, and in "test", where it is
@@ -48,11 +59,7 @@ def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotat
     The result has the classes of its files; those of `class_map` where a test set in VOC's layout
     tells none. Raises NoSplitError for one that is not configured, and as `read_split` does.
     """
-    configured = [name for name in SPLITS if getattr(data, name)]
-    if data.format == "shapes":
-        configured = list(TRAINING_SPLITS)
-    elif data.hold_out:
-        configured.append("val")
+    configured = splits_of(data)
     if split not in configured:
         raise NoSplitError(
             f"data.{split} is not given, so there is no split {split}; there is "
@@ -61,6 +68,29 @@ def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotat
     annotations = _read_part(data, split, "keep", class_map.names)
     _require_own_ids(annotations)
     return annotations
+
+
+def read_as_written(data: DataConfig, split: str, class_map: ClassMap | None = None) -> Annotations:
+    """Read the `split` ("train", "val" or "test") of a data configuration whose root is settled, to
+    look for what is wrong with it: no box is left out, clipped or refused for its numbers.
+
+    class_map: of the training set, for a test set that tells no classes. Raises what the readers
+    raise.
+    """
+    return _read_part(data, split, "as_written", class_map.names if class_map else ())
+
+
+def read_all(data: DataConfig) -> dict[str, Annotations]:
+    """Return every split of a data configuration whose root is settled, by its name, train first:
+    ground truth as it stands; of a test set whose objects are not known the images alone.
+
+    Raises as `read_split` and `read_to_detect` do.
+    """
+    splits: dict[str, Annotations] = {}
+    for split in splits_of(data):
+        names = next(iter(splits.values())).class_map.names if splits else ()
+        splits[split] = _read_part(data, split, "keep", names)
+    return splits
 
 
 def trained_on(trained: DataConfig, data: DataConfig, split: str) -> list[str]:
@@ -74,8 +104,8 @@ def trained_on(trained: DataConfig, data: DataConfig, split: str) -> list[str]:
     if "shapes" in (trained.format, data.format) or split == "train":
         return []
     entries = getattr(data, split)
-    if split == "val" and data.hold_out:
-        if trained.hold_out >= data.hold_out and _same_train(trained, data):
+    if split == "val" and data.val_from_train:
+        if _holds_out_too(trained, data) and _same_train(trained, data):
             return []
         entries = data.train
     return [
@@ -94,6 +124,12 @@ def _share_images(one: DataConfig, entry: str, other: DataConfig, its_entry: str
     return bool(set.intersection(*places))
 
 
+def _holds_out_too(trained: DataConfig, data: DataConfig) -> bool:
+    """Whether the images of train that `data` holds out `trained` does too, of the same train."""
+    drawn = [(one.val_share, one.split_seed, one.split) for one in (trained, data)]
+    return drawn[0] == drawn[1] and trained.hold_out >= data.hold_out
+
+
 def _same_train(one: DataConfig, other: DataConfig) -> bool:
     """Whether both train on the same entries, in the same order: of what is drawn from, held-out
     images are the same.
@@ -107,7 +143,7 @@ def _same_train(one: DataConfig, other: DataConfig) -> bool:
 def _places(data: DataConfig, entry: str, *, whole: bool) -> set[Path]:
     """The paths that an entry may stand for; whole: with those of the lists it is made of."""
     root = Path(data.root or "")
-    if data.format == "coco":
+    if data.format not in ("voc", "ilsvrc"):
         return {tidied(root / entry)}
     year, _, name = entry.rpartition("/")
     names = [name, "train", "val"] if whole and name == "trainval" else [name]
@@ -127,13 +163,29 @@ def _read_part(
     data: DataConfig, split: str, policy: BoxPolicy, names: tuple[str, ...] = ()
 ) -> Annotations:
     """A split, val and train told apart where images of the latter are held out."""
-    if not data.hold_out or split == "test":
+    if split == "test" or not data.val_from_train:
         return _read(data, split, policy, names)
     whole = _read(data, "train", policy, names)
-    kept, held = held_out_rows(len(whole), data.hold_out, whole.source)
+    if data.hold_out:
+        kept, held = held_out_rows(len(whole), data.hold_out, whole.source)
+        number = data.hold_out
+    else:
+        made = split_of_train(data, whole)
+        kept, held, number = made.train, made.val, len(made.val)
+        whole = replace(whole, notes=(*whole.notes, made.note))
     if split == "train":
-        return whole.subset(kept, f"{whole.source} without {data.hold_out}")
-    return whole.subset(held, f"{whole.source} held out {data.hold_out}")
+        return whole.subset(kept, f"{whole.source} without {number}")
+    return whole.subset(held, f"{whole.source} held out {number}")
+
+
+def split_of_train(data: DataConfig, whole: Annotations) -> Split:
+    """Return which of the images of all of train are val, by val_share or by the file `split`;
+    raises what `drawn_split` and `read_split_file` raise.
+    """
+    files = whole.image_files.tolist()
+    if data.split is not None:
+        return read_split_file(Path(data.split), files, whole.source)
+    return drawn_split(file_names(files), data.val_share, data.split_seed, whole.source)
 
 
 def _read(data: DataConfig, split: str, policy: BoxPolicy, names: tuple[str, ...]) -> Annotations:
@@ -143,7 +195,9 @@ def _read(data: DataConfig, split: str, policy: BoxPolicy, names: tuple[str, ...
         file, folder = root / "annotations" / f"{split}.json", root / split
         return read_coco(file, folder, classes=data.classes, box_policy=policy)
     root = Path(data.root)
-    entries = list(getattr(data, split))
+    entries, folders = list(getattr(data, split)), list(getattr(data, f"{split}_images"))
+    if not entries:
+        raise NoSplitError(f"data.{split} is not given, so there is nothing to read")
     if data.format == "voc":
         return read_voc(
             root,
@@ -155,19 +209,46 @@ def _read(data: DataConfig, split: str, policy: BoxPolicy, names: tuple[str, ...
         )
     if data.format == "ilsvrc":
         return read_ilsvrc(root, entries, classes=data.classes, box_policy=policy)
-    folders = getattr(data, f"{split}_images")
-    parts = [
-        read_coco(
-            tidied(root / file),
-            tidied(root / folder),
-            classes=data.classes,
-            box_policy=policy,
-            outside=data.outside,
-            may_lack_truth=split == "test",
+    if data.format == "coco":
+        parts = [
+            read_coco(
+                tidied(root / file),
+                tidied(root / folder),
+                classes=data.classes,
+                box_policy=policy,
+                outside=data.outside,
+                may_lack_truth=split == "test",
+            )
+            for file, folder in zip(entries, folders, strict=True)
+        ]
+        return Annotations.concatenate(parts)
+    if data.format == "yolo":
+        class_names = tidied(root / data.class_names)
+        return read_yolo(
+            root, entries, folders, class_names, classes=data.classes, box_policy=policy
         )
-        for file, folder in zip(entries, folders, strict=True)
-    ]
-    return Annotations.concatenate(parts)
+    class_map = _class_map(data, root)
+    if data.format == "xml":
+        return read_plain_xml(root, entries, folders, class_map, box_policy=policy)
+    if data.format == "labelme":
+        return read_labelme(root, entries, folders, class_map, box_policy=policy)
+    return read_csv_boxes(
+        root, entries, folders, class_map, box_policy=policy, outside=data.outside
+    )
+
+
+def _class_map(data: DataConfig, root: Path) -> ClassMap:
+    """The classes of data whose files name the class of every object: those of all splits, sorted,
+    so that train and val agree.
+    """
+    entries = [entry for split in SPLITS for entry in getattr(data, split)]
+    names_in = {"xml": xml_names, "labelme": labelme_names, "csv": csv_names}[data.format]
+    names = sorted(names_in(root, entries))
+    if not names:
+        raise AnnotationError(f"{root}: no object in any annotation file, so there are no classes")
+    if data.classes is not None:
+        names = known_classes(data.classes, names, str(root))
+    return ClassMap.of_names(names)
 
 
 def _with_empty_classes_noted(annotations: Annotations) -> Annotations:

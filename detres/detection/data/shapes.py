@@ -20,6 +20,7 @@ import numpy as np
 
 from detres.detection.structures import index_of, label_of
 from detres.files import cache_folder
+from detres.waiting import counted
 
 SHAPES_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 """The classes in label order; category ids are 1..6."""
@@ -148,7 +149,7 @@ def _write_split(root: Path, split: str, num_images: int, seed: int) -> None:
     (root / split).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
-    for index in range(num_images):
+    for index in counted(range(num_images), f"drawing the shapes, {split}", "images"):
         pixels, objects = draw_shapes_image(seed, split, index)
         image_id, name = index + 1, f"{index + 1:06d}.jpg"
         _, data = cv2.imencode(

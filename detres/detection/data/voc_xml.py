@@ -14,16 +14,9 @@ from defusedxml.ElementTree import parse
 
 from detres.class_map import ClassMap
 from detres.console import one_line, shown
-from detres.detection.annotations import Annotations, offsets_of
-from detres.detection.data.box_policy import (
-    LARGEST_SIDE,
-    OTHER_CLASS,
-    AnnotationError,
-    BoxPolicy,
-    apply_box_policy,
-)
-from detres.detection.data.doubts import doubts
-from detres.detection.structures import label_of
+from detres.detection.annotations import Annotations
+from detres.detection.data.assemble import Labelled, assembled
+from detres.detection.data.box_policy import LARGEST_SIDE, AnnotationError, BoxPolicy
 from detres.user_files import TextError, read_text, require_file
 from detres.values import FLAG, flag_of, integer_of, number_of
 
@@ -40,10 +33,13 @@ class XmlObject(NamedTuple):
 
 
 class XmlRecord(NamedTuple):
-    """One XML file: size (h, w) px, 0 where it is not given, and its objects."""
+    """One XML file: size (h, w) px, 0 where it is not given, its objects, and the image file that
+    it names ("" where none).
+    """
 
     size: tuple[int, int]
     objects: list[XmlObject]
+    file_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,12 +75,10 @@ def annotations_of(
     <= xmin or ymax <= ymin has no area. notes: what else is to be said. Raises what
     apply_box_policy raises.
     """
-    wanted = [
-        [item for item in record.objects if item.name in index_of_name] for record in images.records
-    ]
-    objects = [item for items in wanted for item in items]
-    image_rows = np.repeat(np.arange(len(wanted)), list(map(len, wanted)))
-    sizes = np.array([record.size for record in images.records], np.int32).reshape(-1, 2)
+    objects = [item for record in images.records for item in record.objects]
+    image_rows = np.repeat(
+        np.arange(len(images.records)), [len(record.objects) for record in images.records]
+    )
 
     def describe_row(row: int) -> str:
         item = objects[row]
@@ -92,36 +86,35 @@ def annotations_of(
         return f"{path}: object {item.number} ({item.name}), bndbox {list(item.box)}"
 
     written = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
-    doubtful = doubts(written, sizes[image_rows], written_as_sides=False)
-    xyxy, keep, dropped = apply_box_policy(
-        _continuous(written, corner, box_policy), sizes[image_rows], box_policy, describe_row
-    )
-    others = sum(len(record.objects) for record in images.records) - len(objects)
-    xyxy = xyxy[keep]
-    indices = np.array([index_of_name[item.name] for item in objects], np.int64)[keep]
-    return Annotations(
+    labelled = Labelled(
         source=images.source,
-        class_map=class_map,
-        image_ids=images.ids,
-        image_files=np.array(images.files, dtype=str),
-        image_sizes=sizes,
-        offsets=offsets_of(image_rows[keep], len(wanted)),
-        boxes=xyxy,
-        labels=label_of(indices),
-        areas=(xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]),
-        crowd=np.zeros(len(xyxy), bool),
-        difficult=np.array([item.difficult for item in objects], bool)[keep],
-        ids=np.arange(1, len(xyxy) + 1),
-        dropped=({OTHER_CLASS: others} if others else {}) | dropped,
-        notes=(*notes, *(f"{images.source}: {doubt}" for doubt in doubtful)),
+        ids=images.ids,
+        files=images.files,
+        sizes=np.array([record.size for record in images.records], np.int32).reshape(-1, 2),
+        rows=image_rows.astype(np.int64),
+        names=[item.name for item in objects],
+        boxes=_continuous(written, corner, box_policy),
+        written=written,
+        describe_row=describe_row,
+        difficult=np.array([item.difficult for item in objects], bool),
+        notes=notes,
         told_apart=images.told_apart,
     )
+    return assembled(labelled, class_map, index_of_name, box_policy)
 
 
 def _continuous(inclusive: np.ndarray, corner: int, box_policy: BoxPolicy) -> np.ndarray:
-    """Boxes (M, 4) float64 xyxy px of inclusive ones."""
+    """Boxes (M, 4) float64 xyxy px of inclusive ones; "as_written" keeps corners that are swapped,
+    and the side of one number is 0.
+    """
     xyxy = inclusive - corner + np.array((0, 0, 1, 1))
-    if box_policy != "keep":
+    if box_policy == "as_written":
+        first, last = inclusive[:, :2], inclusive[:, 2:]
+        swapped = last < first  # it is the later pixel that stands first
+        xyxy[:, :2] += swapped
+        xyxy[:, 2:] -= swapped
+        xyxy[:, 2:] = np.where(last == first, xyxy[:, :2], xyxy[:, 2:])
+    elif box_policy != "keep":
         # A side of one number (xmin = xmax) is no area by the file's own reckoning, though 1 px
         # wide once continuous.
         flat = (inclusive[:, 2:] <= inclusive[:, :2]).any(axis=1)
@@ -158,6 +151,7 @@ def read_xml(path: Path) -> XmlRecord:
             _read_object(node, number, path)
             for number, node in enumerate(tree.iter("object"), start=1)
         ],
+        one_line((_text(tree, "filename") or "").strip()),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from detres.boxes import paired_iou
 from detres.detection.annotations import Annotations
+from detres.detection.choices import DRAWN_SCORE
 from detres.detection.evaluation.coco_ap import CocoResult
 from detres.detection.evaluation.matches import (
     NONE,
@@ -22,9 +23,6 @@ from detres.detection.evaluation.matches import (
 )
 from detres.detection.evaluation.voc_ap import VocResult
 from detres.detection.structures import Predictions, index_of, label_of
-
-USUAL_SCORE = 0.5
-"""From which a class is taken of which nothing better is known."""
 
 BACKGROUND = "background"
 """What the last row and column of a confusion matrix are called."""
@@ -38,7 +36,7 @@ class Curve:
     Between two of them recall is the same and precision lower, so the area under all the points is
     the area under these. num_objects: to be found. num_detections: that count. ap: the protocol's,
     None without an object. score_threshold: of the scores of the detections the one for which F1,
-    of those from it on, is best (of several the highest); USUAL_SCORE where F1 is 0 for each.
+    of those from it on, is best (of several the highest); DRAWN_SCORE where F1 is 0 for each.
     best_f1, precision_at_best, recall_at_best: there; None without an object.
     """
 
@@ -100,7 +98,7 @@ def _class_curve(
         num_objects=num_objects,
         num_detections=len(rows),
         ap=result.average_precision(recall, precision) if num_objects else None,
-        score_threshold=USUAL_SCORE if place is None else float(scores[place]),
+        score_threshold=DRAWN_SCORE if place is None else float(scores[place]),
         best_f1=nothing if place is None else float(_f1(found, num_objects)[place]),
         precision_at_best=nothing if place is None else float(precision[place]),
         recall_at_best=nothing if place is None else float(recall[place]),

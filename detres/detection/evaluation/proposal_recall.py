@@ -13,12 +13,8 @@ import numpy as np
 
 from detres.boxes import paired_iou
 from detres.detection.annotations import Annotations
+from detres.detection.choices import COUNTS
 from detres.detection.structures import Proposals
-
-COUNTS = (100, 300, 1000)
-"""Of the best proposals of an image: COCO's 100 and 1000, and 300, what the paper's detector looks
-at.
-"""
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """As pycocotools has them, in its arithmetic."""

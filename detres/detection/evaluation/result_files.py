@@ -36,14 +36,14 @@ class DetectionFileError(ValueError):
     """A detections file that cannot be evaluated; the message names the file and the record."""
 
 
-def to_coco_results(predictions: Predictions) -> list[dict]:
+def to_coco_results(predictions: Predictions, *, with_names: bool = False) -> list[dict]:
     """Return COCO results records: image_id, category_id (the data set's own), bbox [x, y, w, h]
-    px, score.
+    px, score; with_names: and category_name.
 
     Nothing is rounded, so the file scores exactly as the predictions do. No predictions: an empty
     list.
     """
-    source_id_of = predictions.class_map.source_id_of
+    class_map = predictions.class_map
     columns = (
         predictions.image_ids,
         index_of(predictions.labels),
@@ -51,7 +51,13 @@ def to_coco_results(predictions: Predictions) -> list[dict]:
         predictions.scores.astype(np.float64),
     )
     return [
-        {"image_id": image_id, "category_id": source_id_of(index), "bbox": box, "score": score}
+        {
+            "image_id": image_id,
+            "category_id": class_map.source_id_of(index),
+            **({"category_name": class_map.name_of(index)} if with_names else {}),
+            "bbox": box,
+            "score": score,
+        }
         for image_id, index, box, score in zip(
             *(column.tolist() for column in columns), strict=True
         )

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from detres.boxes import scale_boxes
 from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
-from detres.detection.inference.detector import detect_batch
+from detres.detection.inference.detect import detect_batch
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.models.rpn import ProposalCounts
 from detres.detection.structures import ImageBatch, Predictions, Proposals, Target
 from detres.eval_mode import evaluating
+from detres.waiting import PASS_S, counted
 
 
 def detect_dataset(
@@ -32,8 +32,7 @@ def detect_dataset(
     back afterwards. No image or no detection: Predictions of length 0.
     """
     seen, image_ids, boxes, scores, labels = [], [], [], [], []
-    # disable=None: on a terminal only
-    for images, _ in tqdm(batches, desc="evaluating", unit="batch", leave=False, disable=None):
+    for images, _ in counted(batches, "evaluating", "batches", soon=PASS_S):
         seen.extend(images.ids)
         for image_id, found in zip(images.ids, detect_batch(model, images, device), strict=True):
             image_ids.extend([image_id] * len(found))
@@ -65,7 +64,7 @@ def propose_dataset(
     """
     boxes, scores = [np.zeros((0, 4))], [np.zeros(0, np.float32)]
     with evaluating(detector):
-        for images, _ in tqdm(batches, desc="proposing", unit="batch", leave=False, disable=None):
+        for images, _ in counted(batches, "proposing", "batches", soon=PASS_S):
             found = detector.propose(images.to(device), counts)
             sizes = zip(images.sizes, images.original_sizes, strict=True)
             for (box, logits), (size, original) in zip(found, sizes, strict=True):

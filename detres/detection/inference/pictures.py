@@ -25,6 +25,25 @@ def captions_of(class_map: ClassMap, labels: np.ndarray, scores: np.ndarray) -> 
     return [f"{name} {score:.2f}" for name, score in zip(names, scores.tolist(), strict=True)]
 
 
+def write_picture(path: Path, image: np.ndarray, source: Path | None = None) -> None:
+    """Write `image` (H, W, 3) uint8 RGB as a JPEG or PNG file, by the suffix of its name, in one
+    step.
+
+    source: a file that must stay as it is. Raises PictureError for another suffix, for `source`
+    itself, and as `write_jpeg` does.
+    """
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise PictureError(f"{path} is the image itself, which is left as it is: give another name")
+    suffix = path.suffix.lower()
+    if suffix in (".jpg", ".jpeg"):
+        write_jpeg(path, image)
+    elif suffix == ".png":
+        with replacing(path) as temporary:
+            temporary.write_bytes(cv2.imencode(".png", image[:, :, ::-1])[1].tobytes())
+    else:
+        raise PictureError(f"{path}: pictures are written as .jpg or .png")
+
+
 def write_jpeg(path: Path, image: np.ndarray) -> None:
     """Write `image` (H, W, 3) uint8 RGB as a JPEG file, in one step; raises PictureError for one
     with a side beyond what JPEG holds.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from detres.boxes import clip_boxes, scale_boxes
 from detres.detection.annotations import Annotations
@@ -26,6 +25,7 @@ from detres.detection.structures import Detections, ImageBatch
 from detres.eval_mode import evaluating
 from detres.images.decode import read_image
 from detres.images.resize import warped_region
+from detres.waiting import PASS_S, counted
 
 Proposals = list[list[tuple[np.ndarray, np.ndarray]]]
 """Of each image and guess: boxes (P, 4) float32 xyxy px of the file, best first; scores (P,)."""
@@ -129,7 +129,7 @@ def localise(
         ]
     )
     models, boxes = [member.model for member in members], np.zeros((*labels.shape, 4))
-    for n, of_image in enumerate(tqdm(proposals, desc="localising", leave=False, disable=None)):
+    for n, of_image in enumerate(counted(proposals, "localising", "images", soon=PASS_S)):
         stated = annotations.image_sizes[n]
         image = None
         if rescores or any(len(found) == 0 for found, _ in of_image):
@@ -178,7 +178,7 @@ def propose(
         )
         with evaluating(model):
             row = 0
-            for images, _ in tqdm(batches, desc="proposing", leave=False, disable=None):
+            for images, _ in counted(batches, "proposing", "batches", soon=PASS_S):
                 wanted = torch.from_numpy(labels[row : row + len(images)])
                 for of_image in _in_view(model, images, wanted, views.crop_side, device):
                     found[row].append(of_image)

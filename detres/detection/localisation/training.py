@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from detres.class_map import ClassMap
-from detres.config import check
 from detres.detection.annotations import Annotations
 from detres.detection.build import train_loader
 from detres.detection.data.crops import ProposalsByImage
@@ -36,19 +35,22 @@ from detres.detection.localisation.localise import (
     own_labels,
     propose,
 )
-from detres.detection.localisation.weights_file import load_proposer, save_localiser
+from detres.detection.localisation.weights_file import (
+    WING,
+    load_proposer,
+    proposer_of_state,
+    save_localiser,
+)
 from detres.detection.models.class_rpn import ClassRPN
 from detres.detection.models.rcnn import RCNN
 from detres.detection.training import fingerprint_of
-from detres.files import load_model_state, mapping, write_text
+from detres.files import load_model_state, write_text
 from detres.runs.fingerprint import Fingerprint
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE
-from detres.runs.run import TrainingRun
+from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule
 from detres.runs.state import reading_field
-
-WING = "localisation"
 
 
 class LocalisationData:
@@ -117,7 +119,7 @@ class LocalisationTraining:
         with reading_field(path, "classes"):
             class_map = ClassMap.from_dict(saved.state["classes"])
         class_map.require_same(train.class_map, str(path), train.source)
-        proposer = _saved_proposer(saved)
+        proposer = proposer_of_state(path, saved.state, saved.config)
         model = build_localiser(saved.config.model, proposer, len(class_map))
         with reading_field(path, "model"):
             load_model_state(model, saved.state["model"], path)
@@ -130,6 +132,9 @@ class LocalisationTraining:
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Return those of the training and the held-out annotations."""
         return {"train": fingerprint_of(self.data.train), "val": fingerprint_of(self.data.val)}
+
+    def begin(self, folder: Path) -> None:
+        """Write nothing: the settings say all."""
 
     def state(self) -> dict:
         """Return what last.pt holds of the classes and, of an R-CNN, of its per-class RPN."""
@@ -162,10 +167,22 @@ class LocalisationTraining:
         )
         return given_class_error(self.data.val, guesses, how(members))
 
-    def keep(self, run: TrainingRun, evaluation: LocalisationResult, *, improved: bool) -> None:
+    def judge(self, *, whole: bool) -> Judgement:  # noqa: ARG002
+        """Return what `evaluate` does, which looks at all held-out images every time."""
+        return Judgement.of_all(self.evaluate())
+
+    def keep(
+        self,
+        run: TrainingRun,
+        judgement: Judgement,
+        *,
+        improved: bool,
+        whole: bool,  # noqa: ARG002
+    ) -> None:
         """Write weights, numbers and a picture of the best evaluation so far."""
         if not improved:
             return
+        evaluation = judgement.evaluation
         folder, step, class_map = run.folder, run.progress.step, self.data.train.class_map
         save_localiser(
             folder / DETECTOR_WEIGHTS, self.model, self.config, class_map, step, self.proposer
@@ -183,20 +200,6 @@ class LocalisationTraining:
         loader = LoaderSettings(views, settings.batch_size, self.config.data.workers)
         found = propose(self.model.proposer, train, own_labels(train), loader, device=self.device)
         return ProposalsByImage(train.image_ids, [of_image[0][0] for of_image in found])
-
-
-def _saved_proposer(saved: SavedRun) -> LocalisationModelConfig | None:
-    """The settings of the per-class RPN in the state of an R-CNN; where an earlier version wrote
-    it, of the file that the RPN is from.
-    """
-    if saved.config.model.kind == "class_rpn":
-        return None
-    if "proposer" not in saved.state:
-        _, own, _ = load_proposer(Path(saved.config.model.rcnn.proposals))
-        return own.model
-    with reading_field(saved.path, "proposer"):
-        tree = mapping(json.loads(saved.state["proposer"]))
-        return check(LocalisationModelConfig, tree, str(saved.path))
 
 
 def _build(

@@ -43,7 +43,7 @@ class FasterRCNN(nn.Module):
 
     backbone: a module with a FeatureExtractor's methods. stages: those of its maps that are shared
     by rpn and roi_head; the paper's C4 layout shares conv4 alone. Reads no files and resizes
-    nothing: that is detres.detection.inference.detector. Build it with
+    nothing: that is detres.detection.detector. Build it with
     detres.detection.build.build_detector.
     """
 

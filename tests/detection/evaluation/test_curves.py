@@ -14,10 +14,10 @@ from pycocotools.cocoeval import COCOeval
 
 from detres.boxes import paired_iou
 from detres.class_map import ClassMap
+from detres.detection.choices import DRAWN_SCORE
 from detres.detection.evaluation import coco_ap
 from detres.detection.evaluation.coco_ap import evaluate_coco
 from detres.detection.evaluation.curves import (
-    USUAL_SCORE,
     class_curves,
     confusion_of,
     mean_curve,
@@ -96,7 +96,7 @@ def test_a_class_of_which_nothing_is_known(evaluate):
         result = evaluate(truth, found)
         curves = class_curves(truth, found, result)
         curve = curves["cat"]
-        assert (curve.score_threshold, curve.best_f1) == (USUAL_SCORE, f1)
+        assert (curve.score_threshold, curve.best_f1) == (DRAWN_SCORE, f1)
         assert curve.ap == f1 == curve.precision_at_best == curve.recall_at_best
         assert len(curve.recall) == len(curve.precision) == len(curve.scores) == 0
         assert mean_curve(curves).ap == f1

@@ -15,9 +15,9 @@ from detres.detection.config import ModelConfig
 from detres.detection.data.proposals import read_proposals, save_proposals
 from detres.detection.data.read import read_split
 from detres.detection.data.voc import read_voc
+from detres.detection.detector import Detector
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.inference.dataset import detect_dataset, propose_dataset
-from detres.detection.inference.detector import Detector
 from detres.detection.models.faster_rcnn import FastRCNN
 from detres.detection.models.rpn import ProposalCounts
 from detres.detection.structures import Detections, ImageBatch

@@ -7,9 +7,15 @@ import json
 from pathlib import Path
 
 from detres.class_map import ClassMap
-from detres.cli.eval_detections import own_iou, report, require_room, show
-from detres.cli.flags import evaluated_by, notice, require_settings_of, say
-from detres.cli.submission import plan_submission, require_competition, require_wanted, server_of
+from detres.cli.flags import notice, say
+from detres.commands.configured import evaluated_by, require_settings_of
+from detres.commands.eval_detections import own_iou, report, require_room, show
+from detres.commands.submission import (
+    plan_submission,
+    require_competition,
+    require_wanted,
+    server_of,
+)
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_ensemble, build_val_set, eval_loader, saved_proposals
 from detres.detection.config import DetectionConfig

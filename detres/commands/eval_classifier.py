@@ -21,14 +21,8 @@ from detres.classification.weights_file import (
     load_classifier,
     published_classifier,
 )
-from detres.cli.flags import (
-    config_path,
-    given_of,
-    notice,
-    read_config,
-    require_settings_of,
-    say,
-)
+from detres.cli.flags import given_of, notice, say
+from detres.commands.configured import config_path, read_config, require_settings_of
 from detres.config import with_overrides
 from detres.detection.weights_file import is_detector
 from detres.files import replacing, write_text

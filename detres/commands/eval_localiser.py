@@ -13,8 +13,9 @@ from detres.class_map import ClassMap
 from detres.classification.evaluation.protocol import class_probabilities, protocol_of
 from detres.classification.evaluation.top_k import ClassProbabilities, ensemble
 from detres.classification.weights_file import load_classifier
-from detres.cli.flags import evaluated_by, given_of, notice, require_settings_of, say
-from detres.cli.submission import localisation_server_of, plan_submission, require_wanted
+from detres.cli.flags import given_of, notice, say
+from detres.commands.configured import evaluated_by, require_settings_of
+from detres.commands.submission import localisation_server_of, plan_submission, require_wanted
 from detres.config import check
 from detres.detection.annotations import Annotations
 from detres.detection.config import DataConfig

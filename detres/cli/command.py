@@ -1,0 +1,30 @@
+"""From arguments to work: what a command needs is imported once they are read, so that --help and
+a wrong flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from detres.console import write_line
+
+WORK = "detres.commands"
+"""Where the modules are that do what the commands are for."""
+
+
+def carry_out(work: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Import what a command does, and do it; returns the exit status.
+
+    work: module of detres.commands and function, "train_det:train", called with the arguments.
+    parser: of the command.
+    """
+    module, _, function = work.partition(":")
+    try:
+        ending = importlib.import_module(f"{WORK}.ending")
+        does = getattr(importlib.import_module(f"{WORK}.{module}"), function)
+    except KeyboardInterrupt:  # the libraries take seconds
+        write_line("\nstopped", sys.stderr)
+        return 130
+    return ending.carried_out(does, parser, arguments)

@@ -1,0 +1,37 @@
+"""Time a detector, a backbone, or the input and training of a classifier against torchvision's,
+and what padding costs: `benchmark WHAT`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from detres.benchmarks.backbone import benchmark_backbone
+from detres.benchmarks.cifar import benchmark_cifar
+from detres.benchmarks.crops import benchmark_crops
+from detres.benchmarks.detector import benchmark_detector, benchmark_padding
+from detres.benchmarks.timing import Timing
+from detres.cli.flags import say
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Print one row a job: seconds of both, and how many times as fast the first is."""
+    torch.manual_seed(0)
+    timing = Timing(arguments.device, arguments.repeats)
+    say(
+        f"torch {torch.__version__}, {timing.device}, {torch.get_num_threads()} threads; medians "
+        f"of {timing.repeats}, both in turns"
+    )
+    if arguments.what == "backbone":
+        benchmark_backbone(timing, arguments.backbone, arguments.batch)
+    elif arguments.what == "cifar":
+        benchmark_cifar(timing)
+    elif arguments.what == "crops":
+        benchmark_crops(timing, Path(arguments.images) if arguments.images else None)
+    elif arguments.what == "padding":
+        benchmark_padding(timing, arguments.backbone, arguments.short_side, arguments.rois)
+    else:
+        benchmark_detector(timing, arguments.backbone, arguments.short_side, arguments.rois)

@@ -1,0 +1,126 @@
+"""What the flags of a configuration come to: the settings, and the run to go on with."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from detres.cli.flags import CONFIGS, DETECTION_CONFIG, called_as, notice, resume_line_of
+from detres.config import Section, load_config, with_overrides
+from detres.runs.environment import first_arguments
+from detres.runs.folder import ENVIRONMENT, NothingSavedError, newest_run
+from detres.runs.saved import OtherWingError, SavedRun
+from detres.runs.settings import with_data_root
+from detres.runs.weights import find_weights
+
+AnyConfig = TypeVar("AnyConfig", bound=Section)
+AnySaved = TypeVar("AnySaved")
+
+WINGS = {
+    "detection": "train-det",
+    "classification": "train-cls",
+    "localisation": "train-loc",
+}
+"""Wing of a run -> the command that trains it."""
+
+
+def config_path(cfg: str | None, default: Path = DETECTION_CONFIG) -> Path:
+    """Return the file of --cfg, or `default`; .yaml may be left out, and those that come with the
+    toolkit are found from any directory.
+    """
+    path = Path(cfg) if cfg else default
+    for named in (path, path.with_name(f"{path.name}.yaml")):
+        if named.exists():
+            return named
+        if (CONFIGS / named.name).exists() and path.parent.name in ("", "configs"):
+            return CONFIGS / named.name
+    return path
+
+
+def read_config(path: Path, kind: type[AnyConfig], overrides: list[str]) -> AnyConfig:
+    """Return a checked configuration; keys that have a new name are said, each in a line on
+    stderr.
+    """
+    return load_config(path, kind, overrides, notice=notice)
+
+
+def evaluated_by(arguments: argparse.Namespace, own: AnyConfig) -> AnyConfig:
+    """Return the configuration to evaluate weights by, that of --cfg or their `own`, with --set."""
+    if arguments.cfg:
+        return read_config(config_path(arguments.cfg), type(own), arguments.set)
+    if arguments.set:
+        return with_overrides(own, arguments.set, arguments.weights[0], notice=notice)
+    return own
+
+
+def require_settings_of(arguments: argparse.Namespace, *sections: str) -> None:
+    """Raise ValueError for a --set of another section of the configuration than these."""
+    foreign = [setting for setting in arguments.set if not setting.startswith(sections)]
+    if foreign:
+        raise ValueError(
+            f"--set {foreign[0]}: only {', '.join(f'{section}*' for section in sections)} say how "
+            "weights are evaluated"
+        )
+
+
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """Return the settings KEY=VALUE of the flags."""
+    seed = [f"seed={arguments.seed}"] if arguments.seed is not None else []
+    return [*arguments.set, *seed]
+
+
+def config_from(arguments: argparse.Namespace, kind: type[AnyConfig], default: Path) -> AnyConfig:
+    """Return the checked configuration of the flags, the data root settled."""
+    config = read_config(config_path(arguments.cfg, default), kind, overrides_of(arguments))
+    return config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
+
+
+def saved_run(
+    arguments: argparse.Namespace,
+    kind: type[Section],
+    default: Path,
+    wing: str,
+    *more: str,
+    read: Callable[..., AnySaved] = SavedRun.read,
+    name: str | None = None,
+) -> AnySaved:
+    """Return the run of --resume, with --set and --data where given.
+
+    name: of the runs among which --resume alone takes the newest; by default the configuration's.
+
+    wing: that it must be of. more: keys that its last.pt must have beside those of every run. read:
+    what reads its folder. Raises what newest_run and SavedRun.read raise, with the command that
+    does what was wanted.
+    """
+    folder, root = Path(arguments.resume or ""), arguments.data
+    try:
+        if not arguments.resume:
+            if name is None:
+                name = read_config(config_path(arguments.cfg, default), kind, []).name
+            folder = newest_run(name)
+        return read(folder, kind, wing=wing, keys=more, overrides=arguments.set, root=root)
+    except NothingSavedError as error:
+        begun = first_arguments(error.folder / ENVIRONMENT)
+        again = "the command that began it"
+        if begun is not None:
+            again = shlex.join([*shlex.split(called_as(WINGS[wing])), *begun])
+        raise ValueError(f"{error}; start again with {again}, which uses the same folder") from None
+    except OtherWingError as error:
+        if error.wing not in WINGS:
+            raise
+        line = resume_line_of(WINGS[error.wing])(folder, {})
+        raise ValueError(f"{error}; it goes on with: {line}") from None
+
+
+def weights_of(given: str) -> str:
+    """Return the weights file of --weights; of a run folder, or a run by its name, the one that
+    find_weights chooses, which is then said. Raises CheckpointError for a folder without one.
+    """
+    chosen = find_weights(given)
+    if str(chosen) != str(Path(given)):
+        notice(f"{given}: its {chosen.name}")
+        return str(chosen)
+    return given

@@ -1,0 +1,38 @@
+"""Train a classifier: `train-cls --cfg configs/cifar10_resnet20.yaml --data CIFAR`; without
+arguments, on the embedded shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from detres.classification.config import ClassificationConfig
+from detres.classification.training import ClassificationTraining
+from detres.classification.weights_file import STATE_KEYS, WING
+from detres.cli.flags import CLASSIFICATION_CONFIG, resume_line_of, say
+from detres.commands.configured import config_from, saved_run
+from detres.runs.folder import CLASSIFIER_WEIGHTS
+from detres.runs.run import TrainingRun
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train to the configured end, in a new run folder or a resumed one."""
+    device, resume_line = arguments.device, resume_line_of("train-cls")
+    if arguments.resume is None:
+        config = config_from(arguments, ClassificationConfig, CLASSIFICATION_CONFIG)
+        training = ClassificationTraining.start(config, device, say)
+        run = TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
+    else:
+        saved = saved_run(arguments, ClassificationConfig, CLASSIFICATION_CONFIG, WING, *STATE_KEYS)
+        training = ClassificationTraining.resume(saved, device, say)
+        run = TrainingRun.resume(
+            saved,
+            training,
+            device=device,
+            resume_line=resume_line,
+            accept_data_change=arguments.accept_data_change,
+        )
+    with run:
+        run.train()
+        training.average_batch_norm(run)
+    say(f"done in {run.duration()}; weights {run.folder / CLASSIFIER_WEIGHTS}")

@@ -1,0 +1,67 @@
+"""Train a Faster R-CNN: `train-det --data MY_FOLDER`, `train-det --cfg configs/coco_r101.yaml
+--data COCO`; without arguments, on the embedded shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from detres.cli.flags import DETECTION_CONFIG, resume_line_of, say
+from detres.commands.configured import saved_run
+from detres.commands.own_data import run_name, settled_run
+from detres.detection.alternating import (
+    TRAININGS,
+    AlternatingRun,
+    SavedAlternating,
+    read_saved,
+)
+from detres.detection.config import DetectionConfig
+from detres.detection.weights_file import WING
+from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
+from detres.runs.run import TrainingRun
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train to the configured end, in a new run folder or a resumed one."""
+    with run_of(arguments) as run:
+        run.train()
+    made = [run.folder / name for name in (DETECTOR_WEIGHTS, PICTURE)]
+    picture = f", picture {made[1]}" if made[1].exists() else ""
+    say(f"done in {run.duration()}; weights {made[0]}{picture}")
+
+
+def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
+    """Return what is to be trained, by the scheme of the configuration."""
+    device, resume_line = arguments.device, resume_line_of("train-det")
+    if arguments.resume is None:
+        settled = settled_run(arguments)
+        config = settled.config
+        if config.train.scheme == "alternating":
+            return AlternatingRun.start(
+                config,
+                arguments.out,
+                device=device,
+                resume_line=resume_line,
+                init_from=arguments.init_from,
+            )
+        training = TRAININGS[config.train.scheme].start(
+            config, device, arguments.init_from, settled.read
+        )
+        return TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
+    saved = saved_run(
+        arguments,
+        DetectionConfig,
+        DETECTION_CONFIG,
+        WING,
+        read=read_saved,
+        name=run_name(arguments),
+    )
+    accepted = arguments.accept_data_change
+    if isinstance(saved, SavedAlternating):
+        return AlternatingRun.resume(
+            saved, device=device, resume_line=resume_line, accept_data_change=accepted
+        )
+    training = TRAININGS[saved.config.train.scheme].resume(saved, device)
+    return TrainingRun.resume(
+        saved, training, device=device, resume_line=resume_line, accept_data_change=accepted
+    )

@@ -1,0 +1,125 @@
+"""check-data end to end: what it says, writes, leaves alone and ends with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from detres.cli import check_data
+from detres.commands.check_data import NUMBERS, PAGE
+from tests.detection.data.planted import picture, write_split
+
+BOX = (10.0, 10.0, 60.0, 60.0)
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> list[str]:
+    """Of a data set with a box without area."""
+    root = tmp_path / "data"
+    files = {"a.png": picture(0), "b.png": picture(1)}
+    write_split(root, "train", files, [("a.png", "cat", BOX), ("b.png", "dog", (30, 10, 30, 60))])
+    write_split(root, "val", {"c.png": picture(2)}, [("c.png", "cat", BOX)])
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        "name: own\n"
+        "data: {format: coco, train: [train.json], train_images: [train], val: [val.json],"
+        " val_images: [val], workers: 0}\n"
+        "model: {backbone: {name: resnet18, norm: batch, freeze_at: 0}}\n"
+    )
+    return ["--cfg", str(config), "--data", str(root)]
+
+
+def test_errors_are_said_drawn_and_counted(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "check"
+    assert check_data.main([*flags, "--out", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert "found: 1 error, 0 warnings, 2 notes\nerror (1): boxes without area\n" in said
+    assert "such as train train/b.png, annotation 101 (dog): box [30, 10, 30, 60]" in said
+    assert said.rstrip().endswith(f"written: {out / PAGE}, {out / NUMBERS}")
+    plain = json.loads((out / NUMBERS).read_text())
+    assert plain["findings"][0]["kind"] == "without_area"
+    assert "boxes without area" in (out / PAGE).read_text()
+
+    again = check_data.main([*flags, "--out", str(out), "--set", "data.classes=[cat]"])
+    assert again == 0  # what an earlier look wrote is written anew
+    assert "boxes without area" not in (out / PAGE).read_text()
+
+
+def test_a_clean_copy_has_no_errors(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = tmp_path / "clean"
+    assert check_data.main([*flags, "--fix", str(clean)]) == 1
+    said = capsys.readouterr().out
+    assert (
+        f"in the copy of train, boxes without area left out: 1\nclean copy, as COCO: {clean}"
+        in said
+    )
+    settings = [
+        "data.train=[annotations/instances_train.json]",
+        "data.train_images=[images/train]",
+        "data.val=[annotations/instances_val.json]",
+        "data.val_images=[images/val]",
+    ]
+    assert check_data.main([*flags[:3], str(clean), "--set", *settings]) == 0
+
+
+def test_folders_with_files_of_others_are_left(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("mine")
+    (taken / PAGE).write_text("mine too")
+    for flag in ("--out", "--fix"):
+        assert check_data.main([*flags, flag, str(taken)]) == 2
+        error = capsys.readouterr().err
+        assert f"{taken} already holds files and is left as it is" in error
+        assert "give another folder with --out or --fix" in error
+    assert (taken / PAGE).read_text() == "mine too"
+
+
+def test_the_same_folder_for_both_is_refused(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out, fix in (("a", "a"), ("a/b", "a"), ("a", "a/b")):
+        folders = ["--out", str(tmp_path / out), "--fix", str(tmp_path / fix)]
+        assert check_data.main([*flags, *folders]) == 2
+        assert "--out and --fix" in capsys.readouterr().err
+        assert not (tmp_path / "a").exists()
+
+
+def test_a_copy_within_the_data_is_refused(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = tmp_path / "data" / "clean"
+    assert check_data.main([*flags, "--fix", str(clean)]) == 2
+    assert f"--fix {clean} lies in the data" in capsys.readouterr().err
+    assert not clean.exists()
+
+
+def test_data_alone_are_recognised(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_data.main(flags[2:]) == 1
+    said = capsys.readouterr().out
+    assert "COCO JSON" in said
+    assert "error (1): boxes without area\n" in said
+
+
+def test_annotations_that_cannot_be_read_are_bad_input(
+    tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "val.json").write_text("{")
+    assert check_data.main(flags) == 2
+    assert "val.json is not JSON" in capsys.readouterr().err
+
+
+def test_a_test_set_that_is_not_there_is_left_out(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = ["data.test=[test.json]", "data.test_images=[test]"]
+    assert check_data.main([*flags, "--set", *test]) == 1
+    assert "test is not looked at: no annotation file" in capsys.readouterr().err
