@@ -47,7 +47,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.settings_table": ({"detres.config"}, set()),
     "detres.images": (
         {"backbones", "detres.class_map", "detres.console", "detres.files", "detres.user_files"},
-        BASE | {"cv2", "PIL", "fsspec", "tqdm"},
+        BASE | {"cv2", "PIL", "fsspec", "tqdm", "matplotlib"},  # of which the font alone
     ),
     "detres.engine": (
         {"detres.console", "detres.files"},
@@ -85,9 +85,9 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.inference": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
         | {"detres.eval_mode", "detres.user_files", "detres.waiting"}
-        | {f"{D}.evaluation.result_files"}
+        | {f"{D}.evaluation.result_files", f"{D}.evaluation.curves", f"{D}.evaluation.matches"}
         | {f"{D}.structures", f"{D}.choices", f"{D}.annotations", f"{D}.models", f"{D}.data.batch"},
-        BASE | {"cv2"},
+        BASE | {"cv2", "PIL"},
     ),
     f"{D}.evaluation": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files"}
@@ -99,6 +99,11 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.build": (SHARED | {D}, {"torch"}),
     f"{D}.detector": (SHARED | {D}, BASE),
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
+    f"{D}.figures": (
+        {"detres.console", "detres.files", "detres.runs.records", f"{D}.evaluation.curves"},
+        {"numpy", "matplotlib"},
+    ),
+    f"{D}.evaluation_files": (SHARED | {D}, {"numpy"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),
     f"{D}.pretrained": ({"backbones", "detres.user_files"}, {"torch"}),
     f"{D}.chosen_settings": (SHARED | {D}, BASE),

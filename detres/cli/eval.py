@@ -108,6 +108,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="also write the numbers, as fractions, to this file",
     )
     parser.add_argument(
+        "--out",
+        type=expanded,
+        metavar="DIR",
+        help="with a detector's --weights or --detections: also write what shows how good it is: "
+        "precision over recall, confusion matrix, the best score of each class, and a sheet of "
+        "pictures",
+    )
+    parser.add_argument(
         "--save-detections",
         type=expanded,
         metavar="OUT",

@@ -1,5 +1,5 @@
-"""The paper's figures from runs of train_cls: `plot curves RUN... --out DIR`, or
-`responses WEIGHTS... --out DIR`.
+"""Pictures of runs: `plot curves RUN... --out DIR`, of classifiers the paper's figures 1, 4 and 6,
+of detectors losses, rate and AP; and figure 7, `plot responses WEIGHTS... --out DIR`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from detres.user_files import expanded
 
 def main(argv: list[str] | None = None) -> int:
     """Read the arguments, and draw; returns the exit status."""
-    parser = CommandParser(description="draw the paper's figures from runs of train-cls")
+    parser = CommandParser(description="draw curves of runs, and the responses of layers")
     parser.add_argument(
         "kind",
         choices=("curves", "responses"),
-        help="error over the steps (figures 1, 4, 6); strength of layers (figure 7)",
+        help="over the steps: of runs of train-cls their errors (the paper's figures 1, 4, 6), of "
+        "others losses, learning rate and AP; strength of layers (figure 7)",
     )
     parser.add_argument(
         "paths",
@@ -40,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         "--max-error",
         type=float,
         metavar="PERCENT",
-        help="curves: where the picture ends above (the paper's figure 6: 20; default: nowhere)",
+        help="curves of train-cls: where the picture ends above (the paper's figure 6: 20; "
+        "default: nowhere)",
     )
     add_device_flag(parser)
     arguments = parser.parse_args(argv)

@@ -53,7 +53,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--score",
         type=float,
-        help=f"lowest score that is drawn (default: {DRAWN_SCORE}); the file has all",
+        help="lowest score that is drawn (default: of each class the one that was best on the "
+        f"held-out images of its training, {DRAWN_SCORE} where the weights have none); the file "
+        "has all",
     )
     parser.add_argument(
         "--tile",

@@ -50,6 +50,7 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
             raise FileNotFoundError(f"no weights file at {weights}")
     first = arguments.weights[0]
     if first not in PUBLISHED and is_localiser(Path(first)):
+        require_no_pictures(arguments, f"{first} is a localiser")
         evaluate_localisers(arguments)
         return
     if arguments.classifier:
@@ -61,11 +62,18 @@ def evaluate_weights(arguments: argparse.Namespace) -> None:
     if not (classifier or detector or arguments.cfg):
         require_said(first)
     if classifier:
+        require_no_pictures(arguments, f"{first} is a classifier")
         evaluate_classifiers(arguments)
     elif detector and arguments.save_probabilities:
         raise ValueError(f"{first} is a detector: --save-probabilities goes with classifiers")
     else:
         evaluate_detectors(arguments)
+
+
+def require_no_pictures(arguments: argparse.Namespace, why: str) -> None:
+    """Raise ValueError where --out is given, though what is evaluated is no detector."""
+    if arguments.out is not None:
+        raise ValueError(f"--out goes with a detector: {why}")
 
 
 def require_said(weights: str) -> None:

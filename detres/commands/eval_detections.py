@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from detres.cli.flags import say
+from detres.cli.flags import notice, say
+from detres.console import one_line
 from detres.detection.annotations import Annotations
 from detres.detection.data.coco import read_coco
 from detres.detection.data.ilsvrc import read_ilsvrc
 from detres.detection.data.voc import read_voc
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import read_coco_results, read_voc_results
+from detres.detection.evaluation_files import NUMBER_FILES, write_evaluation
 from detres.files import write_text
+from detres.runs.folder import PICTURE
 
 
 def evaluate_detections(arguments: argparse.Namespace) -> None:
     """Evaluate a results file or folder against annotations; no image is needed."""
     annotations, detections = Path(arguments.annotations), Path(arguments.detections)
-    truth, usual_protocol, split = read_truth(annotations, arguments.split)
+    require_room(arguments.out)
+    wants_images = arguments.out is not None
+    truth, usual_protocol, split = read_truth(annotations, arguments.split, images=wants_images)
     others = {path.stem for path in (annotations / "Annotations").glob("[!.]*.[xX][mM][lL]")}
     protocol = arguments.protocol or usual_protocol
     iou_thresh = own_iou(protocol, arguments.iou)
@@ -37,13 +45,17 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
         say(f"note: {note}")
     result = evaluate(protocol, truth, predictions, iou_thresh=iou_thresh)
     report(truth, result, arguments.json)
+    show(result, arguments.out)
 
 
-def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | None]:
+def read_truth(
+    path: Path, split: str | None, *, images: bool = False
+) -> tuple[Annotations, str, str | None]:
     """Read ground truth as it stands; return it with the protocol that goes with it, and the split
     of a VOC or an ILSVRC folder.
 
-    Raises ValueError for a split of a file, and what the readers raise.
+    images: whether the files of the images of such a folder are looked for. Raises ValueError for a
+    split of a file, and what the readers raise.
     """
     if not path.is_dir():
         if split:
@@ -53,14 +65,23 @@ def read_truth(path: Path, split: str | None) -> tuple[Annotations, str, str | N
         return read_coco(path, None, box_policy="keep"), "coco", None
     if (path / "ImageSets" / "DET").is_dir():
         split = split or "val"
-        truth = read_ilsvrc(path, [f"DET/{split}"], box_policy="keep", check_images=False)
-        return truth, "imagenet_det", split
+        read = partial(read_ilsvrc, path, [f"DET/{split}"], box_policy="keep")
+        return _with_images(read, images), "imagenet_det", split
     lists = {file.stem for file in (path / "ImageSets" / "Main").glob("[!.]*.txt")}
     usual = "test" if "test" in lists else "val"
     split = split or (min(lists) if len(lists) == 1 else usual)
     year = re.search(r"(19|20)\d\d$", path.resolve().name)
     protocol = "voc12" if year and int(year[0]) >= 2010 else "voc07"
-    return read_voc(path, [split], box_policy="keep", check_images=False), protocol, split
+    read = partial(read_voc, path, [split], box_policy="keep")
+    return _with_images(read, images), protocol, split
+
+
+def _with_images(read: Callable[..., Annotations], wanted: bool) -> Annotations:
+    """Annotations with the files of their images where these are wanted and all there."""
+    with contextlib.suppress(FileNotFoundError):
+        if wanted:
+            return read(check_images=True)
+    return read(check_images=False)
 
 
 def own_iou(protocol: str, given: float | None) -> float:
@@ -76,6 +97,33 @@ def own_iou(protocol: str, given: float | None) -> float:
     if given is not None and not 0 < given <= 1:
         raise ValueError(f"--iou {given:g}: expected a number above 0, and at most 1")
     return 0.5 if given is None else given
+
+
+def require_room(out: str | None) -> None:
+    """Raise ValueError where --out is a file, or holds something of what `show` writes."""
+    if out is None:
+        return
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; give a folder")
+    if taken := [name for name in (*NUMBER_FILES, PICTURE) if (folder / name).exists()]:
+        raise ValueError(
+            f"--out {folder} already holds {taken[0]}; give another folder, nothing is overwritten"
+        )
+
+
+def show(evaluation: DetectionEvaluation, out: str | None) -> None:
+    """Write what shows how good detections are into --out, where it is given; without the sheet
+    where the images are not at hand.
+    """
+    if out is None:
+        return
+    missing = [file for file in evaluation.truth.image_files.tolist() if not Path(file).is_file()]
+    write_evaluation(Path(out), evaluation, pictures=not missing)
+    if missing:
+        notice(f"no sheet of pictures: the images are not at hand ({one_line(missing[0])})")
+    made = [*NUMBER_FILES, *([] if missing else [PICTURE])]
+    say(f"in {out}: {', '.join(made)}")
 
 
 def report(

@@ -9,7 +9,7 @@ from pathlib import Path
 from detres.class_map import ClassMap
 from detres.cli.flags import notice, say
 from detres.commands.configured import evaluated_by, require_settings_of
-from detres.commands.eval_detections import own_iou, report
+from detres.commands.eval_detections import own_iou, report, require_room, show
 from detres.commands.submission import (
     plan_submission,
     require_competition,
@@ -41,6 +41,7 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
     together, and what the readers raise.
     """
     require_settings_of(arguments, "data.", "eval.")
+    require_room(arguments.out)
     members, class_map = members_of(arguments.weights)
     config = evaluated_by(arguments, members[0][1])
     config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
@@ -49,6 +50,8 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
     iou_thresh = own_iou(protocol, arguments.iou)
     images = read_to_detect(config.data, arguments.split or "val", class_map)
     require_wanted(arguments, images)
+    if arguments.out:
+        images.require_truth()
     trained = [own for _, own in members]
     server = server_for(arguments, images, class_map, config, trained)
     say_what_was_trained_on(arguments, config, trained)
@@ -71,6 +74,7 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
         iou=iou_thresh,
     )
     report(truth, result, arguments.json, how=detecting.describe(), of=of)
+    show(result, arguments.out)
 
 
 def members_of(weights: list[str]) -> tuple[list[tuple[FasterRCNN, DetectionConfig]], ClassMap]:

@@ -1,17 +1,13 @@
-"""The paper's figures from runs of train_cls: `plot curves RUN... --out DIR`, or
-`responses WEIGHTS... --out DIR`.
+"""Pictures of runs: `plot curves RUN... --out DIR`, of classifiers the paper's figures 1, 4 and 6,
+of detectors losses, rate and AP; and figure 7, `plot responses WEIGHTS... --out DIR`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
-import operator
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -20,12 +16,16 @@ from detres.classification.data.read import read_held_out
 from detres.classification.evaluation.responses import layer_responses
 from detres.classification.weights_file import load_classifier
 from detres.cli.flags import say
-from detres.files import replacing, write_text
+from detres.detection.evaluation_files import write_curves, write_table
+from detres.detection.figures import plain, write_png
 from detres.images.source import ImageArrays
-from detres.runs.folder import RECORDS
+from detres.runs.folder import CURVES_PICTURE, CURVES_TABLE
+from detres.runs.records import RunRecords, Series, read_records
 from detres.runs.settings import with_data_root
 
 RESPONSE_IMAGES = 1000
+ERROR = "top1_error"
+"""The number of a classifier's records that is drawn."""
 
 
 def draw(arguments: argparse.Namespace) -> None:
@@ -37,62 +37,62 @@ def draw(arguments: argparse.Namespace) -> None:
 
 
 def draw_curves(arguments: argparse.Namespace) -> None:
+    """Draw runs of classifiers by their errors, others by losses, rate and numbers, and write both
+    as a table.
+
+    Raises RecordsError for a folder without records, ValueError for runs of both kinds, for a
+    classifier's that has not been evaluated, and for --max-error where no error is drawn.
+    """
+    runs = [read_records(Path(folder)) for folder in arguments.paths]
+    of_classifiers = [run for run in runs if ERROR in run.of_kind("train")]
+    others = [run for run in runs if run not in of_classifiers]
+    if of_classifiers and others:
+        raise ValueError(
+            f"{of_classifiers[0].path} has the errors of a classifier, {others[0].path} has none: "
+            "draw runs of the two kinds each with their own --out"
+        )
+    out = folder_of(arguments)
+    if of_classifiers:
+        draw_errors(of_classifiers, out, arguments.max_error)
+        return
+    for run in runs:
+        if "loss" not in run.of_kind("train"):
+            raise ValueError(f"{run.path} has no train record with a loss: nothing to draw yet")
+    if arguments.max_error is not None:
+        raise ValueError(f"--max-error goes with runs of train-cls; {runs[0].path} has no errors")
+    write_curves(out, runs)
+    say_written(out, CURVES_PICTURE, CURVES_TABLE)
+
+
+def draw_errors(runs: list[RunRecords], out: Path, max_error: float | None) -> None:
     """Draw training error thin, test error bold, as the paper does, and write both as a table."""
     figure = Figure(figsize=(7, 5))
     axes = figure.subplots()
-    rows = []
-    for number, folder in enumerate(arguments.paths):
-        errors = read_errors(Path(folder))
-        for kind, style in (
-            ("train", {"linewidth": 0.7, "alpha": 0.7}),
-            ("eval", {"linewidth": 2.0}),
-        ):
-            steps, values = zip(*errors[kind], strict=True)
-            label = f"{Path(folder).name} {'test' if kind == 'eval' else 'training'}"
-            marker = "o" if len(steps) == 1 else None  # a line of one point would not be seen
-            axes.plot(
-                steps,
-                [100 * value for value in values],
-                color=f"C{number}",
-                label=label,
-                marker=marker,
-                **style,
-            )
-            rows += [
-                (Path(folder).name, "test" if kind == "eval" else "training", step, value)
-                for step, value in errors[kind]
-            ]
-    axes.set(xlabel="step", ylabel="error (%)", ylim=(0, arguments.max_error))
-    axes.legend(fontsize="small")
-    write(Path(arguments.out), "curves", figure, ("run", "set", "step", "top1_error"), rows)
-
-
-def read_errors(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return "train" and "eval" -> (step, top-1 error as a fraction), in order.
-
-    Raises ValueError naming the file when it is missing, damaged, or has none of the two.
-    """
-    path = folder / RECORDS
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: {folder} is no run folder of train-cls")
-    errors: dict[str, list[tuple[int, float]]] = {"train": [], "eval": []}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            if record["kind"] in errors and record.get("top1_error") is not None:
-                step, error = operator.index(record["step"]), float(record["top1_error"])
-                errors[record["kind"]].append((step, error))
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-            raise ValueError(f"{path}, line {number} is no record of a run ({error})") from None
-        except RecursionError:
-            raise ValueError(f"{path}, line {number} is no record of a run") from None
-    for kind, found in errors.items():
-        if not found:
+    rows: list[tuple] = [("run", "set", "step", ERROR)]
+    for number, run in enumerate(runs):
+        if ERROR not in run.of_kind("eval"):
             raise ValueError(
-                f"{path} has no {kind} record with a top-1 error: draw runs of train-cls that have "
-                "been evaluated"
+                f"{run.path} has no eval record with a top-1 error: draw runs that have been "
+                "evaluated"
             )
-    return errors
+        for kind, label, style in (
+            ("train", "training", {"linewidth": 0.7, "alpha": 0.7}),
+            ("eval", "test", {"linewidth": 2.0}),
+        ):
+            series = run.of_kind(kind)[ERROR]
+            style |= {"color": f"C{number}", "label": f"{plain(run.name)} {label}"}
+            draw_error(axes, series, style)
+            rows += [(run.name, label, step, value) for step, value in series]
+    axes.set(xlabel="step", ylabel="error (%)", ylim=(0, max_error))
+    axes.legend(fontsize="small")
+    write(out, CURVES_PICTURE, CURVES_TABLE, figure, rows)
+
+
+def draw_error(axes: Axes, series: Series, style: dict) -> None:
+    """Draw one error, a fraction, in percent."""
+    steps, values = zip(*series, strict=True)
+    marker = "o" if len(steps) == 1 else None  # a line of one point would not be seen
+    axes.plot(steps, [100 * value for value in values], marker=marker, **style)
 
 
 def draw_responses(arguments: argparse.Namespace) -> None:
@@ -102,6 +102,7 @@ def draw_responses(arguments: argparse.Namespace) -> None:
     Raises ValueError for weights of a run whose images are not held in memory, and what the readers
     raise.
     """
+    out = folder_of(arguments)
     figure = Figure(figsize=(7, 6))
     ordered, falling = figure.subplots(2, 1, sharex=True)
     rows = []
@@ -130,20 +131,26 @@ def draw_responses(arguments: argparse.Namespace) -> None:
     falling.set(ylabel="std", xlabel="layer", title="sorted by magnitude")
     falling.xaxis.set_major_locator(MaxNLocator(integer=True))
     ordered.legend(fontsize="small")
-    write(Path(arguments.out), "responses", figure, ("network", "layer", "norm", "std"), rows)
+    head = ("network", "layer", "norm", "std")
+    write(out, "responses.png", "responses.csv", figure, [head, *rows])
 
 
-def write(
-    folder: Path, name: str, figure: Figure, header: tuple[str, ...], rows: list[tuple]
-) -> None:
-    """Write folder/name.png and folder/name.csv; raises ValueError when the folder is a file."""
+def folder_of(arguments: argparse.Namespace) -> Path:
+    """Return that of --out; raises ValueError when it is a file."""
+    folder = Path(arguments.out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file; give a folder")
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerows([header, *rows])
-    write_text(folder / f"{name}.csv", text.getvalue())
+    return folder
+
+
+def write(folder: Path, picture: str, table: str, figure: Figure, rows: list[tuple]) -> None:
+    """Write a picture and the table, its head first, that it was drawn from."""
+    write_table(folder / table, rows)
     figure.tight_layout()
-    with replacing(folder / f"{name}.png") as temporary:
-        FigureCanvasAgg(figure).print_figure(temporary, format="png", dpi=120)
-    say(f"{folder / f'{name}.png'}, {folder / f'{name}.csv'}")
+    write_png(folder / picture, figure)
+    say_written(folder, picture, table)
+
+
+def say_written(folder: Path, *names: str) -> None:
+    """Say which files were written."""
+    say(", ".join(str(folder / name) for name in names))

@@ -21,7 +21,7 @@ from detres.detection.inference.results import Results
 from detres.detection.inference.tiles import Tiling, View, Window, merge_views
 from detres.detection.own_data import replaced_data
 from detres.detection.structures import Detections, Scale, names_of
-from detres.detection.weights_file import load_detector
+from detres.detection.weights_file import load_detector, score_thresholds_of
 from detres.images.decode import as_rgb
 from detres.images.given import Pictures, is_one, pictures_of
 from detres.runs.settings import with_data_root
@@ -74,7 +74,8 @@ class Detector:
         when it is a state. Raises CheckpointError naming the file when it is missing, damaged, or
         no detector's, and saying what it is; OtherWingError for the state of another wing.
         """
-        model, config, class_map = load_detector(find_weights(file_or_name), notice)
+        path = find_weights(file_or_name)
+        model, config, class_map = load_detector(path, notice)
         ensemble = build_ensemble([(model, config.model)], config.eval)
         size = config.model.input
         return cls(
@@ -85,6 +86,7 @@ class Detector:
             other_scales=ensemble.other_scales,
             nms_thresh=config.model.roi.nms_thresh,
             config=config,
+            score_thresholds=score_thresholds_of(path, class_map),
         )
 
     def __repr__(self) -> str:

@@ -28,8 +28,8 @@ from detres.detection.data.read import read_split
 from detres.detection.data.split import write_split
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
+from detres.detection.evaluation_files import write_evaluation, write_training_curves
 from detres.detection.inference.dataset import detect_dataset
-from detres.detection.inference.pictures import write_sheet
 from detres.detection.judging import Batches, HeldOut, WithLosses
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.structures import Predictions, Proposals, Scale
@@ -51,7 +51,7 @@ from detres.files import (
     write_text,
 )
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
-from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE, PREDICTIONS, SPLIT
+from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PREDICTIONS, SPLIT
 from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule
@@ -312,7 +312,8 @@ class DetectionTraining:
         keep_detector(folder, self.detector, self.config, truth, evaluation, step, self.init_from)
 
     def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
-        """Write weights, detections, numbers and a picture of the best evaluation so far.
+        """Write the curves of the run; of the best evaluation so far also weights, detections,
+        numbers and pictures, which cost a second and are of those weights.
 
         On the way the best is the one with the highest metric on the images that all evaluations
         look at, the earlier of two equal ones. At the end the last weights, which are evaluated on
@@ -320,6 +321,7 @@ class DetectionTraining:
         that are ahead there are evaluated on all as well, and are the best where they are ahead
         again. So numbers are only compared that are of the same images.
         """
+        write_training_curves(run.folder)
         if not improved and whole and self.held_out.is_divided:
             improved = not self._earlier_is_best(run, judgement)
         if improved:
@@ -381,21 +383,23 @@ def keep_detector(
     folder: Path,
     detector: FasterRCNN,
     config: DetectionConfig,
-    val: Annotations,
+    truth: Annotations,
     evaluation: DetectionEvaluation,
     step: int,
     init_from: str | None,
 ) -> None:
-    """Write into `folder` the detections, numbers and a picture of an `evaluation` on `val`, and
-    the weights, after `step` steps from those of `init_from`, at the last.
+    """Write into `folder` the detections, numbers and pictures of an `evaluation` on the images of
+    `truth`, and the weights, after `step` steps from those of `init_from`, at the last, with the
+    scores from which the classes are best taken.
     """
     found = evaluation.predictions
     write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
-    numbers = {"step": step, "images": len(val), **evaluation.result.to_dict()}
+    numbers = {"step": step, "images": len(truth), **evaluation.result.to_dict()}
     metrics = json.dumps(numbers, indent=2)
     write_text(folder / METRICS, metrics)
-    write_sheet(folder / PICTURE, val, found)
-    save_detector(folder / DETECTOR_WEIGHTS, detector, config, val.class_map, step, init_from)
+    thresholds = write_evaluation(folder, evaluation, seed=config.seed)
+    weights = folder / DETECTOR_WEIGHTS
+    save_detector(weights, detector, config, truth.class_map, step, init_from, thresholds)
 
 
 def _checked_count(value: object) -> int:

@@ -41,6 +41,9 @@ from detres.runs.state import reading_field
 FORMAT = "detres-detector-3"
 """What the files of `save_detector` call themselves; -1 had other names, -1 and -2 no digest."""
 
+THRESHOLDS = "score_thresholds"
+"""In the metadata: class name -> the score from which it is best taken."""
+
 EARLIER_PREFIXES = {"roi_head.conv5.": "roi_head.box_head.conv5."}
 """Of tensors in files of format detres-detector-1 and in last.pt of its time -> as they are now."""
 
@@ -77,11 +80,13 @@ def save_detector(
     class_map: ClassMap,
     step: int,
     init_from: str | None = None,
+    score_thresholds: dict[str, float] | None = None,
 ) -> None:
     """Write a weights file that is enough by itself: weights, model and data configuration,
     classes, protocol.
 
-    init_from: the weights file of the detector that training started from.
+    init_from: the weights file of the detector that training started from. score_thresholds: class
+    name -> the score from which it is best taken, where that was measured.
     """
     metadata = {
         "format": FORMAT,
@@ -100,6 +105,8 @@ def save_detector(
     }
     if init_from is not None:
         metadata["init_from"] = json.dumps(init_from)
+    if score_thresholds is not None:
+        metadata[THRESHOLDS] = json.dumps(score_thresholds)
     write_safetensors(path, detector.state_dict(), metadata)
 
 
@@ -121,6 +128,29 @@ def started_from(path: Path) -> str | None:
         return read_state(path, WING).get("init_from")
     metadata = read_safetensors_metadata(path)
     return metadata_field(metadata, "init_from", path, str) if "init_from" in metadata else None
+
+
+def score_thresholds_of(path: Path, class_map: ClassMap) -> tuple[float, ...] | None:
+    """Return for each class of the detector in `path` the score from which it is best taken, found
+    on its held-out images; None where that was not measured, as of a training state. Raises
+    CheckpointError for scores of other classes and values that are none.
+    """
+    if wing_of_state(path) is not None:
+        return None
+    metadata = read_safetensors_metadata(path)
+    if THRESHOLDS not in metadata:
+        return None
+
+    def in_order(tree: object) -> tuple[float, ...]:
+        scores = mapping(tree)
+        if set(scores) != set(class_map.names):
+            raise ValueError("it is of other classes")
+        found = tuple(float(scores[name]) for name in class_map.names)
+        if not all(0 <= score <= 1 for score in found):
+            raise ValueError("a score is outside 0..1")
+        return found
+
+    return metadata_field(metadata, THRESHOLDS, path, in_order)
 
 
 def is_detector(path: Path) -> bool:

@@ -31,6 +31,11 @@ DETECTOR_WEIGHTS = "best.safetensors"
 CLASSIFIER_WEIGHTS = "weights.safetensors"
 PREDICTIONS = "predictions.json"
 PICTURE = "val.jpg"
+CURVES_PICTURE, CURVES_TABLE = "curves.png", "curves.csv"
+PR_PICTURE, PR_TABLE, PR_JSON = "pr.png", "pr.csv", "pr.json"
+CONFUSION_PICTURE, CONFUSION_TABLE = "confusion.png", "confusion.csv"
+CONFUSION_JSON = "confusion.json"
+CLASSES_TABLE = "classes.csv"
 PHASE = "phase.json"
 TRAIN_PROPOSALS = "train_proposals.safetensors"
 VAL_PROPOSALS = "val_proposals.safetensors"
@@ -41,6 +46,8 @@ _BEFORE_A_STATE = {LOCK, CONFIG, ENVIRONMENT, RECORDS, TENSORBOARD, SPLIT}
 
 _WRITTEN = (CONFIG, ENVIRONMENT, RECORDS, STATE, PREVIOUS, NONFINITE, SKIPPED, METRICS)
 _WRITTEN += (DETECTOR_WEIGHTS, CLASSIFIER_WEIGHTS, PREDICTIONS, PICTURE)
+_WRITTEN += (CURVES_PICTURE, CURVES_TABLE, PR_PICTURE, PR_TABLE, PR_JSON, CLASSES_TABLE)
+_WRITTEN += (CONFUSION_PICTURE, CONFUSION_TABLE, CONFUSION_JSON)
 _WRITTEN += (PHASE, TRAIN_PROPOSALS, VAL_PROPOSALS, SPLIT)
 _UNFINISHED = re.compile(
     rf"\.({'|'.join(map(re.escape, _WRITTEN))}|config-until-step-\d+\.yaml)\.\d+\.tmp"

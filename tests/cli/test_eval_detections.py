@@ -379,9 +379,50 @@ def test_bad_files_are_one_line_and_leave_the_old_numbers(
         ["--detections", "d.json", "--annotations", "a.json", "--weights", "w.safetensors"],
         ["--weights", "w.safetensors", "--annotations", "a.json"],
         ["--detections", "d.json", "--annotations", "a.json", "--json", "."],
+        ["--proposals", "p.safetensors", "--annotations", "a.json", "--out", "o"],
     ],
 )
 def test_impossible_commands_end_with_status_two(flags: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(flags)
     assert ended.value.code == 2
+
+
+def test_out_needs_no_images_and_says_so(
+    coco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of detections that are the truth itself, without the pictures at hand."""
+    content = json.loads(coco_file.read_text())
+    rows = [{**item, "score": 0.75} for item in content["annotations"] if not item["iscrowd"]]
+    found, alone, out = (tmp_path / name for name in ("found.json", "alone/truth.json", "out"))
+    found.write_text(json.dumps(rows))
+    alone.parent.mkdir()
+    alone.write_text(coco_file.read_text())
+    flags = ["--detections", str(found), "--annotations", str(alone), "--out", str(out)]
+    assert main(flags) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("note: no sheet of pictures: ")
+    assert f"in {out}: pr.csv, " in printed.out
+    classes = json.loads((out / "pr.json").read_text())["classes"]
+    measured = [of for of in classes.values() if of["num_objects"]]
+    assert 10 < len(measured) <= len(classes) == 80
+    assert {of["ap"] for of in measured} == {pytest.approx(1)}
+    assert {of["score_threshold"] for of in measured} == {0.75}
+    assert not (out / "val.jpg").exists()
+    assert main(flags) == 2
+    assert f"--out {out} already holds pr.csv" in capsys.readouterr().err
+
+
+def test_out_has_the_pictures_of_a_voc_folder_where_they_are_there(
+    voc_year: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = voc_results(voc_year, tmp_path / "found")
+    bare = tmp_path / "bare"
+    for name in ("Annotations", "ImageSets"):
+        shutil.copytree(voc_year / name, bare / name)
+    for year, pictures in ((voc_year, True), (bare, False)):
+        out = tmp_path / f"out of {year.name}"
+        flags = ["--detections", str(found), "--annotations", str(year), "--out", str(out)]
+        assert main([*flags, "--split", "val"]) == 0
+        assert (out / "val.jpg").exists() == pictures
+        assert ("no sheet of pictures" in capsys.readouterr().err) != pictures

@@ -65,6 +65,28 @@ def test_the_weights_alone_give_exactly_the_runs_number(
     assert snapshot(finished.folder) == before
 
 
+def test_out_has_what_the_run_has_and_overwrites_nothing(
+    finished: FinishedRun, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score("--weights", finished.weights, "--out", "seen")
+    made = {path.name for path in Path("seen").iterdir()}
+    assert made == {
+        *("pr.png", "pr.csv", "pr.json", "classes.csv", "val.jpg"),
+        *("confusion.png", "confusion.csv", "confusion.json"),
+    }
+    for name in ("pr.csv", "pr.json", "classes.csv", "confusion.csv", "confusion.json"):
+        assert (Path("seen") / name).read_text() == (finished.folder / name).read_text()
+    assert "in seen: pr.csv, " in capsys.readouterr().out
+    before = snapshot(Path("seen"))
+    Path("file").write_text("kept")
+    for out, said in (("seen", "already holds pr.csv"), ("file", "is a file; give a folder")):
+        flags = ["--weights", str(finished.weights), "--device", "cpu", "--out", out]
+        assert evaluate.main(flags) == 2
+        assert f"--out {out} {said}" in capsys.readouterr().err
+    assert snapshot(Path("seen")) == before
+    assert Path("file").read_text() == "kept"
+
+
 def test_a_stopped_run_is_evaluated_and_predicts_from_its_last_state(
     finished: FinishedRun, score: Score, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

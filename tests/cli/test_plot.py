@@ -7,7 +7,7 @@ import cv2
 import pytest
 
 from detres.cli import plot, train_cls
-from tests.cli.conftest import records
+from tests.cli.conftest import FinishedRun, records
 from tests.cli.test_train_cls import SMALL, write_cifar
 
 
@@ -104,7 +104,7 @@ def test_responses_have_a_row_for_every_3x3_layer(runs: Path, tmp_path: Path) ->
     ("content", "message"),
     [
         (None, "metrics.jsonl is missing: "),
-        ("", "has no train record with a top-1 error"),
+        ("", "has no train record with a loss"),
         (
             '{"step": 1, "kind": "train", "top1_error": 0.5}\n',
             "has no eval record with a top-1 error",
@@ -124,6 +124,32 @@ def test_a_folder_that_is_no_run(
     assert plot.main(["curves", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_detectors_have_losses_rate_and_numbers(
+    finished: FinishedRun, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures"
+    assert plot.main(["curves", str(finished.folder), "--out", str(out)]) == 0
+    assert f"{out}/curves.png, {out}/curves.csv" in capsys.readouterr().out
+    rows = rows_of(out / "curves.csv")
+    for kind in ("train", "eval"):
+        wanted = records(finished.folder, kind)
+        found = [row for row in rows if row["set"] == kind]
+        assert [int(row["step"]) for row in found] == [record["step"] for record in wanted]
+        for name in ("loss", "loss_rpn_cls", "lr") if kind == "train" else ("AP", "AP50"):
+            values = [float(row[name]) for row in found]
+            assert values == pytest.approx([record[name] for record in wanted])
+    assert cv2.imread(str(out / "curves.png")).std() > 1
+    assert (out / "curves.csv").read_text() == (finished.folder / "curves.csv").read_text()
+    for flags, message in (
+        ([str(runs / "plain")], "draw runs of the two kinds each with their own --out"),
+        (["--max-error", "20"], "--max-error goes with runs of train-cls"),
+    ):
+        both = ["curves", str(finished.folder), *flags, "--out", str(tmp_path / "none")]
+        assert plot.main(both) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_out_that_is_a_file_and_weights_that_are_none(

@@ -123,6 +123,31 @@ def test_only_detections_above_the_score_are_drawn(
     assert changed["none"] < 60 < changed["all"]  # JPEG's own loss, and lines of full colour
 
 
+def test_every_class_is_drawn_from_its_own_best_score_on_unless_told_otherwise(
+    finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = read_json(finished.folder / "pr.json")["classes"]
+    lowest = {name: of["score_threshold"] for name, of in classes.items()}
+    ids = dict(zip(SPARSE_IDS, classes, strict=True))
+    assert run(finished, photos, "--out", "own") == 0
+    said = capsys.readouterr().out
+    first, score = next(iter(lowest.items()))
+    assert said.startswith(f"drawn from the score on that was best on held-out images: {first} ")
+    assert f"{first} {score:.2f}, " in said
+    assert ", ...; --score S draws from S on" in said  # six classes, of which five are listed
+    counts = dict(re.findall(r"^(photos/\S+): (.*)$", said, re.MULTILINE))
+    for image, records in found_in(Path("own")).items():
+        names = [ids[each["category_id"]] for each in records]
+        wanted = [
+            f"{name} {each['score']:.2f}"
+            for name, each in zip(names, records, strict=True)
+            if each["score"] >= lowest[name]
+        ]
+        assert counts[image] == (", ".join(wanted) or "nothing")
+    assert run(finished, photos, "--out", "half", "--score", "0.5") == 0
+    assert "drawn from" not in capsys.readouterr().out
+
+
 def test_files_and_folders_mix_and_equal_stems_get_numbers(
     finished: FinishedRun, photos: Path
 ) -> None:

@@ -29,7 +29,7 @@ from detres.cli import train_det
 from detres.config import load_config
 from detres.detection.config import DetectionConfig
 from detres.detection.data.shapes import SHAPES_CLASSES
-from detres.detection.weights_file import load_detector
+from detres.detection.weights_file import load_detector, score_thresholds_of
 from detres.engine.progress import Progress
 from detres.runs.lock import FolderLock
 from detres.runs.saved import STATE_KEYS
@@ -81,7 +81,8 @@ def test_a_run_leaves_every_file(finished: FinishedRun) -> None:
         ),
     }
     assert list((finished.folder / "tensorboard").glob("events.out.tfevents.*"))
-    assert cv2.imread(str(finished.folder / "val.jpg")).shape == (384, 4 * 384, 3)
+    for picture in ("val.jpg", "curves.png", "pr.png", "confusion.png"):
+        assert cv2.imread(str(finished.folder / picture)).std() > 1
     assert read_json(finished.folder / "env.json")[0]["torch"] == torch.__version__
 
 
@@ -130,6 +131,20 @@ def test_the_best_evaluation_is_the_one_on_file(finished: FinishedRun) -> None:
     found = read_json(finished.folder / "predictions.json")
     assert {record["category_id"] for record in found} <= set(SPARSE_IDS)
     assert {record["image_id"] for record in found} <= set(range(1, VAL_IMAGES + 1))
+
+
+def test_the_weights_carry_the_scores_that_were_best_on_the_held_out_images(
+    finished: FinishedRun,
+) -> None:
+    _, _, class_map = load_detector(finished.weights)
+    classes = read_json(finished.folder / "pr.json")["classes"]
+    scores = [classes[name]["score_threshold"] for name in class_map.names]
+    assert list(score_thresholds_of(finished.weights, class_map)) == scores
+    assert any(score != 0.5 for score in scores)
+    counts = read_json(finished.folder / "confusion.json")["counts"]
+    objects = [classes[name]["num_objects"] for name in class_map.names]
+    assert [sum(row) for row in counts][:-1] == objects
+    assert sum(objects) > 0
 
 
 def test_same_seed_same_run_and_the_first_is_left_as_it_is(train: Train) -> None:

@@ -107,12 +107,15 @@ def test_what_a_finished_run_holds(finished):
         *FOLDERS,
         *("config.yaml", "env.json", "phase.json"),
         *("best.safetensors", "metrics.json", "predictions.json", "val.jpg"),
+        *("pr.png", "pr.csv", "pr.json", "classes.csv"),
+        *("confusion.png", "confusion.csv", "confusion.json"),
     }
     for step, scheme in enumerate(("rpn", "fast_rcnn", "rpn", "fast_rcnn")):
         found = {path.name for path in (finished / FOLDERS[step]).iterdir()}
         proposals = {"train_proposals.safetensors", "val_proposals.safetensors"}
         assert proposals & found == (proposals if scheme == "rpn" else set())
         assert "lock.json" not in found
+        assert {"curves.png", "curves.csv"} <= found
 
 
 def test_the_proposals_are_as_many_as_the_settings_say(finished):

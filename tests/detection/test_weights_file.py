@@ -24,6 +24,7 @@ from detres.detection.weights_file import (
     load_detector,
     require_same_context,
     save_detector,
+    score_thresholds_of,
     started_from,
 )
 from detres.files import CheckpointError, load_weights, write_safetensors
@@ -62,6 +63,43 @@ def test_a_weights_file_alone_rebuilds_the_detector(saved):
     assert class_map == CLASSES
     assert (loaded.model, loaded.data, loaded.eval) == (config.model, config.data, config.eval)
     assert_same_detections(detector, again)
+
+
+def test_the_best_scores_come_back_in_the_order_of_the_classes(saved, tmp_path):
+    path, detector, config = saved
+    assert score_thresholds_of(path, CLASSES) is None
+    assert Detector.load(path).score_thresholds is None
+    other = tmp_path / "other.safetensors"
+    scores = {name: (number + 1) / 7 for number, name in enumerate(CLASSES.names)}
+    turned = dict(reversed(scores.items()))
+    save_detector(other, detector, config, CLASSES, 12, score_thresholds=turned)
+    assert score_thresholds_of(other, CLASSES) == tuple(scores.values())
+    assert Detector.load(other).score_thresholds == tuple(scores.values())
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ('{"a": 0.5}', "of other classes"),
+        ("[0.5]", "a list, expected an object"),
+        ('{"NAMES": "x"}', "could not convert"),
+        ('{"NAMES": NaN}', "outside 0..1"),
+        ('{"NAMES": 1.5}', "outside 0..1"),
+        ('{"NAMES": null}', "float"),
+        ('{"NAMES"', "delimiter"),
+    ],
+)
+def test_scores_that_are_none_are_refused_by_name(saved, tmp_path, written, said):
+    path, _, _ = saved
+    tensors, metadata = load_weights(path)
+    if "NAMES" in written:
+        one = written.removeprefix("{").removesuffix("}")
+        each = [one.replace("NAMES", name) for name in CLASSES.names]
+        written = "{" + ", ".join(each) + ("}" if written.endswith("}") else "")
+    other = tmp_path / "other.safetensors"
+    write_safetensors(other, tensors, {**metadata, "score_thresholds": written})
+    with pytest.raises(CheckpointError, match=rf"other\.safetensors .*'score_thresholds'.*{said}"):
+        Detector.load(other)
 
 
 def test_files_that_are_no_detector_are_refused_by_name(saved, tmp_path):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from detres.images.draw import class_color, contact_sheet, draw_boxes
+from detres.images import draw
+from detres.images.draw import Mark, class_color, draw_boxes, draw_marks, font_of, text_color
 
 
 def grey(height=100, width=120):
@@ -41,15 +43,90 @@ def test_neighbouring_labels_have_distant_colours():
         assert np.abs(np.subtract(class_color(label), class_color(label + 1))).max() > 60
 
 
-def test_a_sheet_lays_images_out_in_rows():
-    images = [np.full((40, 80, 3), value, np.uint8) for value in (50, 100, 150)]
-    sheet = contact_sheet(images, columns=2, cell=60)
-    assert sheet.shape == (120, 120, 3)
-    assert [sheet[y, x, 0] for y, x in ((10, 10), (10, 70), (70, 10), (70, 70))] == [
-        50,
-        100,
-        150,
-        0,
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+def places_of(boxes, *, size=(200, 300), caption=(60, 16), needed=True):
+    """Where the captions of boxes stand: x1, y1, x2, y2, None for one that is left out."""
+    marks = [Mark(np.array(box), RED, "x", needed=needed) for box in boxes]
+    found = draw._places(size, marks, [caption] * len(marks))
+    return [None if p is None else (*p, p[0] + caption[0], p[1] + caption[1]) for p in found]
+
+
+def overlap(one, other):
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    return sides.clip(min=0).prod()
+
+
+def test_captions_stand_above_below_or_inside_by_what_is_free():
+    assert places_of([(50, 60, 150, 120)]) == [(50, 44, 110, 60)]  # above, from the left
+    assert places_of([(50, 5, 150, 120)]) == [(50, 120, 110, 136)]  # no room above: below
+    assert places_of([(50, 5, 150, 195)]) == [(50, 5, 110, 21)]  # nor below: inside
+    assert places_of([(280, 60, 299, 120)]) == [(239, 44, 299, 60)]  # ends where the box ends
+    assert places_of([(0, 0, 10, 10)], size=(10, 10)) == [(0, 0, 60, 16)]  # larger than the image
+
+
+def test_captions_of_boxes_in_one_place_do_not_overlap():
+    boxes = [(100 + n, 80 + n, 200 + n, 140 + n) for n in range(8)]
+    places = [np.array(place) for place in places_of(boxes)]
+    pairs = [(a, b) for n, a in enumerate(places) for b in places[:n]]
+    assert [overlap(a, b) for a, b in pairs] == [0] * len(pairs)
+    assert all((p[:2] >= 0).all() and p[2] <= 300 and p[3] <= 200 for p in places)
+
+
+def test_where_there_is_no_place_only_what_is_needed_has_a_caption():
+    boxes = [(100, 80, 200, 140)] * 20
+    assert None not in places_of(boxes)
+    left = [place for place in places_of(boxes, needed=False) if place is not None]
+    assert 4 <= len(left) < 20
+    assert sum(overlap(np.array(a), np.array(b)) for n, a in enumerate(left) for b in left[:n]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "least", "most"),
+    [("solid", 61, 61), ("dashed", 34, 50), ("dash-dotted", 30, 56), ("dotted", 15, 45)],
+)
+def test_lines_differ_and_have_a_dark_edge(line, least, most):
+    mark = Mark(np.array((20, 30, 80, 70)), RED, "", line)
+    drawn = draw_marks(grey(), [mark], letters=12, width=1)
+    along = (drawn[30, 20:81] == RED).all(axis=1)
+    assert least <= along.sum() <= most
+    assert along[0]
+    beside = drawn[29, 20:81]
+    assert (beside[along] < 60).all()
+    assert (drawn[40:60, 30:70] == 128).all()
+
+
+def test_a_line_has_no_more_gaps_where_it_is_thick_and_a_point_is_drawn():
+    for width in (1, 2, 5):
+        mark = Mark(np.array((20, 30, 80, 70)), RED, "", "dashed")
+        drawn = draw_marks(grey(), [mark], letters=12, width=width)
+        assert ((drawn == RED).all(axis=2)).sum() > 60
+    point = Mark(np.array((20, 30, 20, 30)), RED, "", "dashed")
+    assert draw_marks(grey(), [point], letters=12, width=2).shape == (100, 120, 3)
+
+
+def test_letters_have_the_size_asked_for_whatever_they_are():
+    assert font_of(40).getlength("mm") > 1.9 * font_of(20).getlength("mm")
+    images = [
+        draw_marks(grey(), [Mark(np.array((5, 40, 90, 90)), GREEN, text)], letters=14, width=1)
+        for text in ("caf\u00e9", "cafe", "caf\u0436", "a\nb", "\u7334")
     ]
-    assert (sheet[30:60, :60] == 0).all()  # half as high as wide: black below
-    assert contact_sheet([], columns=2, cell=60).shape == (0, 120, 3)
+    assert len({image.tobytes() for image in images}) == len(images)
+
+
+def test_letters_and_lines_grow_with_the_image():
+    small, large = grey(100, 100), grey(2000, 2000)
+    heights = []
+    for image in (small, large):
+        side = image.shape[0]
+        box = np.array([[0.2 * side, 0.5 * side, 0.9 * side, 0.9 * side]], np.float32)
+        drawn = draw_boxes(image, box, [1], ["cat 0.90"])
+        ground = (drawn[: side // 2 - 8] == class_color(1)).all(axis=2).any(axis=1)
+        heights.append(ground.sum())
+    assert 6 <= heights[0] < heights[1] / 4
+
+
+def test_text_is_black_on_light_grounds_and_white_on_dark_ones():
+    assert [text_color(c) for c in ((255, 255, 0), (250, 250, 250))] == [(0, 0, 0)] * 2
+    assert [text_color(c) for c in ((0, 0, 255), (90, 0, 0))] == [(255, 255, 255)] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -12,9 +13,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detres.detection.annotations import Annotations
+from detres.detection.evaluation.matches import NONE, Matches
 from detres.detection.structures import Predictions, label_of
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+IOU_THRESH = 0.5
+"""Of AP50."""
+
+RECALL_POINTS = np.linspace(0, 1, 101)
 
 _LINE = " {title:<18} {kind} @[ IoU={iou:<9} | area={area:>6} | maxDets={dets:>3} ] = {value}"
 _LINES = (
@@ -41,16 +48,22 @@ class CocoResult:
     """COCO's twelve numbers, AP and AP50 of each class, as fractions; None where there is no ground
     truth to measure.
 
-    protocol says how they were made; it belongs beside every number.
+    protocol says how they were made; it belongs beside every number. matches: what was found at
+    AP50's IoU, of which AP50 of each class is counted.
     """
 
     metrics: dict[str, float | None]
     per_class: dict[str, float | None]
     per_class_ap50: dict[str, float | None]
     protocol: str
+    matches: Matches
 
     best_metric = "AP"
     """Of `metrics`, the one that decides which weights are the best."""
+
+    def average_precision(self, recall: np.ndarray, precision: np.ndarray) -> float:
+        """Return the AP of a curve as this protocol takes it; see `average_precision`."""
+        return average_precision(recall, precision)
 
     def table(self) -> str:
         """Return the protocol, the twelve lines that COCO's own tool prints, and AP / AP50 of each
@@ -121,7 +134,45 @@ def evaluate_coco(truth: Annotations, predictions: Predictions) -> CocoResult:
         per_class_ap50={name: _mean(precision[0, :, k, 0, -1]) for k, name in enumerate(names)},
         protocol="COCO bbox, IoU .50:.05:.95, 101 recall points, maxDets 1/10/100, pycocotools "
         f"{version('pycocotools')}",
+        matches=_matches(truth, predictions, owners, evaluation),
     )
+
+
+def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Return AP of a curve, recall (D,) and precision (D,) in falling score: the mean over COCO's
+    101 recalls of the highest precision from there on; an empty curve gives 0.
+    """
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    first = np.searchsorted(recall, RECALL_POINTS, side="left")  # (101,)
+    return float(np.append(envelope, 0.0)[first].mean())
+
+
+def _matches(
+    truth: Annotations, predictions: Predictions, owners: np.ndarray, evaluation: COCOeval
+) -> Matches:
+    """What pycocotools matched at AP50's IoU, objects of all areas; ids are rows + 1 there."""
+    objects = np.full(len(predictions), NONE)
+    counted = np.zeros(len(predictions), bool)  # beyond the 100 best of an image and class: not
+    ignored = truth.crowd | truth.difficult
+    num_images, num_areas = len(truth), len(evaluation.params.areaRng)
+    # of each class its areas, the first of which is all of them, of each the images
+    of_all = [
+        found
+        for number, found in enumerate(evaluation.evalImgs)
+        if found is not None and number // num_images % num_areas == 0
+    ]
+    if of_all:
+        rows, gt_rows = (
+            np.array([*itertools.chain.from_iterable(of[key] for of in of_all)], np.int64) - 1
+            for key in ("dtIds", "gtIds")
+        )
+        counted[rows] = ~np.concatenate([of["dtIgnore"][0] for of in of_all]).astype(bool)
+        found_by = np.concatenate([of["dtMatches"][0] for of in of_all]).astype(np.int64) - 1
+        objects[rows] = np.where(counted[rows], found_by, NONE)
+        ignored[gt_rows] = np.concatenate([of["gtIgnore"] for of in of_all]).astype(bool)
+    by_image = _image_numbers(truth)[owners]
+    order = np.lexsort((np.arange(len(predictions)), by_image, -predictions.scores))
+    return Matches(order, objects, counted, ignored, np.full(len(ignored), IOU_THRESH))
 
 
 def _mean(values: np.ndarray) -> float | None:

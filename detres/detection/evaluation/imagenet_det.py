@@ -8,7 +8,8 @@ import numpy as np
 
 from detres.boxes import paired_iou
 from detres.detection.annotations import Annotations
-from detres.detection.evaluation.voc_ap import VocResult, curves_of, mean_ap, pairs_of
+from detres.detection.evaluation.matches import NONE, match_by_class, pairs_of
+from detres.detection.evaluation.voc_ap import VocResult, curves_of, mean_ap
 from detres.detection.structures import Predictions
 
 LARGEST_THRESH = 0.5
@@ -31,12 +32,16 @@ def evaluate_imagenet_det(truth: Annotations, predictions: Predictions) -> VocRe
     for a prediction that is not finite or for an image not in `truth`; ClassMismatchError when the
     class lists differ. No predictions: AP 0. No ground truth: None.
     """
-    curves, per_class = curves_of(truth, predictions, match_imagenet_det, "voc12")
+    threshs = thresholds(truth.boxes)
+    matches = match_by_class(truth, predictions, match_imagenet_det, threshs)
+    curves, per_class = curves_of(truth, predictions, matches, "voc12")
     return VocResult(
         metrics={"mAP": mean_ap(per_class)},
         per_class=per_class,
         protocol="ImageNet DET AP (area), IoU >= min(0.5, wh / ((w + 10)(h + 10))) of each object",
         curves=curves,
+        matches=matches,
+        metric="voc12",
     )
 
 
@@ -55,10 +60,10 @@ def match_imagenet_det(
     boxes: np.ndarray,
     owners: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return found (D,) and counted (D,) bool for the detections of one class, given in falling
-    score; arguments as `match_voc` has them.
+    """Return the object (D,) int64 that each detection of one class found, given in falling score,
+    and counted (D,) bool; arguments and values as `match_voc` has them.
     """
-    found, counted = np.zeros(len(boxes), bool), np.ones(len(boxes), bool)
+    objects, counted = np.full(len(boxes), NONE), np.ones(len(boxes), bool)
     detection, candidate = pairs_of(gt_owners, owners)
     iou = paired_iou(boxes[detection], gt_boxes[candidate])  # (P,)
     over = (iou >= thresholds(gt_boxes)[candidate]) & (iou > 0)
@@ -67,10 +72,10 @@ def match_imagenet_det(
     order = np.lexsort((candidate, -iou, ignored[candidate], detection))
     taken = np.zeros(len(gt_boxes), bool)
     for row, box in zip(detection[order].tolist(), candidate[order].tolist(), strict=True):
-        if found[row] or not counted[row] or taken[box]:
+        if objects[row] != NONE or not counted[row] or taken[box]:
             continue
         if ignored[box]:
             counted[row] = False
         else:
-            found[row] = taken[box] = True
-    return found, counted
+            objects[row], taken[box] = box, True
+    return objects, counted

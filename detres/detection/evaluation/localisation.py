@@ -4,12 +4,16 @@ each, has the right class and overlaps an object of it (ILSVRC devkit, eval_clsl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from detres.boxes import paired_iou
 from detres.detection.annotations import Annotations
+from detres.detection.evaluation.curves import Outcome, outcome_of
+from detres.detection.evaluation.matches import match_by_class, owners_of
+from detres.detection.evaluation.voc_ap import match_voc
 from detres.detection.structures import Predictions, label_of
 
 IOU_THRESH = 0.5
@@ -94,6 +98,20 @@ class LocalisationResult:
             lines += [" error of each class"]
             lines += [f"  {name:<{width}} {value}" for name, value in shown.items()]
         return "\n".join(lines)
+
+
+def first_outcome(truth: Annotations, first: Predictions) -> Outcome:
+    """Return what became of the first guess of every image and of its objects; where it is right,
+    the other objects of its image are not missed: one is to be found.
+    """
+    nothing = np.zeros(truth.num_objects, bool)
+    truth = replace(truth, crowd=nothing, difficult=nothing)  # flags do not matter
+    threshs = np.full(truth.num_objects, IOU_THRESH)
+    matches = match_by_class(truth, first, partial(match_voc, iou_thresh=IOU_THRESH), threshs)
+    outcome = outcome_of(first, matches, np.zeros(len(truth.class_map)))
+    right = np.zeros(len(truth), bool)
+    right[truth.rows_of(first)[outcome.right]] = True
+    return replace(outcome, missed=outcome.missed & ~right[owners_of(truth)])
 
 
 def given_class_error(truth: Annotations, guesses: Guesses, how: str) -> LocalisationResult:

@@ -14,9 +14,12 @@ from detres.detection.structures import Predictions
 
 @dataclass(frozen=True)
 class DetectionEvaluation:
-    """The result of a protocol, the predictions it is of, and likely causes where it is low."""
+    """The result of a protocol, the truth and the predictions it is of, and likely causes where it
+    is low.
+    """
 
     result: CocoResult | VocResult
+    truth: Annotations
     predictions: Predictions
     causes: list[str]
 
@@ -51,4 +54,4 @@ def evaluate(
     else:
         result = evaluate_voc(truth, predictions, metric=protocol, iou_thresh=iou_thresh)
     causes = explain(truth, predictions, result.metrics[result.best_metric])
-    return DetectionEvaluation(result, predictions, causes)
+    return DetectionEvaluation(result, truth, predictions, causes)

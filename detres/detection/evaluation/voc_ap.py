@@ -4,7 +4,6 @@ onwards).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -13,12 +12,16 @@ import numpy as np
 
 from detres.boxes import paired_iou
 from detres.detection.annotations import Annotations
+from detres.detection.evaluation.matches import (
+    NONE,
+    Matches,
+    match_by_class,
+    pairs_of,
+    recall_and_precision,
+)
 from detres.detection.structures import Predictions, label_of
 
 VocMetric = Literal["voc07", "voc12"]
-
-Match = Callable[..., tuple[np.ndarray, np.ndarray]]
-"""(gt_boxes, gt_owners, ignored, boxes, owners) -> (found, counted), as `match_voc` has them."""
 
 RECALL_POINTS = np.arange(0.0, 1.1, 0.1)
 """Of the 11-point AP, in the arithmetic of published numbers (py-faster-rcnn, detectron2,
@@ -34,16 +37,22 @@ class VocResult:
     out.
 
     curves: class name -> (recall (D,), precision (D,)) over its counted detections in falling
-    score.
+    score. matches: what they are counted from. metric: how AP is taken from a curve.
     """
 
     metrics: dict[str, float | None]
     per_class: dict[str, float | None]
     protocol: str
     curves: dict[str, tuple[np.ndarray, np.ndarray]]
+    matches: Matches
+    metric: VocMetric
 
     best_metric = "mAP"
     """Of `metrics`, the one that decides which weights are the best."""
+
+    def average_precision(self, recall: np.ndarray, precision: np.ndarray) -> float:
+        """Return the AP of a curve as this protocol takes it; see `average_precision`."""
+        return average_precision(recall, precision, self.metric)
 
     def table(self) -> str:
         """Return the protocol, AP per class and mAP, one a line."""
@@ -97,7 +106,9 @@ def evaluate_voc(
         raise ValueError(f"IoU threshold {iou_thresh} is outside (0, 1]")
     shrink = np.array((0, 0, 0, 0) if legacy_plus_one else (0, 0, 1, 1))
     match = partial(match_voc, iou_thresh=iou_thresh)
-    curves, per_class = curves_of(truth, predictions, match, metric, shrink=shrink)
+    threshs = np.full(truth.num_objects, iou_thresh)
+    matches = match_by_class(truth, predictions, match, threshs, shrink=shrink)
+    curves, per_class = curves_of(truth, predictions, matches, metric)
     points = "2007, 11-point (np.arange)" if metric == "voc07" else "2010-2012, area"
     widths = "devkit widths (+1 on inclusive pixels)" if legacy_plus_one else "no +1"
     return VocResult(
@@ -105,39 +116,22 @@ def evaluate_voc(
         per_class=per_class,
         protocol=f"PASCAL VOC {points} AP, IoU >= {iou_thresh:g}, difficult ignored, {widths}",
         curves=curves,
+        matches=matches,
+        metric=metric,
     )
 
 
 def curves_of(
-    truth: Annotations,
-    predictions: Predictions,
-    match: Match,
-    metric: VocMetric,
-    *,
-    shrink: np.ndarray | float = 0.0,
+    truth: Annotations, predictions: Predictions, matches: Matches, metric: VocMetric
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, float | None]]:
     """Return by class name the curve, (recall (D,), precision (D,)) in falling score, and its AP,
     None without an object that counts.
-
-    match: says of the detections of one class, in falling score (ties in the order given), which
-    are found and which count. shrink: (4,) px, taken off all boxes. Raises what
-    Annotations.rows_of raises.
     """
-    owners = truth.rows_of(predictions)
-    gt_owners = np.repeat(np.arange(len(truth)), np.diff(truth.offsets))
-    gt_boxes, boxes = truth.boxes - shrink, predictions.boxes.astype(np.float64) - shrink
-    ignored = truth.crowd | truth.difficult
     curves, per_class = {}, {}
     for index, name in enumerate(truth.class_map.names):
-        gt = np.flatnonzero(truth.labels == label_of(index))
-        rows = np.flatnonzero(predictions.labels == label_of(index))
-        rows = rows[np.argsort(-predictions.scores[rows], kind="stable")]
-        found, counted = match(gt_boxes[gt], gt_owners[gt], ignored[gt], boxes[rows], owners[rows])
-        num_positive = int((~ignored[gt]).sum())
-        hits = np.cumsum(found[counted])
-        recall = hits / max(num_positive, 1)
-        precision = hits / np.arange(1, len(hits) + 1)
-        curves[name] = (recall, precision)
+        num_positive = int(((truth.labels == label_of(index)) & ~matches.ignored).sum())
+        found = matches.found[matches.of_class(predictions, index)]
+        recall, precision = curves[name] = recall_and_precision(found, num_positive)
         per_class[name] = average_precision(recall, precision, metric) if num_positive else None
     return curves, per_class
 
@@ -150,20 +144,6 @@ def mean_ap(per_class: dict[str, float | None]) -> float | None:
     return float(np.mean(measured)) if measured else None
 
 
-def pairs_of(gt_owners: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return every pair of a detection and a ground-truth box of its image: rows of detections (P,)
-    in rising order, rows of boxes (P,).
-
-    gt_owners (M,), owners (D,): the image of each. P may be 0.
-    """
-    by_image = np.argsort(gt_owners, kind="stable")
-    first = np.searchsorted(gt_owners[by_image], owners, side="left")
-    counts = np.searchsorted(gt_owners[by_image], owners, side="right") - first
-    detection = np.repeat(np.arange(len(owners)), counts)
-    starts = np.cumsum(counts) - counts
-    return detection, by_image[np.arange(len(detection)) - np.repeat(starts - first, counts)]
-
-
 def match_voc(
     gt_boxes: np.ndarray,
     gt_owners: np.ndarray,
@@ -172,16 +152,16 @@ def match_voc(
     owners: np.ndarray,
     iou_thresh: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return found (D,) and counted (D,) bool for the detections of one class, given in falling
-    score.
+    """Return for the detections of one class, given in falling score, the object (D,) int64 0..M-1
+    that each found, NONE where it found none, and counted (D,) bool.
 
     gt_boxes (M, 4), gt_owners (M,) image of each, ignored (M,) bool; boxes (D, 4), owners (D,). A
-    detection that is counted and not found is wrong.
+    detection that is counted and found none is wrong.
     """
-    found, counted = np.zeros(len(boxes), bool), np.ones(len(boxes), bool)
+    objects, counted = np.full(len(boxes), NONE), np.ones(len(boxes), bool)
     detection, candidate = pairs_of(gt_owners, owners)
     if len(detection) == 0:
-        return found, counted
+        return objects, counted
     iou = paired_iou(boxes[detection], gt_boxes[candidate])  # (P,)
     tried, starts, num_candidates = np.unique(detection, return_index=True, return_counts=True)
     highest = np.maximum.reduceat(iou, starts)
@@ -193,8 +173,9 @@ def match_voc(
     counted[over[ignored[best]]] = False
     # There is no second choice, so a box is claimed by the first detection that overlaps it most.
     claimed, claimant = np.unique(best, return_index=True)
-    found[over[claimant[~ignored[claimed]]]] = True
-    return found, counted
+    first = ~ignored[claimed]
+    objects[over[claimant[first]]] = claimed[first]
+    return objects, counted
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray, metric: VocMetric) -> float:

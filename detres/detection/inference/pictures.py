@@ -8,18 +8,11 @@ import cv2
 import numpy as np
 
 from detres.class_map import ClassMap
-from detres.detection.annotations import Annotations
-from detres.detection.structures import Predictions, names_of
+from detres.detection.structures import names_of
 from detres.files import replacing
-from detres.images.decode import read_image
-from detres.images.draw import contact_sheet, draw_boxes
 
 _LONGEST_JPEG = 65_500
 """Px of a side that libjpeg writes."""
-
-SHEET_IMAGES = 12
-SHEET_SCORE = 0.5
-"""Of the lowest detection on a sheet."""
 
 
 class PictureError(ValueError):
@@ -30,24 +23,6 @@ def captions_of(class_map: ClassMap, labels: np.ndarray, scores: np.ndarray) -> 
     """Return "NAME SCORE" for detections with labels (D,) int64 1..K and scores (D,)."""
     names = names_of(class_map, labels)
     return [f"{name} {score:.2f}" for name, score in zip(names, scores.tolist(), strict=True)]
-
-
-def write_sheet(path: Path, truth: Annotations, predictions: Predictions) -> None:
-    """Draw what was found in the first images of `truth` into one JPEG file.
-
-    Raises ImageReadError naming an image that cannot be read.
-    """
-    images = []
-    for index in range(min(SHEET_IMAGES, len(truth))):
-        height, width = truth.image_sizes[index].tolist()
-        image = read_image(str(truth.image_files[index]), stated_size=(height, width))
-        own = predictions.image_ids == truth.image_ids[index]
-        rows = np.flatnonzero(own & (predictions.scores >= SHEET_SCORE))
-        rows = rows[np.argsort(-predictions.scores[rows])]
-        labels = predictions.labels[rows]
-        captions = captions_of(truth.class_map, labels, predictions.scores[rows])
-        images.append(draw_boxes(image, predictions.boxes[rows], labels.tolist(), captions))
-    write_jpeg(path, contact_sheet(images, columns=4, cell=384))
 
 
 def write_picture(path: Path, image: np.ndarray, source: Path | None = None) -> None:

@@ -12,8 +12,12 @@ from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
 from detres.detection.build import train_loader
 from detres.detection.data.crops import ProposalsByImage
-from detres.detection.evaluation.localisation import LocalisationResult, given_class_error
-from detres.detection.inference.pictures import write_sheet
+from detres.detection.evaluation.localisation import (
+    LocalisationResult,
+    first_outcome,
+    given_class_error,
+)
+from detres.detection.inference.sheet import write_sheet
 from detres.detection.localisation.build import (
     build_class_rpn,
     build_localiser,
@@ -185,7 +189,9 @@ class LocalisationTraining:
         )
         metrics = {"step": step, **evaluation.to_dict()}
         write_text(folder / METRICS, json.dumps(metrics, indent=2))
-        write_sheet(folder / PICTURE, self.data.val, evaluation.guesses.first(self.data.val))
+        first = evaluation.guesses.first(self.data.val)
+        outcome = first_outcome(self.data.val, first)
+        write_sheet(folder / PICTURE, self.data.val, first, outcome, seed=self.config.seed)
 
     def _proposals(self) -> ProposalsByImage:
         """What R-CNN learns from: of each training image the proposals of its class."""
