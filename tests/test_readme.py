@@ -24,7 +24,11 @@ from tests.detection.configs import TINY
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = re.findall(r"python (tools/\w+\.py)((?: [^\n`\\]|\\\n)*[^\n`]*)", README)
+PAGES = {"README.md": README} | {
+    f"docs/{path.name}": path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")
+}
+TEXT = "\n".join(PAGES.values())
+COMMANDS = re.findall(r"python (tools/\w+\.py)((?: [^\n`\\]|\\\n)*[^\n`]*)", TEXT)
 
 
 def test_there_are_commands_to_check():
@@ -47,14 +51,14 @@ def test_every_flag_of_a_command_is_one_of_the_tool(tool, capsys):
         flag
         for name, arguments in COMMANDS
         if name == tool
-        for flag in re.findall(r"--[a-z-]+", arguments)
+        for flag in re.findall(r"(?<![\w-])--[a-z-]+", arguments.partition("  #")[0])
     }
     assert {flag for flag in flags if flag not in shown} == set()
 
 
 def test_every_file_named_is_there():
     named = set(
-        re.findall(r"\b((?:configs|docs|tools|detres|backbones|tests)/[\w/.-]+\.\w+)", README)
+        re.findall(r"\b((?:configs|docs|tools|detres|backbones|tests)/[\w/.-]+\.\w+)", TEXT)
     )
     assert {name for name in named if not (ROOT / name).is_file()} == set()
     assert named
@@ -112,12 +116,25 @@ def test_the_python_example_runs_on_runs_and_pictures(tmp_path, monkeypatch, cap
     assert len(names["large"])
 
 
-def test_no_placeholder_is_left():
-    assert "@@" not in README
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)#?([\w-]*)\)", PAGES[page])
+    for file, heading in links:
+        path = (ROOT / page).parent / file if file else ROOT / page
+        assert path.is_file(), file
+        if heading:
+            text = path.read_text(encoding="utf-8")
+            titles = [line.strip("# ").lower() for line in text.splitlines() if line[:1] == "#"]
+            assert heading in [re.sub(r"[^\w -]", "", title).replace(" ", "-") for title in titles]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_no_placeholder_is_left(page):
+    assert "@@" not in PAGES[page]
 
 
 def test_every_config_has_its_place_in_the_texts():
-    texts = README + (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    texts = TEXT
     assert {
         path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem not in texts
     } == set()
