@@ -84,6 +84,17 @@ def test_above_keeps_those_of_at_least_the_score(score, expected, pixels):
     assert kept.above(0).scores.tolist() == SCORES[:expected]
 
 
+@pytest.mark.parametrize(
+    ("cat", "dog", "kept"),
+    [(0.5, 0.25, [0, 1, 2]), (0.51, 0.25, [0, 2]), (0.5, 0.26, [0, 1]), (0.9, 0.9, [])],
+)
+def test_above_takes_a_score_of_each_class(cat, dog, kept, pixels):
+    lowest = [{"cat": cat, "dog": dog}.get(name, 0.0) for name in CLASSES.names]
+    found = results(pixels).above(tuple(lowest))
+    assert found.scores.tolist() == [SCORES[row] for row in kept]
+    assert len(results(pixels, rows=0).above(lowest)) == 0
+
+
 def test_a_picture_is_drawn_on_a_copy(pixels, file):
     before = pixels.copy()
     expected = draw_boxes(pixels, np.array(BOXES), LABELS, ["dog 0.88", "cat 0.50", "dog 0.25"])
