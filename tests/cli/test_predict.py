@@ -135,7 +135,7 @@ def test_every_class_is_drawn_from_its_own_best_score_on_unless_told_otherwise(
     assert said.startswith(f"drawn from the score on that was best on held-out images: {first} ")
     assert f"{first} {score:.2f}, " in said
     assert ", ...; --score S draws from S on" in said  # six classes, of which five are listed
-    counts = dict(re.findall(r"^(photos/\S+): (.*)$", said, re.MULTILINE))
+    counts = dict(re.findall(r"^(photos/\S+): (.*) \(decode .*\)$", said, re.MULTILINE))
     for image, records in found_in(Path("own")).items():
         names = [ids[each["category_id"]] for each in records]
         wanted = [

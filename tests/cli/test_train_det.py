@@ -79,6 +79,8 @@ def test_a_run_leaves_every_file(finished: FinishedRun) -> None:
             "metrics.json",
             "val.jpg",
         ),
+        *("curves.png", "curves.csv", "pr.png", "pr.csv", "pr.json", "classes.csv"),
+        *("confusion.png", "confusion.csv", "confusion.json"),
     }
     assert list((finished.folder / "tensorboard").glob("events.out.tfevents.*"))
     for picture in ("val.jpg", "curves.png", "pr.png", "confusion.png"):

@@ -120,6 +120,8 @@ def test_of_many_classes_those_with_the_most_mistakes_are_shown_and_nothing_is_l
     here, there = names.index("class 7"), names.index("class 150")
     assert counts[here, there] == confusion.counts[7, 150]
     assert counts[here].sum() == confusion.counts[7].sum()
+    assert counts[names.index("class 90"), -1] == confusion.counts[90, -1]
+    assert counts[-1, names.index("class 30")] == confusion.counts[-1, 30]
     assert counts[:, there].sum() == confusion.counts[:, 150].sum()
     assert max(drawn(tmp_path, confusion_figure(confusion, "")).shape) < 2200
 

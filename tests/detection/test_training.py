@@ -171,6 +171,9 @@ def evaluated(training: Marked, run: StandIn, step: int, mark: float, *, whole: 
     run.progress.step = step
     judgement = training.judge(whole=whole)
     improved = run.progress.see_metric(judgement.comparable)
+    record = {"step": step, "kind": "eval", **judgement.record()}
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write(f"{json.dumps(record)}\n")
     training.keep(run, judgement, improved=improved, whole=whole)
     assert training.mark[0].item() == mark
 
