@@ -445,10 +445,14 @@ def _settled(tree: object, wanted: object = None) -> object:
 
 
 def _stands_for_a_list(tree: object, options: list[object]) -> bool:
-    """Whether one value is given where a list of any length belongs and nothing else does."""
+    """Whether one value is given where a list of any length belongs and nothing else does; of
+    mappings there must be a list.
+    """
     value = tree.value if isinstance(tree, _Plain) else tree
     kinds = [option for option in options if option is not type(None)]
     lists = [kind for kind in kinds if get_origin(kind) is tuple and get_args(kind)[1:] == (...,)]
+    if any(isinstance(get_args(kind)[0], type(Section)) for kind in lists):
+        return False
     return value is not None and not isinstance(value, list | tuple | dict) and kinds == lists != []
 
 

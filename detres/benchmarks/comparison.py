@@ -32,6 +32,10 @@ class UnkeptTraining(DetectionTraining):
         val = self.held_out.val
         return Judgement.of_all(self.measure(val, self.find(val, self.held_out.all_batches)))
 
+    def anchor_lines(self) -> list[str]:
+        """Return nothing: both have the same anchors, and torchvision's parts no maps of ours."""
+        return []
+
     def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
         """Keep no weights: those of torchvision's parts would be no file of ours."""
 

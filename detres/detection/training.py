@@ -207,9 +207,7 @@ class DetectionTraining:
                 f"      on the way on {len(held_out.part)} of them, the same every time; on all at "
                 "the end (train.eval_images)"
             )
-        if self.config.train.scheme != "fast_rcnn":
-            map_size = functools.partial(self.detector.backbone.map_size, self.detector.stages[0])
-            lines += describe_fit(self.data.train, self.config.model, map_size)
+        lines += self.anchor_lines()
         shared = self.data.train.num_shared_files(self.data.val)
         if shared:
             lines.append(
@@ -222,6 +220,13 @@ class DetectionTraining:
             if proposals is not None:
                 lines.append(f"{len(proposals.scores)} boxes: {proposals.source}")
         return "\n".join(lines)
+
+    def anchor_lines(self) -> list[str]:
+        """Return how well the anchors fit the boxes, a line each; none where no RPN learns."""
+        if self.config.train.scheme == "fast_rcnn":
+            return []
+        map_size = functools.partial(self.detector.backbone.map_size, self.detector.stages[0])
+        return describe_fit(self.data.train, self.config.model, map_size)
 
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Return those of the training and the held-out annotations, and of the proposals for
