@@ -72,10 +72,10 @@ def load_earlier_form(path: Path) -> object:
 
         def read_storages(unpickler: _TorchUnpickler) -> None:
             for key in ArrayUnpickler(file, room).load():
-                number = int.from_bytes(file.read(8), "little")
-                size = number * unpickler.dtypes[key].itemsize
+                number = file.read(8)
+                size = int.from_bytes(number, "little") * unpickler.dtypes[key].itemsize
                 storages[key] = bytearray(file.read(size))
-                if len(storages[key]) != size:
+                if len(number) != 8 or len(storages[key]) != size:
                     raise ValueError("it ends before its last tensor")
             if file.read(1):
                 raise ValueError("it goes on behind its last tensor")

@@ -92,7 +92,8 @@ def new_run_folder(name: str, out: str | Path | None = None) -> FolderLock:
 def newest_run(name: str) -> Path:
     """Return runs/NAME or runs/NAME-2, ..., whichever was saved last.
 
-    Raises NoRunError when none was, NothingSavedError where one was begun.
+    Raises NoRunError when none was, naming runs of other names, NothingSavedError where one was
+    begun.
     """
     named = re.compile(rf"{re.escape(name)}(-\d+)?")
     folders = [path for path in RUNS.glob("*") if named.fullmatch(path.name)]
@@ -102,7 +103,9 @@ def newest_run(name: str) -> Path:
     begun = sorted(folder for folder in folders if (folder / LOCK).is_file())
     if begun:
         raise NothingSavedError(begun[-1])
-    raise NoRunError(f"no run to resume: no {STATE} in {RUNS / name}, {RUNS / name}-2, ...")
+    others = {path: time for path in RUNS.glob("*") if (time := _last_saved(path)) is not None}
+    there = f"; the newest of others is {max(others, key=others.__getitem__)}" if others else ""
+    raise NoRunError(f"no run to resume: no {STATE} in {RUNS / name}, {RUNS / name}-2, ...{there}")
 
 
 def weights_in(path: Path) -> Path:

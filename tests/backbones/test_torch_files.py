@@ -76,6 +76,17 @@ def test_tensors_of_the_form_before_the_archive(tmp_path):
             load_earlier_form(tmp_path / "w.pth")
 
 
+def test_the_form_before_the_archive_may_not_end_in_the_size_of_a_tensor(tmp_path):
+    """Of an empty tensor nothing but its size is there, zeros that a cut leaves zeros."""
+    torch.save({"w": torch.zeros(0)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "w.pth").read_bytes()
+    assert load_earlier_form(tmp_path / "w.pth")["w"].shape == (0,)
+    for missing in range(1, 9):
+        (tmp_path / "w.pth").write_bytes(content[:-missing])
+        with pytest.raises(ValueError, match="ends before its last tensor"):
+            load_earlier_form(tmp_path / "w.pth")
+
+
 def test_float8_keeps_its_type_so_that_it_can_be_refused(tmp_path):
     tensor = torch.ones(3).to(torch.float8_e4m3fn)
     torch.save({"w": tensor}, tmp_path / "w.pth")

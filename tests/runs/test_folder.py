@@ -92,7 +92,8 @@ def test_the_newest_run_is_the_one_saved_last_of_that_very_name(tmp_path, monkey
 def test_a_name_is_no_pattern(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved_at("v1x0", 100)
-    with pytest.raises(NoRunError):
+    saved_at("other", 90)
+    with pytest.raises(NoRunError, match=r"; the newest of others is runs/v1x0$"):
         newest_run("v1.0")
     saved_at("v1.0", 50)
     assert newest_run("v1.0") == Path("runs/v1.0")
