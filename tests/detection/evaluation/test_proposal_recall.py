@@ -220,3 +220,10 @@ def test_as_pycocotools_without_classes(seed):
             ours = found.metrics[f"AR{size}{count}"]
             assert ours == pytest.approx(theirs.mean(), abs=1e-12)
     assert 0.2 < found.metrics["AR10"] < found.metrics["AR1000"] < 1
+
+
+def test_an_object_of_less_than_a_pixel_counts_and_is_small():
+    found = proposal_recall(
+        truth_of([[(3, 3, 3.5, 4, 1)]]), proposals_of([[(3, 3, 3.5, 4)]])
+    ).metrics
+    assert (found["AR100"], found["ARs100"], found["ARm100"]) == (1.0, 1.0, None)
