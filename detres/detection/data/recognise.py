@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import yaml
-
+from detres.config import in_yaml
 from detres.console import shown
 from detres.detection.config import SPLITS, DataConfig
 from detres.detection.data.csv_boxes import csv_file_names, is_boxes_csv
@@ -48,7 +47,7 @@ class Recognised:
     def settings(self) -> list[str]:
         """Return the lines KEY=VALUE that say the same as `data`, the values in YAML."""
         given = self.data.model_dump(mode="json", exclude_defaults=True)
-        return [f"data.{key}={_in_yaml(value)}" for key, value in given.items()]
+        return [f"data.{key}={in_yaml(value)}" for key, value in given.items()]
 
 
 def recognise(path: str | Path, wanted: str | None = None) -> Recognised:
@@ -154,11 +153,6 @@ def _what_is_missing(files: FoundFiles, wanted: str | None) -> str:
         f"{files.root} has {len(files.paths)} files, such as {files.paths[0]}, but neither images "
         f"nor annotations; what is read: {known}"
     )
-
-
-def _in_yaml(value: object) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
-    return text.strip().removesuffix("\n...")
 
 
 def _of_file(path: Path) -> Recognised:
