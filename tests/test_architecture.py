@@ -58,6 +58,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         BASE | {"torchvision", "cv2", "pydantic"},
     ),
     "detres.runs.resumable": (set(), set()),  # light
+    "detres.runs.place": (set(), set()),  # light
     f"{D}.structures": ({"detres.class_map"}, BASE),
     f"{D}.annotations": ({"detres.class_map", f"{D}.structures"}, BASE),
     f"{D}.choices": (set(), set()),  # light: what a command's arguments are read with
@@ -127,16 +128,19 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     "detres.reproduction.tables": (set(), set()),  # light
     "detres.cli": (  # what is light, so that arguments are read at once
-        {"detres", "detres.console", "detres.user_files", "detres.runs.resumable"}
+        {"detres", "detres.console", "detres.user_files"}
+        | {"detres.runs.place", "detres.runs.resumable"}
         | {f"{D}.choices", f"{D}.duration", "detres.reproduction.tables"},
         set(),
     ),
     "detres.commands": (
         SHARED
         | {D, C, "detres.benchmarks", "detres.predictors", "detres.report", "detres.reproduction"}
-        | {"detres.cli.flags", "detres.cli.proposal_flags", "detres.settings_table"},
+        | {"detres.cli.flags", "detres.cli.paths", "detres.cli.proposal_flags"}
+        | {"detres.settings_table"},
         BASE | {"matplotlib"},
     ),
+    "detres.__main__": ({"detres.cli"}, set()),
     "detres": (set(), set()),  # the Python API: its names are imported when asked for
 }
 

@@ -42,7 +42,7 @@ _TRAINING = {
 }
 _SIDE = "img imgsz img-size image-size input-size resolution crop-size"
 _BACKBONE = {
-    "model.backbone.name": "backbone arch architecture",
+    "model.backbone.name": "model backbone arch architecture",
     "model.backbone.weights": "pretrained weights-backbone backbone-weights",
     "model.backbone.freeze_at": "freeze",
     "model.anchors.sizes": "anchors anchor-sizes",
@@ -127,6 +127,13 @@ _FLAGS = {
 that stands alone. Of two with the same word, the first counts that a command has.
 """
 
+_MODELS = ("model", "backbone", "network", "arch", "architecture")
+_FLAGS_OF_SUFFIX = {
+    **dict.fromkeys((".yaml", ".yml"), ("--cfg",)),
+    **dict.fromkeys((".pt", ".pth", ".safetensors"), ("--weights", "--init-from")),
+}
+"""Suffix of a file that is given as one of _MODELS -> the flags that take it."""
+
 _MOST = 3
 """Answers that are given where a word may mean several things."""
 
@@ -164,10 +171,18 @@ class Advice:
         if "--set" in self.flags and "." in name:
             return _with_value(plain, value)
         begun = [flag for flag in self.flags if len(name) > 1 and flag.startswith(f"--{name}")]
+        if not begun and value is not None:
+            begun = self._flags_of(name, value)
         if not begun:
             near = difflib.get_close_matches(name, self.answers, n=1)
             begun = self.answers[near[0]] if near else []
         return " or ".join(_with_value(answer, value) for answer in begun[:_MOST]) or None
+
+    def _flags_of(self, name: str, value: str) -> list[str]:
+        """The flag for a file that is given as a model: its configuration, or its weights."""
+        suffix = f".{value.rpartition('.')[2].lower()}"
+        flags = _FLAGS_OF_SUFFIX.get(suffix, ()) if name in _MODELS else ()
+        return [flag for flag in flags if flag in self.flags][:1]
 
 
 def _with_value(answer: str, value: str | None) -> str:

@@ -5,7 +5,14 @@ configs/coco_r101.yaml --data COCO --out check`.
 from __future__ import annotations
 
 from detres.cli.command import carry_out
-from detres.cli.flags import DETECTION_CONFIG, CommandParser, add_data_flags
+from detres.cli.flags import (
+    DETECTION_CONFIG,
+    CommandParser,
+    add_data_argument,
+    add_data_flags,
+    data_to_be_there,
+    settle_data,
+)
 from detres.user_files import expanded
 
 
@@ -29,5 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="DIR",
         help="write a clean copy of the data into a new folder, as COCO; the data stay as they are",
     )
+    add_data_argument(parser)
     arguments = parser.parse_args(argv)
-    return carry_out("check_data:check", parser, arguments)
+    settle_data(parser, arguments)
+    return carry_out("check_data:check", parser, arguments, ["--cfg", *data_to_be_there(arguments)])

@@ -23,4 +23,4 @@ def main(argv: list[str] | None = None) -> int:
         help="folder for both runs (default: runs/NAME-comparison)",
     )
     arguments = parser.parse_args(argv)
-    return carry_out("compare_torchvision:train", parser, arguments)
+    return carry_out("compare_torchvision:train", parser, arguments, ("--cfg",))

@@ -13,7 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     """Read the arguments, and convert; returns the exit status."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
-    return carry_out("convert_data:convert", parser, arguments)
+    return carry_out("convert_data:convert", parser, arguments, ("data",))
 
 
 def make_parser() -> argparse.ArgumentParser:

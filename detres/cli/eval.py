@@ -10,7 +10,7 @@ from pathlib import Path
 from detres.cli.advice import EVALUATION
 from detres.cli.command import carry_out
 from detres.cli.flags import CommandParser, add_config_flags, given_of
-from detres.cli.proposal_flags import add_proposal_flags, fault_of
+from detres.cli.proposal_flags import OWN, add_proposal_flags, fault_of
 from detres.detection.choices import PROTOCOLS, SPLITS
 from detres.user_files import expanded
 
@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--split {arguments.split}: with --weights, one of {', '.join(SPLITS)}")
     if arguments.submission and arguments.split is None:
         parser.error("--submission needs --split: test, val or train")
+    paths = ["--cfg", "--weights", "--detections", "--annotations", "--classifier"]
+    paths += [] if arguments.proposals == OWN else ["--proposals"]
     for flag, out in (
         ("--json", arguments.json),
         ("--save-detections", arguments.save_detections),
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     ):
         if out and Path(out).is_dir():
             parser.error(f"{flag} {out} is a folder; give a file")
-    return carry_out("eval:evaluate", parser, arguments)
+    return carry_out("eval:evaluate", parser, arguments, paths)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -82,6 +82,10 @@ class CommandParser(argparse.ArgumentParser):
             self.unexpected(*unused)
         return arguments
 
+    def flags(self) -> set[str]:
+        """Return all that it has, as "--data"."""
+        return {flag for flag in self._option_string_actions if flag.startswith("--")}
+
     def unexpected(self, *values: str) -> NoReturn:
         """End with an error: no flag and no argument takes these values."""
         self._end_with([_Unknown(*_named(value), value) for value in values])
@@ -163,9 +167,7 @@ def add_data_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CO
 def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
     """Add the flags of a configuration, --seed, --out and --resume."""
     add_config_flags(parser, default)
-    parser.add_argument(
-        "data_first", metavar="DATA", type=expanded, nargs="?", help="the same as --data DATA"
-    )
+    add_data_argument(parser)
     add_seed_flag(parser)
     parser.add_argument(
         "--out",
@@ -179,12 +181,20 @@ def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
         metavar="DIR",
         nargs="?",
         const="",
-        help="continue a run (default: the newest of runs/NAME, -2, ...)",
+        help="continue a run (default: the one saved last; with --cfg or --data, of those of its "
+        "name)",
     )
     parser.add_argument(
         "--accept-data-change",
         action="store_true",
         help="with --resume: go on although the data are not those that the run was trained on",
+    )
+
+
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """Add DATA, for `settle_data`."""
+    parser.add_argument(
+        "data_first", metavar="DATA", type=expanded, nargs="?", help="the same as --data DATA"
     )
 
 
@@ -212,6 +222,16 @@ def settle_data(parser: CommandParser, arguments: argparse.Namespace) -> None:
     if "=" in given and not Path(given).exists():
         parser.unexpected(given)
     arguments.data = given
+
+
+def data_to_be_there(arguments: argparse.Namespace) -> list[str]:
+    """Return --data where it must be there: shapes are drawn into a folder that may be new, and the
+    data of a run to resume may be of either kind.
+    """
+    is_drawn = arguments.cfg is not None or any(
+        setting.replace(" ", "") == "data.format=shapes" for setting in arguments.set
+    )
+    return [] if is_drawn or getattr(arguments, "resume", None) is not None else ["--data"]
 
 
 def require_resumable(

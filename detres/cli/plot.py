@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "paths",
         metavar="RUN_OR_WEIGHTS",
+        type=expanded,
         nargs="+",
         help="curves: run folders; responses: weights.safetensors of runs",
     )
@@ -52,4 +53,4 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--max-error goes with curves")
     if arguments.max_error is not None and not 0 < arguments.max_error <= 100:
         parser.error(f"--max-error is a percentage above 0, got {arguments.max_error:g}")
-    return carry_out("plot:draw", parser, arguments)
+    return carry_out("plot:draw", parser, arguments, ("paths", "--data"))

@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.tile is None and (arguments.overlap is not None or arguments.tiles_only):
         parser.error("--overlap and --tiles-only go with --tile")
-    return carry_out("predict:predict", parser, arguments)
+    return carry_out("predict:predict", parser, arguments, ("images", "--weights"))
 
 
 def make_parser() -> argparse.ArgumentParser:

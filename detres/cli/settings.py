@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
+
+from detres.cli import train_cls, train_det, train_loc
 from detres.cli.command import carry_out
 from detres.cli.flags import CommandParser
+from detres.cli.setting_names import keys_of
+from detres.console import shown
 
-OF = ("train-det", "train-cls", "train-loc")
-"""The commands whose configurations differ."""
+SECTIONS = {
+    "train-det": "DetectionConfig",
+    "train-cls": "ClassificationConfig",
+    "train-loc": "LocalisationConfig",
+}
+"""Command -> the Section that configures it."""
+
+OF = tuple(SECTIONS)
+
+_PARSERS = {"train-det": train_det, "train-cls": train_cls, "train-loc": train_loc}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,4 +40,24 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.markdown and arguments.keys:
         parser.error("--markdown writes all settings: leave out KEY")
+    for key in arguments.keys:
+        if not any(key in name for name in keys_of(SECTIONS[arguments.of])):
+            hint = _what_was_meant(key, arguments.of)
+            parser.error(f"no setting of {arguments.of} has {shown(key)} in its name{hint}")
     return carry_out("settings:show", parser, arguments)
+
+
+def _what_was_meant(key: str, of: str) -> str:
+    """A hint to the command that has such a setting, or a flag of that name, or to the setting of
+    `of` that is nearest to it.
+    """
+    for name, section in SECTIONS.items():
+        if any(key in known for known in keys_of(section)):
+            return f"; {name} has: --of {name}"
+    for name, command in _PARSERS.items():
+        if f"--{key}" in command.make_parser().flags():
+            return f"; --{key} is a flag of {name}, see its --help"
+    keys = keys_of(SECTIONS[of])
+    last = {name.rpartition(".")[2]: name for name in reversed(keys)}
+    near = difflib.get_close_matches(key, [*keys, *last], n=1)
+    return f"; did you mean {last.get(near[0], near[0])}?" if near else ""

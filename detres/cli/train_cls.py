@@ -16,9 +16,15 @@ from detres.cli.flags import (
 
 def main(argv: list[str] | None = None) -> int:
     """Read the arguments, and train; returns the exit status."""
-    parser = CommandParser(description="train a classifier")
-    add_training_flags(parser, CLASSIFICATION_CONFIG)
+    parser = make_parser()
     arguments = parser.parse_args(argv)
     settle_data(parser, arguments)
     require_resumable(parser, arguments)
-    return carry_out("train_cls:train", parser, arguments)
+    return carry_out("train_cls:train", parser, arguments, ("--cfg", "--resume"))
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of this command's flags."""
+    parser = CommandParser(description="train a classifier")
+    add_training_flags(parser, CLASSIFICATION_CONFIG)
+    return parser

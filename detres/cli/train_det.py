@@ -11,6 +11,7 @@ from detres.cli.flags import (
     DETECTION_CONFIG,
     CommandParser,
     add_training_flags,
+    data_to_be_there,
     require_resumable,
     settle_data,
 )
@@ -20,21 +21,28 @@ from detres.user_files import expanded
 
 def main(argv: list[str] | None = None) -> int:
     """Read the arguments, and train; returns the exit status."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    settle_data(parser, arguments)
+    require_resumable(parser, arguments, "--init-from", "--time")
+    require_one_length(parser, arguments)
+    paths = ["--cfg", "--resume", "--init-from", *data_to_be_there(arguments)]
+    return carry_out("train_det:train", parser, arguments, paths)
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of this command's flags."""
     parser = CommandParser(description="train a Faster R-CNN")
     add_training_flags(parser, DETECTION_CONFIG)
     parser.add_argument(
         "--init-from",
         type=expanded,
         metavar="FILE",
-        help="start from a trained detector's weights (best.safetensors), of these classes or of "
-        "others: what it knows of those with the same name moves over",
+        help="start from a trained detector, of these classes or of others: its weights, or the "
+        "folder or name of its run; what it knows of classes with the same name moves over",
     )
     add_time_flag(parser)
-    arguments = parser.parse_args(argv)
-    settle_data(parser, arguments)
-    require_resumable(parser, arguments, "--init-from", "--time")
-    require_one_length(parser, arguments)
-    return carry_out("train_det:train", parser, arguments)
+    return parser
 
 
 def add_time_flag(parser: argparse.ArgumentParser) -> None:

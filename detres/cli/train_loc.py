@@ -16,11 +16,17 @@ from detres.cli.flags import (
 
 def main(argv: list[str] | None = None) -> int:
     """Read the arguments, and train; returns the exit status."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    settle_data(parser, arguments)
+    require_resumable(parser, arguments)
+    return carry_out("train_loc:train", parser, arguments, ("--cfg", "--resume"))
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of this command's flags."""
     parser = CommandParser(
         description="train a localiser: a per-class RPN, or R-CNN on its proposals"
     )
     add_training_flags(parser, LOCALISATION_CONFIG)
-    arguments = parser.parse_args(argv)
-    settle_data(parser, arguments)
-    require_resumable(parser, arguments)
-    return carry_out("train_loc:train", parser, arguments)
+    return parser

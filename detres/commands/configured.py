@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from detres.cli.flags import CONFIGS, DETECTION_CONFIG, called_as, notice, resume_line_of
+from detres.cli.flags import called_as, notice, resume_line_of
+from detres.cli.paths import config_path
 from detres.config import Section, load_config, with_overrides
 from detres.runs.environment import first_arguments
-from detres.runs.folder import ENVIRONMENT, NothingSavedError, newest_run
+from detres.runs.folder import (
+    ENVIRONMENT,
+    STATE,
+    NoRunError,
+    NothingSavedError,
+    newest_run,
+    saved_runs,
+)
+from detres.runs.place import RUNS
 from detres.runs.saved import OtherWingError, SavedRun
 from detres.runs.settings import with_data_root
 from detres.runs.weights import find_weights
@@ -25,19 +35,6 @@ WINGS = {
     "localisation": "train-loc",
 }
 """Wing of a run -> the command that trains it."""
-
-
-def config_path(cfg: str | None, default: Path = DETECTION_CONFIG) -> Path:
-    """Return the file of --cfg, or `default`; .yaml may be left out, and those that come with the
-    toolkit are found from any directory.
-    """
-    path = Path(cfg) if cfg else default
-    for named in (path, path.with_name(f"{path.name}.yaml")):
-        if named.exists():
-            return named
-        if (CONFIGS / named.name).exists() and path.parent.name in ("", "configs"):
-            return CONFIGS / named.name
-    return path
 
 
 def read_config(path: Path, kind: type[AnyConfig], overrides: list[str]) -> AnyConfig:
@@ -81,27 +78,34 @@ def config_from(arguments: argparse.Namespace, kind: type[AnyConfig], default: P
 def saved_run(
     arguments: argparse.Namespace,
     kind: type[Section],
-    default: Path,
     wing: str,
     *more: str,
     read: Callable[..., AnySaved] = SavedRun.read,
     name: str | None = None,
 ) -> AnySaved:
-    """Return the run of --resume, with --set and --data where given.
-
-    name: of the runs among which --resume alone takes the newest; by default the configuration's.
+    """Return the run of --resume, with --set and --data where given; for --resume alone, which is
+    said, the one saved last: of those called `name`, or as the configuration of --cfg, else of all.
 
     wing: that it must be of. more: keys that its last.pt must have beside those of every run. read:
     what reads its folder. Raises what newest_run and SavedRun.read raise, with the command that
-    does what was wanted.
+    does what was wanted; NoRunError where no run of the wing was saved.
     """
-    folder, root = Path(arguments.resume or ""), arguments.data
+    if name is None and arguments.cfg:
+        name = read_config(config_path(arguments.cfg), kind, []).name
+    folder = Path(arguments.resume or "")
+
+    def read_run(folder: Path) -> AnySaved:
+        return read(
+            folder, kind, wing=wing, keys=more, overrides=arguments.set, root=arguments.data
+        )
+
     try:
+        if not arguments.resume and name is None:
+            return _saved_last(read_run, wing)
         if not arguments.resume:
-            if name is None:
-                name = read_config(config_path(arguments.cfg, default), kind, []).name
             folder = newest_run(name)
-        return read(folder, kind, wing=wing, keys=more, overrides=arguments.set, root=root)
+            notice(f"resuming {folder}")
+        return read_run(folder)
     except NothingSavedError as error:
         begun = first_arguments(error.folder / ENVIRONMENT)
         again = "the command that began it"
@@ -113,6 +117,27 @@ def saved_run(
             raise
         line = resume_line_of(WINGS[error.wing])(folder, {})
         raise ValueError(f"{error}; it goes on with: {line}") from None
+
+
+def require_free(out: Path, names: Iterable[str]) -> None:
+    """Raise ValueError where --out is a file, or a folder with one of `names` in it."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder")
+    taken = [name for name in names if (out / name).exists()]
+    if taken:
+        raise ValueError(
+            f"--out {out} already holds {taken[0]}; give another folder, nothing is overwritten"
+        )
+
+
+def _saved_last(read_run: Callable[[Path], AnySaved], wing: str) -> AnySaved:
+    """The run of a wing that was saved last."""
+    for folder in saved_runs():
+        with contextlib.suppress(OtherWingError):
+            saved = read_run(folder)
+            notice(f"resuming {folder}, the newest run of {wing}")
+            return saved
+    raise NoRunError(f"no run of {wing} to resume: no {STATE} in the folders of {RUNS}")
 
 
 def weights_of(given: str) -> str:

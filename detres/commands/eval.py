@@ -11,8 +11,9 @@ from backbones import PUBLISHED
 from backbones.weights import recognise_file
 from detres.classification.config import is_classification
 from detres.classification.weights_file import is_classifier
+from detres.cli.paths import config_path
 from detres.cli.proposal_flags import OWN
-from detres.commands.configured import config_path, weights_of
+from detres.commands.configured import weights_of
 from detres.commands.eval_classifier import evaluate_classifiers
 from detres.commands.eval_detections import evaluate_detections, read_truth
 from detres.commands.eval_detector import evaluate_detectors
@@ -30,6 +31,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     arguments.weights = [
         given if given in PUBLISHED else weights_of(given) for given in arguments.weights or ()
     ]
+    if arguments.classifier:
+        arguments.classifier = [weights_of(given) for given in arguments.classifier]
     if arguments.proposals:
         evaluate_proposals(arguments)
     elif arguments.weights:

@@ -22,7 +22,8 @@ from detres.classification.weights_file import (
     published_classifier,
 )
 from detres.cli.flags import given_of, notice, say
-from detres.commands.configured import config_path, read_config, require_settings_of
+from detres.cli.paths import config_path
+from detres.commands.configured import read_config, require_settings_of
 from detres.config import with_overrides
 from detres.detection.weights_file import is_detector
 from detres.files import replacing, write_text

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from detres.cli.flags import notice, say
+from detres.commands.configured import require_free
 from detres.console import one_line
 from detres.detection.annotations import Annotations
 from detres.detection.data.coco import read_coco
@@ -100,16 +101,9 @@ def own_iou(protocol: str, given: float | None) -> float:
 
 
 def require_room(out: str | None) -> None:
-    """Raise ValueError where --out is a file, or holds something of what `show` writes."""
-    if out is None:
-        return
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {folder} is a file; give a folder")
-    if taken := [name for name in (*NUMBER_FILES, PICTURE) if (folder / name).exists()]:
-        raise ValueError(
-            f"--out {folder} already holds {taken[0]}; give another folder, nothing is overwritten"
-        )
+    """Raise ValueError where --out has no room for what `show` writes, see require_free."""
+    if out is not None:
+        require_free(Path(out), (*NUMBER_FILES, PICTURE))
 
 
 def show(evaluation: DetectionEvaluation, out: str | None) -> None:

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from detres.cli.flags import DETECTION_CONFIG, notice, say
-from detres.commands.configured import config_from, config_path, overrides_of, read_config
+from detres.cli.paths import config_path
+from detres.commands.configured import config_from, overrides_of, read_config, weights_of
 from detres.config import given_settings
 from detres.detection.config import DetectionConfig
 from detres.detection.own_data import described, name_of, replaced_data
@@ -35,7 +36,8 @@ def new_run(arguments: argparse.Namespace) -> NewRun:
     Raises what recognising, reading and checking raise, ShortTimeError for a --time that is too
     short.
     """
-    device, init_from, seconds = arguments.device, arguments.init_from, arguments.time
+    device, seconds = arguments.device, arguments.time
+    init_from = None if arguments.init_from is None else weights_of(arguments.init_from)
     if is_own(arguments):
         overrides = overrides_of(arguments)
         return NewRun.on(

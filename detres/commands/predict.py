@@ -17,7 +17,7 @@ import numpy as np
 from detres.classification.classifier import Classifier
 from detres.classification.weights_file import is_classifier
 from detres.cli.flags import notice, say
-from detres.commands.configured import weights_of
+from detres.commands.configured import require_free, weights_of
 from detres.console import one_line
 from detres.detection.choices import DRAWN_SCORE
 from detres.detection.detector import Detector
@@ -60,8 +60,7 @@ def predict(arguments: argparse.Namespace) -> None:
         )
     files = find_images(named)
     out = Path(arguments.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a folder")
+    require_free(out, [])
     names = picture_names(files)
     tiling = tiling_of(arguments)
     weights = arguments.weights = weights_of(arguments.weights)
@@ -281,15 +280,6 @@ def name_classes(classifier: Classifier, out: Path, files: list[Path], work: Wor
         say(f"{one_line(str(file))}: {named} ({in_ms(work.seconds[-1])})")
     write_text(out / PREDICTIONS, json.dumps(records, indent=1))
     say(f"{PREDICTIONS} ({len(records)} images) in {out}")
-
-
-def require_free(out: Path, names: list[str]) -> None:
-    """Raise ValueError when one of `names` is in the folder."""
-    taken = [name for name in names if (out / name).exists()]
-    if taken:
-        raise ValueError(
-            f"--out {out} already holds {taken[0]}; give another folder, nothing is overwritten"
-        )
 
 
 def picture_names(files: list[Path]) -> dict[Path, str]:

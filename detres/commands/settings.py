@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import textwrap
 
 from detres.classification.config import ClassificationConfig
 from detres.cli.flags import say
-from detres.console import shown
 from detres.detection.config import DetectionConfig
 from detres.detection.localisation.config import LocalisationConfig
 from detres.settings_table import Setting, settings_of
@@ -38,41 +36,21 @@ _TITLES = {
 }
 
 
-class UnknownKeyError(ValueError):
-    """A key, or a part of one, that no setting has."""
-
-
 def show(arguments: argparse.Namespace) -> None:
-    """Print the settings that were asked for; raises UnknownKeyError for what is in none."""
+    """Print the settings that were asked for."""
     if arguments.markdown:
         say(as_markdown().removesuffix("\n"))
         return
     settings = settings_of(KINDS[arguments.of])
     wanted = arguments.keys or [""]
-    for key in wanted:
-        if not any(key in setting.key for setting in settings):
-            raise UnknownKeyError(
-                f"no setting of {arguments.of} has {shown(key)} in its name"
-                + _what_was_meant(key, [setting.key for setting in settings])
-            )
     for setting in settings:
         if any(key in setting.key for key in wanted):
             say(in_lines(setting))
 
 
-def _what_was_meant(key: str, keys: list[str]) -> str:
-    """A hint to the command that has such a setting, or to the one of `keys` nearest to it."""
-    for name, kind in KINDS.items():
-        if any(key in setting.key for setting in settings_of(kind)):
-            return f"; {name} has: --of {name}"
-    last = {name.rpartition(".")[2]: name for name in reversed(keys)}
-    near = difflib.get_close_matches(key, [*keys, *last], n=1)
-    return f"; did you mean {last.get(near[0], near[0])}?" if near else ""
-
-
 def in_lines(setting: Setting) -> str:
     """Return a setting as a console shows it: key, default and values, and its meaning below."""
-    default = "required" if setting.required else f"= {setting.default}"
+    default = "required" if setting.required else f"default {setting.default}"
     meaning = textwrap.indent(textwrap.fill(setting.meaning, _WIDTH - 4), "    ")
     return f"{setting.key} {default}   ({setting.takes})\n{meaning}"
 

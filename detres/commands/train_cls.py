@@ -23,7 +23,7 @@ def train(arguments: argparse.Namespace) -> None:
         training = ClassificationTraining.start(config, device, say)
         run = TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
     else:
-        saved = saved_run(arguments, ClassificationConfig, CLASSIFICATION_CONFIG, WING, *STATE_KEYS)
+        saved = saved_run(arguments, ClassificationConfig, WING, *STATE_KEYS)
         training = ClassificationTraining.resume(saved, device, say)
         run = TrainingRun.resume(
             saved,

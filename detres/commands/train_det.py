@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 
-from detres.cli.flags import DETECTION_CONFIG, resume_line_of, say
+from detres.cli.flags import resume_line_of, say
 from detres.commands.configured import saved_run
 from detres.commands.own_data import new_run, run_name
 from detres.detection.alternating import (
@@ -38,7 +38,6 @@ def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
     saved = saved_run(
         arguments,
         DetectionConfig,
-        DETECTION_CONFIG,
         WING,
         read=read_saved,
         name=run_name(arguments),

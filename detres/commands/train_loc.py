@@ -23,7 +23,7 @@ def train(arguments: argparse.Namespace) -> None:
         training = LocalisationTraining.start(config, device)
         run = TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
     else:
-        saved = saved_run(arguments, LocalisationConfig, LOCALISATION_CONFIG, WING)
+        saved = saved_run(arguments, LocalisationConfig, WING)
         training = LocalisationTraining.resume(saved, device)
         run = TrainingRun.resume(
             saved,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -130,9 +131,9 @@ class Annotations:
         """
         return xywh_of(self.boxes, self.sides)
 
-    def describe(self) -> str:
+    def describe(self, said: Sequence[str] = ()) -> str:
         """Return one paragraph: where from, how many images, objects and classes, and what the box
-        policy left out; then the notes, a line each.
+        policy left out; then the notes but those that are `said` already, a line each.
         """
         counts = np.bincount(self.class_indices, minlength=len(self.class_map))
         shown = [
@@ -152,7 +153,8 @@ class Annotations:
         flags = {"crowd": int(self.crowd.sum()), "difficult": int(self.difficult.sum())}
         parts += [f"{count} {flag}" for flag, count in flags.items() if count]
         parts += [f"{count} {reason}" for reason, count in self.dropped.items()]
-        return "\n".join(["; ".join(parts), *(f"note: {note}" for note in self.notes)])
+        notes = [f"note: {note}" for note in self.notes if note not in said]
+        return "\n".join(["; ".join(parts), *notes])
 
     def matched_to(self, class_map: ClassMap, theirs: str) -> Annotations:
         """Return the same data with the classes of `class_map`, told by their names, in its order;

@@ -149,13 +149,13 @@ _SMALL_ROI = {
 }
 
 RANDOM_ON_CPU = Recipe(
-    name="as configs/bccd_r18.yaml, from random weights on a processor",
+    name="what configs/bccd_r18.yaml was tried with: random weights, a CPU",
     epochs=8, least=600, most=4000, batch=4, gib_an_image=0.75, short_side=300,
     train=_ADAMW, backbone=_LEARNING, rpn=_SMALL_RPN, roi=_SMALL_ROI, data={},
 )  # fmt: skip
 
 PRETRAINED_ON_CPU = Recipe(
-    name="as configs/voc_r50_half.yaml, from pretrained weights on a processor",
+    name="what configs/voc_r50_half.yaml was tried with: pretrained weights, a CPU",
     epochs=13, least=1000, most=8000, batch=2, gib_an_image=1.5, short_side=400,
     train=_SGD, backbone={"norm": "frozen", "freeze_at": 2},
     rpn={

@@ -20,6 +20,7 @@ from detres.detection.duration import in_units, seconds_of
 from detres.detection.own_data import OwnData
 from detres.detection.time_budget import pace_of, with_time
 from detres.runs.run import ResumeLine, TrainingRun
+from detres.runs.weights import find_weights
 
 Say = Callable[[str], None]
 """Called with a line for the user."""
@@ -29,12 +30,15 @@ Say = Callable[[str], None]
 class NewRun:
     """What is to be trained on `device`: the checked configuration, the weights file of a detector
     to start from, and train and val where they were read to settle it.
+
+    said: whether the settings were said when they were chosen.
     """
 
     config: DetectionConfig
     device: torch.device
     init_from: str | None = None
     read: tuple[Annotations, Annotations] | None = None
+    said: bool = False
 
     @classmethod
     def on(
@@ -62,7 +66,7 @@ class NewRun:
             config, choices = own.configured(timed.config.train.steps)
         for line in own.lines(choices):
             say(line)
-        return replace(new, config=config)
+        return replace(new, config=config, said=True)
 
     def within(self, seconds: int, *, began: float, say: Say) -> NewRun:
         """Return the same with as many steps as fit into a time, which is measured.
@@ -101,7 +105,9 @@ class NewRun:
                 config, out, device=device, resume_line=resume_line, init_from=self.init_from
             )
         training = TRAININGS[config.train.scheme].start(config, device, self.init_from, self.read)
-        return TrainingRun.start(training, out, device=device, resume_line=resume_line)
+        return TrainingRun.start(
+            training, out, device=device, resume_line=resume_line, settings_said=self.said
+        )
 
 
 def train(
@@ -117,9 +123,9 @@ def train(
 
     data: a folder, data.yaml or COCO JSON, in any format that training takes; what it is taken for
     and the settings chosen for it are printed. settings: others, such as {"train.steps": 500}.
-    time: that it may take, such as "30m". init_from: weights file of a detector to start from.
-    out: the run folder, by default the next free one under runs/. device: by default the GPU where
-    there is one.
+    time: that it may take, such as "30m". init_from: a detector to start from, by its weights
+    file, or the folder or name of its run. out: the run folder, by default the next free one under
+    runs/. device: by default the GPU where there is one.
 
     Raises UnrecognisedDataError for data that are of no known format, ConfigError for settings that
     do not fit, RunFolderError for an `out` that holds files, and what the readers raise; Ctrl-C
@@ -131,7 +137,7 @@ def train(
         data,
         overrides,
         device=chosen,
-        init_from=None if init_from is None else str(init_from),
+        init_from=None if init_from is None else str(find_weights(init_from)),
         seconds=None if time is None else seconds_of(time),
         say=write_line,
     )

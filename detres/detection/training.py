@@ -192,7 +192,7 @@ class DetectionTraining:
         lines = [
             f"train {self.data.train.describe()}",
             f"      digest of what is learned from, the same in every format: {digest}",
-            f"val   {self.data.val.describe()}",
+            f"val   {self.data.val.describe(self.data.train.notes)}",
         ]
         if self.improvements and self.config.eval.improved_in_training:
             lines.append(f"      by {self.improvements}")

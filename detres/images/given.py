@@ -4,8 +4,10 @@ pictures of Pillow.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +64,7 @@ def find_images(items: Iterable[Path]) -> list[Path]:
             inside = _inside(item, IMAGE_SUFFIXES)
             if not inside:
                 raise ValueError(
-                    f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {item} (folders in it are "
-                    "not searched)"
+                    f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {item}{_in_folders(item)}"
                 )
             files += inside
         elif item.is_file():
@@ -96,6 +97,23 @@ def _inside(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() in suffixes and not is_hidden(path.name) and not path.is_dir()
     )
+
+
+def _in_folders(folder: Path) -> str:
+    """A hint to the folders below one that have images, which is not searched for them."""
+    below = _folders_below(folder)
+    found = list(itertools.islice((place for place in below if _inside(place, IMAGE_SUFFIXES)), 4))
+    if not found:
+        return ""
+    named = " ".join(shlex.quote(str(place)) for place in found[:3])
+    return f"; folders in it are not searched, give them: {named}{' ...' if found[3:] else ''}"
+
+
+def _folders_below(folder: Path) -> Iterator[Path]:
+    """The folders in one at any depth, but hidden ones, in the order of their names."""
+    for place, folders, _ in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield Path(place)
 
 
 def _listed(file: Path) -> list[Path]:

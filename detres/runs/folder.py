@@ -11,9 +11,7 @@ from pathlib import Path
 
 from detres.files import CheckpointError
 from detres.runs.lock import FolderLock, InUseError, is_lock
-
-RUNS = Path("runs")
-"""Where run folders are made and looked for, below the working directory."""
+from detres.runs.place import RUNS, folders_called
 
 CONFIG = "config.yaml"
 CONFIG_UNTIL = "config-until-step-{step}.yaml"
@@ -95,17 +93,21 @@ def newest_run(name: str) -> Path:
     Raises NoRunError when none was, naming runs of other names, NothingSavedError where one was
     begun.
     """
-    named = re.compile(rf"{re.escape(name)}(-\d+)?")
-    folders = [path for path in RUNS.glob("*") if named.fullmatch(path.name)]
-    saved = {folder: time for folder in folders if (time := _last_saved(folder)) is not None}
-    if saved:
-        return max(saved, key=saved.__getitem__)
-    begun = sorted(folder for folder in folders if (folder / LOCK).is_file())
+    called, saved = folders_called(name), saved_runs()
+    of_name = [folder for folder in saved if folder in called]
+    if of_name:
+        return of_name[0]
+    begun = sorted(folder for folder in called if (folder / LOCK).is_file())
     if begun:
         raise NothingSavedError(begun[-1])
-    others = {path: time for path in RUNS.glob("*") if (time := _last_saved(path)) is not None}
-    there = f"; the newest of others is {max(others, key=others.__getitem__)}" if others else ""
+    there = f"; the newest of others is {saved[0]}" if saved else ""
     raise NoRunError(f"no run to resume: no {STATE} in {RUNS / name}, {RUNS / name}-2, ...{there}")
+
+
+def saved_runs() -> list[Path]:
+    """Return the folders below runs/ in which a run was saved, the one saved last first."""
+    saved = {path: time for path in RUNS.glob("*") if (time := _last_saved(path)) is not None}
+    return sorted(saved, key=saved.__getitem__, reverse=True)
 
 
 def weights_in(path: Path) -> Path:

@@ -192,6 +192,7 @@ class TrainingRun:
         self.earlier_s = 0.0  # that a resumed run has taken before
         self.evaluation: Evaluation | None = None
         self.skipped: set[str] | None = None
+        self.settings_said = False
         self.unsaved = saved is None  # what it begins with
         self.data = training.fingerprints() if resume_line is not None else {}
         if saved is not None:
@@ -214,17 +215,21 @@ class TrainingRun:
         *,
         device: torch.device,
         resume_line: ResumeLine | None,
+        settings_said: bool = False,
     ) -> TrainingRun:
         """Begin a run in a new folder: `out`, or the next free one of its name under runs/.
 
-        Raises what new_run_folder raises.
+        settings_said: whether the user has read the settings before. Raises what new_run_folder
+        raises.
         """
         lock = names.new_run_folder(training.config.name, out)
         try:
             config, _ = _settled(training.config, device)
             write_text(lock.folder / names.CONFIG, to_yaml(config))
             training.begin(lock.folder)
-            return cls(lock, training, device=device, resume_line=resume_line)
+            run = cls(lock, training, device=device, resume_line=resume_line)
+            run.settings_said = settings_said
+            return run
         except BaseException:
             lock.release(keep=True)  # so that the folder is known as one to be used again
             raise
@@ -489,10 +494,8 @@ class TrainingRun:
         """Print the settings, the data, what was loaded, and what is about to be done."""
         settings, step, steps = self.config.train, self.progress.step, self.schedule.steps
         epochs = steps / -(-self.training.num_images // settings.batch_size)
-        self.log.line(
-            f"{what_differs(self.config)}every setting, defaults included: "
-            f"{self.folder / names.CONFIG}"
-        )
+        differs = "" if self.settings_said else what_differs(self.config)
+        self.log.line(f"{differs}every setting, defaults included: {self.folder / names.CONFIG}")
         self.log.line(self.training.describe_data())
         if self.training.loaded is not None:
             self.log.line(f"from  {self.training.loaded}")

@@ -26,6 +26,8 @@ TRAINING = (
     ["--resume", "run", "--out", "other"],
     ["--resume", "run", "--set", "model.rpn.width=3"],
     ["photos", "--data", "photos"],
+    ["--cfg", "nowhere.yaml"],
+    ["--resume", "nowhere"],
     ["epochs=3"],
 )
 USAGE_ERRORS = {
@@ -43,11 +45,21 @@ USAGE_ERRORS = {
         ["--counts", "3"],
         ["--proposals", "--weights", "w", "--counts", "3", "2"],
     ),
-    "predict": ([], ["a.jpg"], ["a.jpg", "--weight", "w"], ["a.jpg", "--score", "x"]),
+    "check-data": (["nowhere"], ["--data", "nowhere"]),
+    "convert-data": ([], ["nowhere", "--out", "x"]),
+    "settings": (["lrr"], ["device"], ["train.lr", "--markdown"]),
+    "predict": (
+        [],
+        ["a.jpg"],
+        ["nowhere", "--weights", "setup.py"],
+        ["a.jpg", "--weight", "w"],
+        ["a.jpg", "--score", "x"],
+    ),
     "reproduce": (["--table", "99"], ["--data"]),
     "plot": (
         [],
         ["curves"],
+        ["curves", "nowhere", "--out", "figures"],
         ["other", "run", "--out", "x"],
         ["curves", "run", "--out", "x", "--data", "y"],
         ["curves", "run", "--out", "x", "--max-error", "0"],
@@ -116,7 +128,7 @@ def test_the_list_of_commands_needs_no_library_either() -> None:
 
 def test_what_imports_a_library_is_seen() -> None:
     """The test above would say so."""
-    (found,) = answers_to([["detres", "plot", "curves", "nowhere", "--out", "figures"]])
+    (found,) = answers_to([["detres", "plot", "curves", "configs", "--out", "figures"]])
     assert found[0] == 2
     assert {"torch", "matplotlib", "pydantic"} <= set(found[1])
 

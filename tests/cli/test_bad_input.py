@@ -192,13 +192,12 @@ def test_an_output_folder(out: str, message: str, refused: Callable[..., str]) -
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--resume", "nowhere"], "no training state at nowhere/last.pt"),
         (["--resume", "no_state"], "no training state at no_state/last.pt"),
         (
             ["--resume", "runs/tiny"],
             "runs/tiny/last.pt is not a training state: it is a file of another kind",
         ),
-        (["--resume"], "no run to resume: no last.pt in runs/shapes_r18"),
+        (["--resume"], "no run of detection to resume: no last.pt in the folders of runs"),
         (
             ["--resume", "no_state", "--set", "seed=1"],
             "--resume continues with the run's own settings",

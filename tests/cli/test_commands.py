@@ -17,7 +17,8 @@ from detres.cli import COMMANDS, SHORT, main
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 EVALS = {f"eval_{of}" for of in ("classifier", "detections", "detector", "localiser", "proposals")}
-NO_COMMANDS = {"__init__", "flags", "proposal_flags", "advice", "setting_names", "command"}
+NO_COMMANDS = {"__init__", "flags", "paths", "proposal_flags", "advice", "setting_names"}
+NO_COMMANDS |= {"command"}
 """Files of detres/cli that are not a command each."""
 
 PARTS = {"__init__", "ending", "configured", "own_data", "submission"} | EVALS
@@ -148,7 +149,7 @@ def test_the_arguments_after_the_command_are_its_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "plot", "curves", "nowhere", "--out", "figures") == 2
-    assert capsys.readouterr().err.startswith("error: nowhere/metrics.jsonl is missing")
+    assert capsys.readouterr().err.startswith("error: no run folder or weights file at nowhere")
     with pytest.raises(SystemExit) as ended:
         call(monkeypatch, "plot", "curves")
     assert ended.value.code == 2

@@ -47,7 +47,7 @@ def test_settings_say_how_else_to_read(few: dict, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["{mine}", "--out", "{out}"], "error: {mine} has annotations in 2 formats: images with"),
-        (["{nowhere}", "--out", "{out}"], "error: data: {nowhere} does not exist"),
+        (["{nowhere}", "--out", "{out}"], "error: no data at {nowhere}"),
         (
             ["{mine}", "--out", "{mine}/out", "--set", "data.format=xml"],
             "lies inside of the data; give a folder beside them",

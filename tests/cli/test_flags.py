@@ -27,7 +27,8 @@ from detres.cli.flags import (
     require_resumable,
     resume_line_of,
 )
-from detres.commands.configured import config_from, config_path, read_config, saved_run
+from detres.cli.paths import config_path
+from detres.commands.configured import config_from, read_config, saved_run
 from detres.commands.ending import carried_out, ending, usable_device
 from detres.config import ConfigError
 from detres.detection.config import DetectionConfig
@@ -318,7 +319,7 @@ def test_a_run_of_the_other_wing_is_named_with_the_command_that_goes_on(
         f"is a run of {other}, not of {wing}; it goes on with: detres {command} --resume {tmp_path}"
     )
     with pytest.raises(ValueError, match=said):
-        saved_run(arguments, DetectionConfig, DETECTION_CONFIG, wing)
+        saved_run(arguments, DetectionConfig, wing)
 
 
 def test_flags_of_a_mistaken_command_are_advised(
@@ -339,8 +340,8 @@ def test_flags_of_a_mistaken_command_are_advised(
     )
     assert train_cls.main(["--resume", "--device", "cpu"]) == 2
     assert capsys.readouterr().err == (
-        "error: no run to resume: no last.pt in runs/cls_shapes_r18, runs/cls_shapes_r18-2, ...: "
-        "give the folder, --resume DIR\n"
+        "error: no run of classification to resume: no last.pt in the folders of runs: give the "
+        "folder, --resume DIR\n"
     )
     assert not Path("runs").exists()
 
@@ -418,12 +419,11 @@ def test_earlier_names_are_said_on_stderr_once_each(
 def test_a_run_to_resume_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NoRunError):
-        saved_run(training_arguments("--resume"), DetectionConfig, DETECTION_CONFIG, "detection")
+        saved_run(training_arguments("--resume"), DetectionConfig, "detection")
     with pytest.raises(CheckpointError, match=r"nowhere/last\.pt"):
         saved_run(
             training_arguments("--resume", "nowhere"),
             DetectionConfig,
-            DETECTION_CONFIG,
             "detection",
         )
 

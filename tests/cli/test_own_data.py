@@ -18,7 +18,7 @@ from detres.detection.pretrained import FOLDER
 from detres.detection.time_budget import Pace
 from detres.detection.weights_file import load_detector
 from detres.runs.saved import STATE_KEYS
-from detres.runs.state import load_state
+from detres.runs.state import load_state, save_state
 from tests.cli.conftest import FinishedRun
 
 SMALL = (
@@ -59,8 +59,14 @@ def test_a_folder_alone_is_trained_on(
     assert (folder / "best.safetensors").is_file()
     config = load_config(folder / "config.yaml", DetectionConfig)
     assert (config.train.steps, config.train.optimizer) == (3, "adamw")
-    assert run("--data", coco_folder, "--resume") == 0  # the newest run of that folder's name
-    assert f"runs/{coco_folder.name}" in capsys.readouterr().out
+    assert not any(line.startswith("model:") for line in said)  # said once, with reasons
+    of_another_wing = dict.fromkeys(STATE_KEYS, 1) | {"wing": "classification"}
+    save_state(Path("runs/newer/last.pt"), of_another_wing)
+    for flags in (("--data", coco_folder, "--resume"), ("--resume",)):  # of that name, of all
+        assert run(*flags) == 0
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"note: resuming runs/{coco_folder.name}")
+        assert f"runs/{coco_folder.name}" in captured.out
 
 
 def test_a_configuration_of_other_data_is_said(
@@ -80,8 +86,10 @@ def test_a_detector_is_fine_tuned_without_a_configuration(
     finished: FinishedRun, coco_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = ("train.steps=3", "train.log_every=1", "data.workers=0")
-    assert run("--data", coco_folder, "--init-from", finished.weights, "--set", *few) == 0
-    said = capsys.readouterr().out
+    assert run("--data", coco_folder, "--init-from", finished.folder, "--set", *few) == 0
+    captured = capsys.readouterr()
+    said = captured.out
+    assert f"note: {finished.folder}: its best.safetensors\n" in captured.err
     assert f"# as {finished.weights} was trained" in said
     assert "6 of 6 classes by name" in said
     _, config, _ = load_detector(Path("runs") / coco_folder.name / "best.safetensors")

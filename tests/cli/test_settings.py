@@ -15,15 +15,15 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 def test_a_part_of_a_key_shows_all_that_have_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train.lr"]) == 0
     assert capsys.readouterr().out == (
-        "train.lr = 0.001   (number > 0)\n"
+        "train.lr default 0.001   (number > 0)\n"
         "    for `reference_batch` images\n"
-        "train.lr_scaling = linear   (linear | none)\n"
+        "train.lr_scaling default linear   (linear | none)\n"
         "    whether lr is multiplied by batch_size / reference_batch\n"
     )
     assert main(["data.format", "eval.views", "--of", "train-cls"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "data.format required   (shapes | folder | shards | cifar10)"
-    assert shown[2] == "eval.views = center   (center | ten_crop | dense)"
+    assert shown[2] == "eval.views default center   (center | ten_crop | dense)"
     assert main([]) == 0
     every = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[0] != " "]
     assert {"name", "model.roi.context", "eval.refine.voting_iou"} <= set(every)
@@ -35,6 +35,8 @@ def test_a_part_of_a_key_shows_all_that_have_it(capsys: pytest.CaptureFixture[st
     [
         (["lrr"], "error: no setting of train-det has 'lrr' in its name; did you mean train.lr?\n"),
         (["eval.views"], "has 'eval.views' in its name; train-cls has: --of train-cls\n"),
+        (["device"], "has 'device' in its name; --device is a flag of train-det, see its --help"),
+        (["init-from"], "; --init-from is a flag of train-det, see its --help"),
         (["train", "zzzzz"], "error: no setting of train-det has 'zzzzz' in its name\n"),
         (["train.lr", "--markdown"], "--markdown writes all settings: leave out KEY"),
     ],

@@ -157,5 +157,22 @@ def test_a_path_that_is_not_there_and_a_folder_without_images_are_named(tmp_path
     (tmp_path / "set" / "deep").mkdir(parents=True)
     (tmp_path / "set" / "deep" / "a.png").write_text("not searched")
     where = re.escape(str(tmp_path / "set"))
-    with pytest.raises(ValueError, match=rf"no image \(.*\) in folder {where} \(folders in it"):
+    with pytest.raises(ValueError, match=rf"no image \(.*\) in folder {where}; folders in "):
         find_images([tmp_path / "set"])
+
+
+def test_folders_that_have_images_are_named_where_the_one_given_has_none(tmp_path: Path) -> None:
+    for place in ("b", "a/deep", "c c", "d", ".e"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "x.png").touch()
+    (tmp_path / "empty").mkdir()
+    for kept in ("d", "b"):
+        with pytest.raises(ValueError, match="are not searched, give them: ") as raised:
+            find_images([tmp_path])
+        named = str(raised.value).partition("give them: ")[2]
+        assert named.endswith(" ...") is (kept == "d")
+        assert "empty" not in named
+        (tmp_path / kept / "x.png").unlink()
+    assert named == f"{tmp_path}/a/deep {tmp_path}/b '{tmp_path}/c c'"
+    with pytest.raises(ValueError, match=r"in folder \S*empty$"):
+        find_images([tmp_path / "empty"])

@@ -16,6 +16,7 @@ from detres.runs.folder import (
     new_run_folder,
     newest_run,
     remove_unfinished,
+    saved_runs,
     weights_in,
 )
 from detres.runs.lock import InUseError
@@ -97,6 +98,16 @@ def test_a_name_is_no_pattern(tmp_path, monkeypatch):
         newest_run("v1.0")
     saved_at("v1.0", 50)
     assert newest_run("v1.0") == Path("runs/v1.0")
+
+
+def test_saved_runs_are_all_that_were_saved_the_last_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert saved_runs() == []
+    for name, seconds in (("voc", 100), ("cells", 300), ("coco-2", 200)):
+        saved_at(name, seconds)
+    Path("runs/begun").mkdir()
+    Path("runs/notes.txt").touch()
+    assert saved_runs() == [Path("runs") / name for name in ("cells", "coco-2", "voc")]
 
 
 def test_without_a_run_there_is_nothing_to_resume(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from detres.detection.data.assemble import Labelled, assembled
 from detres.detection.data.box_policy import LARGEST_SIDE, AnnotationError, BoxPolicy
 from detres.detection.data.found_files import FoundFiles
 from detres.detection.data.label_files import image_ids
+from detres.detection.data.read_each import read_each
 from detres.images.decode import read_size
 from detres.images.locate import Outside, locate
 from detres.user_files import TextError, fault_of, read_text, tidied
@@ -108,9 +109,11 @@ def _read_part(
                 f"and {first.size[1]}x{first.size[0]} in line {first.line}"
             )
     sizes = [first_of[name].size for name in names]
-    sizes = [
-        size if min(size) else read_size(file) for size, file in zip(sizes, files, strict=True)
-    ]
+    sizes = read_each(
+        list(zip(sizes, files, strict=True)),
+        lambda pair: pair[0] if min(pair[0]) else read_size(pair[1]),
+        "images",
+    )
     row_of = {name: row for row, name in enumerate(names)}
     lines = sorted((line for line in lines if line.name), key=lambda line: row_of[line.file_name])
     unnamed = len(FoundFiles.below(folder).images) - len(files)
@@ -168,17 +171,19 @@ def read_csv_file(path: Path) -> list[CsvBox]:
             f"{path}:{number}: no column for {', '.join(missing)} among "
             f"{shown(', '.join(header))}; expected {EXPECTED}"
         )
-    lines = []
-    for number, row in rows[1:]:
+    if len(rows) == 1:
+        raise AnnotationError(f"{path} has no line but the names of its columns")
+
+    def read_line(numbered: tuple[int, list[str]]) -> CsvBox:
+        number, row = numbered
         if len(row) != len(header):
             raise AnnotationError(
                 f"{path}:{number}: {len(row)} columns, the first line has {len(header)}"
             )
         values = {what: row[index] for what, index in columns.items()}
-        lines.append(_line_of(values, number, f"{path}:{number}"))
-    if not lines:
-        raise AnnotationError(f"{path} has no line but the names of its columns")
-    return lines
+        return _line_of(values, number, f"{path}:{number}")
+
+    return read_each(rows[1:], read_line, "lines")
 
 
 def _line_of(values: dict[str, str], number: int, where: str) -> CsvBox:

@@ -16,10 +16,10 @@ from detres.class_map import ClassMap
 from detres.console import one_line, shown
 from detres.detection.annotations import Annotations
 from detres.detection.data.box_policy import AnnotationError, BoxPolicy, known_classes
+from detres.detection.data.read_each import read_each
 from detres.detection.data.voc_xml import XmlImages, XmlRecord, annotations_of, read_xml
 from detres.images.locate import locate
 from detres.user_files import fault_of, is_hidden, read_text
-from detres.waiting import counted
 
 CORNER = 0
 """Of ILSVRC's boxes, the number that the first pixel has; some end a pixel outside their image."""
@@ -82,10 +82,9 @@ def read_ilsvrc(
     if check_images:
         files, respelt = _files_of(root / "Data" / task, images, source)
     paths = [root / "Annotations" / task / part / f"{name}.xml" for part, name in images]
-    records = [
-        _NOTHING if fault_of(p) == "does not exist" else read_xml(p)
-        for p in counted(paths, "reading annotations", "files")
-    ]
+    records = read_each(
+        paths, lambda path: _NOTHING if fault_of(path) == "does not exist" else read_xml(path)
+    )
     missing = sum(record is _NOTHING for record in records)
     if missing == len(images) and any(part != "test" for part, _ in images):
         raise FileNotFoundError(f"{source}: none of its images has an annotation file: {paths[0]}")
@@ -348,13 +347,8 @@ def _synsets(root: Path, task: str) -> list[_Synset]:
 def _synsets_in(folder: Path) -> list[_Synset]:
     """Those of all XML files in and below a folder, sorted."""
     files = [path for path in sorted(folder.rglob("*.xml")) if not is_hidden(path.name)]
-    wnids = sorted(
-        {
-            item.name
-            for path in counted(files, "reading annotations", "files")
-            for item in read_xml(path).objects
-        }
-    )
+    records = read_each(files, read_xml)
+    wnids = sorted({item.name for record in records for item in record.objects})
     if not wnids:
         raise AnnotationError(
             f"{folder}: no object in any annotation file, so there are no classes"

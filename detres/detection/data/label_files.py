@@ -43,10 +43,11 @@ def match_labels(
     with their labels. suffix: of label files, in small letters. A label file is of the image that
     has its path below the folder, but for the suffix; else of the one image of its stem, of another
     spelling of it, or of the name that the label file has in it. image_named_in: label file -> that
-    name, "" for none. keep_unlabelled: whether images without label file are among the images, as
-    such without objects; else they are counted. others: names of files with that suffix that are no
-    labels. Raises FileNotFoundError for a folder that is not there, AnnotationError for a folder
-    without label files, where more label files than not have no image, and where two have the same.
+    name, "" for none; of a file that is no label it raises AnnotationError. keep_unlabelled:
+    whether images without label file are among the images, as such without objects; else they are
+    counted. others: names of files with that suffix that are no labels. Raises FileNotFoundError
+    for a folder that is not there, AnnotationError for a folder without label files, where more
+    label files than not have no image, and where two have the same.
     """
     parts = [
         _match_folder(
@@ -89,7 +90,7 @@ def _match_folder(
     images = _ImageNames(FoundFiles.below(image_folder).images)
     of_label = {label: images.of(label) for label in labels}
     for label in [label for label, image in of_label.items() if image is None]:
-        name = image_named_in(folder / label) if image_named_in is not None else ""
+        name = _named_in(folder / label, image_named_in)
         of_label[label] = images.of_name(name) if name else None
     lost = [label for label, image in of_label.items() if image is None]
     if 2 * len(lost) > len(labels):
@@ -120,6 +121,16 @@ def _match_folder(
         labels=[folder / label_of[image] if image in label_of else None for image in wanted],
         notes=[f"{folder}: {len(at)} {what}, such as {at[0]}" for what, at in said.items() if at],
     )
+
+
+def _named_in(label: Path, image_named_in: Callable[[Path], str] | None) -> str:
+    """The image that a label file names; "" for none, and for a file that is no label."""
+    if image_named_in is None:
+        return ""
+    try:
+        return image_named_in(label)
+    except AnnotationError:
+        return ""
 
 
 class _ImageNames:

@@ -16,6 +16,7 @@ from detres.detection.annotations import Annotations
 from detres.detection.data.assemble import Labelled, assembled
 from detres.detection.data.box_policy import LARGEST_SIDE, AnnotationError, BoxPolicy
 from detres.detection.data.label_files import LabelledFiles, image_ids, match_labels
+from detres.detection.data.read_each import read_each
 from detres.user_files import JsonError, TextError, read_json
 from detres.values import FLAG, flag_of, integer_of, number_of
 
@@ -67,7 +68,7 @@ def read_labelme(
     """
     root = Path(root)
     matched = _matched(root, entries, folders)
-    records = [read_labelme_file(path) for path in matched.labels]
+    records = read_each(matched.labels, read_labelme_file)
     objects = [item for record in records for item in record.objects]
     rows = np.repeat(np.arange(len(records)), [len(record.objects) for record in records])
     boxes = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
@@ -101,18 +102,18 @@ def labelme_names(root: Path, entries: Sequence[str], folders: Sequence[str]) ->
     `match_labels` and `read_labelme_file` raise.
     """
     labels = _matched(root, entries, folders).labels
-    return {item.name for path in labels for item in read_labelme_file(path).objects}
+    records = read_each(labels, read_labelme_file)
+    return {item.name for record in records for item in record.objects}
 
 
 def _matched(root: Path, entries: Sequence[str], folders: Sequence[str]) -> LabelledFiles:
-    return match_labels(root, entries, folders, suffix=SUFFIX, image_named_in=_image_named_in)
-
-
-def _image_named_in(path: Path) -> str:
-    try:
-        return read_labelme_file(path).file_name
-    except AnnotationError:  # another JSON file, and no image has its name
-        return ""
+    return match_labels(
+        root,
+        entries,
+        folders,
+        suffix=SUFFIX,
+        image_named_in=lambda path: read_labelme_file(path).file_name,
+    )
 
 
 def read_labelme_file(path: Path) -> LabelMeRecord:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
-from detres.detection.data.box_policy import AnnotationError, BoxPolicy
+from detres.detection.data.box_policy import BoxPolicy
 from detres.detection.data.label_files import LabelledFiles, image_ids, match_labels
+from detres.detection.data.read_each import read_each
 from detres.detection.data.voc import VOC_CORNER
 from detres.detection.data.voc_xml import XmlImages, annotations_of, read_xml
 
@@ -38,7 +39,7 @@ def read_plain_xml(
         ids=image_ids(matched.images),
         files=matched.images,
         paths=matched.labels,
-        records=[read_xml(path) for path in matched.labels],
+        records=read_each(matched.labels, read_xml),
     )
     index_of_name = {name: index for index, name in enumerate(class_map.names)}
     return annotations_of(
@@ -55,16 +56,11 @@ def xml_names(root: Path, entries: Sequence[str], folders: Sequence[str]) -> set
     """Return the names of all objects in the XML files that `read_plain_xml` reads; raises what
     `match_labels` and `read_xml` raise.
     """
-    labels = _matched(root, entries, folders).labels
-    return {item.name for path in labels for item in read_xml(path).objects}
+    records = read_each(_matched(root, entries, folders).labels, read_xml)
+    return {item.name for record in records for item in record.objects}
 
 
 def _matched(root: Path, entries: Sequence[str], folders: Sequence[str]) -> LabelledFiles:
-    return match_labels(root, entries, folders, suffix=SUFFIX, image_named_in=_image_named_in)
-
-
-def _image_named_in(path: Path) -> str:
-    try:
-        return read_xml(path).file_name
-    except AnnotationError:  # another XML file, and no image has its name
-        return ""
+    return match_labels(
+        root, entries, folders, suffix=SUFFIX, image_named_in=lambda path: read_xml(path).file_name
+    )

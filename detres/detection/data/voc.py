@@ -15,11 +15,11 @@ from detres.class_map import ClassMap
 from detres.console import shortened
 from detres.detection.annotations import Annotations, offsets_of
 from detres.detection.data.box_policy import AnnotationError, BoxPolicy, known_classes
+from detres.detection.data.read_each import read_each
 from detres.detection.data.voc_xml import XmlImages, XmlRecord, annotations_of, read_xml
 from detres.images.decode import IMAGE_SUFFIXES, read_size
 from detres.images.locate import Spellings, require_usable, respelled
 from detres.user_files import fault_of, is_hidden, read_text
-from detres.waiting import counted
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -179,9 +179,7 @@ def _read_images(
         class_map=class_map,
         image_ids=image_ids,
         image_files=np.array(files, dtype=str),
-        image_sizes=np.array(
-            [read_size(file) for file in counted(files, "reading sizes", "images")], np.int32
-        ),
+        image_sizes=np.array(read_each(files, read_size, "images"), np.int32),
         offsets=offsets_of(np.zeros(0, np.int64), len(images)),
         boxes=np.zeros((0, 4)),
         labels=np.zeros(0, np.int64),
@@ -199,7 +197,7 @@ def _read_images(
 def _read_all(xml_files: dict[Path, dict[str, Path]]) -> dict[Path, XmlRecord]:
     """What every XML file says."""
     paths = [path for of_folder in xml_files.values() for path in of_folder.values()]
-    return {path: read_xml(path) for path in counted(paths, "reading annotations", "files")}
+    return dict(zip(paths, read_each(paths, read_xml), strict=True))
 
 
 def _xml_files(folders: list[Path]) -> dict[Path, dict[str, Path]]:

@@ -19,6 +19,7 @@ from detres.detection.data.assemble import Labelled, assembled
 from detres.detection.data.box_policy import AnnotationError, BoxPolicy, known_classes
 from detres.detection.data.found_files import FoundFiles
 from detres.detection.data.label_files import LabelledFiles, image_ids, match_labels
+from detres.detection.data.read_each import read_each
 from detres.images.decode import read_size
 from detres.images.locate import require_usable
 from detres.user_files import TextError, fault_of, read_text, tidied
@@ -222,11 +223,13 @@ def read_yolo(
         )
     else:
         matched = _labels_of_images(root, entries)
-    sizes = np.array([read_size(image) for image in matched.images], np.int32).reshape(-1, 2)
-    labels = [
-        read_label_file(path, len(names), values) if path is not None else []
-        for path in matched.labels
-    ]
+    sizes = read_each(matched.images, read_size, "images")
+    sizes = np.array(sizes, np.int32).reshape(-1, 2)
+    labels = read_each(
+        matched.labels,
+        lambda path: read_label_file(path, len(names), values) if path is not None else [],
+        "label files",
+    )
     objects = [label for of_image in labels for label in of_image]
     rows = np.repeat(np.arange(len(labels)), list(map(len, labels))).astype(np.int64)
     fractions = np.array([item.box for item in objects], np.float64).reshape(-1, 4)

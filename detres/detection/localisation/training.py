@@ -127,7 +127,8 @@ class LocalisationTraining:
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
-        return f"train {self.data.train.describe()}\nval   {self.data.val.describe()}"
+        train, val = self.data.train, self.data.val
+        return f"train {train.describe()}\nval   {val.describe(train.notes)}"
 
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Return those of the training and the held-out annotations."""

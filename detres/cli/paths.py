@@ -1,0 +1,95 @@
+"""The files and folders that flags name: one that is not there is said before any library is
+imported, with what is there under a name like it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from detres.cli.flags import CONFIGS, DETECTION_CONFIG
+from detres.runs.place import RUNS, folders_called
+from detres.user_files import expanded, fault_of
+
+
+def config_path(cfg: str | None, default: Path = DETECTION_CONFIG) -> Path:
+    """Return the file of --cfg, or `default`; .yaml may be left out, and those that come with the
+    toolkit are found from any directory.
+    """
+    path = Path(cfg) if cfg else default
+    for named in (path, path.with_name(f"{path.name}.yaml")):
+        if named.exists():
+            return named
+        if (CONFIGS / named.name).exists() and path.parent.name in ("", "configs"):
+            return CONFIGS / named.name
+    return path
+
+
+WHAT = {
+    "--cfg": "config file",
+    "--data": "data at",
+    "--weights": "weights file at",
+    "--init-from": "weights file at",
+    "--classifier": "weights file at",
+    "--resume": "run folder",
+    "--detections": "detections file or folder",
+    "--annotations": "annotation file or folder",
+    "--proposals": "proposals file",
+    "data": "data at",
+    "images": "image or folder",
+    "paths": "run folder or weights file at",
+}
+"""Flag, or argument without one -> what its paths are of."""
+
+
+def missing(arguments: argparse.Namespace, flags: Iterable[str]) -> str | None:
+    """Return what to say of the first path, of those given to `flags` of WHAT, that is not there;
+    None: all are.
+
+    --cfg is looked for as `config_path` does, weights as find_weights does: a run by its name too;
+    what may be a name of published weights is left to who knows these.
+    """
+    for flag in flags:
+        given = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
+        for path in given if isinstance(given, list) else [given]:
+            if path and (fault := _fault_of(flag, path)):
+                return fault
+    return None
+
+
+def _fault_of(flag: str, path: str) -> str | None:
+    """What to say of a path that is not there, with what was probably meant; None: it is."""
+    if flag == "--cfg":
+        found, others = config_path(path), CONFIGS.glob("*.yaml")
+    elif flag in _OF_WEIGHTS and (folders_called(path) or _may_be_published(path)):
+        return None
+    else:
+        found, others = Path(expanded(path)), RUNS.glob("*") if flag in _OF_RUNS else ()
+    if os.path.exists(found):
+        return None
+    fault = fault_of(found) or "does not exist"
+    said = f"no {WHAT[flag]} {path}" if fault == "does not exist" else f"{path} {fault}"
+    return f"{said}{_like(found, others)}"
+
+
+_OF_WEIGHTS = ("--weights", "--init-from", "--classifier")
+_OF_RUNS = (*_OF_WEIGHTS, "--resume", "paths")
+
+
+def _may_be_published(name: str) -> bool:
+    """Whether it may be a name of a publisher, torchvision/resnet50.v1: the folder is not there."""
+    return "/" in name and not Path(expanded(name)).parent.exists()
+
+
+def _like(path: Path, others: Iterable[Path]) -> str:
+    """A hint to what is called like `path`: what lies beside it, or one of `others`."""
+    try:
+        beside = [path.parent / name for name in sorted(os.listdir(path.parent))]
+    except OSError:
+        beside = []
+    by_name = {each.name: each for each in [*sorted(others), *beside]}
+    near = difflib.get_close_matches(path.name, by_name, n=1)
+    return f"; did you mean {by_name[near[0]]}?" if near else ""
