@@ -197,7 +197,7 @@ def test_an_output_folder(out: str, message: str, refused: Callable[..., str]) -
             ["--resume", "runs/tiny"],
             "runs/tiny/last.pt is not a training state: it is a file of another kind",
         ),
-        (["--resume"], "no run of detection to resume: no last.pt in the folders of runs"),
+        (["--resume"], "runs/tiny/last.pt is not a training state"),  # the newest there is
         (
             ["--resume", "no_state", "--set", "seed=1"],
             "--resume continues with the run's own settings",
@@ -487,8 +487,8 @@ def test_weights_that_are_no_detectors(
 def test_a_device_that_is_not_there(main: Main, refused: Callable[..., str]) -> None:
     required = {
         train_det.main: [],
-        evaluate.main: ["--weights", "w"],
-        predict.main: ["photo.jpg", "--weights", "w"],
+        evaluate.main: ["--weights", "tiny.yaml"],
+        predict.main: ["tiny.yaml", "--weights", "tiny.yaml"],
     }
     assert "argument --device: gpu cannot be used" in refused(
         *required[main], "--device", "gpu", main=main

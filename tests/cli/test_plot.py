@@ -160,4 +160,4 @@ def test_an_out_that_is_a_file_and_weights_that_are_none(
     assert "--out" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "kept"
     assert plot.main(["responses", "nowhere.safetensors", "--out", str(tmp_path / "out")]) == 2
-    assert "no weights file at nowhere.safetensors" in capsys.readouterr().err
+    assert "no run folder or weights file at nowhere.safetensors" in capsys.readouterr().err
