@@ -13,6 +13,7 @@ from backbones import load_weights as load_backbone_weights
 from detres.detection.annotations import Annotations
 from detres.detection.config import (
     DETECTOR_BACKBONES,
+    AnchorConfig,
     BackboneConfig,
     DetectionConfig,
     EvalConfig,
@@ -32,8 +33,15 @@ from detres.detection.inference.multi_scale import PyramidSettings
 from detres.detection.inference.refine import RefineSettings
 from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
-from detres.detection.models.box_head import BoxHead, Conv5BoxHead, FcBoxHead
+from detres.detection.models.box_head import (
+    BoxHead,
+    Conv5BoxHead,
+    ConvFcBoxHead,
+    FcBoxHead,
+    pyramid_layers,
+)
 from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.detection.models.fpn import FPN
 from detres.detection.models.matcher import Matcher
 from detres.detection.models.roi_head import BoxPredictor, RoIHead, RoIHeadSettings
 from detres.detection.models.roi_pool import RoIPooler
@@ -52,30 +60,67 @@ def build_detector(config: ModelConfig, num_classes: int, *, pretrained: bool = 
     weight anyway. Raises what `build_backbone` raises.
     """
     backbone = build_backbone(config, pretrained=pretrained)
-    box_head = _take_box_head(backbone, config.roi)
-    shared = list(backbone.channels)[-1]
-    channels, stride = backbone.channels[shared], backbone.strides[shared]
-    anchors = AnchorGenerator(
-        sizes=config.anchors.sizes,
-        aspect_ratios=config.anchors.aspect_ratios,
-        stride=stride,
-        style=config.anchors.style,
-    )
+    if config.layout == "fpn":
+        stages = PYRAMID_STAGES
+        fpn = FPN(
+            in_channels={stage: backbone.channels[stage] for stage in stages},
+            strides=backbone.strides,
+            width=config.fpn.width,
+            batch_norm=config.fpn.norm == "batch",
+        )
+        channels, strides, box_head = fpn.width, fpn.levels, _pyramid_head(config)
+    else:
+        box_head, fpn = _take_box_head(backbone, config.roi), None
+        stages = (list(backbone.channels)[-1],)
+        channels, strides = backbone.channels[stages[0]], {stages[0]: backbone.strides[stages[0]]}
+    anchors = _anchors(config.anchors, strides)
+    pooled = list(strides)[: len(stages)]  # p6 is for proposals alone
     pooler = RoIPooler(
-        stage=shared,
-        stride=stride,
+        strides={level: strides[level] for level in pooled},
         kind=config.roi.pool,
         output_size=config.roi.pool_size,
         sampling_ratio=config.roi.sampling_ratio,
+        canonical_side=config.fpn.canonical_side,
     )
     detector = FasterRCNN(
         normalizer=PixelNormalizer(input_spec_of(config.input)),
         backbone=backbone,
-        stages=(shared,),
-        rpn=build_rpn(config.rpn, {shared: anchors}, _rpn_head(config.rpn, anchors, channels)),
+        stages=stages,
+        rpn=build_rpn(config.rpn, anchors, _rpn_head(config.rpn, anchors, channels)),
         roi_head=_build_roi_head(config.roi, pooler, box_head, num_classes),
+        fpn=fpn,
+        multiple_of=config.input.multiple_of,
     )
     return detector.to(memory_format=torch.channels_last)
+
+
+PYRAMID_STAGES = ("conv2", "conv3", "conv4", "conv5")
+"""Of a ResNet, what a feature pyramid is made of (Lin et al. 2017, section 3)."""
+
+
+def _anchors(config: AnchorConfig, strides: dict[str, int]) -> dict[str, AnchorGenerator]:
+    """The anchors of every map: all sizes on one, of several one size each."""
+    of_each = [config.sizes] if len(strides) == 1 else [(size,) for size in config.sizes]
+    return {
+        name: AnchorGenerator(
+            sizes=sizes,
+            aspect_ratios=config.aspect_ratios,
+            stride=stride,
+            style=config.style,
+        )
+        for (name, stride), sizes in zip(strides.items(), of_each, strict=True)
+    }
+
+
+def _pyramid_head(config: ModelConfig) -> BoxHead:
+    roi = config.roi
+    layers = pyramid_layers(
+        in_features=config.fpn.width * roi.pool_size**2, width=roi.fc_width, num_layers=roi.num_fc
+    )
+    fc = FcBoxHead(layers=layers, out_channels=roi.fc_width)
+    if not roi.num_convs:
+        return fc
+    return ConvFcBoxHead(in_channels=config.fpn.width, num_convs=roi.num_convs, fc=fc)
 
 
 def _take_box_head(backbone: Backbone, config: RoIConfig) -> BoxHead:
@@ -92,12 +137,13 @@ def _take_box_head(backbone: Backbone, config: RoIConfig) -> BoxHead:
     return Conv5BoxHead(conv5=backbone.pop_stage("conv5"), out_channels=backbone.num_features)
 
 
-def _rpn_head(config: RPNConfig, anchors: AnchorGenerator, channels: int) -> RPNHead:
+def _rpn_head(config: RPNConfig, anchors: dict[str, AnchorGenerator], channels: int) -> RPNHead:
     return RPNHead(
         in_channels=channels,
         width=config.width,
-        num_anchors=anchors.num_anchors,
+        num_anchors=next(iter(anchors.values())).num_anchors,
         objectness=config.objectness,
+        num_convs=config.num_convs,
     )
 
 
@@ -248,6 +294,7 @@ def build_train_set(
         max_side=given.max_side,
         flip=config.data.flip,
         color=config.data.color,
+        resizing=given.resize,
     )
     proposals = saved_proposals(config.data.train_proposals, annotations)
     return DetectionDataset(annotations, transform, proposals)
@@ -271,10 +318,10 @@ def build_val_set(
 
     other_scales: further ones at which a detector wants to see them (Ensemble.other_scales).
     """
-    own = (model.input.short_side, model.input.max_side)
+    own, resizing = (model.input.short_side, model.input.max_side), model.input.resize
     if other_scales:
-        return PyramidDataset(annotations, (own, *other_scales), proposals)
-    transform = EvalTransform(short_side=own[0], max_side=own[1])
+        return PyramidDataset(annotations, (own, *other_scales), proposals, resizing)
+    transform = EvalTransform(short_side=own[0], max_side=own[1], resizing=resizing)
     return DetectionDataset(annotations, transform, proposals)
 
 

@@ -280,7 +280,8 @@ def _as_trained(found: _Chooser, start: Trained) -> None:
     """The model of the weights, its first stages frozen."""
     tree = start.model.model_dump(mode="json", exclude_defaults=True)
     why = f"as {start.path} was trained"
-    for section in ("input", "anchors", "rpn", "roi"):
+    found.pick("model.layout", start.model.layout, why)
+    for section in ("fpn", "input", "anchors", "rpn", "roi"):
         found.pick_section(f"model.{section}", tree.get(section, {}), why)
     backbone = start.model.backbone.model_dump(mode="json", exclude_none=True)
     backbone |= {"weights": str(start.path), "freeze_at": max(2, start.model.backbone.freeze_at)}

@@ -106,6 +106,19 @@ class PixelConfig(Section):
     channel_order: Literal["rgb", "bgr"] = "rgb"
 
 
+class FPNConfig(Section):
+    """The feature pyramid of the layout "fpn" (Lin et al. 2017); values of detectron2 and of
+    torchvision.
+    """
+
+    width: Annotated[int, Field(ge=1, le=65_536)] = 256  # channels of every level
+    # behind every convolution of the pyramid: none, or batch (torchvision's second version)
+    norm: Literal["batch"] | None = None
+    # px: of the square region that is pooled from p4, of half that side from p3, ... (224 are the
+    # images of pretraining); smaller where images are
+    canonical_side: Annotated[float, Field(gt=0, le=1e6)] = 224.0
+
+
 class InputConfig(PixelConfig):
     """How an image reaches the detector."""
 
@@ -119,6 +132,12 @@ class InputConfig(PixelConfig):
     max_side: Positive = 1000  # px cap of the longer side (py-faster-rcnn)
     # px, of which one is drawn anew for every training image; empty: `short_side`
     train_short_sides: tuple[Positive, ...] = ()
+    # whose pixels and rounding of sizes: py-faster-rcnn's by OpenCV, detectron2's by Pillow, or
+    # torchvision's
+    resize: Literal["cv2", "pillow", "torchvision"] = "cv2"
+    # px: each side is lengthened with zeros, which count as image, to a multiple of it; null: not
+    # (32 in the pyramids of detectron2 and torchvision)
+    multiple_of: Annotated[int, Field(ge=1, le=1024)] | None = None
 
     @model_validator(mode="after")
     def _short_is_at_most_the_longest(self) -> InputConfig:
@@ -147,6 +166,8 @@ class RPNConfig(Section):
     """The region proposal network; values of py-faster-rcnn unless said."""
 
     width: Annotated[int, Field(ge=1, le=65_536)] = 512  # channels of the 3x3 convolution
+    # 3x3 convolutions in a row (torchvision's second version of its pyramid: 2)
+    num_convs: Annotated[int, Field(ge=1, le=16)] = 1
     objectness: Literal["softmax", "sigmoid"] = "softmax"  # two outputs an anchor, or one
     # inside: anchors that cross the image's edge teach nothing (Ren et al., 3.3)
     train_anchors: Literal["inside", "all"] = "inside"
@@ -182,6 +203,10 @@ class RoIConfig(Section):
     # behind fc6 and fc7 of a VGG: 0.5 in py-faster-rcnn's networks for VOC, none (0) for COCO
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     sampling_ratio: Count = 2  # RoIAlign only; 0 = adaptive
+    # layout fpn: 3x3 convolutions with batch norm before the fully connected layers
+    num_convs: Annotated[int, Field(ge=0, le=16)] = 0
+    num_fc: Annotated[int, Field(ge=1, le=16)] = 2  # layout fpn: fully connected layers
+    fc_width: Annotated[int, Field(ge=1, le=65_536)] = 1024  # layout fpn: features of each
     fg_iou_thresh: Fraction = 0.5  # IoU from which a region is an object
     bg_iou_thresh: Fraction = 0.5  # IoU under which it is background
     # 0.1 in Ren et al. on VOC; 0 in py-faster-rcnn's Faster R-CNN configs and on COCO
@@ -216,16 +241,43 @@ def _require_order(thresholds: dict[str, float]) -> None:
         raise ValueError(f"{found}: each may be at most the next")
 
 
+FPN_LEVELS = 5
+"""p2 to p5 of conv2 to conv5, and p6."""
+
+
 class ModelConfig(Section):
     """All that is needed, with a class list, to build the detector: stored in every weights
     file.
     """
 
+    # c4: the paper's, regions from one map and conv5 (of a VGG fc6, fc7) on each of them; fpn: from
+    # the levels of a feature pyramid, and fully connected layers on each
+    layout: Literal["c4", "fpn"] = "c4"
     backbone: BackboneConfig
+    fpn: FPNConfig = FPNConfig()
     input: InputConfig = InputConfig()
     anchors: AnchorConfig = AnchorConfig()
     rpn: RPNConfig = RPNConfig()
     roi: RoIConfig = RoIConfig()
+
+    @model_validator(mode="after")
+    def _pyramid_fits(self) -> ModelConfig:
+        if self.layout == "c4":
+            return self
+        if self.backbone.name in VGGS:
+            raise ValueError(
+                f"layout fpn is built on a ResNet, backbone.name is {self.backbone.name}"
+            )
+        if len(self.anchors.sizes) != FPN_LEVELS:
+            raise ValueError(
+                f"layout fpn has anchors of one size on each of its {FPN_LEVELS} levels, p2 to p6: "
+                f"give {FPN_LEVELS} anchors.sizes, there are {len(self.anchors.sizes)}"
+            )
+        if self.anchors.style == "py-faster-rcnn":
+            raise ValueError(
+                "anchors.style py-faster-rcnn is of one map; give detectron2 or torchvision"
+            )
+        return self
 
     @model_validator(mode="after")
     def _head_reads_the_grid(self) -> ModelConfig:

@@ -24,6 +24,7 @@ from detres.detection.structures import Detections, Scale, names_of
 from detres.detection.weights_file import load_detector, score_thresholds_of
 from detres.images.decode import as_rgb
 from detres.images.given import Pictures, is_one, pictures_of
+from detres.images.resize import Resizing
 from detres.runs.settings import with_data_root
 from detres.runs.weights import find_weights
 from detres.waiting import PASS_S, counted
@@ -35,7 +36,8 @@ class Detector:
 
     model: called with an ImageBatch, returns one Detections an image. class_map: of its classes.
     short_side, max_side: px to which an image's short side is resized, and the cap on its long one.
-    other_scales: further such pairs at which the model wants to see every image. nms_thresh: IoU,
+    other_scales: further such pairs at which the model wants to see every image. resizing: see
+    images.resize. nms_thresh: IoU,
     of NMS over what was found in the tiles of a picture. score_thresholds: for each class the score
     from which it is best taken, found on held-out images; None: it was not measured. config: of the
     run that trained it, which only `evaluate` needs.
@@ -49,6 +51,7 @@ class Detector:
         short_side: int,
         max_side: int,
         other_scales: Sequence[Scale] = (),
+        resizing: Resizing = "cv2",
         nms_thresh: float = 0.3,
         score_thresholds: Sequence[float] | None = None,
         config: DetectionConfig | None = None,
@@ -58,6 +61,7 @@ class Detector:
         self.short_side = short_side
         self.max_side = max_side
         self.other_scales = tuple(other_scales)
+        self.resizing = resizing
         self.nms_thresh = nms_thresh
         self.score_thresholds = None if score_thresholds is None else tuple(score_thresholds)
         self.config = config
@@ -84,6 +88,7 @@ class Detector:
             short_side=size.short_side,
             max_side=size.max_side,
             other_scales=ensemble.other_scales,
+            resizing=size.resize,
             nms_thresh=config.model.roi.nms_thresh,
             config=config,
             score_thresholds=score_thresholds_of(path, class_map),
@@ -184,7 +189,8 @@ class Detector:
     def _detect(self, pixels: Sequence[np.ndarray], first: int) -> list[Detections]:
         """What is in N images, whose ids count from `first`."""
         ids = range(first, first + len(pixels))
-        batch = batch_of(pixels, ids, (self.short_side, self.max_side), self.other_scales)
+        scale = (self.short_side, self.max_side)
+        batch = batch_of(pixels, ids, scale, self.other_scales, self.resizing)
         return detect_batch(self.model, batch, self.device)
 
     def _detect_tiled(self, pixels: np.ndarray, tiling: Tiling, batch_size: int) -> Detections:
@@ -207,6 +213,6 @@ class Detector:
         """What is in these windows of a picture, at its own resolution."""
         tiles = [pixels[y1:y2, x1:x2] for x1, y1, x2, y2 in windows]
         ids = range(first, first + len(tiles))
-        batch = batch_of(tiles, ids, None, self.other_scales)
+        batch = batch_of(tiles, ids, None, self.other_scales, self.resizing)
         found = detect_batch(self.model, batch, self.device)
         return [View(window, own) for window, own in zip(windows, found, strict=True)]

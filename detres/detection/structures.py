@@ -130,7 +130,8 @@ class Target:
 class ImageBatch:
     """N images padded at the right and bottom to one size.
 
-    pixels: (N, 3, H, W) uint8 RGB; the model normalises them on its device. sizes: N (h, w) px,
+    pixels: (N, 3, H, W) uint8 RGB, or float32 on the same scale where resizing does not round; the
+    model normalises them on its device. sizes: N (h, w) px,
     true sizes inside the padding. original_sizes: N (h, w) px of the files as read, before
     resizing. ids: N image ids. proposals: where regions were proposed before, N tensors (P, 4)
     float32 xyxy px of the batch, best first, for Fast R-CNN; None: there are none. others: the same

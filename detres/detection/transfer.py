@@ -36,9 +36,10 @@ _MUST_AGREE = (
     ("backbone", ("name", "shortcut", "shortcut_padding", "stride_placement", "width", "pool1")),
     ("backbone", ("fc_width",)),
     ("input", ("channel_order", "mean", "std")),
-    ("rpn", ("width", "objectness")),
+    ("rpn", ("width", "objectness", "num_convs")),
     ("roi", ("pool_size", "context", "class_agnostic", "box_weights")),
 )
+_OF_A_PYRAMID = (("fpn", ("width", "norm")), ("roi", ("num_convs", "num_fc", "fc_width")))
 """Settings of a model with which the tensors of a detector have another shape, or another meaning
 that no shape shows.
 """
@@ -91,8 +92,13 @@ def require_agreement(mine: ModelConfig, theirs: ModelConfig, path: Path) -> Non
     """Raise CheckpointError, naming every setting, for a model whose tensors mean something else
     than those of the detector in `path`.
     """
+    if mine.layout != theirs.layout:
+        raise CheckpointError(
+            f"{path} holds a detector of another architecture: its weights mean what they do with "
+            f"model.layout={theirs.layout}"
+        )
     differing = []
-    for section, keys in _MUST_AGREE:
+    for section, keys in (*_MUST_AGREE, *(_OF_A_PYRAMID if mine.layout == "fpn" else ())):
         for key in keys:
             own, there = (getattr(getattr(model, section), key) for model in (mine, theirs))
             if _neutral(key, own) != _neutral(key, there):
@@ -149,13 +155,27 @@ def _canonical(name: str) -> str:
 
 
 def _cell(detector: FasterRCNN) -> Tensor:
-    (anchors,) = detector.rpn.anchors.values()  # the C4 layout has one map
-    return anchors.cell
+    """The anchors (A, 4) of the rows of the RPN; of a pyramid, whose levels share the rows, those
+    of its finest one.
+    """
+    return next(iter(detector.rpn.anchors.values())).cell
+
+
+_SAME_RATIO = 0.1
+"""By which the logarithms of two aspect ratios may differ: torchvision's sides are whole px."""
 
 
 def _same_anchors(mine: FasterRCNN, theirs: FasterRCNN) -> list[tuple[int, int]]:
-    """(row, their row) of the anchors (A, 4) that both have."""
-    equal = (_cell(mine)[:, None] == _cell(theirs)[None]).all(dim=2)  # (A, A')
+    """(row, their row) of the anchors (A, 4) that both have; in a pyramid, of the same aspect
+    ratio, for its levels have anchors of every size in common.
+    """
+    cells = _cell(mine), _cell(theirs)
+    if len(mine.rpn.anchors) == 1:
+        equal = (cells[0][:, None] == cells[1][None]).all(dim=2)  # (A, A')
+    else:
+        sides = [cell[:, 2:] - cell[:, :2] for cell in cells]
+        ratios = [(each[:, 1] / each[:, 0]).log() for each in sides]
+        equal = (ratios[0][:, None] - ratios[1][None]).abs() < _SAME_RATIO
     return [tuple(pair) for pair in equal.nonzero().tolist()]
 
 

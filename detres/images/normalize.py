@@ -11,7 +11,7 @@ from backbones import InputSpec, normalize_pixels
 
 
 class PixelNormalizer(nn.Module):
-    """(x - mean) / std of uint8 RGB batches as `spec` says, on their device, padding 0 afterwards.
+    """(x - mean) / std of RGB batches as `spec` says, on their device, padding 0 afterwards.
 
     Its tensors move with the module, so that no step waits for them, and are not part of the state
     dict: they follow from `spec`.
@@ -25,7 +25,8 @@ class PixelNormalizer(nn.Module):
         self.register_buffer("mean_image", spec.mean_image, persistent=False)
 
     def forward(self, pixels: Tensor, sizes: Sequence[tuple[int, int]] = ()) -> Tensor:
-        """Return (N, 3, H, W) float32, channels last, from `pixels` (N, 3, H, W) uint8.
+        """Return (N, 3, H, W) float32, channels last, from `pixels` (N, 3, H, W) uint8 or
+        float32, on the 0..255 scale.
 
         sizes: N (h, w) px inside the padding; none: nothing is padded.
         """

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import cv2
 import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+Resizing = Literal["cv2", "pillow", "torchvision"]
+"""Whose rounding of sizes and whose pixels a detector sees.
+
+cv2: py-faster-rcnn's sizes, OpenCV's bilinear pixels. pillow: detectron2's sizes (its
+ResizeShortestEdge), Pillow's bilinear pixels, which average where an image shrinks. torchvision:
+those of its detection models, bilinear between the four nearest and not rounded to whole grey
+levels.
+"""
 
 
-def resized_size(height: int, width: int, *, short_side: int, max_side: int) -> tuple[int, int]:
+def resized_size(
+    height: int, width: int, *, short_side: int, max_side: int, resizing: Resizing = "cv2"
+) -> tuple[int, int]:
     """Return (h, w) px of an image for detection: its short side at `short_side`, or less where its
     long side would exceed `max_side`.
 
     py-faster-rcnn's rule (600 and 1000): scale = short_side / min, unless that rounds the long side
-    beyond the cap; both sides are rounded.
+    beyond the cap; both sides are rounded. detectron2 and torchvision, which `resizing` stands for,
+    round otherwise, by at most a pixel.
     """
+    if resizing == "pillow":
+        scale = short_side / min(height, width)
+        sides = [height * scale, short_side] if width <= height else [short_side, width * scale]
+        shrink = min(1.0, max_side / max(sides))
+        return int(sides[0] * shrink + 0.5), int(sides[1] * shrink + 0.5)
+    if resizing == "torchvision":
+        scale = min(short_side / min(height, width), max_side / max(height, width))
+        return math.floor(height * scale), math.floor(width * scale)
     scale = short_side / min(height, width)
     if round(scale * max(height, width)) > max_side:
         scale = max_side / max(height, width)
@@ -38,12 +62,21 @@ def rounded_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return round(height * factor), round(width * factor)
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return `image` (H, W, 3) uint8 resized to `size` (h, w), bilinear as py-faster-rcnn; the
-    image itself when it has that size.
+def resize_image(
+    image: np.ndarray, size: tuple[int, int], resizing: Resizing = "cv2"
+) -> np.ndarray:
+    """Return `image` (H, W, 3) uint8 resized to `size` (h, w), bilinear as `resizing` says (cv2:
+    py-faster-rcnn); the image itself when it has that size. uint8, but by torchvision float32 on
+    the same scale.
     """
     if image.shape[:2] == size:
         return image
+    if resizing == "pillow":
+        return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    if resizing == "torchvision":
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()  # (1, 3, H, W)
+        pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
+        return pixels[0].permute(1, 2, 0).numpy()
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 

@@ -20,6 +20,19 @@ TINY = {
     },
 }
 
+PYRAMID = {
+    **TINY,
+    "layout": "fpn",
+    "fpn": {"width": 8, "canonical_side": 64},
+    "rpn": {**TINY["rpn"], "objectness": "sigmoid"},
+    "anchors": {
+        "sizes": [8, 16, 32, 64, 128],
+        "aspect_ratios": [0.5, 1.0, 2.0],
+        "style": "detectron2",
+    },
+    "roi": {**TINY["roi"], "fc_width": 24},
+}
+
 
 def coco_config(root, *, model=TINY, data=None) -> DetectionConfig:
     files = {

@@ -78,7 +78,7 @@ def test_a_vgg_shares_conv5_and_reads_regions_with_fc6_and_fc7():
     head = detector.roi_head
     assert detector.stages == ("conv5",)
     assert detector.rpn.head.conv.in_channels == 512
-    assert (head.pooler.stage, head.pooler.stride, head.pooler.output_size) == ("conv5", 16, 7)
+    assert (head.pooler.strides, head.pooler.output_size) == ({"conv5": 16}, 7)
     assert [type(layer).__name__ for layer in head.box_head.layers] == [
         "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout"]  # fmt: skip
     assert [layer.p for layer in head.box_head.layers if isinstance(layer, nn.Dropout)] == [

@@ -15,7 +15,7 @@ from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.transfer import require_agreement, same_classes, start_from
 from detres.detection.weights_file import save_detector
 from detres.files import CheckpointError
-from tests.detection.configs import TINY
+from tests.detection.configs import PYRAMID, TINY
 
 COCO = ("person", "airplane", "tv", "couch")
 
@@ -73,6 +73,38 @@ def test_rows_of_classes_with_the_same_name_move_and_others_start_fresh(tmp_path
         f"{path}: 3 of 4 classes by name of its 4: sofa (couch), Aeroplane (airplane), person; "
         "fresh: zebra"
     )
+
+
+def test_a_pyramid_moves_with_the_rows_of_its_aspect_ratios(tmp_path):
+    config = check(ModelConfig, PYRAMID, "test")
+    path, old = trained_on(tmp_path / "w.safetensors", COCO, config)
+    anchors = {"sizes": [16, 32, 64, 128, 256], "aspect_ratios": [1.0, 3.0, 2.0]}
+    other = check(ModelConfig, {**PYRAMID, "anchors": {**anchors, "style": "torchvision"}}, "test")
+    detector, before, report = started(other, ("tv", "zebra"), path)
+    new, there = detector.state_dict(), old.state_dict()
+    assert report.endswith(
+        "1 of 2 classes by name of its 4: tv; fresh: zebra; 2 of 3 anchors, the others fresh"
+    )
+    rows, fresh = there["rpn.head.objectness.bias"], before["rpn.head.objectness.bias"]
+    assert torch.equal(new["rpn.head.objectness.bias"], torch.stack((rows[1], fresh[1], rows[2])))
+    moved = [name for name in new if name.startswith(("fpn.", "roi_head.box_head.", "backbone."))]
+    assert len(moved) > 20
+    assert all(torch.equal(new[name], there[name]) for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fpn": {"width": 4}}, "model.fpn.width=8"),
+        ({"roi": {**TINY["roi"], "fc_width": 99}}, "model.roi.fc_width=24"),
+        ({"layout": "c4"}, "model.layout=fpn"),
+    ],
+)
+def test_a_pyramid_of_another_shape_is_refused(tmp_path, change, words):
+    theirs = check(ModelConfig, PYRAMID, "test")
+    mine = check(ModelConfig, {**PYRAMID, **change}, "test")
+    with pytest.raises(CheckpointError, match=words):
+        require_agreement(mine, theirs, tmp_path)
 
 
 @pytest.mark.parametrize("objectness", ["sigmoid", "softmax"])

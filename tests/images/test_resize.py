@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import Resize
 
 from detres.images.resize import resize_image, resized_size, resized_window, scaled_size
@@ -162,3 +164,52 @@ def test_a_window_is_cut_from_the_image_that_opencv_resizes(seed: int) -> None:
     # The window is off by that and its rounding; resize, whose weights have 11 bits, by less than
     # 1: together below 3.
     assert off_by(resized_window(image, size, corner, 24), expected) <= 2
+
+
+SIDES = [
+    (480, 640),
+    (640, 480),
+    (427, 640),
+    (375, 500),
+    (1, 7),
+    (333, 1000),
+    (600, 600),
+    (99, 1999),
+]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1067)),
+        ((640, 480), (1067, 800)),
+        ((427, 640), (800, 1199)),  # 1199.06
+        ((333, 1000), (444, 1333)),  # capped: 443.889
+        ((600, 600), (800, 800)),
+    ],
+)
+def test_sizes_of_detectron2_by_hand(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resized_size(*size, short_side=800, max_side=1333, resizing="pillow") == expected
+
+
+@pytest.mark.parametrize("size", SIDES)
+def test_sizes_and_pixels_of_torchvisions_detectors(size: tuple[int, int]) -> None:
+    transform = GeneralizedRCNNTransform(80, 133, [0.0] * 3, [1.0] * 3)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    wanted, _ = transform.resize(torch.from_numpy(image).permute(2, 0, 1).float(), None)
+    height, width = resized_size(*size, short_side=80, max_side=133, resizing="torchvision")
+    assert (height, width) == tuple(wanted.shape[1:])
+    resized = resize_image(image, (height, width), "torchvision")
+    assert resized.dtype == np.float32
+    np.testing.assert_allclose(resized, wanted.permute(1, 2, 0).numpy(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(37, 53), (200, 90), (64, 64)])
+def test_pixels_of_detectron2_are_pillows(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    resized = resize_image(image, size, "pillow")
+    wanted = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    assert resized.dtype == np.uint8
+    assert np.array_equal(resized, np.asarray(wanted))
+    of_opencv = resize_image(image, size)
+    assert np.array_equal(resized, of_opencv) is (size == (64, 64))

@@ -27,7 +27,10 @@ ENOUGH = 0.98
 """The share of the boxes that anchors should cover."""
 
 STRIDE = 16
-"""Pixels a cell, of the one map that every detector here has."""
+"""Pixels a cell, of the one map of the layout c4."""
+
+PYRAMID_STRIDES = (4, 8, 16, 32, 64)
+"""Pixels a cell, of the levels of the layout fpn, p2 to p6."""
 
 SIZES = (8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024)
 """px, each sqrt(2) times the one before: what `fewest_anchors` chooses from."""
@@ -135,14 +138,20 @@ def _known_sizes(annotations: Annotations, rows: np.ndarray) -> np.ndarray:
 
 
 def best_ious(
-    scaled: ScaledBoxes, anchors: np.ndarray, *, centred: bool = False, inside: bool = False
+    scaled: ScaledBoxes,
+    anchors: np.ndarray,
+    *,
+    centred: bool = False,
+    inside: bool = False,
+    stride: int = STRIDE,
 ) -> np.ndarray:
     """Return the IoU (A, B) float64 of every box with each anchor where that fits it best.
 
     anchors: (A, 4) xyxy px of the cell at the origin. centred: on the box's centre; else at the
     cell of the map with the greatest IoU, which is the nearest in x and in y. inside: only where
-    the whole anchor is within the image, 0 where it nowhere is.
+    the whole anchor is within the image, 0 where it nowhere is. stride: px a cell of the map.
     """
+    cells = scaled.cells if stride == STRIDE else -(-scaled.sizes // stride)
     wide, high = (scaled.boxes[:, 2:] - scaled.boxes[:, :2]).T
     middle = (scaled.boxes[:, :2] + scaled.boxes[:, 2:]) / 2
     found = np.zeros((len(anchors), len(scaled)))
@@ -153,15 +162,15 @@ def best_ious(
             off = np.zeros(len(scaled))
             fits = np.ones(len(scaled), bool)
             if not centred:
-                first, last = np.zeros(len(scaled)), scaled.cells[:, 1 - axis] - 1.0
+                first, last = np.zeros(len(scaled)), cells[:, 1 - axis] - 1.0
                 if inside:
-                    first = np.maximum(first, np.ceil(-anchor[axis] / STRIDE))
+                    first = np.maximum(first, np.ceil(-anchor[axis] / stride))
                     edge = scaled.sizes[:, 1 - axis] - anchor[2 + axis]
-                    last = np.minimum(last, np.floor(edge / STRIDE))
+                    last = np.minimum(last, np.floor(edge / stride))
                     fits = first <= last
-                cell = np.rint((middle[:, axis] - centre[axis]) / STRIDE)
+                cell = np.rint((middle[:, axis] - centre[axis]) / stride)
                 cell = np.clip(cell, first, np.maximum(first, last))
-                off = np.abs(middle[:, axis] - centre[axis] - cell * STRIDE)
+                off = np.abs(middle[:, axis] - centre[axis] - cell * stride)
             overlap = np.minimum((box_side + sides[axis]) / 2 - off, sides[axis])
             shared.append(np.clip(np.minimum(overlap, box_side), 0, None) * fits)
         common = shared[0] * shared[1]
@@ -180,6 +189,22 @@ def fit_of(scaled: ScaledBoxes, config: AnchorConfig, *, inside: bool = False) -
         float((best_ious(scaled, anchors, **how).max(axis=0) >= IOU).mean())
         for how in ({"inside": inside}, {"centred": True})
     )
+    return AnchorFit(len(scaled), on_grid, by_shape)
+
+
+def fit_of_pyramid(scaled: ScaledBoxes, config: AnchorConfig, *, inside: bool = False) -> AnchorFit:
+    """Return how many of the boxes the anchors of a feature pyramid cover, one size of `config` on
+    each of its levels; inside: as of `fit_of`.
+    """
+    if len(scaled) == 0:
+        return AnchorFit(0, 1.0, 1.0)
+    best = np.zeros((2, len(scaled)))
+    for size, stride in zip(config.sizes, PYRAMID_STRIDES, strict=True):
+        anchors = cell_anchors((size,), config.aspect_ratios, stride=stride, style=config.style)
+        for row, how in enumerate(({"inside": inside}, {"centred": True})):
+            ious = best_ious(scaled, anchors.numpy(), stride=stride, **how)
+            best[row] = np.maximum(best[row], ious.max(axis=0))
+    on_grid, by_shape = (float(share) for share in (best >= IOU).mean(axis=1))
     return AnchorFit(len(scaled), on_grid, by_shape)
 
 
@@ -229,6 +254,13 @@ def describe_fit(
     scaled = boxes_in_training(annotations, model.input, map_size)
     if len(scaled) == 0:
         return []
+    if model.layout == "fpn":
+        fit = fit_of_pyramid(scaled, model.anchors, inside=inside)
+        return [
+            f"anchors: {len(model.anchors.aspect_ratios)} a cell of every level; {fit.on_grid:.1%} "
+            f"of {fit.num_boxes} boxes have one with an IoU of {IOU:g} or more ({fit.by_shape:.1%} "
+            "but for the px between cells)"
+        ]
     fit = fit_of(scaled, model.anchors, inside=inside)
     num_anchors = len(model.anchors.sizes) * len(model.anchors.aspect_ratios)
     lines = [

@@ -14,6 +14,9 @@ MIN_SIDE = 32
 """Px of a batch's sides, conv5's stride: a smaller image would leave a stage without a cell."""
 
 
+_DTYPES = (np.uint8, np.float32)
+
+
 def pad_images(
     images: Sequence[np.ndarray],
     *,
@@ -21,7 +24,8 @@ def pad_images(
     ids: Sequence[ImageId],
     proposals: Sequence[Tensor] | None = None,
 ) -> ImageBatch:
-    """Return N images (H, W, 3) uint8 as one batch, padded with zeros at the right and bottom.
+    """Return N images (H, W, 3) uint8, or float32 on the same scale, as one batch, padded with
+    zeros at the right and bottom; uint8 where all of them are.
 
     original_sizes: N (h, w) px of the files as read. ids: N image ids. proposals: N tensors (P, 4)
     float32 xyxy px, which padding at the right and bottom leaves where they are. The common size is
@@ -39,12 +43,14 @@ def pad_images(
     if proposals is not None and len(proposals) != len(images):
         raise ValueError(f"a batch of {len(images)} images has proposals for {len(proposals)}")
     for image, image_id in zip(images, ids, strict=True):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype not in _DTYPES or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"image {image_id} is {image.dtype} {image.shape}, expected uint8 (H, W, 3)"
             )
     height, width = (max(MIN_SIDE, *(image.shape[axis] for image in images)) for axis in (0, 1))
-    pixels = torch.zeros((len(images), height, width, 3), dtype=torch.uint8)
+    whole = all(image.dtype == np.uint8 for image in images)
+    dtype = torch.uint8 if whole else torch.float32
+    pixels = torch.zeros((len(images), height, width, 3), dtype=dtype)
     for row, image in zip(pixels.numpy(), images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     return ImageBatch(

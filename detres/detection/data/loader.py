@@ -16,6 +16,7 @@ from detres.detection.data.batch import pad_images
 from detres.detection.data.transforms import EvalTransform
 from detres.detection.structures import ImageBatch, Proposals, Scale, Target
 from detres.images.decode import read_image
+from detres.images.resize import Resizing
 
 
 class Transform(Protocol):
@@ -125,10 +126,11 @@ class PyramidDataset(DetectionDataset):
         annotations: Annotations,
         scales: Sequence[Scale],
         proposals: Proposals | None = None,
+        resizing: Resizing = "cv2",
     ) -> None:
         self.scales = tuple(scales)
         self.transforms = [
-            EvalTransform(short_side=short_side, max_side=max_side)
+            EvalTransform(short_side=short_side, max_side=max_side, resizing=resizing)
             for short_side, max_side in self.scales
         ]
         super().__init__(annotations, self.transforms[0], proposals)

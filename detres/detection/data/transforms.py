@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detres.boxes import scale_boxes
 from detres.detection.structures import Target
-from detres.images.resize import resize_image, resized_size
+from detres.images.resize import Resizing, resize_image, resized_size
 
 # Importing albumentations otherwise asks the package index for a newer version: seconds without a
 # network.
@@ -29,11 +29,17 @@ class TrainTransform:
     alone, as the paper's detector does.
 
     Raises ValueError for an empty `short_sides`, sides below 1, a cap below a side, a flip or color
-    outside [0, 1].
+    outside [0, 1]. resizing: see images.resize; images are whole grey levels afterwards.
     """
 
     def __init__(
-        self, *, short_sides: tuple[int, ...], max_side: int, flip: float = 0.5, color: float = 0.0
+        self,
+        *,
+        short_sides: tuple[int, ...],
+        max_side: int,
+        flip: float = 0.5,
+        color: float = 0.0,
+        resizing: Resizing = "cv2",
     ) -> None:
         if not short_sides or min(short_sides) < 1 or max_side < max(short_sides):
             raise ValueError(
@@ -42,6 +48,7 @@ class TrainTransform:
         if not (0 <= flip <= 1 and 0 <= color <= 1):
             raise ValueError(f"flip {flip} and color {color} must be within 0 and 1")
         self.short_sides, self.max_side = tuple(short_sides), max_side
+        self.resizing = resizing
         steps: list[albumentations.BasicTransform] = [albumentations.HorizontalFlip(p=flip)]
         if color > 0:
             factors = (1 - color, 1 + color)
@@ -77,8 +84,15 @@ class TrainTransform:
         rng = np.random.default_rng(seed)
         short_side = self.short_sides[rng.integers(len(self.short_sides))]
         image, target, proposals = _resize(
-            image, target, proposals, short_side=short_side, max_side=self.max_side
+            image,
+            target,
+            proposals,
+            short_side=short_side,
+            max_side=self.max_side,
+            resizing=self.resizing,
         )
+        if image.dtype != np.uint8:  # what changes colours works on whole grey levels
+            image = image.round().astype(np.uint8)
         boxes = target.boxes if proposals is None else torch.cat((target.boxes, proposals))
         # One stream for all steps; set_random_seed would give every step the same one, and flips
         # would go with colours.
@@ -100,12 +114,12 @@ class EvalTransform:
     as TrainTransform does.
     """
 
-    def __init__(self, *, short_side: int, max_side: int) -> None:
+    def __init__(self, *, short_side: int, max_side: int, resizing: Resizing = "cv2") -> None:
         if short_side < 1 or max_side < short_side:
             raise ValueError(
                 f"short_side must be from 1 px to max_side ({max_side} px), got {short_side}"
             )
-        self.short_side, self.max_side = short_side, max_side
+        self.short_side, self.max_side, self.resizing = short_side, max_side, resizing
 
     def __call__(
         self,
@@ -113,8 +127,8 @@ class EvalTransform:
         target: Target,
         seed: int = 0,  # noqa: ARG002
     ) -> tuple[np.ndarray, Target]:
-        """Return the resized image (h, w, 3) uint8 and its target, boxes only scaled; nothing is
-        random, `seed` is unused.
+        """Return the resized image (h, w, 3), uint8 or as resize_image gives it, and its target,
+        boxes only scaled; nothing is random, `seed` is unused.
         """
         return self.with_proposals(image, target, None)[:2]
 
@@ -128,7 +142,14 @@ class EvalTransform:
         """As a call, with proposals (P, 4) float64 xyxy px, returned as (P, 4) float32; None: there
         are none.
         """
-        return _resize(image, target, proposals, short_side=self.short_side, max_side=self.max_side)
+        return _resize(
+            image,
+            target,
+            proposals,
+            short_side=self.short_side,
+            max_side=self.max_side,
+            resizing=self.resizing,
+        )
 
 
 def _resize(
@@ -138,14 +159,15 @@ def _resize(
     *,
     short_side: int,
     max_side: int,
+    resizing: Resizing,
 ) -> tuple[np.ndarray, Target, Tensor | None]:
     """Resize the image and scale the boxes by the exact ratio of each axis, not by the nominal
     scale.
     """
     old = image.shape[:2]
-    new = resized_size(*old, short_side=short_side, max_side=max_side)
+    new = resized_size(*old, short_side=short_side, max_side=max_side, resizing=resizing)
     boxes = scale_boxes(target.boxes, from_size=old, to_size=new)
     target = Target(target.image_id, boxes, target.labels, target.crowd, target.difficult)
     if proposals is not None:
         proposals = scale_boxes(proposals, from_size=old, to_size=new).float()
-    return resize_image(image, new), target, proposals
+    return resize_image(image, new, resizing), target, proposals

@@ -13,7 +13,7 @@ from detres.boxes import scale_boxes
 from detres.detection.data.batch import pad_images
 from detres.detection.structures import Detections, ImageBatch, ImageId, Scale
 from detres.eval_mode import evaluating
-from detres.images.resize import resize_image, resized_size
+from detres.images.resize import Resizing, resize_image, resized_size
 
 
 def batch_of(
@@ -21,6 +21,7 @@ def batch_of(
     ids: Sequence[ImageId],
     scale: Scale | None,
     other_scales: Sequence[Scale] = (),
+    resizing: Resizing = "cv2",
 ) -> ImageBatch:
     """Return N images (H, W, 3) uint8 as a batch, resized to `scale`, or at their own size where it
     is None, and the same images at `other_scales` beside it; raises what `pad_images` raises.
@@ -28,9 +29,13 @@ def batch_of(
     sizes = [image.shape[:2] for image in images]
 
     def at(scale: Scale) -> list[np.ndarray]:
+        short_side, max_side = scale
+        wanted = [
+            resized_size(*size, short_side=short_side, max_side=max_side, resizing=resizing)
+            for size in sizes
+        ]
         return [
-            resize_image(image, resized_size(*size, short_side=scale[0], max_side=scale[1]))
-            for image, size in zip(images, sizes, strict=True)
+            resize_image(image, size, resizing) for image, size in zip(images, wanted, strict=True)
         ]
 
     def padded(images: Sequence[np.ndarray]) -> ImageBatch:

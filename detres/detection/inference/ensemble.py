@@ -22,6 +22,7 @@ from detres.detection.inference.refine import (
     refined_detections,
 )
 from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.detection.models.roi_head import RoIHead
 from detres.detection.structures import Detections, ImageBatch, Scale
 
 
@@ -95,7 +96,7 @@ class Ensemble(nn.Module):
             first, head = members[0].model.roi_head, member.model.roi_head
             for what, own, its in (
                 ("classes", first.predictor.num_classes, head.predictor.num_classes),
-                ("px a cell of the map", first.pooler.stride, head.pooler.stride),
+                ("px a cell of the maps", _strides(first), _strides(head)),
             ):
                 if own != its:
                     raise ValueError(
@@ -186,6 +187,11 @@ class Ensemble(nn.Module):
                 f"{missing[0][1]} px: make it with the detector's other_scales"
             )
         return {scale: there[scale] for scale in member.scales}
+
+
+def _strides(head: RoIHead) -> str:
+    """The px a cell of the maps that its regions are pooled from, in words."""
+    return ", ".join(map(str, head.pooler.strides.values()))
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from detres.detection.models.fpn import FPN
 from detres.detection.models.roi_head import RoIHead
 from detres.detection.models.rpn import RPN, ProposalCounts
 from detres.detection.structures import Detections, FeatureMap, ImageBatch, Losses, Target
@@ -39,12 +41,13 @@ class FeatureExtractor(Protocol):
 
 
 class FasterRCNN(nn.Module):
-    """The detector: normalise -> backbone -> RPN -> RoI head.
+    """The detector: normalise -> backbone (-> feature pyramid) -> RPN -> RoI head.
 
     backbone: a module with a FeatureExtractor's methods. stages: those of its maps that are shared
-    by rpn and roi_head; the paper's C4 layout shares conv4 alone. Reads no files and resizes
-    nothing: that is detres.detection.detector. Build it with
-    detres.detection.build.build_detector.
+    by rpn and roi_head, or that `fpn` makes the shared ones of; the paper's C4 layout shares conv4
+    alone. multiple_of: px to a multiple of which each side of an image is lengthened with zeros
+    that count as image (publishers of pyramids: 32); None: not. Reads no files and resizes nothing:
+    that is detres.detection.detector. Build it with detres.detection.build.build_detector.
     """
 
     def __init__(
@@ -55,11 +58,15 @@ class FasterRCNN(nn.Module):
         stages: Sequence[str],
         rpn: RPN,
         roi_head: RoIHead,
+        fpn: FPN | None = None,
+        multiple_of: int | None = None,
     ) -> None:
         super().__init__()
         self.normalizer = normalizer
         self.backbone = backbone
         self.stages = tuple(stages)
+        self.multiple_of = multiple_of
+        self.fpn = fpn
         self.rpn = rpn
         self.roi_head = roi_head
 
@@ -99,10 +106,13 @@ class FasterRCNN(nn.Module):
         return self.rpn.propose(self.rpn.on_maps(self.features(images)), images, counts)
 
     def features(self, images: ImageBatch) -> dict[str, FeatureMap]:
-        """Return the shared maps by stage, strides in `backbone.strides`; an image's cells do not
-        depend on what it shares the batch with.
+        """Return the shared maps by stage, strides in `backbone.strides`, or by level of the
+        pyramid; an image's cells do not depend on what it shares the batch with.
         """
-        return shared_maps(images, self.normalizer, self.backbone, self.stages)
+        maps = shared_maps(
+            images, self.normalizer, self.backbone, self.stages, multiple_of=self.multiple_of
+        )
+        return maps if self.fpn is None else self.fpn(maps)
 
 
 def shared_maps(
@@ -110,14 +120,27 @@ def shared_maps(
     normalizer: PixelNormalizer,
     backbone: FeatureExtractor,
     stages: Sequence[str],
+    *,
+    multiple_of: int | None = None,
 ) -> dict[str, FeatureMap]:
-    """Return the maps of a batch by stage, each with the cells that are an image's own."""
-    pixels = normalizer(images.pixels, images.sizes)
-    maps = backbone.feature_maps(pixels, stages=stages, sizes=images.sizes)
+    """Return the maps of a batch by stage, each with the cells that are an image's own;
+    multiple_of: as of FasterRCNN.
+    """
+    pixels, sizes = normalizer(images.pixels, images.sizes), images.sizes
+    if multiple_of is not None:
+        sizes = tuple(_lengthened(size, multiple_of) for size in sizes)
+        height, width = _lengthened(pixels.shape[2:], multiple_of)
+        pixels = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
+    maps = backbone.feature_maps(pixels, stages=stages, sizes=sizes)
     return {
-        stage: FeatureMap(values, tuple(backbone.map_size(stage, size) for size in images.sizes))
+        stage: FeatureMap(values, tuple(backbone.map_size(stage, size) for size in sizes))
         for stage, values in maps.items()
     }
+
+
+def _lengthened(size: tuple[int, int], unit: int) -> tuple[int, int]:
+    """Both sides up to the next multiple of `unit`."""
+    return -(-size[0] // unit) * unit, -(-size[1] // unit) * unit
 
 
 class FastRCNN(nn.Module):

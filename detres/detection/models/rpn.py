@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.padding import Padding, zero_padding_
 from detres.boxes import clip_boxes, large_enough, nms
 from detres.detection.models.anchors import AnchorGenerator
 from detres.detection.models.box_coder import BoxCoder
 from detres.detection.models.matcher import BETWEEN, Matcher
+from detres.detection.models.padding import padding_of
 from detres.detection.models.sampler import Sampler
 from detres.detection.structures import FeatureMap, ImageBatch, Target
 
@@ -36,6 +38,9 @@ class RPNHead(nn.Module):
     """A 3x3 convolution with ReLU and two sibling 1x1 convolutions, all N(0, 0.01)
     (py-faster-rcnn's prototxt).
 
+    num_convs: how many 3x3 convolutions, each with its ReLU, come first (torchvision's second
+    version of its pyramid detector: 2).
+
     objectness "softmax" has two outputs an anchor (A background channels, then A foreground), as
     the paper; "sigmoid" one, as Detectron. The two-way softmax equals the sigmoid of the
     difference, so both give one logit.
@@ -48,22 +53,29 @@ class RPNHead(nn.Module):
         width: int,
         num_anchors: int,
         objectness: Literal["softmax", "sigmoid"],
+        num_convs: int = 1,
     ) -> None:
         super().__init__()
         self.num_anchors = num_anchors
         self.two_way = objectness == "softmax"
         self.conv = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.more_convs = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1) for _ in range(num_convs - 1)
+        )
         self.objectness = nn.Conv2d(width, num_anchors * (2 if self.two_way else 1), 1)
         self.deltas = nn.Conv2d(width, num_anchors * 4, 1)
-        for layer in (self.conv, self.objectness, self.deltas):
+        for layer in (self.conv, *self.more_convs, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, feature: Tensor, padding: Padding | None = None) -> tuple[Tensor, Tensor]:
         """Return objectness logits (N, L) and deltas (N, L, 4), float32, for a feature map (N, C,
-        H, W).
+        H, W); padding: of the map, None where every image fills all of it.
         """
-        hidden = F.relu(self.conv(feature), inplace=True)
+        hidden = self.conv(feature)
+        for conv in self.more_convs:
+            hidden = conv(F.relu(zero_padding_(hidden, padding), inplace=True))
+        hidden = F.relu(hidden, inplace=True)
         logits = self.objectness(hidden).float()
         if self.two_way:
             logits = logits[:, self.num_anchors :] - logits[:, : self.num_anchors]
@@ -155,7 +167,11 @@ class RPN(nn.Module):
     def on_maps(self, features: dict[str, FeatureMap]) -> list[MapOutput]:
         """Return what the head says of each map; features: by stage."""
         return [
-            self.on_map(features[stage], anchors, self.head(features[stage].values))
+            self.on_map(
+                features[stage],
+                anchors,
+                self.head(features[stage].values, padding_of(features[stage])),
+            )
             for stage, anchors in self.anchors.items()
         ]
 

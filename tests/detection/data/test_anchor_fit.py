@@ -17,12 +17,14 @@ from detres.detection.config import AnchorConfig, InputConfig, ModelConfig
 from detres.detection.data import anchor_fit
 from detres.detection.data.anchor_fit import (
     ENOUGH,
+    AnchorFit,
     ScaledBoxes,
     best_ious,
     boxes_in_training,
     describe_fit,
     fewest_anchors,
     fit_of,
+    fit_of_pyramid,
     reachable,
 )
 from detres.detection.data.coco import read_coco
@@ -338,3 +340,25 @@ def test_anchors_that_cross_the_border_do_not_count_where_they_are_not_trained()
     )
     line, *_ = describe_fit(annotations, inside)
     assert "a cell; 0.0% of 10 boxes have" in line
+
+
+def test_a_pyramid_covers_each_box_from_the_level_of_its_size() -> None:
+    """Squares on the cells of their own level; one between the cells of p2, one of no level."""
+    sides = (32, 64, 128, 256, 512)
+    boxes = [
+        [64 * 8 - side / 2, 64 * 8 - side / 2, 64 * 8 + side / 2, 64 * 8 + side / 2]
+        for side in sides
+    ]
+    boxes += [[2.0, 2.0, 34.0, 34.0], [100.0, 100.0, 108.0, 108.0]]
+    sizes = np.full((len(boxes), 2), 1024)
+    scaled = ScaledBoxes(np.array(boxes), -(-sizes // 16), sizes)
+    config = AnchorConfig(sizes=sides, aspect_ratios=(1.0,), style="detectron2")
+    fit = fit_of_pyramid(scaled, config)
+    assert fit == AnchorFit(7, 6 / 7, 6 / 7)
+    swapped = AnchorConfig(sizes=sides[::-1], aspect_ratios=(1.0,), style="detectron2")
+    assert fit_of_pyramid(scaled, swapped) == AnchorFit(7, 5 / 7, 6 / 7)  # 32 px on p6
+    moved = ScaledBoxes(np.array([[32.0, 0, 32 + 64, 64.0]]), -(-sizes[:1] // 16), sizes[:1])
+    coarse = AnchorConfig(sizes=(8, 9, 10, 11, 64), aspect_ratios=(1.0,), style="detectron2")
+    # of p6 the cells are 64 px apart, and the box lies between two: IoU 32 / 96
+    assert fit_of_pyramid(moved, coarse) == AnchorFit(1, 0.0, 1.0)
+    assert fit_of_pyramid(scaled.sample(0), config) == AnchorFit(0, 1.0, 1.0)

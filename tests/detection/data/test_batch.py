@@ -51,7 +51,7 @@ def test_pad_images_refuses_nothing_and_unequal_lengths() -> None:
 
 @pytest.mark.parametrize(
     "image",
-    [np.ones((8, 8), np.uint8), np.ones((8, 8, 4), np.uint8), np.ones((8, 8, 3), np.float32)],
+    [np.ones((8, 8), np.uint8), np.ones((8, 8, 4), np.uint8), np.ones((8, 8, 3), np.float64)],
 )
 def test_pad_images_names_an_image_of_another_kind(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"image b is .*, expected uint8 \(H, W, 3\)"):
@@ -66,3 +66,12 @@ def test_pad_images_takes_views_with_negative_strides() -> None:
     np.testing.assert_array_equal(
         batch.pixels[0, :, :24, :40].permute(1, 2, 0).numpy(), photo[:, ::-1, ::-1]
     )
+
+
+def test_images_that_resizing_did_not_round_stay_as_they_are() -> None:
+    """One of them makes the batch float32, on the same scale."""
+    image, other = np.full((8, 9, 3), 7, np.uint8), np.full((6, 5, 3), 7.25, np.float32)
+    batch = pad_images([image, other], original_sizes=[(8, 9), (6, 5)], ids=[1, 2])
+    assert batch.pixels.dtype == torch.float32
+    assert batch.pixels[0, :, :8, :9].unique().tolist() == [7.0]
+    assert batch.pixels[1].unique().tolist() == [0.0, 7.25]

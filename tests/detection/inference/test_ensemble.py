@@ -218,8 +218,8 @@ def test_members_that_cannot_be_combined(member):
     with pytest.raises(ValueError, match="the first has 4 classes, number 2 has 3"):
         ensemble_of(member, fewer)
     finer = built()
-    finer[0].roi_head.pooler.stride = 8
-    with pytest.raises(ValueError, match="the first has 16 px a cell of the map, number 3 has 8"):
+    finer[0].roi_head.pooler.strides = {"conv4": 8}
+    with pytest.raises(ValueError, match="the first has 16 px a cell of the maps, number 3 has 8"):
         ensemble_of(member, member, finer)
 
 

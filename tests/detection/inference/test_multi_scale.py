@@ -44,7 +44,7 @@ class LargestOfNegated(nn.Module):
 
 def make_head(box_head: nn.Module) -> RoIHead:
     return RoIHead(
-        pooler=RoIPooler(stage="s", stride=16, kind="roi_pool", output_size=3, sampling_ratio=0),
+        pooler=RoIPooler(strides={"s": 16}, kind="roi_pool", output_size=3, sampling_ratio=0),
         box_head=box_head,
         predictor=BoxPredictor(in_channels=2, num_classes=2),
         box_coder=BoxCoder(),

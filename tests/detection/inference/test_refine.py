@@ -32,7 +32,7 @@ def found(*rows: tuple) -> Detections:
 
 def make_head(num_classes: int = 2, *, top: int = 100, nms_thresh: float = 0.9) -> RoIHead:
     return RoIHead(
-        pooler=RoIPooler(stage="s", stride=16, kind="roi_pool", output_size=2, sampling_ratio=0),
+        pooler=RoIPooler(strides={"s": 16}, kind="roi_pool", output_size=2, sampling_ratio=0),
         box_head=nn.Identity(),
         predictor=BoxPredictor(in_channels=4, num_classes=num_classes),
         box_coder=BoxCoder(),

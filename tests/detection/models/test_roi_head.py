@@ -22,9 +22,7 @@ EMPTY = torch.zeros((0, 4))
 
 def make_head(*, score_thresh: float = 0.05) -> RoIHead:
     return RoIHead(
-        pooler=RoIPooler(
-            stage="conv4", stride=16, kind="roi_align", output_size=3, sampling_ratio=2
-        ),
+        pooler=RoIPooler(strides={"conv4": 16}, kind="roi_align", output_size=3, sampling_ratio=2),
         box_head=Conv5BoxHead(conv5=nn.Conv2d(8, 16, 3, padding=1), out_channels=16),
         predictor=BoxPredictor(in_channels=16, num_classes=NUM_CLASSES),
         box_coder=BoxCoder((10.0, 10.0, 5.0, 5.0)),

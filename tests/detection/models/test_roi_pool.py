@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torchvision import ops
+from torchvision.ops import MultiScaleRoIAlign
 
 from detres.detection.models.roi_pool import RoIPooler, roi_align
 from detres.detection.structures import FeatureMap
@@ -16,8 +17,7 @@ def indexed(num: int, images: int, size: float, seed: int = 0) -> torch.Tensor:
 
 def make_pooler(*, kind="roi_align", output_size=3, sampling_ratio=2) -> RoIPooler:
     return RoIPooler(
-        stage="conv4",
-        stride=16,
+        strides={"conv4": 16},
         kind=kind,
         output_size=output_size,
         sampling_ratio=sampling_ratio,
@@ -58,7 +58,7 @@ def test_ramp_by_hand():
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-@pytest.mark.parametrize("sampling_ratio", [1, 2, 3])
+@pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 3])
 def test_gather_sum_is_torchvisions_roi_align_with_its_gradient(aligned, sampling_ratio):
     feature = (
         torch.randn((3, 5, 11, 13), dtype=torch.float64)
@@ -66,6 +66,8 @@ def test_gather_sum_is_torchvisions_roi_align_with_its_gradient(aligned, samplin
         .requires_grad_()
     )
     rois = indexed(25, 3, 200.0).double()
+    rois[0, 1:] = torch.tensor([40.0, 30.0, 40.0, 90.0])  # without extent
+    rois[1, 1:] = torch.tensor([-300.0, -200.0, 500.0, 500.0])  # of several cells a bin
     ours = roi_align(
         feature,
         rois,
@@ -114,11 +116,98 @@ def test_a_padded_map_is_pooled_from_each_images_own_cells(kind, sampling_ratio)
     torch.testing.assert_close(gradient, expected)
 
 
-def test_adaptive_sampling_goes_to_the_operator():
-    feature = torch.randn((1, 4, 10, 10))
-    boxes = random_boxes(6, 150)
-    pooled = make_pooler(sampling_ratio=0)({"conv4": whole_map(feature)}, [boxes])
-    torch.testing.assert_close(pooled, ops.roi_align(feature, [boxes], 3, 1 / 16, 0, False))
+@pytest.mark.parametrize("bins", [1, 3, 7])
+@pytest.mark.parametrize("seed", range(3))
+def test_adaptive_sampling_of_regions_of_all_sizes(bins, seed):
+    """Sides that are whole numbers of cells a bin, where rounding decides how many samples there
+    are, among them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    feature = torch.randn((2, 3, 40, 50), generator=generator)
+    start = torch.rand((60, 2), generator=generator) * 30 - 3
+    whole = torch.randint(0, 6, (60, 2), generator=generator).float() * bins
+    sides = torch.where(torch.rand((60, 2), generator=generator) < 0.5, whole, whole * 0.77)
+    start = torch.where(torch.rand((60, 2), generator=generator) < 0.3, start.round(), start)
+    rois = torch.cat(((torch.arange(60) % 2)[:, None], start, start + sides), dim=1)
+    for aligned in (False, True):
+        given = {"output_size": bins, "spatial_scale": 1.0, "sampling_ratio": 0}
+        ours = roi_align(feature, rois, **given, aligned=aligned)
+        theirs = ops.roi_align(feature, rois, **given, aligned=aligned)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+LEVELS = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+
+
+def pyramid_of(sizes, generator: torch.Generator, height=160, width=192):
+    """Maps of a pyramid, 0 in the padding, of images of `sizes` px."""
+    found = {}
+    for level, stride in LEVELS.items():
+        values = torch.zeros((len(sizes), 3, height // stride, width // stride))
+        own = tuple((-(-h // stride), -(-w // stride)) for h, w in sizes)
+        for row, (h, w) in zip(values, own, strict=True):
+            row[:, :h, :w] = torch.randn((3, h, w), generator=generator)
+        found[level] = FeatureMap(values, own)
+    return found
+
+
+def regions(num: int, generator: torch.Generator) -> torch.Tensor:
+    corners = torch.rand((num, 2), generator=generator) * 60
+    sides = torch.rand((num, 2), generator=generator) ** 2 * 600 + 2
+    return torch.cat((corners, corners + sides), dim=1)
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_every_region_of_a_pyramid_from_its_own_level_as_torchvision_does(sampling_ratio):
+    generator = torch.Generator().manual_seed(2)
+    features = pyramid_of([(160, 192)] * 2, generator)
+    for each in features.values():
+        each.values.requires_grad_()
+    rois = [regions(40, generator), regions(25, generator)]
+    pooler = RoIPooler(
+        strides=LEVELS, kind="roi_align", output_size=7, sampling_ratio=sampling_ratio
+    )
+    theirs = MultiScaleRoIAlign(list(LEVELS), 7, sampling_ratio)
+    wanted = theirs({k: v.values for k, v in features.items()}, rois, [(160, 192)] * 2)
+    pooled = pooler(features, rois)
+    torch.testing.assert_close(pooled, wanted, rtol=0, atol=1e-5)
+    upstream = torch.randn(pooled.shape, generator=generator)
+    maps = [each.values for each in features.values()]
+    mine, reference = (torch.autograd.grad(each, maps, upstream) for each in (pooled, wanted))
+    for got, expected in zip(mine, reference, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
+def test_a_padded_pyramid_is_pooled_from_each_images_own_cells():
+    generator = torch.Generator().manual_seed(4)
+    sizes = [(160, 100), (90, 192)]
+    features = pyramid_of(sizes, generator)
+    rois = [regions(20, generator), regions(30, generator)]
+    pooler = RoIPooler(strides=LEVELS, kind="roi_align_aligned", output_size=3, sampling_ratio=0)
+    together = pooler(features, rois)
+    alone = [
+        pooler(
+            {
+                level: whole_map(each.values[n : n + 1, :, : each.sizes[n][0], : each.sizes[n][1]])
+                for level, each in features.items()
+            },
+            [rois[n]],
+        )
+        for n in range(2)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
+
+
+def test_a_pyramid_without_regions_and_with_those_of_one_level_alone():
+    features = pyramid_of([(160, 192)], torch.Generator().manual_seed(0))
+    pooler = RoIPooler(strides=LEVELS, kind="roi_align", output_size=2, sampling_ratio=2)
+    assert pooler(features, [torch.zeros((0, 4))]).shape == (0, 3, 2, 2)
+    for side, level in ((20.0, "p2"), (900.0, "p5")):
+        box = torch.tensor([[5.0, 6.0, 5.0 + side, 6.0 + side]])
+        one = RoIPooler(
+            strides={level: LEVELS[level]}, kind="roi_align", output_size=2, sampling_ratio=2
+        )
+        torch.testing.assert_close(pooler(features, [box]), one(features, [box]))
 
 
 @pytest.mark.parametrize("kind", ["roi_pool", "roi_align"])
