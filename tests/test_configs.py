@@ -82,7 +82,8 @@ def test_it_loads_under_its_own_name_and_builds(path):
     config = load_config(path, DetectionConfig, changed)
     detector = build_detector(config.model, 20)
     anchors = len(config.model.anchors.sizes) * len(config.model.anchors.aspect_ratios)
-    assert [each.num_anchors for each in detector.rpn.anchors.values()] == [anchors]
+    on_a_level = anchors // len(detector.rpn.anchors)  # of a pyramid one size on each
+    assert {each.num_anchors for each in detector.rpn.anchors.values()} == {on_a_level}
     boxes = 1 if config.model.roi.class_agnostic else 20
     assert detector.roi_head.predictor.bbox_pred.out_features == 4 * boxes
 

@@ -84,8 +84,6 @@ def test_what_is_no_detector_is_said_to_be_what_it_is(
     ):
         assert what in refused(predict.main, "--weights", weights, finished.data / "val")
         assert what in refused(train_det.main, "--cfg", tiny, "--init-from", weights)
-    message = refused(train_det.main, "--cfg", tiny, "--init-from", finished.folder)
-    assert f"is a folder; give {finished.weights}" in message
     message = refused(
         train_det.main, "--cfg", tiny, "--set", f"model.backbone.weights={finished.folder}/last.pt"
     )
