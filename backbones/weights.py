@@ -320,10 +320,11 @@ def _published(name: str) -> _File:
     return replace(_local(path), source=name)
 
 
-def _local(path: Path) -> _File:
+def read_contents(path: Path) -> tuple[Contents, dict[str, str], bool]:
+    """Return the tensors of a weights file of any kind that `load_weights` reads, its metadata, of
+    which only .safetensors has any, and whether a checksum covers it; raises WeightsError.
+    """
     _require_there(path)
-    # those that are published by a name with a digest are of torch.save
-    published = _published_file(path) if path.suffix != ".safetensors" else None
     content, metadata, checked = _read(path)
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} is not a state dict: expected a mapping of names to tensors")
@@ -333,9 +334,16 @@ def _local(path: Path) -> _File:
             "weights of that run, best.safetensors or weights.safetensors"
         )
     try:
-        contents = contents_of(content)
+        return contents_of(content), metadata, checked
     except NotFoundError as error:
         raise WeightsError(f"{path}: {error}") from None
+
+
+def _local(path: Path) -> _File:
+    _require_there(path)
+    # those that are published by a name with a digest are of torch.save
+    published = _published_file(path) if path.suffix != ".safetensors" else None
+    contents, metadata, checked = read_contents(path)
     wrapped = next((name for name in contents.tensors if name.endswith(MEAN_IMAGE)), MEAN_IMAGE)
     mean_image = contents.tensors.pop(wrapped, None)
     if published is not None:

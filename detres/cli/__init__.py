@@ -19,6 +19,7 @@ COMMANDS = {
     "check-data": "look for what is wrong with annotated data, before training on them",
     "predict": "detect in images and draw what was found",
     "convert-data": "write annotated images of any format as COCO JSON",
+    "convert": "make our weights of a detector of torchvision or detectron2",
     "settings": "list the settings: values, defaults, meaning",
     "reproduce": "list the paper's tables, what was measured of them here, and how it is",
     "plot": "draw error curves and layer responses",

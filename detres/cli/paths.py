@@ -39,6 +39,7 @@ WHAT = {
     "--annotations": "annotation file or folder",
     "--proposals": "proposals file",
     "data": "data at",
+    "source": "weights file at",
     "images": "image or folder",
     "paths": "run folder or weights file at",
 }

@@ -47,6 +47,7 @@ USAGE_ERRORS = {
     ),
     "check-data": (["nowhere"], ["--data", "nowhere"]),
     "convert-data": ([], ["nowhere", "--out", "x"]),
+    "convert": ([], ["setup.py", "--out", "x.pt"], ["nowhere", "--out", "x.safetensors"]),
     "settings": (["lrr"], ["device"], ["train.lr", "--markdown"]),
     "predict": (
         [],

@@ -1,0 +1,31 @@
+"""Make our weights of a detector that others trained: `convert model_final.pkl --out FILE`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detres.cli.flags import notice, say
+from detres.console import shortened
+from detres.detection.import_weights import import_detector
+from detres.detection.weights_file import save_detector
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Read the detector, say what it is, and write it; raises what import_detector raises,
+    ValueError for an --out that is there.
+    """
+    out = Path(arguments.out)
+    if out.exists():
+        raise ValueError(f"--out {out} is there and is left as it is; give another file")
+    imported = import_detector(Path(arguments.source), arguments.classes)
+    for note in imported.notes:
+        notice(note)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_detector(out, imported.detector, imported.config, imported.class_map, step=0)
+    model, names = imported.config.model, ", ".join(imported.class_map.names)
+    say(
+        f"{model.backbone.name}, layout {model.layout}, {len(imported.class_map)} classes: "
+        f"{shortened(names, 100)}"
+    )
+    say(f"written: {out}; predict with it, or train it further: --init-from {out}")

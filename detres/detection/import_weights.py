@@ -1,0 +1,431 @@
+"""Detectors of others: torchvision's and detectron2's Faster R-CNN, from their files to ours, with
+the settings under which they detect the same.
+
+Every tensor of such a file is used or named: what belongs to masks or keypoints is left out and
+said. Shapes: K classes, A anchors a cell, D features of a region.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backbones import WeightsError
+from backbones.catalogue import CAFFE, IMAGENET, InputSpec
+from backbones.weights import read_contents
+from detres.class_map import ClassMap
+from detres.config import check
+from detres.detection.build import build_detector
+from detres.detection.config import DetectionConfig
+from detres.detection.data.coco_classes import COCO_CLASSES
+from detres.detection.data.voc import VOC_CLASSES
+from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.files import CheckpointError, load_model_state
+
+LISTED = 4
+"""Of more names a message has the first."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A detector of others: model, configuration and classes as load_detector gives them, and what
+    is to be said of it, a line each.
+    """
+
+    detector: FasterRCNN
+    config: DetectionConfig
+    class_map: ClassMap
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Reading:
+    """The tensors of a file under our names, and the settings they ask for, while they are read.
+
+    project: whose file it is. left: names in the file of what is not taken over, with the part it
+    is of.
+    """
+
+    project: str
+    tensors: dict[str, Tensor]
+    model: dict = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def import_detector(path: Path, classes: Sequence[str] | None = None) -> Imported:
+    """Return the detector that a file of torchvision or detectron2 holds: state dicts of
+    torch.save, wrapped or not, and detectron2's .pkl.
+
+    classes: its class names in its order; by default, of 80 (torchvision: 90) COCO's, of 20
+    PASCAL VOC's, of others "class 1", ....
+
+    Raises CheckpointError naming the file when it is no detector of these, or one of another kind
+    (RetinaNet, a cascade, other anchors), when tensors are missing, unknown or mis-shaped, and for
+    another number of `classes`; nothing that a pickle names is run.
+    """
+    try:
+        contents, _, _ = read_contents(path)
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from None
+    tensors = _without_prefix(contents.tensors)
+    reading = _read(tensors, path)
+    class_map = _classes(reading, classes, path)
+    tree = {
+        "name": "imported",
+        "model": reading.model,
+        "data": {"format": "coco", "train": ["unknown"], "train_images": ["unknown"]},
+        "train": {"steps": 1, "eval_every": 0},
+    }
+    tree["data"] |= {"val": ["unknown"], "val_images": ["unknown"]}
+    config = check(DetectionConfig, tree, str(path))
+    detector = build_detector(config.model, len(class_map), pretrained=False)
+    load_model_state(detector, _with_counters(reading.tensors, detector), path)
+    left = dict.fromkeys(reading.left.values())
+    notes = [f"{path}: a detector of {reading.project}, {len(reading.tensors)} tensors"]
+    notes += [f"{path}: left out: {', '.join(left)}"] if left else []
+    return Imported(detector.eval(), config, class_map, tuple(notes))
+
+
+def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors below the wrapper that the detector is in, "model." in detectron2's files."""
+    key = re.compile(r"(|.*\.)roi_heads\.box_predictor\.cls_score\.weight")
+    prefixes = [match[1] for name in tensors if (match := key.fullmatch(name))]
+    if len(prefixes) != 1:
+        return dict(tensors)
+    return {
+        name.removeprefix(prefixes[0]): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefixes[0])
+    }
+
+
+def _read(tensors: dict[str, Tensor], path: Path) -> _Reading:
+    for mark, read in _READERS.items():
+        if mark in tensors and "roi_heads.box_predictor.cls_score.weight" in tensors:
+            return read(tensors, path)
+    for mark, what in _OTHERS.items():
+        if any(mark in name for name in tensors):
+            raise CheckpointError(f"{path} holds {what}, which is not read; {_READ}")
+    raise CheckpointError(
+        f"{path} holds no detector that is known, by its tensors "
+        f"{', '.join(list(tensors)[:LISTED])}, ...; {_READ}"
+    )
+
+
+_READ = (
+    "read are Faster R-CNN of torchvision (fasterrcnn_resnet50_fpn and _v2) and of detectron2 (C4 "
+    "and FPN on ResNets)"
+)
+
+_OTHERS = {
+    "head.cls_subnet": "detectron2's RetinaNet",
+    "head.classification_head": "torchvision's RetinaNet",
+    "roi_heads.box_predictor.0.cls_score": "a cascade of heads",
+    "backbone.body.0.": "a detector of torchvision on MobileNet",
+    "roi_heads.box_predictor": "a detector of another backbone",
+    "transformer.": "a DETR",
+    "bbox_head.": "a detector of mmdetection",
+}
+"""Part of a tensor's name -> what such a file holds."""
+
+
+# --- torchvision
+
+
+def _torchvision(tensors: dict[str, Tensor], path: Path) -> _Reading:
+    second = "rpn.head.conv.1.0.weight" in tensors
+    reading = _Reading("torchvision", {})
+    _rename(tensors, _TORCHVISION, _TORCHVISION_LEFT, reading, path)
+    found = reading.tensors
+    boxes = "roi_head.predictor.bbox_pred"
+    for kind in ("weight", "bias"):  # the first box is that of background, which has none
+        if f"{boxes}.{kind}" in found:
+            found[f"{boxes}.{kind}"] = found[f"{boxes}.{kind}"][4:]
+    if PUBLISHED_V1 in path.name:
+        _fold_epsilon(found)
+    depth = _depth(found, path)
+    reading.model = {
+        "layout": "fpn",
+        "backbone": {
+            "name": depth,
+            "stride_placement": "torchvision",
+            "norm": "batch" if second else "frozen",
+            "freeze_at": 2,
+            "weights": str(path),
+        },
+        "fpn": {"norm": "batch" if second else None},
+        "input": {
+            **_input(IMAGENET),
+            "short_side": 800,
+            "max_side": 1333,
+            "resize": "torchvision",
+            "multiple_of": 32,
+        },
+        "anchors": {**_PYRAMID_ANCHORS, "style": "torchvision"},
+        "rpn": {
+            **_RPN,
+            "width": 256,
+            "num_convs": 2 if second else 1,
+            "train_pre_nms_top_n": 2000,
+            "train_post_nms_top_n": 2000,
+            "test_pre_nms_top_n": 1000,
+            "test_post_nms_top_n": 1000,
+        },
+        "roi": {
+            "pool": "roi_align",
+            "pool_size": 7,
+            "sampling_ratio": 2,
+            "num_convs": 4 if second else 0,
+            "num_fc": 1 if second else 2,
+            "batch_size": 512,
+            "smooth_l1_beta": 1 / 9,
+            "nms_thresh": 0.5,
+        },
+    }
+    return reading
+
+
+_TORCHVISION = (
+    (r"backbone\.body\.(.*)", r"backbone.\1"),
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.(?:0\.)?(weight|bias)", r"fpn.lateral.conv{0}.conv.\2"),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.(?:0\.)?(weight|bias)", r"fpn.output.conv{0}.conv.\2"),
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.1\.(.*)", r"fpn.lateral.conv{0}.norm.\2"),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.(.*)", r"fpn.output.conv{0}.norm.\2"),
+    (r"rpn\.head\.conv\.(?:0\.0\.)?(weight|bias)", r"rpn.head.conv.\1"),
+    (r"rpn\.head\.conv\.1\.0\.(weight|bias)", r"rpn.head.more_convs.0.\1"),
+    (r"rpn\.head\.cls_logits\.(.*)", r"rpn.head.objectness.\1"),
+    (r"rpn\.head\.bbox_pred\.(.*)", r"rpn.head.deltas.\1"),
+    (r"roi_heads\.box_head\.fc6\.(.*)", r"roi_head.box_head.layers.0.\1"),
+    (r"roi_heads\.box_head\.fc7\.(.*)", r"roi_head.box_head.layers.2.\1"),
+    (r"roi_heads\.box_head\.(\d)\.0\.(.*)", r"roi_head.box_head.convs.\1.\2"),
+    (r"roi_heads\.box_head\.(\d)\.1\.(.*)", r"roi_head.box_head.norms.\1.\2"),
+    (r"roi_heads\.box_head\.5\.(.*)", r"roi_head.box_head.fc.layers.0.\1"),
+    (r"roi_heads\.box_predictor\.(cls_score|bbox_pred)\.(.*)", r"roi_head.predictor.\1.\2"),
+)
+"""torchvision's name -> ours; {0}: the number of the stage, two more than its own count."""
+
+_TORCHVISION_LEFT = {
+    "roi_heads.mask": "the mask head",
+    "roi_heads.keypoint": "the keypoint head",
+}
+
+
+PUBLISHED_V1 = "258fb6c6"
+"""In the name of the file of torchvision's published v1, the beginning of its digest."""
+
+
+def _fold_epsilon(tensors: dict[str, Tensor]) -> None:
+    """Make up by their scales for the epsilon of the norms of torchvision's published v1, which it
+    sets to 0 where it loads that very file; ours is 1e-5, as in all others of its models.
+    """
+    for name in [name for name in tensors if name.endswith(".running_var")]:
+        var = tensors[name].double()
+        scale = name.replace("running_var", "weight")
+        factor = ((var + EPSILON) / var.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
+        tensors[scale] = (tensors[scale].double() * factor).to(tensors[scale].dtype)
+
+
+EPSILON = 1e-5
+"""Of our batch norms."""
+
+
+# --- detectron2
+
+
+def _detectron2(tensors: dict[str, Tensor], path: Path) -> _Reading:
+    pyramid = "backbone.fpn_lateral2.weight" in tensors
+    reading = _Reading("detectron2", {})
+    _rename(tensors, _DETECTRON2, _DETECTRON2_LEFT, reading, path)
+    found = reading.tensors
+    for kind in ("weight", "bias"):  # background stands last
+        name = f"roi_head.predictor.cls_score.{kind}"
+        if name in found:
+            found[name] = torch.cat((found[name][-1:], found[name][:-1]))
+    if not pyramid:  # conv5 goes over every region
+        found = {
+            re.sub(r"^backbone\.layer4\.", "roi_head.box_head.conv5.", name): tensor
+            for name, tensor in found.items()
+        }
+        reading.tensors = found
+    rows = _rows(found, "roi_head.predictor.bbox_pred.weight", path)
+    num_classes = _rows(found, "roi_head.predictor.cls_score.weight", path) - 1
+    anchors = {} if pyramid else {"sizes": [32, 64, 128, 256, 512], "aspect_ratios": [0.5, 1, 2]}
+    reading.model = {
+        "layout": "fpn" if pyramid else "c4",
+        "backbone": {
+            "name": _depth(found, path),
+            "stride_placement": "original",
+            "norm": "frozen",
+            "freeze_at": 2,
+            "weights": str(path),
+        },
+        "input": {
+            **_input(CAFFE),
+            "short_side": 800,
+            "max_side": 1333,
+            "train_short_sides": [640, 672, 704, 736, 768, 800],
+            "resize": "pillow",
+            "multiple_of": 32 if pyramid else None,
+        },
+        "anchors": {**(_PYRAMID_ANCHORS if pyramid else anchors), "style": "detectron2"},
+        "rpn": {
+            **_RPN,
+            "width": _rows(found, "rpn.head.conv.weight", path),
+            "smooth_l1_beta": 0,
+            "loss_normalizer": "batch_size",
+            "train_pre_nms_top_n": 2000 if pyramid else 12000,
+            "train_post_nms_top_n": 1000 if pyramid else 2000,
+            "test_pre_nms_top_n": 1000 if pyramid else 6000,
+            "test_post_nms_top_n": 1000,
+        },
+        "roi": {
+            "pool": "roi_align_aligned",
+            "pool_size": 7 if pyramid else 14,
+            "sampling_ratio": 0,
+            "batch_size": 512,
+            "smooth_l1_beta": 0,
+            "nms_thresh": 0.5,
+            "class_agnostic": rows == 4 and num_classes > 1,
+        },
+    }
+    return reading
+
+
+_BLOCK = r"res(\d)\.(\d+)\."
+_DETECTRON2 = (
+    (r"backbone\.(?:bottom_up\.)?stem\.conv1\.weight", r"backbone.conv1.weight"),
+    (r"backbone\.(?:bottom_up\.)?stem\.conv1\.norm\.(.*)", r"backbone.bn1.\1"),
+    *(
+        (rf"{place}{_BLOCK}{there}", rf"backbone.layer{{-1}}.\2.{here}")
+        for place in (r"backbone\.(?:bottom_up\.)?", r"roi_heads\.")
+        for there, here in (
+            (r"conv(\d)\.weight", r"conv\3.weight"),
+            (r"conv(\d)\.norm\.(.*)", r"bn\3.\4"),
+            (r"shortcut\.weight", r"downsample.0.weight"),
+            (r"shortcut\.norm\.(.*)", r"downsample.1.\3"),
+        )
+    ),
+    (r"backbone\.fpn_lateral(\d)\.(.*)", r"fpn.lateral.conv\1.conv.\2"),
+    (r"backbone\.fpn_output(\d)\.(.*)", r"fpn.output.conv\1.conv.\2"),
+    (r"proposal_generator\.rpn_head\.conv\.(.*)", r"rpn.head.conv.\1"),
+    (r"proposal_generator\.rpn_head\.objectness_logits\.(.*)", r"rpn.head.objectness.\1"),
+    (r"proposal_generator\.rpn_head\.anchor_deltas\.(.*)", r"rpn.head.deltas.\1"),
+    (r"roi_heads\.box_head\.fc1\.(.*)", r"roi_head.box_head.layers.0.\1"),
+    (r"roi_heads\.box_head\.fc2\.(.*)", r"roi_head.box_head.layers.2.\1"),
+    (r"roi_heads\.box_predictor\.(cls_score|bbox_pred)\.(.*)", r"roi_head.predictor.\1.\2"),
+)
+"""detectron2's name -> ours; {-1}: the number of the layer, one less than that of res."""
+
+_DETECTRON2_LEFT = {
+    "roi_heads.mask": "the mask head",
+    "roi_heads.keypoint": "the keypoint head",
+    "proposal_generator.anchor_generator": "anchors, which follow from the settings",
+    "pixel_mean": "pixel means, which are in the settings",
+    "pixel_std": "pixel means, which are in the settings",
+}
+
+
+# --- what they share
+
+
+_RPN = {"objectness": "sigmoid", "train_anchors": "all", "min_size": 0}
+_PYRAMID_ANCHORS = {"sizes": [32, 64, 128, 256, 512], "aspect_ratios": [0.5, 1, 2]}
+
+_READERS: dict[str, Callable[[dict[str, Tensor], Path], _Reading]] = {
+    "backbone.body.conv1.weight": _torchvision,
+    "backbone.stem.conv1.weight": _detectron2,
+    "backbone.bottom_up.stem.conv1.weight": _detectron2,
+}
+"""A tensor that a file has -> who reads it."""
+
+
+def _rename(
+    tensors: dict[str, Tensor],
+    rules: Sequence[tuple[str, str]],
+    left: Mapping[str, str],
+    reading: _Reading,
+    path: Path,
+) -> None:
+    """Put the tensors under our names; raises CheckpointError for one that is of no known part."""
+    unknown = []
+    for name, tensor in tensors.items():
+        part = next((what for start, what in left.items() if name.startswith(start)), None)
+        rule = next(((p, new) for p, new in rules if re.fullmatch(p, name)), None)
+        if part is not None:
+            reading.left[name] = part
+        elif rule is not None:
+            reading.tensors[_named(name, *rule)] = tensor
+        elif not name.endswith(_COUNTER):
+            unknown.append(name)
+    if unknown:
+        raise CheckpointError(
+            f"{path}: {len(unknown)} tensors are of no part that is known, such as "
+            f"{', '.join(unknown[:LISTED])}; {_READ}"
+        )
+
+
+def _named(name: str, pattern: str, new: str) -> str:
+    match = re.fullmatch(pattern, name)
+    made = match.expand(new)
+    return re.sub(
+        r"\{(0|-1)\}", lambda shift: str(int(match[1]) + (2 if shift[1] == "0" else -1)), made
+    )
+
+
+def _input(spec: InputSpec) -> dict:
+    return {"mean": spec.mean, "std": spec.std, "channel_order": spec.channel_order}
+
+
+def _rows(tensors: Mapping[str, Tensor], name: str, path: Path) -> int:
+    if name not in tensors:
+        raise CheckpointError(f"{path} lacks {name}: half a file, or of another architecture")
+    return len(tensors[name])
+
+
+def _depth(tensors: Mapping[str, Tensor], path: Path) -> str:
+    """The ResNet by how many blocks its stages have."""
+    blocks = {int(m[1]) for name in tensors if (m := re.match(r"backbone\.layer3\.(\d+)\.", name))}
+    third = {int(m[1]) for name in tensors if (m := re.match(r"backbone\.layer2\.(\d+)\.", name))}
+    found = _DEPTHS.get((len(third), len(blocks)))
+    if found is None or "backbone.layer1.0.conv3.weight" not in tensors:
+        raise CheckpointError(
+            f"{path}: a ResNet of {len(third)} and {len(blocks)} blocks in conv3 and conv4 is not "
+            f"known; expected {', '.join(_DEPTHS.values())}"
+        )
+    return found
+
+
+_DEPTHS = {(4, 6): "resnet50", (4, 23): "resnet101", (8, 36): "resnet152"}
+"""Blocks in conv3 and in conv4 -> the network."""
+
+
+_COUNTER = "num_batches_tracked"
+
+
+def _with_counters(tensors: Mapping[str, Tensor], detector: FasterRCNN) -> dict[str, Tensor]:
+    """With the counters of batches of our norms, of which others keep none or their own."""
+    own = detector.state_dict()
+    kept = {name: each for name, each in tensors.items() if not name.endswith(_COUNTER)}
+    return kept | {name: own[name] for name in own if name.endswith(_COUNTER)}
+
+
+def _classes(reading: _Reading, given: Sequence[str] | None, path: Path) -> ClassMap:
+    num = _rows(reading.tensors, "roi_head.predictor.cls_score.weight", path) - 1
+    if given is not None:
+        if len(given) != num:
+            raise CheckpointError(f"{path} has {num} classes, {len(given)} names were given")
+        return ClassMap.of_names(given)
+    if num == len(COCO_CLASSES):
+        return COCO_CLASSES
+    if reading.project == "torchvision" and num == max(COCO_CLASSES.source_ids):
+        names = dict(zip(COCO_CLASSES.source_ids, COCO_CLASSES.names, strict=True))
+        numbers = range(1, num + 1)  # torchvision keeps the gaps of COCO's ids as classes
+        return ClassMap(tuple(names.get(n, f"N/A {n}") for n in numbers), tuple(numbers))
+    if num == len(VOC_CLASSES):
+        return ClassMap.of_names(VOC_CLASSES)
+    return ClassMap.of_names([f"class {number}" for number in range(1, num + 1)])

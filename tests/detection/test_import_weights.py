@@ -1,0 +1,294 @@
+"""Files of others' detectors: torchvision's, whose own model is the witness, and detectron2's, with
+its names and shapes.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection.faster_rcnn import fasterrcnn_resnet50_fpn
+from torchvision.models.detection.retinanet import retinanet_resnet50_fpn
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from detres.detection.data.coco_classes import COCO_CLASSES
+from detres.detection.import_weights import PUBLISHED_V1, Imported, import_detector
+from detres.detection.inference.detect import batch_of
+from detres.files import CheckpointError
+from tests.detection.models.test_pyramid_parity import with_livelier_outputs
+
+BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+
+@pytest.fixture(scope="module")
+def theirs() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    return with_livelier_outputs(model, torch.Generator().manual_seed(1))
+
+
+def detections(imported: Imported, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    given = imported.config.model.input
+    batch = batch_of([image], [0], (given.short_side, given.max_side), (), given.resize)
+    with torch.no_grad():
+        (found,) = imported.detector(batch)
+    return found.boxes, found.scores, found.labels
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.0])
+def test_a_file_of_torchvision_detects_as_its_model(theirs, tmp_path: Path, eps: float) -> None:
+    """The published file is known by its name, and its norms have an epsilon of 0."""
+    name = f"fasterrcnn_resnet50_fpn_coco-{PUBLISHED_V1}.pth" if eps == 0 else "mine.pth"
+    torch.save(theirs.state_dict(), tmp_path / name)
+    imported = import_detector(tmp_path / name)
+    assert len(imported.class_map) == 90
+    assert imported.class_map.name_of(0) == "person"
+    assert imported.class_map.names[11] == "N/A 12"
+    assert imported.class_map.source_ids == tuple(range(1, 91))
+    assert imported.config.model.layout == "fpn"
+    assert "left out" not in " ".join(imported.notes)
+    norms = [each for each in theirs.modules() if isinstance(each, FrozenBatchNorm2d)]
+    rng = np.random.default_rng(3)
+    image = np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((20, 20, 1))).astype(np.uint8)
+    theirs.transform.min_size, theirs.transform.max_size = (200,), 333
+    config = imported.config
+    small = config.model.input.model_copy(update={"short_side": 200, "max_side": 333})
+    model = config.model.model_copy(update={"input": small})
+    imported = Imported(
+        imported.detector, config.model_copy(update={"model": model}), imported.class_map, ()
+    )
+    try:
+        for norm in norms:
+            norm.eps = eps
+        with torch.no_grad():
+            (wanted,) = theirs([torch.from_numpy(image).permute(2, 0, 1).float() / 255])
+    finally:
+        for norm in norms:
+            norm.eps = 1e-5
+    boxes, scores, labels = detections(imported, image)
+    assert len(boxes) == len(wanted["boxes"]) > 20
+    # in the pixels of the file
+    ratios = torch.tensor([160 / 266, 120 / 200]).repeat(2)
+    same = (
+        ((boxes * ratios)[:, None] - wanted["boxes"][None]).abs().amax(dim=2).lt(1e-2)
+        & (scores[:, None] - wanted["scores"][None]).abs().lt(1e-4)
+        & (labels[:, None] == wanted["labels"][None])
+    )
+    # where two boxes' IoU is next to the threshold of NMS, rounding decides which of them stays
+    assert same.any(dim=1).sum() >= len(boxes) - 2
+    assert same.any(dim=0).sum() >= len(boxes) - 2
+
+
+# --- detectron2
+
+
+def norm_of(channels: int) -> dict[str, Tensor]:
+    return {
+        "weight": torch.rand(channels) + 0.5,
+        "bias": torch.randn(channels) / 10,
+        "running_mean": torch.randn(channels) / 10,
+        "running_var": torch.rand(channels) + 0.5,
+    }
+
+
+def resnet_of(name: str, *, pyramid: bool) -> dict[str, Tensor]:
+    """A ResNet's tensors under detectron2's names, random."""
+    root = "backbone.bottom_up." if pyramid else "backbone."
+    found = {f"{root}stem.conv1.weight": torch.randn(64, 3, 7, 7) / 20}
+    found |= {f"{root}stem.conv1.norm.{k}": v for k, v in norm_of(64).items()}
+    channels = 64
+    for stage, blocks in enumerate(BLOCKS[name], start=2):
+        place = "roi_heads." if stage == 5 and not pyramid else root
+        width, out = 64 * 2 ** (stage - 2), 256 * 2 ** (stage - 2)
+        for block in range(blocks):
+            layers = {"conv1": (width, channels, 1), "conv2": (width, width, 3)}
+            layers["conv3"] = (out, width, 1)
+            if block == 0:
+                layers["shortcut"] = (out, channels, 1)
+            for layer, (to, of, kernel) in layers.items():
+                at = f"{place}res{stage}.{block}.{layer}"
+                found[f"{at}.weight"] = torch.randn(to, of, kernel, kernel) * (of**-0.5) / kernel
+                found |= {f"{at}.norm.{k}": v for k, v in norm_of(to).items()}
+            channels = out
+    return found
+
+
+def layer_of(name: str, *shape: int) -> dict[str, Tensor]:
+    return {f"{name}.weight": torch.randn(shape) / 50, f"{name}.bias": torch.randn(shape[0]) / 50}
+
+
+def detectron2_state(name: str, *, pyramid: bool, num_classes: int) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    found = resnet_of(name, pyramid=pyramid)
+    width, anchors = (256, 3) if pyramid else (1024, 15)
+    if pyramid:
+        for level in range(2, 6):
+            found |= layer_of(f"backbone.fpn_lateral{level}", 256, 256 * 2 ** (level - 2), 1, 1)
+            found |= layer_of(f"backbone.fpn_output{level}", 256, 256, 3, 3)
+        found |= layer_of("roi_heads.box_head.fc1", 1024, 256 * 49)
+        found |= layer_of("roi_heads.box_head.fc2", 1024, 1024)
+    rpn = "proposal_generator.rpn_head"
+    found |= layer_of(f"{rpn}.conv", width, width, 3, 3)
+    found |= layer_of(f"{rpn}.objectness_logits", anchors, width, 1, 1)
+    found |= layer_of(f"{rpn}.anchor_deltas", 4 * anchors, width, 1, 1)
+    features = 1024 if pyramid else 2048
+    found |= layer_of("roi_heads.box_predictor.cls_score", num_classes + 1, features)
+    found |= layer_of("roi_heads.box_predictor.bbox_pred", 4 * num_classes, features)
+    return found
+
+
+def write_pkl(state: dict[str, Tensor], path: Path) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    content = {"model": arrays, "__author__": "Detectron2 Model Zoo"}
+    path.write_bytes(pickle.dumps(content))
+
+
+def write_pth(state: dict[str, Tensor], path: Path) -> None:
+    more = {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}
+    anchors = {"proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(15, 4)}
+    torch.save({"model": {**state, **more, **anchors}, "iteration": 9}, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pyramid", "num_classes", "write"),
+    [
+        ("resnet50", False, 80, write_pkl),
+        ("resnet50", False, 20, write_pth),
+        ("resnet50", True, 80, write_pth),
+        pytest.param("resnet101", False, 80, write_pkl, marks=pytest.mark.slow),
+    ],
+)
+def test_every_tensor_of_detectron2_has_its_place(
+    name: str, pyramid: bool, num_classes: int, write: Callable, tmp_path: Path
+) -> None:
+    state = detectron2_state(name, pyramid=pyramid, num_classes=num_classes)
+    write(state, tmp_path / "model_final")
+    imported = import_detector(tmp_path / "model_final")
+    own, model = imported.detector.state_dict(), imported.config.model
+    assert model.backbone.name == name
+    assert (model.layout, model.rpn.width) == (("fpn", 256) if pyramid else ("c4", 1024))
+    assert model.input.channel_order == "bgr"
+    assert model.input.multiple_of == (32 if pyramid else None)
+    assert imported.class_map.names[:1] == (("person",) if num_classes == 80 else ("aeroplane",))
+    if num_classes == 80:
+        assert imported.class_map == COCO_CLASSES
+    unused = [
+        key
+        for key, tensor in state.items()
+        if not any(
+            each.shape == tensor.shape and torch.equal(each, tensor) for each in own.values()
+        )
+    ]
+    scores = "roi_heads.box_predictor.cls_score"
+    assert unused == [f"{scores}.weight", f"{scores}.bias"]  # background stands first here
+    moved = own["roi_head.predictor.cls_score.bias"]
+    assert torch.equal(moved[1:], state[f"{scores}.bias"][:-1])
+    assert moved[0] == state[f"{scores}.bias"][-1]
+    if not pyramid:
+        assert torch.equal(
+            own["roi_head.box_head.conv5.0.downsample.0.weight"],
+            state["roi_heads.res5.0.shortcut.weight"],
+        )
+    assert ("anchors, which follow from" in " ".join(imported.notes)) is (write is write_pth)
+
+
+@pytest.fixture(scope="module")
+def small_state() -> dict[str, Tensor]:
+    return detectron2_state("resnet50", pyramid=True, num_classes=5)
+
+
+def test_masks_are_left_out_and_said(small_state, tmp_path: Path) -> None:
+    masks = layer_of("roi_heads.mask_head.mask_fcn1", 4, 4, 3, 3)
+    torch.save({**small_state, **masks}, tmp_path / "m.pth")
+    imported = import_detector(tmp_path / "m.pth", classes=list("abcde"))
+    assert imported.class_map.names == tuple("abcde")
+    assert imported.notes[1].endswith("m.pth: left out: the mask head")
+    unnamed = import_detector(tmp_path / "m.pth")
+    assert unnamed.class_map.names[-1] == "class 5"
+
+
+def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    assert name in state
+    return {key: tensor for key, tensor in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, "backbone.fpn_output3.weight"), "fpn.output.conv3.conv.weight"),
+        (lambda s: without(s, "backbone.bottom_up.res4.3.conv2.norm.bias"), "layer3.3.bn2.bias"),
+        (
+            lambda s: {k: v for k, v in s.items() if "res4.5" not in k},
+            "4 and 5 blocks in conv3 and conv4 is not known; expected resnet50, resnet101",
+        ),
+        (
+            lambda s: {**s, "roi_heads.other.weight": torch.zeros(1)},
+            "1 tensors are of no part that is known, such as roi_heads.other.weight",
+        ),
+        (
+            lambda s: {**s, "backbone.fpn_output3.weight": torch.zeros(1, 1, 1, 1)},
+            "shape of fpn.output.conv3.conv.weight",
+        ),
+        (
+            lambda s: {**s, "backbone.fpn_output3.bias": torch.full((256,), torch.nan)},
+            "fpn.output.conv3.conv.bias",
+        ),
+        (
+            lambda s: without(s, "roi_heads.box_predictor.cls_score.weight"),
+            "holds a detector of another backbone, which is not read",
+        ),
+    ],
+)
+def test_a_file_that_is_not_whole_is_refused(small_state, tmp_path, change, message) -> None:
+    torch.save(change(small_state), tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=message) as raised:
+        import_detector(tmp_path / "m.pth")
+    assert "m.pth" in str(raised.value)
+
+
+def test_other_class_names_than_there_are_classes_are_refused(small_state, tmp_path) -> None:
+    torch.save(small_state, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match="has 5 classes, 2 names were given"):
+        import_detector(tmp_path / "m.pth", classes=["a", "b"])
+
+
+def test_other_kinds_of_files_are_called_by_their_names(tmp_path: Path) -> None:
+    retina = retinanet_resnet50_fpn(weights=None, weights_backbone=None)
+    torch.save(retina.state_dict(), tmp_path / "retina.pth")
+    for file, content, message in (
+        ("retina.pth", None, "holds torchvision's RetinaNet, which is not read; read are"),
+        ("net.pth", {"conv1.weight": torch.zeros(1)}, "holds no detector that is known, by its"),
+        ("none.pth", {"a": 1}, "holds no detector that is known"),
+    ):
+        if content is not None:
+            torch.save(content, tmp_path / file)
+        with pytest.raises(CheckpointError, match=message):
+            import_detector(tmp_path / file)
+
+
+class _Runs:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    for file in ("evil.pkl", "evil.pth"):
+        content = {"model": {"roi_heads.box_predictor.cls_score.weight": _Runs(touched)}}
+        if file.endswith("pkl"):
+            (tmp_path / file).write_bytes(pickle.dumps(content))
+        else:
+            torch.save(content, tmp_path / file)
+        with pytest.raises(CheckpointError, match=file):
+            import_detector(tmp_path / file)
+    with pytest.raises(CheckpointError, match="no weights file"):
+        import_detector(tmp_path / "gone.pth")
+    assert not touched.exists()
