@@ -106,7 +106,7 @@ def _draw_losses(axes: Axes, run: RunRecords, style: _Style) -> None:
         _draw_series(axes, series, look | {"label": plain(name)})
     for place, (name, series) in enumerate(held_out.items()):
         look = {"color": f"C{place}", "linestyle": "--", "marker": "o", "markersize": 3}
-        _draw_series(axes, series, look | {"label": plain(f"held-out {name}")})
+        _draw_series(axes, series, look | {"label": plain(f"held-out {name.removeprefix('val_')}")})
 
 
 def _draw_numbers(axes: Axes, run: RunRecords, style: _Style) -> None:
