@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--score",
-        type=float,
+        type=score_given,
         help="lowest score that is drawn (default: of each class the one that was best on the "
         f"held-out images of its training, {DRAWN_SCORE} where the weights have none); the file "
         "has all",
@@ -75,3 +75,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_device_flag(parser)
     return parser
+
+
+def score_given(text: str) -> float:
+    """Return the score of --score; raises argparse.ArgumentTypeError saying what it takes."""
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0 <= score <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no score: give a number from 0 to 1")
+    return score

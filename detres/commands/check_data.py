@@ -72,8 +72,10 @@ def _require_places(out: Path | None, fix: Path | None, data: str | None) -> Non
     """
     if fix is not None and out is not None and (_within(out, fix) or _within(fix, out)):
         raise ValueError(f"--out and --fix are to be folders apart: {out}, {fix}")
-    if fix is not None and data is not None and _within(fix, Path(data)):
-        raise ValueError(f"--fix {fix} lies in the data; give a folder beside them")
+    if fix is not None and data is not None:
+        given = Path(data)
+        if _within(fix, given.parent if given.is_file() else given):
+            raise ValueError(f"--fix {fix} lies in the data; give a folder beside them")
     if out is not None:
         made = {path.name for path in out.iterdir()} if out.is_dir() else set()
         if not made or not made <= {PAGE, NUMBERS}:

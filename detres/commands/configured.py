@@ -146,6 +146,6 @@ def weights_of(given: str) -> str:
     """
     chosen = find_weights(given)
     if str(chosen) != str(Path(given)):
-        notice(f"{given}: its {chosen.name}")
+        notice(f"{given}: {chosen}")
         return str(chosen)
     return given

@@ -13,7 +13,6 @@ from detres.detection.config import DataConfig
 from detres.detection.data.convert import write_coco
 from detres.detection.data.read import read_all
 from detres.detection.data.recognise import recognise
-from detres.user_files import tidied
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -25,7 +24,7 @@ def convert(arguments: argparse.Namespace) -> None:
     found = recognise(arguments.data, format_of(arguments.set))
     say(f"data {found.data.root}: {found.kind}; {found.reason}")
     say(f"the same by hand: --set {shlex.join(found.settings())}")
-    if tidied(out.absolute()).is_relative_to(found.data.root):
+    if out.resolve().is_relative_to(Path(found.data.root).resolve()):
         raise ValueError(f"--out {out} lies inside of the data; give a folder beside them")
     splits = read_all(overridden(found.data, arguments.set))
     for split, part in splits.items():

@@ -131,6 +131,13 @@ class Annotations:
         """
         return xywh_of(self.boxes, self.sides)
 
+    def classes_shown(self) -> np.ndarray:
+        """Return (N, K) bool: whether an image has an object of a class; K may be 0."""
+        found = np.zeros((len(self), len(self.class_map)), bool)
+        rows = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        found[rows, self.class_indices] = True
+        return found
+
     def describe(self, said: Sequence[str] = ()) -> str:
         """Return one paragraph: where from, how many images, objects and classes, and what the box
         policy left out; then the notes but those that are `said` already, a line each.

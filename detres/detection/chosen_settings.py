@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class Choice:
 
 def quoted(setting: str) -> str:
     """Return a setting as a shell takes it."""
+    if "'" in setting:
+        return shlex.quote(setting)
     return f"'{setting}'" if re.search(r"[^\w./=:@%+-]", setting) else setting
 
 

@@ -14,6 +14,7 @@ from detres.config import in_yaml
 from detres.console import write_line
 from detres.detection.alternating import TRAININGS, AlternatingRun
 from detres.detection.annotations import Annotations
+from detres.detection.chosen_settings import Choice
 from detres.detection.config import DetectionConfig
 from detres.detection.detector import Detector
 from detres.detection.duration import in_units, seconds_of
@@ -21,6 +22,9 @@ from detres.detection.own_data import OwnData
 from detres.detection.time_budget import pace_of, with_time
 from detres.runs.run import ResumeLine, TrainingRun
 from detres.runs.weights import find_weights
+
+LENGTHS = ("train.steps", "train.epochs")
+"""Settings that say how long a run is, as a time does."""
 
 Say = Callable[[str], None]
 """Called with a line for the user."""
@@ -58,12 +62,15 @@ class NewRun:
         chosen. Raises what OwnData.read and `within` raise.
         """
         began = monotonic()
+        keys = [setting.partition("=")[0].strip() for setting in overrides]
+        if seconds is not None and (given := [key for key in keys if key in LENGTHS]):
+            raise ValueError(f"a time says how many steps there are, and so does {given[0]}")
         own = OwnData.read(data, overrides, device=device, init_from=init_from, say=say)
         config, choices = own.configured()
         new = cls(config, device, init_from, (own.train, own.val))
         if seconds is not None:
-            timed = new.within(seconds, began=began, say=say)
-            config, choices = own.configured(timed.config.train.steps)
+            config = new.within(seconds, began=began, say=say).config
+            choices = [_as_the_time_allows(each, config.train.steps) for each in choices]
         for line in own.lines(choices):
             say(line)
         return replace(new, config=config, said=True)
@@ -108,6 +115,13 @@ class NewRun:
         return TrainingRun.start(
             training, out, device=device, resume_line=resume_line, settings_said=self.said
         )
+
+
+def _as_the_time_allows(choice: Choice, steps: int) -> Choice:
+    """A choice of a run that a time bounds: its number of steps is another."""
+    if choice.key != "train.steps":
+        return choice
+    return replace(choice, value=steps, reason="what the time allows")
 
 
 def train(

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from detres.files import CheckpointError
 from detres.runs.lock import FolderLock, InUseError, is_lock
-from detres.runs.place import RUNS, folders_called
+from detres.runs.place import CONFIG, RUNS, folders_called
 
-CONFIG = "config.yaml"
 CONFIG_UNTIL = "config-until-step-{step}.yaml"
 ENVIRONMENT = "env.json"
 RECORDS = "metrics.jsonl"

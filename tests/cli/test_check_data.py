@@ -71,6 +71,17 @@ def test_a_clean_copy_has_no_errors(
     assert check_data.main([*flags[:3], str(clean), "--set", *settings]) == 0
 
 
+def test_a_copy_does_not_go_into_the_folder_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "boxes.csv").write_text("file,class,xmin,ymin,xmax,ymax\na.jpg,cat,1,1,9,9\n")
+    clean = tmp_path / "clean"
+    assert check_data.main([str(tmp_path / "boxes.csv"), "--fix", str(clean)]) == 2
+    assert "lies in the data; give a folder beside them" in capsys.readouterr().err
+    assert not clean.exists()
+
+
 def test_folders_with_files_of_others_are_left(
     tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,14 @@ def test_settings_say_how_else_to_read(few: dict, tmp_path: Path) -> None:
     assert len(read_split(recognise(tmp_path / "out").data, "val")) == 6
 
 
+def test_a_link_does_not_lead_into_the_data(few: dict, tmp_path: Path, capsys) -> None:
+    write_plain_xml({"all": [*few["train"], *few["val"]]}, tmp_path / "mine")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    assert main([str(tmp_path / "link"), "--out", str(tmp_path / "mine" / "coco")]) == 2
+    assert "lies inside of the data" in capsys.readouterr().err
+    assert not (tmp_path / "mine" / "coco").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -102,7 +102,7 @@ def test_a_stopped_run_is_evaluated_and_predicts_from_its_last_state(
     captured = capsys.readouterr()
     assert captured.err == f"note: {stopped / 'last.pt'} is the state of a run after step 4\n"
     assert score("--weights", stopped) == numbers
-    assert capsys.readouterr().err.startswith(f"note: {stopped}: its last.pt\n")
+    assert capsys.readouterr().err.startswith(f"note: {stopped}: {stopped}/last.pt\n")
     image = next((finished.data / "val").iterdir())
     for weights, out in ((stopped, "by folder"), (stopped / "last.pt", "by file")):
         given = ["--weights", str(weights), str(image), "--out", out, "--device", "cpu"]

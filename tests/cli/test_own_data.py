@@ -89,7 +89,7 @@ def test_a_detector_is_fine_tuned_without_a_configuration(
     assert run("--data", coco_folder, "--init-from", finished.folder, "--set", *few) == 0
     captured = capsys.readouterr()
     said = captured.out
-    assert f"note: {finished.folder}: its best.safetensors\n" in captured.err
+    assert f"note: {finished.folder}: {finished.weights}\n" in captured.err
     assert f"# as {finished.weights} was trained" in said
     assert "6 of 6 classes by name" in said
     _, config, _ = load_detector(Path("runs") / coco_folder.name / "best.safetensors")

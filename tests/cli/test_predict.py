@@ -108,7 +108,7 @@ def test_only_detections_above_the_score_are_drawn(
     finished: FinishedRun, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = photos / "000001.jpg"
-    assert run(finished, file, "--out", "none", "--score", "1.1") == 0
+    assert run(finished, file, "--out", "none", "--score", "1") == 0
     assert f"{file}: nothing" in capsys.readouterr().out
     assert run(finished, file, "--out", "all", "--score", "0") == 0
     assert re.search(
@@ -485,6 +485,14 @@ def test_a_video_is_never_written_over(
 
 
 # ---- tiles ----
+
+
+@pytest.mark.parametrize("score", ["50", "nan", "-0.1", "inf", "high"])
+def test_a_score_that_is_none_is_a_usage_error(score, capsys):
+    with pytest.raises(SystemExit) as ended:
+        predict.main(["a.jpg", "--weights", "w", f"--score={score}"])
+    assert ended.value.code == 2
+    assert f"{score!r} is no score: give a number from 0 to 1" in capsys.readouterr().err
 
 
 def test_tiles_find_in_a_large_picture_what_they_find_alone(

@@ -141,6 +141,14 @@ def test_what_cannot_be_trained_is_said_before_a_folder_is_made(
     assert not Path("runs").exists()
 
 
+def test_a_time_and_a_length_are_one_too_many(coco_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a time says how many .*, and so does train\.steps"):
+        detres.train(
+            coco_folder, time="30m", settings={"train.steps": 5}, out=tmp_path / "r", device="cpu"
+        )
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_detector_of_a_model_alone_has_nothing_to_evaluate_by(finished: FinishedRun) -> None:
     loaded = detres.load(finished.folder)
     alone = detres.Detector(loaded.model, loaded.class_map, short_side=64, max_side=96)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from detres.detection.chosen_settings import (
     Start,
     Trained,
     choose,
+    quoted,
 )
 from detres.detection.config import AnchorConfig, DetectionConfig, InputConfig, ModelConfig
 from detres.detection.data.anchor_fit import ENOUGH, boxes_in_training, fit_of
@@ -65,6 +67,11 @@ def chosen(
     tree = [("name", "own"), ("data", {"format": "shapes"})]
     tree += [(choice.key, choice.value) for choice in choices]
     return check(DetectionConfig, nested([*tree, *given.items()]), "chosen")
+
+
+def test_settings_are_written_as_a_shell_takes_them() -> None:
+    for setting in ("a=b", "root=/my data", "root=/Bob's data/x", "x=[1, 2]", "a=$HOME"):
+        assert shlex.split(quoted(setting)) == [setting]
 
 
 def test_on_a_processor_the_recipe_is_that_of_the_measured_configuration() -> None:

@@ -20,6 +20,7 @@ from detres.runs.folder import (
     weights_in,
 )
 from detres.runs.lock import InUseError
+from detres.runs.place import folders_called
 
 
 def test_run_folders_are_numbered_and_never_shared(tmp_path, monkeypatch):
@@ -98,6 +99,18 @@ def test_a_name_is_no_pattern(tmp_path, monkeypatch):
         newest_run("v1.0")
     saved_at("v1.0", 50)
     assert newest_run("v1.0") == Path("runs/v1.0")
+
+
+def test_a_folder_of_another_name_is_not_one_of_that_name(tmp_path, monkeypatch):
+    """runs/cells-2 may be the second run of cells, or the first of a folder called cells-2."""
+    monkeypatch.chdir(tmp_path)
+    saved_at("cells", 100)
+    for name, own in (("cells-2", "cells-2"), ("cells-3", "cells"), ("cells-4", "'cells-4'")):
+        saved_at(name, 900)
+        Path("runs", name, "config.yaml").write_text(f"name: {own}\nseed: 3\n")
+    assert {path.name for path in folders_called("cells")} == {"cells", "cells-3"}
+    assert {path.name for path in folders_called("cells-2")} == {"cells-2"}
+    assert newest_run("cells") == Path("runs/cells-3")
 
 
 def test_saved_runs_are_all_that_were_saved_the_last_first(tmp_path, monkeypatch):

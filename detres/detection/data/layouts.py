@@ -346,9 +346,17 @@ def _yolo_files(files: FoundFiles) -> list[str]:
     return [
         path
         for of_folder in _by_folder(texts).values()
-        if any(_is_label(files.root / path) for path in of_folder[:_SAMPLE])
+        if any(_is_label(files.root / path) for path in _first_with_text(files.root, of_folder))
         for path in of_folder
     ]
+
+
+def _first_with_text(root: Path, paths: list[str]) -> list[str]:
+    """The first _SAMPLE files that are not empty: an empty label file, of an image without objects,
+    does not tell what it is.
+    """
+    with_text = (path for path in paths if _beginning(root / path).strip())
+    return list(itertools.islice(with_text, _SAMPLE))
 
 
 def _is_label(path: Path) -> bool:

@@ -186,7 +186,9 @@ def split_of_train(data: DataConfig, whole: Annotations) -> Split:
     files = whole.image_files.tolist()
     if data.split is not None:
         return read_split_file(Path(data.split), files, whole.source)
-    return drawn_split(file_names(files), data.val_share, data.split_seed, whole.source)
+    names = file_names(files)
+    shown = whole.classes_shown()
+    return drawn_split(names, data.val_share, data.split_seed, whole.source, shown)
 
 
 def _read(data: DataConfig, split: str, policy: BoxPolicy, names: tuple[str, ...]) -> Annotations:

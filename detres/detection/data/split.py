@@ -89,13 +89,18 @@ class Split:
     note: str
 
 
-def drawn_split(names: Sequence[str], share: float, seed: int, source: str) -> Split:
+def drawn_split(
+    names: Sequence[str], share: float, seed: int, source: str, shown_classes: np.ndarray
+) -> Split:
     """Return a split of N image files in which about `share` of them, one at least, are val.
 
     Groups (groups_of) are taken whole, in an order drawn with `seed`, as long as they fit. Where
     that gives less than half the share, the smallest one more, if val is then at most half of all;
     else a stretch of the largest, its place drawn too: nothing else can be done with a single
-    video. source: of the images, for messages. Raises SplitError for fewer than two images.
+    video. shown_classes: (N, K) bool, which classes an image has objects of. A group that holds all
+    images of a class stays in train; where too few others are left (files called CLASS_NUMBER), or
+    these show no object, a part in a row of each such group is val. source: of the images, for
+    messages. Raises SplitError for fewer than two images.
     """
     total = len(names)
     if total < 2:
@@ -103,14 +108,20 @@ def drawn_split(names: Sequence[str], share: float, seed: int, source: str) -> S
     wanted = min(max(1, round(share * total)), total - 1)
     groups = groups_of(names)
     order = sorted(groups, key=lambda name: _drawn(seed, name))
-    held: list[int] = []
-    left = []
-    for name in order:
-        fits = len(held) + len(groups[name]) <= wanted
-        held += groups[name] if fits else []
-        left += [] if fits else [name]
+    needed = _needed_in_train(groups, shown_classes)
+    free = [name for name in order if name not in needed]
+    held, left = _that_fit(free, groups, wanted)
     said = ""
-    if 2 * len(held) < wanted:
+    if needed and (2 * len(held) < wanted or not shown_classes[held].any()):
+        held = []
+        for name in needed:
+            held += _stretch(groups[name], share, seed, name, names)
+        held += _that_fit(free, groups, wanted - len(held))[0]
+        said = (
+            f"; of {len(needed)} sequences of names, such as {shown(needed[0])}, a part in a row "
+            "is val, for each holds all images of some class"
+        )
+    elif 2 * len(held) < wanted:
         smallest = min(left, key=lambda name: len(groups[name]))
         largest = max(left, key=lambda name: len(groups[name]))
         if 2 * (len(held) + len(groups[smallest])) <= total:
@@ -132,6 +143,61 @@ def drawn_split(names: Sequence[str], share: float, seed: int, source: str) -> S
         val=val,
         note=f"{len(val)} of {total} images are val, drawn with seed {seed}{said}",
     )
+
+
+def _that_fit(
+    order: Sequence[str], groups: dict[str, list[int]], wanted: int
+) -> tuple[list[int], list[str]]:
+    """The rows of groups, taken whole in this order as long as they are `wanted` at most, and the
+    groups that did not fit.
+    """
+    held: list[int] = []
+    left = []
+    for name in order:
+        fits = len(held) + len(groups[name]) <= wanted
+        held += groups[name] if fits else []
+        left += [] if fits else [name]
+    return held, left
+
+
+def _needed_in_train(groups: dict[str, list[int]], shown_classes: np.ndarray) -> list[str]:
+    """The groups of several images without which nothing shows some class; none where there is one
+    group alone.
+    """
+    counts = shown_classes.sum(axis=0)
+    if len(groups) == 1 or not counts.any():
+        return []
+    return [
+        name
+        for name, rows in groups.items()
+        if len(rows) > 1 and ((shown_classes[rows].sum(axis=0) == counts) & (counts > 0)).any()
+    ]
+
+
+def _stretch(
+    rows: Sequence[int], share: float, seed: int, name: str, names: Sequence[str]
+) -> list[int]:
+    """A part in a row of a group, about `share` of it, its place drawn, without copies of pictures
+    outside.
+    """
+    number = min(max(1, round(share * len(rows))), len(rows) - 1)
+    start = _drawn(seed, f"in {name}") % (len(rows) - number + 1)
+    return _with_whole_sources(rows, start, number, names)
+
+
+def _with_whole_sources(
+    rows: Sequence[int], start: int, number: int, names: Sequence[str]
+) -> list[int]:
+    """`number` rows from `start` on, less those at either end that are made of a picture which
+    others outside are made of too; all of them where nothing else is left.
+    """
+    sources = [source_of(names[row]) for row in rows]
+    first, last = start, start + number
+    while first < last and first > 0 and sources[first] == sources[first - 1]:
+        first += 1
+    while last > first and last < len(rows) and sources[last] == sources[last - 1]:
+        last -= 1
+    return list(rows[first:last] or rows[start : start + number])
 
 
 def _drawn(seed: int, name: str) -> int:

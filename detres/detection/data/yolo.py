@@ -163,7 +163,22 @@ def places_of(data: DataYaml) -> dict[str, list[Path]]:
                 f"{data.path}: {split} is {shown(entry)}, and there is no such folder or list of "
                 f"images: looked at {looked}. Correct it, relative to the folder of the file"
             )
+    _require_apart(data, places)
     return places
+
+
+def _require_apart(data: DataYaml, places: dict[str, list[Path]]) -> None:
+    """Raise FileNotFoundError where entries of train and of another split that are written
+    otherwise are found at one place: neither is where it is said to be.
+    """
+    for split in set(places) - {"train"}:
+        both = [place for place in places.get("train", []) if place in places[split]]
+        if both and data.splits["train"] != data.splits[split]:
+            raise FileNotFoundError(
+                f"{data.path}: train is {shown(data.splits['train'][0])} and {split} is "
+                f"{shown(data.splits[split][0])}, and of both only {both[0]} is there: correct "
+                "them, relative to the folder of the file"
+            )
 
 
 def _place_of(entry: str, roots: list[Path]) -> Path | None:

@@ -399,6 +399,29 @@ def test_a_data_yaml_that_leads_nowhere_says_where_it_looked(tmp_path: Path) -> 
         assert f"looked at {mine}/here/away/images and {mine}/away/images" in str(caught.value)
 
 
+def test_two_splits_of_another_machine_are_not_both_the_one_folder_there_is(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "images" / "a.jpg").touch()
+    (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .1 .1")
+    data = tmp_path / "data.yaml"
+    text = "names: [cat]\ntrain: /content/ds/train/images\nval: /content/ds/valid/images\n"
+    data.write_text(text)
+    said = r"train is '/content/ds/train/images' and val is '/content/ds/valid/images', and of both"
+    with pytest.raises(FileNotFoundError, match=said):
+        recognise(tmp_path)
+    data.write_text("names: [cat]\ntrain: images\nval: images\n")  # said so: their choice
+    assert recognise(tmp_path).data.val == recognise(tmp_path).data.train
+
+
+def test_empty_label_files_first_do_not_hide_the_format(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\n")
+    for number in range(60):
+        (tmp_path / f"{number:03d}.jpg").touch()
+        (tmp_path / f"{number:03d}.txt").write_text("" if number < 52 else "0 .5 .5 .1 .1\n")
+    assert recognise(tmp_path).data.format == "yolo"
+
+
 def test_what_lies_inside_comes_before_what_lies_above(tmp_path: Path) -> None:
     """Roboflow's ../train/images is of its own folder, also where the folder above has one."""
     tree(tmp_path, {"train/images/z.jpg": "", "valid/images/z.jpg": ""})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,9 @@ from detres.detection.data.split import (
 )
 from tests.detection.configs import box, coco_config
 from tests.helpers import write_coco
+
+NOTHING = np.zeros((0, 0), bool)
+"""Which classes images show, where it is not known."""
 
 
 @pytest.mark.parametrize(
@@ -69,14 +73,14 @@ def videos(*lengths: int) -> list[str]:
 
 
 def held(names: list[str], share: float = 0.2, seed: int = 0) -> list[str]:
-    return [names[row] for row in drawn_split(names, share, seed, "t").val]
+    return [names[row] for row in drawn_split(names, share, seed, "t", NOTHING).val]
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("lengths", [(10,) * 5, (10, 10), (10, 10, 10), (7, 9, 30, 4, 12)])
 def test_no_video_is_on_both_sides(lengths, seed):
     names = videos(*lengths)
-    split = drawn_split(names, 0.2, seed, "t")
+    split = drawn_split(names, 0.2, seed, "t", NOTHING)
     sides = [{names[row].partition("_")[0] for row in rows} for rows in (split.train, split.val)]
     assert not sides[0] & sides[1]
     assert sides[0]
@@ -90,14 +94,14 @@ def test_one_video_alone_gives_a_stretch_of_it():
     numbers = sorted(int(name[-8:-4]) for name in held(names))
     assert numbers == list(range(numbers[0], numbers[0] + 20))
     assert "100 images are by their names one sequence, 'videoa_*', of which 20 in a row" in (
-        drawn_split(names, 0.2, 0, "t").note
+        drawn_split(names, 0.2, 0, "t", NOTHING).note
     )
     assert len({tuple(held(names, seed=seed)) for seed in range(8)}) > 3
 
 
 def test_a_long_video_among_few_pictures_is_divided():
     names = [*videos(200), "x.jpg", "y.jpg"]
-    split = drawn_split(names, 0.2, 0, "t")
+    split = drawn_split(names, 0.2, 0, "t", NOTHING)
     assert len(split.val) == 40
 
 
@@ -134,7 +138,7 @@ def test_copies_of_a_picture_stay_together():
 @settings(deadline=None, max_examples=60)
 def test_every_image_is_on_one_side_whatever_the_order(stems, share, seed):
     names = [f"{stem}.jpg" for stem in sorted(stems)]
-    split = drawn_split(names, share, seed, "t")
+    split = drawn_split(names, share, seed, "t", NOTHING)
     assert sorted([*split.train, *split.val]) == list(range(len(names)))
     assert len(split.train)
     assert len(split.val)
@@ -153,7 +157,7 @@ def test_too_few_images_are_told():
     assert len(held(["a.jpg", "b.jpg"])) == 1
     assert len(held(["a.jpg", "b.jpg"], share=0.99)) == 1
     with pytest.raises(SplitError, match="t: 1 image cannot be divided"):
-        drawn_split(["a.jpg"], 0.2, 0, "t")
+        drawn_split(["a.jpg"], 0.2, 0, "t", NOTHING)
 
 
 def test_names_in_a_file_are_as_short_as_they_can_be():
@@ -244,3 +248,55 @@ def test_what_was_held_out_was_not_trained_on(tmp_path):
 def test_val_is_said_in_one_way(tmp_path, more, message):
     with pytest.raises(ConfigError, match=message):
         whole(tmp_path, **more)
+
+
+def drawn_by_class(counts: dict[str, int], share: float = 0.2, seed: int = 0):
+    """The split of images NAME_1, NAME_2, ..., of which those not called neg show the class NAME;
+    and how many of each name are val.
+    """
+    names = [f"{name}_{number}.jpg" for name, count in counts.items() for number in range(count)]
+    classes = [name for name in counts if not name.startswith(("neg", "video"))]
+    shown = np.array([[name.startswith(f"{of}_") for of in classes] for name in names])
+    split = drawn_split(names, share, seed, "t", shown)
+    held = Counter(names[row].partition("_")[0] for row in split.val)
+    assert set(split.train) | set(split.val) == set(range(len(names)))
+    assert not set(split.train) & set(split.val)
+    return split, held
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_files_called_by_their_class_leave_every_class_in_train_and_in_val(seed):
+    counts = {"apple": 30, "banana": 30, "orange": 30, "pear": 10}
+    split, held = drawn_by_class(counts, seed=seed)
+    assert held == {"apple": 6, "banana": 6, "orange": 6, "pear": 2}
+    assert "of 4 sequences of names, such as 'apple_*', a part in a row is val" in split.note
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_val_is_never_background_alone(seed):
+    _, held = drawn_by_class({"neg": 15, "obj": 85}, seed=seed)
+    assert held["obj"] == 17
+    assert held["neg"] in (0, 15)
+
+
+def test_a_video_with_the_only_images_of_a_class_stays_in_train_where_others_can_be_held_out():
+    names = [f"cam{video}_{frame}.jpg" for video in range(10) for frame in range(10)]
+    shown = np.zeros((100, 2), bool)
+    shown[:, 0] = True
+    shown[37, 1] = True  # in cam3 alone
+    for seed in range(8):
+        split = drawn_split(names, 0.2, seed, "t", shown)
+        held = Counter(names[row].partition("_")[0] for row in split.val)
+        assert set(held.values()) == {10}
+        assert len(held) == 2
+        assert "cam3" not in held
+
+
+def test_copies_of_one_picture_are_on_one_side_of_a_part_in_a_row():
+    names = [f"{kind}_{n}_aug_{copy}.jpg" for kind in "ab" for n in range(20) for copy in range(3)]
+    shown = np.array([[name.startswith("a"), name.startswith("b")] for name in names])
+    for seed in range(10):
+        split = drawn_split(names, 0.25, seed, "t", shown)
+        sides = [{source_of(names[row]) for row in rows} for rows in (split.train, split.val)]
+        assert not sides[0] & sides[1]
+        assert 20 <= len(split.val) <= 30
