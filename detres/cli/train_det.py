@@ -15,7 +15,7 @@ from detres.cli.flags import (
     require_resumable,
     settle_data,
 )
-from detres.detection.duration import seconds_of
+from detres.detection.duration import LENGTHS, seconds_of
 from detres.user_files import expanded
 
 
@@ -65,8 +65,7 @@ def time_given(text: str) -> int:
 
 def require_one_length(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with a usage error where --time comes with a length in steps or epochs."""
-    lengths = ("train.steps", "train.epochs")
-    given = [setting for setting in arguments.set if setting.partition("=")[0].strip() in lengths]
+    given = [setting for setting in arguments.set if setting.partition("=")[0].strip() in LENGTHS]
     if arguments.time is not None and given:
         parser.error(
             f"--time says how many steps there are, and so does --set {given[0]}: give one"

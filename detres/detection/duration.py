@@ -8,6 +8,9 @@ import re
 LEAST_SECONDS = 30
 """Less does not hold measuring how long a step takes, and a run."""
 
+LENGTHS = ("train.steps", "train.epochs")
+"""Settings that say how long a run is, as a time does."""
+
 _UNITS = {"h": 3600, "m": 60, "s": 1}
 
 

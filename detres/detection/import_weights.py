@@ -78,10 +78,9 @@ def import_detector(path: Path, classes: Sequence[str] | None = None) -> Importe
     tree = {
         "name": "imported",
         "model": reading.model,
-        "data": {"format": "coco", "train": ["unknown"], "train_images": ["unknown"]},
+        "data": {"format": "coco", **dict.fromkeys(_ENTRIES, ("unknown",))},
         "train": {"steps": 1, "eval_every": 0},
     }
-    tree["data"] |= {"val": ["unknown"], "val_images": ["unknown"]}
     config = check(DetectionConfig, tree, str(path))
     detector = build_detector(config.model, len(class_map), pretrained=False)
     load_model_state(detector, _with_counters(reading.tensors, detector), path)
@@ -89,6 +88,10 @@ def import_detector(path: Path, classes: Sequence[str] | None = None) -> Importe
     notes = [f"{path}: a detector of {reading.project}, {len(reading.tensors)} tensors"]
     notes += [f"{path}: left out: {', '.join(left)}"] if left else []
     return Imported(detector.eval(), config, class_map, tuple(notes))
+
+
+_ENTRIES = ("train", "train_images", "val", "val_images")
+"""Of a configuration, what nobody knows of a detector of others."""
 
 
 def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

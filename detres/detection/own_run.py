@@ -17,14 +17,11 @@ from detres.detection.annotations import Annotations
 from detres.detection.chosen_settings import Choice
 from detres.detection.config import DetectionConfig
 from detres.detection.detector import Detector
-from detres.detection.duration import in_units, seconds_of
+from detres.detection.duration import LENGTHS, in_units, seconds_of
 from detres.detection.own_data import OwnData
 from detres.detection.time_budget import pace_of, with_time
 from detres.runs.run import ResumeLine, TrainingRun
 from detres.runs.weights import find_weights
-
-LENGTHS = ("train.steps", "train.epochs")
-"""Settings that say how long a run is, as a time does."""
 
 Say = Callable[[str], None]
 """Called with a line for the user."""
