@@ -1,4 +1,6 @@
-"""Who may import whom, read from the imports themselves; and README's tree, which is the files."""
+"""Who may import whom, read from the imports themselves; and the tree in docs/architecture.md, which
+is the files.
+"""
 
 from __future__ import annotations
 
@@ -261,7 +263,7 @@ def test_the_checker_sees_what_is_forbidden(part, source, expected):
     assert violations(part, source) == expected
 
 
-# ---- README's tree ----
+# ---- the tree of docs/architecture.md ----
 
 
 def tree_of(text: str) -> set[str]:
@@ -283,20 +285,20 @@ def tree_of(text: str) -> set[str]:
     return files
 
 
-README_TREE = re.search(
-    r"## The tree\n.*?```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+TREE = re.search(
+    r"```\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.DOTALL
 )[1]
 
 
 def test_the_tree_names_every_module_and_no_other():
-    """By equality: a module without its place in README's tree fails, and a place without one."""
+    """By equality: a module without its place in the tree fails, and a place without one."""
     files = {
         str(path.relative_to(ROOT))
         for folder in ("backbones", "detres", "tools")
         for path in (ROOT / folder).rglob("*.py")
         if path.stem not in ("__init__", "__main__")
     }
-    assert tree_of(README_TREE) == files
+    assert tree_of(TREE) == files
 
 
 def test_tests_mirror_the_tree():

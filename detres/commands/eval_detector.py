@@ -16,9 +16,11 @@ from detres.commands.submission import (
     require_wanted,
     server_of,
 )
+from detres.config import given_settings
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_ensemble, build_val_set, eval_loader, saved_proposals
 from detres.detection.config import DetectionConfig
+from detres.detection.data.learnt_images import LearntImages
 from detres.detection.data.read import read_to_detect, trained_on
 from detres.detection.evaluation.protocol import evaluate
 from detres.detection.evaluation.result_files import to_coco_results
@@ -26,11 +28,11 @@ from detres.detection.evaluation.submission import Server, write_submission
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.ensemble import Ensemble
 from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.detection.own_data import data_to_evaluate, says_where
 from detres.detection.structures import Predictions
-from detres.detection.weights_file import load_members
+from detres.detection.weights_file import learnt_images_of, load_members
 from detres.files import CheckpointError, write_text
 from detres.reproduction.evaluated import evaluated
-from detres.runs.settings import with_data_root
 
 
 def evaluate_detectors(arguments: argparse.Namespace) -> None:
@@ -44,17 +46,22 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
     require_room(arguments.out)
     members, class_map = members_of(arguments.weights)
     config = evaluated_by(arguments, members[0][1])
-    config = config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
+    given = given_settings(DetectionConfig, arguments.set)
+    config = data_to_evaluate(config, arguments.data, given, say)
+    learnt = [learnt_images_of(Path(file)) for file in arguments.weights]
+    known = [] if arguments.cfg or says_where(given) else [one for one in learnt if one is not None]
     detecting = build_ensemble([(model, own.model) for model, own in members], config.eval)
     protocol = arguments.protocol or config.eval.protocol
     iou_thresh = own_iou(protocol, arguments.iou)
-    images = read_to_detect(config.data, arguments.split or "val", class_map)
+    images = read_to_detect(config.data, arguments.split or "val", class_map, known)
     require_wanted(arguments, images)
     if arguments.out:
         images.require_truth()
     trained = [own for _, own in members]
     server = server_for(arguments, images, class_map, config, trained)
     say_what_was_trained_on(arguments, config, trained)
+    if arguments.split != "train" and not (known and config.data.is_drawn):
+        say_what_was_learned_from(arguments.weights, learnt, images)
     truth = images.matched_to(class_map, arguments.weights[0])
     found = detect(arguments, detecting, truth, members[0][1], config)
     if arguments.save_detections:
@@ -130,6 +137,19 @@ def say_what_was_trained_on(
         for entry in trained_on(own.data, config.data, arguments.split or "val"):
             say(
                 f"note: {file} was trained on {entry}: its numbers are better than on unseen images"
+            )
+
+
+def say_what_was_learned_from(
+    weights: list[str], learnt: list[LearntImages | None], images: Annotations
+) -> None:
+    """Say how many of the images a detector that remembers its own has learned from."""
+    for file, own in zip(weights, learnt, strict=True):
+        number = 0 if own is None else int(own.seen(images.image_files.tolist()).sum())
+        if number:
+            say(
+                f"note: {file} was trained on {number} of these {len(images)} images: its numbers "
+                "are better than on unseen images"
             )
 
 

@@ -34,7 +34,7 @@ from detres.detection.training import (
     detecting_in_training,
     keep_detector,
 )
-from detres.detection.weights_file import load_detector, save_detector
+from detres.detection.weights_file import Origin, learnt_images_of, load_detector, save_detector
 from detres.files import CheckpointError, first_line, write_text
 from detres.runs import folder as names
 from detres.runs.environment import write_environment
@@ -77,7 +77,7 @@ class ProposalTraining(DetectionTraining):
         after `step` steps.
         """
         class_map, weights = self.data.train.class_map, folder / names.DETECTOR_WEIGHTS
-        save_detector(weights, self.detector, self.config, class_map, step, self.init_from)
+        save_detector(weights, self.detector, self.config, class_map, step, self.origin)
         numbers = {"step": step, "images": len(truth), **evaluation.to_dict()}
         metrics = json.dumps(numbers, indent=2)
         write_text(folder / names.METRICS, metrics)
@@ -448,7 +448,8 @@ class AlternatingRun:
         """Evaluate the detector of the last step with its own RPN, and keep it where it is not kept
         yet.
         """
-        detector, _, class_map = load_detector(self.folder / FOLDERS[-1] / names.DETECTOR_WEIGHTS)
+        weights = self.folder / FOLDERS[-1] / names.DETECTOR_WEIGHTS
+        detector, _, class_map = load_detector(weights)
         val = read_split(self.config.data, "val").matched_to(class_map, str(self.folder))
         detector = detector.to(self.device)
         detecting, other_scales = detecting_in_training(self.config, detector, detector)
@@ -463,7 +464,8 @@ class AlternatingRun:
         if not (self.folder / names.DETECTOR_WEIGHTS).exists():
             self.lock.require_held()
             step = sum(config.train.steps for config in self.configs)
-            keep_detector(self.folder, detector, self.config, val, evaluation, step, self.init_from)
+            origin = Origin(self.init_from, learnt_images_of(weights))
+            keep_detector(self.folder, detector, self.config, val, evaluation, step, origin)
         return evaluation
 
 

@@ -379,6 +379,11 @@ class DataConfig(Section):
         """The setting by which some images of `train` are val; None: `val` has its own."""
         return next((name for name in _FROM_TRAIN if getattr(self, name)), None)
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether val is drawn from `train`, or was, into a file."""
+        return self.val_from_train in ("val_share", "split")
+
     @model_validator(mode="after")
     def _splits_fit_format(self) -> DataConfig:
         given = [name for name in SPLITS if getattr(self, name) or getattr(self, f"{name}_images")]

@@ -13,19 +13,23 @@ from detres.class_map import ClassMap
 from detres.config import Notice
 from detres.detection.build import build_ensemble, build_val_set, eval_loader
 from detres.detection.config import DetectionConfig
+from detres.detection.data.learnt_images import LearntImages
 from detres.detection.data.read import read_to_detect
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.detect import batch_of, detect_batch
 from detres.detection.inference.results import Results
 from detres.detection.inference.tiles import Tiling, View, Window, merge_views
-from detres.detection.own_data import replaced_data
+from detres.detection.own_data import data_to_evaluate
 from detres.detection.structures import Detections, Scale, names_of
-from detres.detection.weights_file import load_detector, score_thresholds_of
+from detres.detection.weights_file import (
+    learnt_images_of,
+    load_detector,
+    score_thresholds_of,
+)
 from detres.images.decode import as_rgb
 from detres.images.given import Pictures, is_one, pictures_of
 from detres.images.resize import Resizing
-from detres.runs.settings import with_data_root
 from detres.runs.weights import find_weights
 from detres.waiting import PASS_S, counted
 
@@ -37,10 +41,10 @@ class Detector:
     model: called with an ImageBatch, returns one Detections an image. class_map: of its classes.
     short_side, max_side: px to which an image's short side is resized, and the cap on its long one.
     other_scales: further such pairs at which the model wants to see every image. resizing: see
-    images.resize. nms_thresh: IoU,
-    of NMS over what was found in the tiles of a picture. score_thresholds: for each class the score
-    from which it is best taken, found on held-out images; None: it was not measured. config: of the
-    run that trained it, which only `evaluate` needs.
+    images.resize. nms_thresh: IoU, of NMS over what was found in the tiles of a picture.
+    score_thresholds: for each class the score from which it is best taken, found on held-out
+    images; None: it was not measured. config: of the run that trained it, which only `evaluate`
+    needs; learnt: which images it learned from, where val was drawn from them.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Detector:
         nms_thresh: float = 0.3,
         score_thresholds: Sequence[float] | None = None,
         config: DetectionConfig | None = None,
+        learnt: LearntImages | None = None,
     ) -> None:
         self.model = model
         self.class_map = class_map
@@ -65,6 +70,7 @@ class Detector:
         self.nms_thresh = nms_thresh
         self.score_thresholds = None if score_thresholds is None else tuple(score_thresholds)
         self.config = config
+        self.learnt = learnt
         self.device = torch.device("cpu")
 
     @classmethod
@@ -92,6 +98,7 @@ class Detector:
             nms_thresh=config.model.roi.nms_thresh,
             config=config,
             score_thresholds=score_thresholds_of(path, class_map),
+            learnt=learnt_images_of(path),
         )
 
     def __repr__(self) -> str:
@@ -155,23 +162,19 @@ class Detector:
 
         data: a folder, data.yaml or COCO JSON, in any format that training takes; where it is laid
         out as the configuration of the run says, that says what is what. None: the data trained
-        with, where they were. split: "train", "val" or "test". protocol: "coco", "voc07", "voc12"
-        or "imagenet_det", by default the run's. Classes are told by their names.
+        with, where they were. Where val is drawn from train, all images are looked at that the
+        detector did not learn from, however these were moved or renamed. split: "train", "val" or
+        "test". protocol: "coco", "voc07", "voc12" or "imagenet_det", by default the run's. Classes
+        are told by their names.
 
         Raises ValueError for a detector that was not loaded, ClassMismatchError for data of other
         classes, and what the readers raise.
         """
         if self.config is None:
             raise ValueError("evaluate needs the configuration of a run: load the detector from it")
-        config = self.config
-        if data is not None:
-            replaced = replaced_data(config, data, ())
-            if replaced is None:
-                there = with_data_root(config.data, data)
-                config = config.model_copy(update={"data": there})
-            else:
-                config, _ = replaced
-        images = read_to_detect(config.data, split, self.class_map)
+        config = data_to_evaluate(self.config, data)
+        learnt = () if self.learnt is None else (self.learnt,)
+        images = read_to_detect(config.data, split, self.class_map, learnt)
         truth = images.matched_to(self.class_map, "the detector")
         truth.require_truth()
         batches = eval_loader(

@@ -17,6 +17,8 @@ from detres.detection.annotations import Annotations
 from detres.detection.chosen_settings import Choice, Machine, Start, Trained, choose, quoted
 from detres.detection.config import SPLITS, VGGS, DataConfig, DetectionConfig
 from detres.detection.data.box_policy import require_objects
+from detres.detection.data.found_files import FoundFiles
+from detres.detection.data.layouts import FORMATS
 from detres.detection.data.read import read_split
 from detres.detection.data.recognise import Recognised, UnrecognisedDataError, recognise
 from detres.detection.pretrained import FOLDER, find_pretrained, given_weights
@@ -206,7 +208,7 @@ def replaced_data(
 
     given: the user's settings by whole key.
     """
-    if any(key.removeprefix("data.") in WHERE_KEYS for key in given if key.startswith("data.")):
+    if says_where(given):
         return None
     if _is_there(config.data, Path(path)):
         return None
@@ -220,14 +222,45 @@ def replaced_data(
     return check(DetectionConfig, tree, str(path)), found
 
 
+def data_to_evaluate(
+    config: DetectionConfig,
+    path: str | Path | None,
+    given: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> DetectionConfig:
+    """Return `config` for the data to evaluate on: those at `path`, recognised where they are not
+    as it describes (see replaced_data), which is then said; None: its own, where they were.
+
+    given: the user's settings by whole key. Raises what `with_data_root` raises.
+    """
+    replaced = None if path is None else replaced_data(config, path, given)
+    if replaced is None:
+        return config.model_copy(update={"data": with_data_root(config.data, path)})
+    for line in described(replaced[1]):
+        say(line)
+    return replaced[0]
+
+
+def says_where(given: Sequence[str]) -> bool:
+    """Whether some of the user's settings, by whole key, says where the data are."""
+    return any(key.removeprefix("data.") in WHERE_KEYS for key in given if key.startswith("data."))
+
+
 def _is_there(data: DataConfig, root: Path) -> bool:
-    """Whether some entry of a configuration is in the folder `root`; of shapes: whether it is one
-    they are drawn into.
+    """Whether some entry of a configuration is in the folder `root`, and what names its classes; of
+    shapes: whether it is one they are drawn into; of folders of annotations: whether some of that
+    format are there.
     """
     if data.format == "shapes":
         return root.is_dir() and (not any(root.iterdir()) or holds_shapes(root))
+    if data.class_names is not None and not (root / data.class_names).is_file():
+        return False
     entries = [entry for split in SPLITS for entry in getattr(data, split)]
-    return any(path.exists() for entry in entries for path in _files_of(data.format, root, entry))
+    files = [path for entry in entries for path in _files_of(data.format, root, entry)]
+    there = [path for path in files if path.exists()]
+    if not any(path.is_dir() for path in there):
+        return bool(there)
+    return bool(FORMATS[data.format].evidence(FoundFiles.below(root)))
 
 
 def _files_of(form: str, root: Path, entry: str) -> list[Path]:

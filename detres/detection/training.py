@@ -24,6 +24,7 @@ from detres.detection.data.anchor_fit import describe_fit
 from detres.detection.data.audit import audit_briefly
 from detres.detection.data.box_policy import require_objects
 from detres.detection.data.digest import training_digest
+from detres.detection.data.learnt_images import LearntImages
 from detres.detection.data.read import read_split
 from detres.detection.data.split import write_split
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
@@ -35,7 +36,9 @@ from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.structures import Predictions, Proposals, Scale
 from detres.detection.transfer import start_from
 from detres.detection.weights_file import (
+    LEARNT,
     WING,
+    Origin,
     current_names,
     read_tensors,
     require_same_context,
@@ -79,6 +82,10 @@ class DetectionData:
         require_objects(self.val, "to evaluate on, so no weights could be chosen as the best")
         self.train_proposals = self.train_set.proposals
         self.val_proposals = saved_proposals(config.data.val_proposals, self.val)
+
+    def files(self) -> tuple[list[str], list[str]]:
+        """Return the image files of train, and those of val."""
+        return self.train.image_files.tolist(), self.val.image_files.tolist()
 
 
 class DetectionTraining:
@@ -242,17 +249,24 @@ class DetectionTraining:
 
     def begin(self, folder: Path) -> None:
         """Write which images are train and val where that is not said by the data."""
-        if self.config.data.val_share or self.config.data.split:
-            train, val = self.data.train.image_files.tolist(), self.data.val.image_files.tolist()
-            write_split(folder / SPLIT, train, val)
+        if self.config.data.is_drawn:
+            write_split(folder / SPLIT, *self.data.files())
+
+    @functools.cached_property
+    def origin(self) -> Origin:
+        """What the weights come from."""
+        learnt = LearntImages.of(*self.data.files()) if self.config.data.is_drawn else None
+        return Origin(self.init_from, learnt)
 
     def state(self) -> dict:
-        """Return what last.pt holds of the classes, of what the run started from, and of how many
-        held-out images evaluations on the way look at.
+        """Return what last.pt holds of the classes, of what the run started from and learned from,
+        and of how many held-out images evaluations on the way look at.
         """
+        learnt = self.origin.learnt
         return {
             "classes": self.data.train.class_map.to_dict(),
             "init_from": self.init_from,
+            LEARNT: None if learnt is None else learnt.to_dict(),
             "eval_images": len(self.held_out.part),
         }
 
@@ -314,7 +328,7 @@ class DetectionTraining:
         """Write into `folder` the detections, numbers and a picture of an evaluation on the images
         of `truth`, and the weights as they are, after `step` steps, at the last.
         """
-        keep_detector(folder, self.detector, self.config, truth, evaluation, step, self.init_from)
+        keep_detector(folder, self.detector, self.config, truth, evaluation, step, self.origin)
 
     def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
         """Write the curves of the run; of the best evaluation so far also weights, detections,
@@ -391,11 +405,11 @@ def keep_detector(
     truth: Annotations,
     evaluation: DetectionEvaluation,
     step: int,
-    init_from: str | None,
+    origin: Origin,
 ) -> None:
     """Write into `folder` the detections, numbers and pictures of an `evaluation` on the images of
-    `truth`, and the weights, after `step` steps from those of `init_from`, at the last, with the
-    scores from which the classes are best taken.
+    `truth`, and the weights, after `step` steps, at the last, with the scores from which the
+    classes are best taken.
     """
     found = evaluation.predictions
     write_text(folder / PREDICTIONS, json.dumps(to_coco_results(found)))
@@ -404,7 +418,7 @@ def keep_detector(
     write_text(folder / METRICS, metrics)
     thresholds = write_evaluation(folder, evaluation, seed=config.seed)
     weights = folder / DETECTOR_WEIGHTS
-    save_detector(weights, detector, config, truth.class_map, step, init_from, thresholds)
+    save_detector(weights, detector, config, truth.class_map, step, origin, thresholds)
 
 
 def _checked_count(value: object) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from detres.class_map import ClassMap
 from detres.config import Notice, check
 from detres.detection.build import build_detector, input_spec_of
 from detres.detection.config import DetectionConfig
+from detres.detection.data.learnt_images import LearntImages
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.files import (
     WHAT_FILES_HOLD,
@@ -43,6 +45,9 @@ FORMAT = "detres-detector-3"
 
 THRESHOLDS = "score_thresholds"
 """In the metadata: class name -> the score from which it is best taken."""
+
+LEARNT = "learnt_images"
+"""In the metadata and in last.pt: LearntImages.to_dict, of a run whose val was drawn."""
 
 EARLIER_PREFIXES = {"roi_head.conv5.": "roi_head.box_head.conv5."}
 """Of tensors in files of format detres-detector-1 and in last.pt of its time -> as they are now."""
@@ -73,20 +78,29 @@ UNTRAINED = {
 """Scheme of a run -> what is to be said of its weights."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """init_from: the weights file of the detector that training started from. learnt: which images
+    were learned from, where val was drawn from them. None where there is none.
+    """
+
+    init_from: str | None = None
+    learnt: LearntImages | None = None
+
+
 def save_detector(
     path: Path,
     detector: FasterRCNN,
     config: DetectionConfig,
     class_map: ClassMap,
     step: int,
-    init_from: str | None = None,
+    origin: Origin = Origin(),
     score_thresholds: dict[str, float] | None = None,
 ) -> None:
     """Write a weights file that is enough by itself: weights, model and data configuration,
     classes, protocol.
 
-    init_from: the weights file of the detector that training started from. score_thresholds: class
-    name -> the score from which it is best taken, where that was measured.
+    score_thresholds: class name -> the score from which it is best taken, where that was measured.
     """
     metadata = {
         "format": FORMAT,
@@ -103,8 +117,10 @@ def save_detector(
             }
         ),
     }
-    if init_from is not None:
-        metadata["init_from"] = json.dumps(init_from)
+    if origin.init_from is not None:
+        metadata["init_from"] = json.dumps(origin.init_from)
+    if origin.learnt is not None:
+        metadata[LEARNT] = json.dumps(origin.learnt.to_dict())
     if score_thresholds is not None:
         metadata[THRESHOLDS] = json.dumps(score_thresholds)
     write_safetensors(path, detector.state_dict(), metadata)
@@ -128,6 +144,20 @@ def started_from(path: Path) -> str | None:
         return read_state(path, WING).get("init_from")
     metadata = read_safetensors_metadata(path)
     return metadata_field(metadata, "init_from", path, str) if "init_from" in metadata else None
+
+
+def learnt_images_of(path: Path) -> LearntImages | None:
+    """Return what the detector in `path` learned from; None where val was not drawn from it, or an
+    earlier version did not write it down. Raises CheckpointError for what cannot be that.
+    """
+    if wing_of_state(path) is not None:
+        tree = read_state(path, WING).get(LEARNT)
+        with reading_field(path, LEARNT):
+            return None if tree is None else LearntImages.from_dict(tree)
+    metadata = read_safetensors_metadata(path)
+    if LEARNT not in metadata:
+        return None
+    return metadata_field(metadata, LEARNT, path, LearntImages.from_dict)
 
 
 def score_thresholds_of(path: Path, class_map: ClassMap) -> tuple[float, ...] | None:

@@ -32,7 +32,7 @@ from detres.detection.evaluation.submission import SubmissionError
 from detres.detection.localisation.build import build_class_rpn
 from detres.detection.localisation.weights_file import save_localiser
 from detres.detection.structures import Predictions
-from detres.detection.weights_file import load_detector, save_detector
+from detres.detection.weights_file import Origin, load_detector, save_detector
 from tests.classification.parts import config_of as classification
 from tests.classification.parts import random_model
 from tests.cli.conftest import FinishedRun, numbers_in, read_json, snapshot
@@ -488,7 +488,7 @@ def test_comp3_is_refused_where_other_data_were_used(
     )
     detector = build_detector(alone.model, len(VOC), pretrained=False)
     save_detector(Path(files[0]), detector, alone, VOC, 1)
-    save_detector(Path(files[1]), detector, config, VOC, 1, init_from)
+    save_detector(Path(files[1]), detector, config, VOC, 1, Origin(init_from))
     message = f"comp3 is for VOC's data alone, and what {files[1]} used is otherwise: {used}. Give"
     with pytest.raises(ValueError, match=message):
         submission.require_competition(config.eval, files, [alone, config])

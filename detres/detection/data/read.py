@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from detres.detection.data.coco import read_coco
 from detres.detection.data.csv_boxes import csv_names, read_csv_boxes
 from detres.detection.data.ilsvrc import lists_overlap, read_ilsvrc
 from detres.detection.data.labelme import labelme_names, read_labelme
+from detres.detection.data.learnt_images import LearntImages
 from detres.detection.data.plain_xml import read_plain_xml, xml_names
 from detres.detection.data.shapes import ensure_shapes
 from detres.detection.data.split import Split, drawn_split, file_names, read_split_file
@@ -25,7 +27,7 @@ from detres.user_files import tidied
 
 
 class NoSplitError(ValueError):
-    """A split that a configuration does not say the place of."""
+    """A split that a configuration does not say the place of, or of which nothing is left."""
 
 
 def read_split(data: DataConfig, split: str, *, box_policy: BoxPolicy | None = None) -> Annotations:
@@ -51,13 +53,18 @@ def splits_of(data: DataConfig) -> list[str]:
     return [name for name in SPLITS if name in made or getattr(data, name)]
 
 
-def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotations:
+def read_to_detect(
+    data: DataConfig, split: str, class_map: ClassMap, learnt: Sequence[LearntImages] = ()
+) -> Annotations:
     """Read the `split` ("train", "val" or "test") of a data configuration whose root is settled,
     for a detector of the classes `class_map`: ground truth as it stands, and in "test", where it is
     not known, the images alone (Annotations.without_truth).
 
-    The result has the classes of its files; those of `class_map` where a test set in VOC's layout
-    tells none. Raises NoSplitError for one that is not configured, and as `read_split` does.
+    learnt: what is known of the images that detectors have learned from: where val is drawn from
+    train, it is then all of train but these, so that data which have moved are the ones held out,
+    and others are looked at whole. The result has the classes of its files; those of `class_map`
+    where a test set in VOC's layout tells none. Raises NoSplitError for a split that is not
+    configured, and where all images were learned from, and as `read_split` does.
     """
     configured = splits_of(data)
     if split not in configured:
@@ -65,9 +72,30 @@ def read_to_detect(data: DataConfig, split: str, class_map: ClassMap) -> Annotat
             f"data.{split} is not given, so there is no split {split}; there is "
             f"{', '.join(configured)}"
         )
-    annotations = _read_part(data, split, "keep", class_map.names)
+    if split == "val" and data.is_drawn and learnt:
+        annotations = _not_learnt(_read(data, "train", "keep", class_map.names), learnt)
+    else:
+        annotations = _read_part(data, split, "keep", class_map.names)
     _require_own_ids(annotations)
     return annotations
+
+
+def _not_learnt(whole: Annotations, learnt: Sequence[LearntImages]) -> Annotations:
+    """The images of `whole` that were not learned from, which is noted."""
+    files = whole.image_files.tolist()
+    seen = np.logical_or.reduce([one.seen(files) for one in learnt])
+    held = np.flatnonzero(~seen)
+    if not len(held):
+        raise NoSplitError(
+            f"{whole.source}: all {len(whole)} images were trained on, so none is left to evaluate "
+            "on; the split train is these"
+        )
+    if len(held) == len(whole):
+        note = f"none of these {len(whole)} images was trained on: all are evaluated on"
+        return replace(whole, notes=(*whole.notes, note))
+    note = f"{len(held)} of {len(whole)} images were not trained on, and are evaluated on"
+    part = whole.subset(held, f"{whole.source} held out {len(held)}")
+    return replace(part, notes=(*part.notes, note))
 
 
 def read_as_written(data: DataConfig, split: str, class_map: ClassMap | None = None) -> Annotations:
