@@ -1,5 +1,5 @@
-"""Who may import whom, read from the imports themselves; and the tree in docs/architecture.md, which
-is the files.
+"""Who may import whom, read from the imports themselves; and the tree in docs/architecture.md,
+which is the files.
 """
 
 from __future__ import annotations

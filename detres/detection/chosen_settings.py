@@ -21,10 +21,13 @@ import torch
 from backbones.vgg import FC_GRID
 from detres.config import in_yaml
 from detres.detection.annotations import Annotations
-from detres.detection.config import VGGS, AnchorConfig, InputConfig, ModelConfig
+from detres.detection.config import VGGS, InputConfig, ModelConfig
 from detres.detection.data.anchor_fit import (
     ENOUGH,
     LARGER_SIDES,
+    PYRAMID_STRIDES,
+    STRIDE,
+    AnchorChoice,
     boxes_in_training,
     fewest_anchors,
     fit_of,
@@ -206,6 +209,9 @@ _CAP = 1000 / 600
 _JITTER = (0.8, 0.9, 1.0, 1.1)
 """Scales of training images from pretrained weights: configs/voc_r50_half.yaml's, of its 400 px."""
 
+_CANONICAL_SIDE, _FINEST_SIDE = 224, 32
+"""px, of Lin et al. 2017: of the regions of p4, and of the anchors of p2."""
+
 _FEW_OBJECTS = 1000
 """A class: with fewer, one box a region for all classes is learnt better than one a class."""
 
@@ -315,9 +321,15 @@ def _choose_model(
     _choose_scale(found, train, recipe, machine)
     found.pick_section("model.rpn", _of_rpn(recipe, train), recipe.name)
     roi = _of_roi(recipe, train)
-    found.pick_section(
-        "model.roi", {**roi, "pool_size": FC_GRID} if name in VGGS else roi, recipe.name
-    )
+    if name in VGGS:
+        roi["pool_size"] = FC_GRID
+    if found["model.layout"] == "fpn":
+        roi["pool_size"] = 7
+        finest = min(found["model.anchors.sizes"])
+        side = _CANONICAL_SIDE * finest / _FINEST_SIDE
+        found.pick("model.fpn.canonical_side", round(side), "as 224 px beside anchors from 32 px")
+        found.pick("model.input.multiple_of", 32, "so that every level has whole cells")
+    found.pick_section("model.roi", roi, recipe.name)
 
 
 def _that_it_has(name: str, backbone: dict[str, object]) -> dict[str, object]:
@@ -342,15 +354,23 @@ def _choose_scale(found: _Chooser, train: Annotations, recipe: Recipe, machine: 
         sides = list(resized.train_short_sides)
         found.pick("model.input.train_short_sides", sides, "scales in training, around short_side")
     scaled = boxes_in_training(train, resized)
-    anchors = fewest_anchors(scaled, style=style, inside=inside)
-    told = {key: found[f"model.anchors.{key}"] for key in ("sizes", "aspect_ratios")}
-    chosen = {"sizes": list(anchors.sizes), "aspect_ratios": list(anchors.aspect_ratios)}
-    whole = AnchorConfig(style=style, **{key: told[key] or chosen[key] for key in chosen})
-    fit = fit_of(scaled, whole, inside=inside)
+    among = _told_anchors(found)
+    anchors = fewest_anchors(scaled, style=style, inside=inside, among=among)
+    fit = fit_of(scaled, anchors, inside=inside, pyramid=among.pyramid)
     why = f"{fit.on_grid:.1%} of {fit.num_boxes} boxes reach IoU 0.5 with one, as few as do it"
     if fit.on_grid < ENOUGH:
-        why += f"; {fit.by_shape:.1%} but for the 16 px between cells"
+        between = PYRAMID_STRIDES[0] if among.pyramid else STRIDE
+        why += f"; {fit.by_shape:.1%} but for the {between} px between cells"
+    chosen = {"sizes": list(anchors.sizes), "aspect_ratios": list(anchors.aspect_ratios)}
     found.pick_section("model.anchors", {**chosen, "style": style}, why)
+
+
+def _told_anchors(found: _Chooser) -> AnchorChoice:
+    """What anchors may be chosen from: beside the sizes or the aspect ratios of the user, only the
+    others.
+    """
+    told = found["model.anchors.sizes"], found["model.anchors.aspect_ratios"]
+    return AnchorChoice.of(*told, pyramid=found["model.layout"] == "fpn")
 
 
 def _short_side(
@@ -368,7 +388,8 @@ def _short_side(
     why = f"the short sides of the images are {own} px; at this one, anchors reach their boxes"
     for side in rungs:
         scaled = boxes_in_training(train, _input_of(found, recipe, side))
-        share = reachable(scaled, style=style, inside=inside).on_grid
+        told = _told_anchors(found)
+        share = reachable(scaled, style=style, inside=inside, among=told).on_grid
         if share >= ENOUGH + _TO_SPARE or len(scaled) == 0:
             break
         why = "small boxes need it: the cells of the map are 16 px apart"

@@ -14,6 +14,7 @@ from detres.cli import train_det
 from detres.config import load_config
 from detres.detection import own_run
 from detres.detection.config import DetectionConfig
+from detres.detection.own_run import NewRun
 from detres.detection.pretrained import FOLDER
 from detres.detection.time_budget import Pace
 from detres.detection.weights_file import load_detector
@@ -135,6 +136,20 @@ def test_a_time_too_short_for_these_data_is_said_before_anything_is_written(
     assert captured.err.startswith("error: 30s is too short: a step takes ")
     assert captured.err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_a_schedule_given_with_a_time_is_brought_to_its_length(
+    coco_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the 1,200 steps that the choice has: milestones at the same parts, a warm-up of a fifth."""
+    monkeypatch.setattr(own_run, "pace_of", lambda *_, **__: Pace(step=0.25, image=0.01, spent=3.0))
+    given = [*SMALL, "train.milestones=[600,900]", "train.warmup_steps=400"]
+    new = NewRun.on(coco_folder, given, device=torch.device("cpu"), seconds=60, say=lambda _: None)
+    train = new.config.train
+    assert 100 < train.steps < 240
+    assert [one / train.steps for one in train.milestones] == pytest.approx([0.5, 0.75], abs=0.01)
+    assert train.warmup_steps == train.steps // 5
+    assert train.schedule == "multistep"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,36 @@ def test_anchors_fit_where_half_of_them_is_given() -> None:
     given = {"model.anchors.sizes": [64.0], "model.anchors.style": "torchvision"}
     anchors = chosen(cells(), given=given).model.anchors
     assert (anchors.sizes, anchors.style) == ((64.0,), "torchvision")
+
+
+def test_the_half_that_is_not_given_is_fitted_to_the_other() -> None:
+    """Bars of 20 by 110 px: no number of squares helps, beside 64 px one ratio does."""
+    bars = annotated([(480, 640)] * 40, [(row, 200, 200, 220, 310) for row in range(40)])
+    whole = {"model.input.short_side": 480, "model.input.max_side": 640}
+    free = chosen(bars, given=whole).model.anchors
+    assert (len(free.sizes), free.aspect_ratios) == (1, (4.0,))
+    tall = chosen(bars, given={**whole, "model.anchors.sizes": [64.0]}).model.anchors
+    assert (tall.sizes, tall.aspect_ratios) == ((64.0,), (4.0,))
+    given = {**whole, "model.anchors.aspect_ratios": [1.0]}
+    square = choose(bars, 4, machine=CPU, start=None, protocol="coco", given=given)
+    (anchors,) = [choice for choice in square if choice.key == "model.anchors"]
+    assert anchors.value.keys() == {"sizes", "style"}
+    assert anchors.reason.startswith("0.0% of 40 boxes reach IoU 0.5 with one")
+
+
+def test_a_pyramid_has_anchors_on_every_level() -> None:
+    given = {"model.layout": "fpn", "model.backbone.name": "resnet18"}
+    model = chosen(cells(side=30.0), given=given).model
+    assert len(model.anchors.sizes) == 5
+    assert all(b == 2 * a for a, b in itertools.pairwise(model.anchors.sizes))
+    assert model.fpn.canonical_side == round(7 * model.anchors.sizes[0])
+    assert (model.input.multiple_of, model.roi.pool_size) == (32, 7)
+    assert model.input.short_side == chosen(cells(side=100.0)).model.input.short_side
+    scaled = boxes_in_training(cells(side=30.0), model.input)
+    assert fit_of(scaled, model.anchors, pyramid=True).on_grid >= ENOUGH
+    sizes = [20.0, 40.0, 80.0, 160.0, 320.0]
+    told = chosen(cells(), given={**given, "model.anchors.sizes": sizes}).model
+    assert (list(told.anchors.sizes), told.fpn.canonical_side) == (sizes, 140)
 
 
 def test_a_schedule_with_milestones_is_multistep() -> None:

@@ -11,7 +11,7 @@ there.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,9 @@ PYRAMID_STRIDES = (4, 8, 16, 32, 64)
 
 SIZES = (8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024)
 """px, each sqrt(2) times the one before: what `fewest_anchors` chooses from."""
+
+SMALLEST_SIZES = (8, 11, 16, 23, 32)
+"""px, of the finest level of a pyramid: what `fewest_anchors` chooses from."""
 
 ASPECT_RATIOS = (0.25, 0.33, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 4.0)
 
@@ -178,56 +181,126 @@ def best_ious(
     return found
 
 
-def fit_of(scaled: ScaledBoxes, config: AnchorConfig, *, inside: bool = False) -> AnchorFit:
+def fit_of(
+    scaled: ScaledBoxes, config: AnchorConfig, *, inside: bool = False, pyramid: bool = False
+) -> AnchorFit:
     """Return how many of the boxes the anchors of `config` cover; inside: as train_anchors "inside"
-    has it, only by anchors within the image.
+    has it, only by anchors within the image; pyramid: one size on each level of a feature pyramid.
     """
     if len(scaled) == 0:
         return AnchorFit(0, 1.0, 1.0)
-    anchors = _cell(config.sizes, config.aspect_ratios, config.style)
-    on_grid, by_shape = (
-        float((best_ious(scaled, anchors, **how).max(axis=0) >= IOU).mean())
-        for how in ({"inside": inside}, {"centred": True})
-    )
-    return AnchorFit(len(scaled), on_grid, by_shape)
+    best = _best_of_two(scaled, config, inside, pyramid)
+    return AnchorFit(len(scaled), *(best >= IOU).mean(axis=1).tolist())
 
 
-def fit_of_pyramid(scaled: ScaledBoxes, config: AnchorConfig, *, inside: bool = False) -> AnchorFit:
-    """Return how many of the boxes the anchors of a feature pyramid cover, one size of `config` on
-    each of its levels; inside: as of `fit_of`.
-    """
-    if len(scaled) == 0:
-        return AnchorFit(0, 1.0, 1.0)
+def _best_of_two(
+    scaled: ScaledBoxes, config: AnchorConfig, inside: bool, pyramid: bool
+) -> np.ndarray:
+    """The best IoU of every box with the anchors of `config`, on the grid and by shape, (2, B)."""
+    maps = [(config.sizes, STRIDE)]
+    if pyramid:
+        levels = zip(config.sizes, PYRAMID_STRIDES, strict=True)
+        maps = [((size,), stride) for size, stride in levels]
     best = np.zeros((2, len(scaled)))
-    for size, stride in zip(config.sizes, PYRAMID_STRIDES, strict=True):
-        anchors = cell_anchors((size,), config.aspect_ratios, stride=stride, style=config.style)
+    for sizes, stride in maps:
+        anchors = cell_anchors(sizes, config.aspect_ratios, stride=stride, style=config.style)
         for row, how in enumerate(({"inside": inside}, {"centred": True})):
             ious = best_ious(scaled, anchors.numpy(), stride=stride, **how)
             best[row] = np.maximum(best[row], ious.max(axis=0))
-    on_grid, by_shape = (float(share) for share in (best >= IOU).mean(axis=1))
-    return AnchorFit(len(scaled), on_grid, by_shape)
+    return best
 
 
-def reachable(scaled: ScaledBoxes, *, style: AnchorStyle, inside: bool = False) -> AnchorFit:
-    """Return how many of the boxes all SIZES and ASPECT_RATIOS together cover: what no choice among
-    them exceeds at this scale. Of many boxes, told by a sample of them.
+@dataclass(frozen=True)
+class AnchorChoice:
+    """What anchors are chosen from: each member of `sizes` (px) and of `aspect_ratios` is taken
+    with all its values or not at all.
+
+    pyramid: of a feature pyramid: one member of `sizes` is taken, a size for each of its levels.
     """
-    everything = AnchorConfig(sizes=SIZES, aspect_ratios=ASPECT_RATIOS, style=style)
-    return fit_of(scaled.sample(_SAMPLED), everything, inside=inside)
+
+    sizes: tuple[tuple[float, ...], ...]
+    aspect_ratios: tuple[tuple[float, ...], ...]
+    pyramid: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        sizes: Sequence[float] | None = None,
+        aspect_ratios: Sequence[float] | None = None,
+        *,
+        pyramid: bool = False,
+    ) -> AnchorChoice:
+        """Return the choice where these sizes, or aspect ratios, are given; None: among SIZES, or
+        ASPECT_RATIOS; of a pyramid, each level's twice the one below, as Lin et al. have them.
+        """
+        some = [(one,) for one in SIZES]
+        if pyramid:
+            levels = range(len(PYRAMID_STRIDES))
+            some = [tuple(one * 2**level for level in levels) for one in SMALLEST_SIZES]
+        ratios = [(one,) for one in ASPECT_RATIOS]
+        return cls(
+            tuple(some) if sizes is None else (tuple(sizes),),
+            tuple(ratios) if aspect_ratios is None else (tuple(aspect_ratios),),
+            pyramid,
+        )
+
+    def anchors(
+        self, style: AnchorStyle, sizes: Iterable[int], aspect_ratios: Iterable[int]
+    ) -> AnchorConfig:
+        """Return the anchors of some members of each, by their rows."""
+        return AnchorConfig(
+            sizes=[size for row in sizes for size in self.sizes[row]],
+            aspect_ratios=[ratio for row in aspect_ratios for ratio in self.aspect_ratios[row]],
+            style=style,
+        )
+
+    def all_anchors(self, style: AnchorStyle) -> list[AnchorConfig]:
+        """Return what no choice has more of: all members together; of a pyramid, every member of
+        `sizes` with all aspect ratios.
+        """
+        rows, ratios = range(len(self.sizes)), range(len(self.aspect_ratios))
+        taken = [[row] for row in rows] if self.pyramid else [rows]
+        return [self.anchors(style, sizes, ratios) for sizes in taken]
+
+
+ANY_ANCHORS = AnchorChoice.of()
+
+
+def reachable(
+    scaled: ScaledBoxes,
+    *,
+    style: AnchorStyle,
+    inside: bool = False,
+    among: AnchorChoice = ANY_ANCHORS,
+) -> AnchorFit:
+    """Return how many of the boxes all anchors of `among` together cover, of a pyramid those of the
+    best sizes: what no choice among them exceeds at this scale. Of many boxes, told by a sample of
+    them.
+    """
+    sample = scaled.sample(_SAMPLED)
+    fits = [
+        fit_of(sample, anchors, inside=inside, pyramid=among.pyramid)
+        for anchors in among.all_anchors(style)
+    ]
+    return max(fits, key=lambda fit: (fit.on_grid, fit.by_shape))
 
 
 def fewest_anchors(
-    scaled: ScaledBoxes, *, style: AnchorStyle, inside: bool = False
+    scaled: ScaledBoxes,
+    *,
+    style: AnchorStyle,
+    inside: bool = False,
+    among: AnchorChoice = ANY_ANCHORS,
 ) -> AnchorConfig:
-    """Return the fewest anchors, sizes x aspect ratios of SIZES and ASPECT_RATIOS, that cover
+    """Return the fewest anchors, sizes x aspect ratios chosen `among` what is given, that cover
     ENOUGH of the boxes on the grid and by shape; of equally few, those with the highest mean IoU.
 
     Where all of them together cover less, at stride 16 the small boxes, ENOUGH of what they cover
-    is asked for. Deterministic. Without boxes: one square anchor of 128 px.
+    is asked for. Deterministic. Without boxes: one of the middle of each.
     """
     if len(scaled) == 0:
-        return AnchorConfig(sizes=(128.0,), aspect_ratios=(1.0,), style=style)
-    most = reachable(scaled, style=style, inside=inside)
+        return among.anchors(style, [len(among.sizes) // 2], [len(among.aspect_ratios) // 2])
+    most = reachable(scaled, style=style, inside=inside, among=among)
     on_grid, by_shape = (
         ENOUGH if share >= ENOUGH else ENOUGH * share for share in (most.on_grid, most.by_shape)
     )
@@ -237,8 +310,8 @@ def fewest_anchors(
         of_sample = AnchorFit(
             len(sample), min(on_grid + more, most.on_grid), min(by_shape + more, most.by_shape)
         )
-        config = _fewest(sample, of_sample, style, inside)
-        found = fit_of(scaled, config, inside=inside)
+        config = _fewest(sample, of_sample, style, inside, among)
+        found = fit_of(scaled, config, inside=inside, pyramid=among.pyramid)
         if found.on_grid >= asked.on_grid and found.by_shape >= asked.by_shape:
             break
     return config
@@ -255,7 +328,7 @@ def describe_fit(
     if len(scaled) == 0:
         return []
     if model.layout == "fpn":
-        fit = fit_of_pyramid(scaled, model.anchors, inside=inside)
+        fit = fit_of(scaled, model.anchors, inside=inside, pyramid=True)
         return [
             f"anchors: {len(model.anchors.aspect_ratios)} a cell of every level; {fit.on_grid:.1%} "
             f"of {fit.num_boxes} boxes have one with an IoU of {IOU:g} or more ({fit.by_shape:.1%} "
@@ -313,30 +386,26 @@ def _as_settings(anchors: AnchorConfig) -> str:
 
 
 def _fewest(
-    scaled: ScaledBoxes, asked: AnchorFit, style: AnchorStyle, inside: bool
+    scaled: ScaledBoxes, asked: AnchorFit, style: AnchorStyle, inside: bool, among: AnchorChoice
 ) -> AnchorConfig:
     """The fewest anchors that cover what is asked for, of equally few those with the highest mean
     IoU; all of them where no fewer do.
     """
-    ious, covers = _table(scaled, style, inside)
+    ious, covers = _table(scaled, style, inside, among)
     needed = np.array([asked.on_grid, asked.by_shape]) * len(scaled) - 1e-6
-    for total in range(1, len(SIZES) * len(ASPECT_RATIOS) + 1):
+    for total in range(1, len(among.sizes) * len(among.aspect_ratios) + 1):
         fitting = [
             sets
-            for num_ratios in range(1, len(ASPECT_RATIOS) + 1)
-            if total % num_ratios == 0
+            for num_ratios in range(1, len(among.aspect_ratios) + 1)
+            if total % num_ratios == 0 and (total == num_ratios or not among.pyramid)
             for sets in _fitting(covers, needed, total // num_ratios, num_ratios)
         ]
         if fitting:
             sizes, ratios = max(
                 fitting, key=lambda sets: ious[np.ix_(*sets)].max(axis=(0, 1)).mean()
             )
-            return AnchorConfig(
-                sizes=[SIZES[row] for row in sizes],
-                aspect_ratios=[ASPECT_RATIOS[row] for row in ratios],
-                style=style,
-            )
-    return AnchorConfig(sizes=SIZES, aspect_ratios=ASPECT_RATIOS, style=style)
+            return among.anchors(style, sizes, ratios)
+    return among.all_anchors(style)[0]
 
 
 def _fitting(
@@ -349,7 +418,7 @@ def _fitting(
     if num_sizes > len(used):
         return
     size_sets = np.array(list(itertools.combinations(used, num_sizes)))
-    for ratios in itertools.combinations(range(len(ASPECT_RATIOS)), num_ratios):
+    for ratios in itertools.combinations(range(covers.shape[1]), num_ratios):
         by_size = np.bitwise_or.reduce(covers[:, list(ratios)], axis=1)
         if (_count(np.bitwise_or.reduce(by_size, axis=0)) < needed).any():  # of all sizes
             continue
@@ -358,18 +427,22 @@ def _fitting(
             yield tuple(size_sets[row].tolist()), ratios
 
 
-def _table(scaled: ScaledBoxes, style: AnchorStyle, inside: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The IoU (sizes, ratios, B) of every box with each size and ratio on the grid; and which boxes
-    each covers there and by shape, (sizes, ratios, 2, bytes) uint8 of 8 boxes each.
+def _table(
+    scaled: ScaledBoxes, style: AnchorStyle, inside: bool, among: AnchorChoice
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best IoU (sizes, ratios, B) of every box with each member of both on the grid; and which
+    boxes each covers there and by shape, (sizes, ratios, 2, bytes) uint8 of 8 boxes each.
     """
-    anchors = np.concatenate(
-        [_cell((size,), (ratio,), style) for size in SIZES for ratio in ASPECT_RATIOS]
+    best = np.array(
+        [
+            _best_of_two(scaled, among.anchors(style, [size], [ratio]), inside, among.pyramid)
+            for size in range(len(among.sizes))
+            for ratio in range(len(among.aspect_ratios))
+        ]
     )
-    on_grid = best_ious(scaled, anchors, inside=inside)
-    by_shape = best_ious(scaled, anchors, centred=True)
-    packed = np.packbits(np.stack((on_grid, by_shape), axis=1) >= IOU, axis=2)
-    shape = len(SIZES), len(ASPECT_RATIOS)
-    return on_grid.reshape(*shape, -1), packed.reshape(*shape, 2, -1)
+    shape = len(among.sizes), len(among.aspect_ratios)
+    packed = np.packbits(best >= IOU, axis=2)
+    return best[:, 0].reshape(*shape, -1), packed.reshape(*shape, 2, -1)
 
 
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int32)
@@ -379,7 +452,3 @@ _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=
 def _count(packed: np.ndarray) -> np.ndarray:
     """The set bits of (..., bytes) uint8, (...,)."""
     return _ONES[packed].sum(axis=-1)
-
-
-def _cell(sizes: tuple[float, ...], ratios: tuple[float, ...], style: AnchorStyle) -> np.ndarray:
-    return cell_anchors(sizes, ratios, stride=STRIDE, style=style).numpy()

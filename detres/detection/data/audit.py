@@ -176,7 +176,7 @@ def _uncovered(part: Part, model: ModelConfig) -> list[Finding]:
     inside = model.rpn.train_anchors == "inside"
     usable = part.annotations.with_objects(part.faults.usable)
     scaled = boxes_in_training(usable, model.input)
-    fit = fit_of(scaled, model.anchors, inside=inside)
+    fit = fit_of(scaled, model.anchors, inside=inside, pyramid=model.layout == "fpn")
     number = round((1 - fit.on_grid) * fit.num_boxes)
     words, *mend = describe_fit(usable, model) or [""]
     found = UNCOVERED.of(number, [Example(part.name, words)])

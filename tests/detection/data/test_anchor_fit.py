@@ -17,6 +17,7 @@ from detres.detection.config import AnchorConfig, InputConfig, ModelConfig
 from detres.detection.data import anchor_fit
 from detres.detection.data.anchor_fit import (
     ENOUGH,
+    AnchorChoice,
     AnchorFit,
     ScaledBoxes,
     best_ious,
@@ -24,7 +25,6 @@ from detres.detection.data.anchor_fit import (
     describe_fit,
     fewest_anchors,
     fit_of,
-    fit_of_pyramid,
     reachable,
 )
 from detres.detection.data.coco import read_coco
@@ -162,7 +162,8 @@ def test_without_boxes_nothing_is_missing() -> None:
     none = boxes_in_training(annotated([(300, 400)], []), AT_300)
     assert len(none) == 0
     assert fit_of(none, AnchorConfig()) == anchor_fit.AnchorFit(0, 1.0, 1.0)
-    assert fewest_anchors(none, style="detectron2").sizes == (128.0,)
+    found = fewest_anchors(none, style="detectron2")
+    assert (found.sizes, found.aspect_ratios) == ((91.0,), (1.0,))
     assert describe_fit(annotated([(300, 400)], []), model()) == []
 
 
@@ -214,6 +215,39 @@ def test_no_fewer_would_do(inside: bool) -> None:
     assert max(fewer, default=0) < ENOUGH
     own = best_ious(rows, of(found.sizes, found.aspect_ratios), inside=inside).max(axis=0)
     assert own.mean() == pytest.approx(max(means))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ratios"), [((60.0, 120.0), None), ((90.0,), None), (None, (0.6, 1.6)), (None, (1,))]
+)
+def test_no_fewer_would_do_where_half_is_given(sizes: tuple | None, ratios: tuple | None) -> None:
+    """All sets of as many or fewer of the other half, one by one."""
+    rng = np.random.default_rng(6)
+    boxes = [centred_box(*rng.uniform(80, 240, 2), *rng.uniform(60, 140, 2)) for _ in range(60)]
+    rows = scaled(boxes)
+    among = AnchorChoice.of(sizes, ratios)
+    found = fewest_anchors(rows, style="detectron2", among=among)
+    assert sizes is None or found.sizes == sizes
+    assert ratios is None or found.aspect_ratios == ratios
+    candidates = anchor_fit.SIZES if sizes is None else anchor_fit.ASPECT_RATIOS
+    taken = len(found.sizes if sizes is None else found.aspect_ratios)
+
+    def shares(some: tuple[float, ...]) -> tuple[float, float]:
+        anchors = of(some, ratios) if sizes is None else of(sizes, some)
+        best = [best_ious(rows, anchors, centred=centred).max(axis=0) for centred in (False, True)]
+        return min((each >= 0.5).mean() for each in best), best[0].mean()
+
+    most = shares(candidates)[0]
+    asked = ENOUGH if most >= ENOUGH else ENOUGH * most
+    tried = {
+        number: [shares(some) for some in itertools.combinations(candidates, number)]
+        for number in range(1, taken + 1)
+    }
+    for number in range(1, taken):
+        assert all(share < asked for share, _ in tried[number])
+    own = of(found.sizes, found.aspect_ratios)
+    fitting = [mean for share, mean in tried[taken] if share >= asked - 1e-9]
+    assert best_ious(rows, own).max(axis=0).mean() == pytest.approx(max(fitting))
 
 
 def test_the_order_of_the_boxes_does_not_matter() -> None:
@@ -353,12 +387,12 @@ def test_a_pyramid_covers_each_box_from_the_level_of_its_size() -> None:
     sizes = np.full((len(boxes), 2), 1024)
     scaled = ScaledBoxes(np.array(boxes), -(-sizes // 16), sizes)
     config = AnchorConfig(sizes=sides, aspect_ratios=(1.0,), style="detectron2")
-    fit = fit_of_pyramid(scaled, config)
+    fit = fit_of(scaled, config, pyramid=True)
     assert fit == AnchorFit(7, 6 / 7, 6 / 7)
     swapped = AnchorConfig(sizes=sides[::-1], aspect_ratios=(1.0,), style="detectron2")
-    assert fit_of_pyramid(scaled, swapped) == AnchorFit(7, 5 / 7, 6 / 7)  # 32 px on p6
+    assert fit_of(scaled, swapped, pyramid=True) == AnchorFit(7, 5 / 7, 6 / 7)  # 32 px on p6
     moved = ScaledBoxes(np.array([[32.0, 0, 32 + 64, 64.0]]), -(-sizes[:1] // 16), sizes[:1])
     coarse = AnchorConfig(sizes=(8, 9, 10, 11, 64), aspect_ratios=(1.0,), style="detectron2")
     # of p6 the cells are 64 px apart, and the box lies between two: IoU 32 / 96
-    assert fit_of_pyramid(moved, coarse) == AnchorFit(1, 0.0, 1.0)
-    assert fit_of_pyramid(scaled.sample(0), config) == AnchorFit(0, 1.0, 1.0)
+    assert fit_of(moved, coarse, pyramid=True) == AnchorFit(1, 0.0, 1.0)
+    assert fit_of(scaled.sample(0), config) == AnchorFit(0, 1.0, 1.0, pyramid=True)
