@@ -15,7 +15,7 @@ from backbones.vgg import FC_GRID
 from detres.config import by_key, check, config_of, given_settings, nested
 from detres.detection.annotations import Annotations
 from detres.detection.chosen_settings import Choice, Machine, Start, Trained, choose, quoted
-from detres.detection.config import SPLITS, VGGS, DataConfig, DetectionConfig
+from detres.detection.config import FPN_LEVELS, SPLITS, VGGS, DataConfig, DetectionConfig
 from detres.detection.data.box_policy import require_objects
 from detres.detection.data.found_files import FoundFiles
 from detres.detection.data.layouts import FORMATS
@@ -170,6 +170,8 @@ def _checked_alone(
     }
     if given.get("model.backbone.name") in VGGS:
         model["roi"] = {"pool_size": FC_GRID}
+    if given.get("model.layout") == "fpn":
+        model["anchors"] = {"sizes": list(range(1, FPN_LEVELS + 1)), "style": "detectron2"}
     train = {"steps": 2**62, "eval_every": 1}
     tree = {"name": "own", "data": data, "model": model, "train": train}
     return config_of(tree, DetectionConfig, overrides, source)

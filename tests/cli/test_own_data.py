@@ -141,7 +141,7 @@ def test_a_time_too_short_for_these_data_is_said_before_anything_is_written(
 def test_a_schedule_given_with_a_time_is_brought_to_its_length(
     coco_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the 1,200 steps that the choice has: milestones at the same parts, a warm-up of a fifth."""
+    """Of the 1,200 steps of the choice: milestones at the same parts, a warm-up of a fifth."""
     monkeypatch.setattr(own_run, "pace_of", lambda *_, **__: Pace(step=0.25, image=0.01, spent=3.0))
     given = [*SMALL, "train.milestones=[600,900]", "train.warmup_steps=400"]
     new = NewRun.on(coco_folder, given, device=torch.device("cpu"), seconds=60, say=lambda _: None)

@@ -103,6 +103,14 @@ def test_what_the_user_sets_is_not_chosen(folder: Path) -> None:
     assert {"train.warmup_steps", "model.anchors.aspect_ratios"} <= settings
 
 
+def test_a_pyramid_takes_the_data_too(folder: Path) -> None:
+    config, _ = OwnData.read(folder, ["model.layout=fpn"], device=CPU).configured()
+    assert len(config.model.anchors.sizes) == 5
+    build_detector(config.model, 1)
+    with pytest.raises(ConfigError, match=r"give 5 anchors\.sizes, there are 2"):
+        OwnData.read(folder, ["model.layout=fpn", "model.anchors.sizes=[8,16]"], device=CPU)
+
+
 def test_another_way_to_say_what_is_val_takes_the_place_of_the_one_found(folder: Path) -> None:
     own = OwnData.read(folder, ["data.hold_out=3"], device=CPU)
     assert (own.data.val, own.data.hold_out) == ((), 3)

@@ -395,4 +395,4 @@ def test_a_pyramid_covers_each_box_from_the_level_of_its_size() -> None:
     coarse = AnchorConfig(sizes=(8, 9, 10, 11, 64), aspect_ratios=(1.0,), style="detectron2")
     # of p6 the cells are 64 px apart, and the box lies between two: IoU 32 / 96
     assert fit_of(moved, coarse, pyramid=True) == AnchorFit(1, 0.0, 1.0)
-    assert fit_of(scaled.sample(0), config) == AnchorFit(0, 1.0, 1.0, pyramid=True)
+    assert fit_of(scaled.sample(0), config, pyramid=True) == AnchorFit(0, 1.0, 1.0)
