@@ -13,35 +13,53 @@ from detres.commands.configured import overrides_of
 from detres.commands.own_data import is_own, new_run
 from detres.detection.annotations import Annotations
 from detres.detection.config import TRAINING_SPLITS, DataConfig, DetectionConfig
-from detres.detection.data.audit import audit, look_at
-from detres.detection.data.clean_copy import write_clean_copy
+from detres.detection.data.audit import Audit, audit, look_at
+from detres.detection.data.box_policy import AnnotationError, FaultyFilesError
+from detres.detection.data.clean_copy import NOT_MENDED, write_clean_copy
 from detres.detection.data.read import read_as_written, splits_of
 from detres.detection.own_data import OwnData
 from detres.files import require_free_folder, write_text
 from detres.report.data_page import data_page
+from detres.user_files import JsonError, TextError
 
 PAGE, NUMBERS = "index.html", "check.json"
 """What --out holds."""
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Look, say what was found, and write what was asked for; returns 1 where there are errors."""
+    """Look, say what was found, and write what was asked for; returns 1 where there are errors that
+    are not mended in a clean copy.
+    """
     out, fix = (Path(folder) if folder else None for folder in (arguments.out, arguments.fix))
     _require_places(out, fix, arguments.data)
-    config = _config(arguments)
-    parts = look_at(_splits(config.data), config.data.workers)
+    try:
+        config = _config(arguments)
+        splits = _splits(config.data)
+    except (AnnotationError, JsonError, TextError) as error:
+        faults = error.faults if isinstance(error, FaultyFilesError) else (str(error),)
+        _report(Audit.of_unusable(str(arguments.data or arguments.cfg), faults), out)
+        return 1
+    parts = look_at(splits, config.data.workers)
     found = audit(parts, config.model)
+    _report(found, out)
+    errors = [finding.kind for finding in found.findings if finding.level == "error"]
+    if fix is None:
+        return int(bool(errors))
+    for line in write_clean_copy(parts, fix):
+        say(f"in the copy of {line}")
+    say(f"clean copy, as COCO: {fix}")
+    return int(any(kind in NOT_MENDED for kind in errors))
+
+
+def _report(found: Audit, out: Path | None) -> None:
+    """Say what was found, and write it where a folder is given."""
     say(found.describe())
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / NUMBERS, json.dumps(found.to_dict(), indent=2))
-        write_text(out / PAGE, data_page(found))
-        say(f"written: {out / PAGE}, {out / NUMBERS}")
-    if fix is not None:
-        for line in write_clean_copy(parts, fix):
-            say(f"in the copy of {line}")
-        say(f"clean copy, as COCO: {fix}")
-    return int(found.count("error") > 0)
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / NUMBERS, json.dumps(found.to_dict(), indent=2))
+    write_text(out / PAGE, data_page(found))
+    say(f"written: {out / PAGE}, {out / NUMBERS}")
 
 
 def _config(arguments: argparse.Namespace) -> DetectionConfig:

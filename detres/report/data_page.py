@@ -7,6 +7,7 @@ import numpy as np
 from detres.detection.data.audit import Audit, SplitSummary
 from detres.detection.data.findings import Example, Finding, Shown
 from detres.images.decode import ImageReadError, read_image
+from detres.images.draw import draw_boxes
 from detres.report.html import Html, bar, columns, element, figure, joined, page, table
 from detres.report.thumbnail import thumbnail
 
@@ -30,20 +31,33 @@ def data_page(audit: Audit) -> str:
         element("p", f"Files are named from {audit.base}", class_="soft"),
         _splits(audit),
         *(_finding(finding) for finding in audit.findings),
-        element("h2", "Classes"),
-        _classes(audit),
-        element("h2", "Sizes"),
-        element(
-            "p",
-            f"At the training scale: short side {audit.scale[0]} px, long side at most "
-            f"{audit.scale[1]} px.",
-            class_="soft",
-        ),
-        *(_sizes(name, split) for name, split in audit.splits.items()),
+        *(_of_splits(audit) if audit.splits else ()),
     )
 
 
+def _of_splits(audit: Audit) -> list[Html]:
+    """What the data are, right or wrong."""
+    parts = [element("h2", "Classes"), _classes(audit), element("h2", "Sizes")]
+    scale = (
+        f"At the training scale: short side {audit.scale[0]} px, long side at most "
+        f"{audit.scale[1]} px."
+    )
+    parts.append(element("p", scale, class_="soft"))
+    parts += [_sizes(name, split) for name, split in audit.splits.items()]
+    cards = [
+        figure(str(sample), drawn, alt=sample.what)
+        for sample in audit.samples
+        for shown in sample.pictures
+        if (drawn := _with_names(shown)) is not None
+    ]
+    if cards:
+        parts += [element("h2", "Some of the pictures"), element("div", *cards, class_="cards")]
+    return parts
+
+
 def _splits(audit: Audit) -> Html:
+    if not audit.splits:
+        return joined(())
     rows = [
         (name, split.images, split.without_objects, split.objects, split.source)
         for name, split in audit.splits.items()
@@ -84,13 +98,34 @@ def _card(example: Example) -> Html:
 
 def _drawn(shown: Shown) -> np.ndarray | None:
     """The picture with its boxes as training would lay them; None where it cannot be read."""
+    image = _read(shown)
+    return None if image is None else thumbnail(image, shown.boxes)
+
+
+def _with_names(shown: Shown) -> np.ndarray | None:
+    """The picture with its boxes in the colours of their classes, and their names; None where it
+    cannot be read.
+    """
+    image = _read(shown)
+    if image is None:
+        return None
+    usable = np.isfinite(shown.boxes).all(axis=1)
+    small = thumbnail(image, np.zeros((0, 4)))
+    factors = np.tile(np.array(small.shape[1::-1]) / image.shape[1::-1], 2)
+    names = [name for name, fits in zip(shown.names, usable, strict=True) if fits]
+    known = sorted(set(names))
+    labels = [known.index(name) for name in names]
+    return draw_boxes(small, shown.boxes[usable] * factors, labels, names)
+
+
+def _read(shown: Shown) -> np.ndarray | None:
+    """The image; None where it cannot be read."""
     try:
-        image = read_image(shown.file, shown.size)
+        return read_image(shown.file, shown.size)
     except ImageReadError:
         return None
     except ValueError:  # of another size than stated, which is what is to be seen
-        image = read_image(shown.file)
-    return thumbnail(image, shown.boxes)
+        return read_image(shown.file)
 
 
 def _classes(audit: Audit) -> Html:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from detres.cli import check_data
 from detres.commands.check_data import NUMBERS, PAGE
@@ -56,7 +57,7 @@ def test_a_clean_copy_has_no_errors(
     tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean = tmp_path / "clean"
-    assert check_data.main([*flags, "--fix", str(clean)]) == 1
+    assert check_data.main([*flags, "--fix", str(clean)]) == 0
     said = capsys.readouterr().out
     assert (
         f"in the copy of train, boxes without area left out: 1\nclean copy, as COCO: {clean}"
@@ -123,12 +124,63 @@ def test_data_alone_are_recognised(flags: list[str], capsys: pytest.CaptureFixtu
     assert "error (1): boxes without area\n" in said
 
 
-def test_annotations_that_cannot_be_read_are_bad_input(
+def test_annotations_that_cannot_be_read_are_errors_with_a_page(
     tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data" / "val.json").write_text("{")
-    assert check_data.main(flags) == 2
-    assert "val.json is not JSON" in capsys.readouterr().err
+    out, clean = tmp_path / "check", tmp_path / "clean"
+    assert check_data.main([*flags, "--out", str(out), "--fix", str(clean)]) == 1
+    said = capsys.readouterr().out
+    assert "found: 1 error, 0 warnings, 0 notes\nerror (1): annotations that cannot be used" in said
+    assert "val.json is not JSON" in said
+    assert "val.json is not JSON" in (out / PAGE).read_text()
+    (finding,) = json.loads((out / NUMBERS).read_text())["findings"]
+    assert (finding["kind"], finding["count"]) == ("unusable", 1)
+    assert not any(clean.iterdir())
+
+
+def test_all_faulty_label_files_are_on_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "yolo", tmp_path / "check"
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    (root / "classes.txt").write_text("cat\n")
+    for row in range(14):
+        Image.fromarray(picture(row)).save(root / "images" / f"{row:02d}x.png")
+        text = "0 0.5 0.5 0.2 0.2\n" if row > 12 else f"0 1.{row + 1} 0.5 0.2 0.2\n7 0.5\n"
+        (root / "labels" / f"{row:02d}x.txt").write_text(text)
+    assert check_data.main([str(root), "--out", str(out)]) == 1
+    said, shown = capsys.readouterr().out, (out / PAGE).read_text()
+    assert "error (13): annotations that cannot be used" in said
+    assert said.count("such as ") == 10
+    (finding,) = json.loads((out / NUMBERS).read_text())["findings"]
+    for row in range(13):
+        assert f"{row:02d}x.txt:1" in shown
+        assert any(f"{row:02d}x.txt:1" in each["where"] for each in finding["examples"])
+
+
+def test_data_without_a_fault_are_shown(tmp_path: Path, flags: list[str]) -> None:
+    """Some pictures of each split, each class among them, with their boxes and names."""
+    out = tmp_path / "check"
+    settings = ["--set", "data.classes=[cat]"]
+    assert check_data.main([*flags, "--out", str(out), *settings]) == 0
+    shown = (out / PAGE).read_text()
+    assert "Some of the pictures" in shown
+    assert "train train/a.png: 1 cat" in shown
+    assert "val val/c.png: 1 cat" in shown
+    assert shown.count("<img ") >= 3
+
+
+def test_a_copy_of_boxes_that_mean_something_else_has_errors(tmp_path: Path) -> None:
+    """Fractions of the image, which nothing but their author can put right."""
+    root, clean = tmp_path / "data", tmp_path / "clean"
+    for split, start in (("train", 0), ("val", 4)):
+        files = {f"{split}{row}.png": picture(start + row) for row in range(4)}
+        boxes = [(name, "cat", (0.1, 0.1, 0.5, 0.6)) for name in files]
+        write_split(root, split, files, boxes)
+    assert check_data.main([str(root), "--fix", str(clean)]) == 1
+    assert (clean / "annotations").is_dir()
 
 
 def test_a_test_set_that_is_not_there_is_left_out(

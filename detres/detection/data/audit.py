@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from detres.console import one_line
 from detres.detection.annotations import Annotations
 from detres.detection.config import ModelConfig
 from detres.detection.data.anchor_fit import boxes_in_training, describe_fit, fit_of
@@ -18,11 +20,23 @@ from detres.detection.data.image_findings import misfitting, seen_twice, unreada
 from detres.detection.structures import Scale
 from detres.images.survey import Survey, survey
 
+SAMPLES = 6
+"""Pictures of every split that are shown as they are."""
+
+LISTED_IN_WORDS = 10
+"""Of annotations that cannot be used, so many are named."""
+
 UNCOVERED = Kind(
     "uncovered",
     "warning",
     "boxes to learn from that no anchor has an IoU of 0.5 with",
     "Nothing: few enough.",
+)
+UNUSABLE = Kind(
+    "unusable",
+    "error",
+    "annotations that cannot be used",
+    "Mend them, or take their images out, and look again: nothing else was looked at.",
 )
 NOTED = Kind("noted", "note", "things that reading the annotations tells", "See each.")
 
@@ -68,12 +82,21 @@ class Audit:
     """All that was found in a data set, worst first.
 
     base: the folder that files are named from. scale: (short_side, max_side) px for training.
+    splits: none where the annotations cannot be read, as the one finding says. samples: some
+    pictures as they are, with all their boxes.
     """
 
     base: str
     scale: Scale
     splits: Mapping[str, SplitSummary]
     findings: tuple[Finding, ...]
+    samples: tuple[Example, ...] = ()
+
+    @classmethod
+    def of_unusable(cls, data: str, faults: Sequence[str]) -> Audit:
+        """Return that of data, named `data`, whose annotations cannot be read for these faults."""
+        found = UNUSABLE.of(len(faults), [Example(one_line(fault), "") for fault in faults])
+        return cls(data, (0, 0), {}, tuple(found))
 
     def count(self, level: Level) -> int:
         """Return how many findings are of a level."""
@@ -91,8 +114,8 @@ class Audit:
         lines += [f"files are named from {self.base}", f"found: {self.verdict()}"]
         for finding in self.findings:
             lines.append(str(finding))
-            if finding.examples:
-                lines.append(f"  such as {finding.examples[0]}")
+            listed = LISTED_IN_WORDS if finding.kind == UNUSABLE.name else 1
+            lines += [f"  such as {example}" for example in finding.examples[:listed]]
             lines.append(f"  {finding.advice}")
         return "\n".join(lines)
 
@@ -145,7 +168,35 @@ def audit(parts: Sequence[Part], model: ModelConfig) -> Audit:
         scale=scale,
         splits={part.name: SplitSummary.of(part, scale) for part in parts},
         findings=tuple(sorted(found, key=lambda finding: LEVELS.index(finding.level))),
+        samples=tuple(sample for part in parts for sample in _samples(part)),
     )
+
+
+def _samples(part: Part) -> list[Example]:
+    """Some pictures of a part, the same every time, with all their boxes; first those that show
+    classes which the ones before do not, the rarest class first.
+    """
+    survey, classes = part.survey, part.annotations.class_indices
+    readable = np.ones(len(part.annotations), bool) if survey is None else survey.readable
+    order = np.random.default_rng(0).permutation(len(part.annotations))
+    order = order[readable[order]]
+    counts = np.bincount(classes, minlength=len(part.annotations.class_map))
+    chosen: list[int] = []
+    shown: set[int] = set()
+    of_image = part.annotations.classes_shown()
+    for rare in np.argsort(counts, kind="stable").tolist():
+        having = order[of_image[order, rare]]
+        if counts[rare] and rare not in shown and len(having):
+            chosen.append(int(having[0]))
+            shown |= set(np.flatnonzero(of_image[having[0]]).tolist())
+    chosen += [image for image in order.tolist() if image not in chosen]
+    offsets, samples = part.annotations.offsets, []
+    for image in chosen[:SAMPLES]:
+        rows = range(int(offsets[image]), int(offsets[image + 1]))
+        named = Counter(map(part.class_of, rows))
+        what = ", ".join(f"{count} {name}" for name, count in named.most_common()) or "no object"
+        samples.append(Example(part.file(image), what, (part.shown(image, rows),)))
+    return samples
 
 
 def audit_briefly(train: Annotations, val: Annotations, scale: Scale) -> list[str]:

@@ -34,6 +34,14 @@ class AnnotationError(ValueError):
     """Annotations that cannot be used; the message names the file and the record."""
 
 
+class FaultyFilesError(AnnotationError):
+    """Several files or records that cannot be used; faults: what is wrong with each."""
+
+    def __init__(self, message: str, faults: Sequence[str]) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+
 def apply_box_policy(
     boxes: np.ndarray, sizes: np.ndarray, policy: BoxPolicy, describe_row: Callable[[int], str]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:

@@ -16,6 +16,7 @@ from detres.detection.data.box_checks import (
     doubled_boxes,
     find_faults,
 )
+from detres.detection.data.box_findings import DOUBTFUL
 from detres.detection.data.convert import write_coco
 from detres.detection.data.findings import Part
 from detres.detection.data.image_findings import (
@@ -27,6 +28,9 @@ from detres.detection.data.image_findings import (
 )
 from detres.detection.structures import label_of
 from detres.images.decode import upright_boxes
+
+NOT_MENDED = (DOUBTFUL.name,)
+"""Kinds of findings that a copy has as the data have them."""
 
 Changes = dict[str, int]
 """What is different in a copy -> how often."""

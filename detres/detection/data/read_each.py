@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from detres.detection.data.box_policy import AnnotationError
+from detres.detection.data.box_policy import FaultyFilesError
 from detres.waiting import counted
 
 LISTED = 10
@@ -23,8 +23,8 @@ def read_each(
     """Return what `read` makes of each of the items; how far it is is shown where it takes long.
 
     unit: what the items are, in the plural, for messages. Where `read` raises
-    ValueError or OSError for one item, that is raised once the others are read; for several, an
-    AnnotationError which says how many and gives the messages of the first LISTED.
+    ValueError or OSError for one item, that is raised once the others are read; for several,
+    FaultyFilesError, which says how many and gives the messages of the first LISTED.
     """
     done, faults = [], []
     for item in counted(items, f"reading {unit}", unit):
@@ -39,5 +39,5 @@ def read_each(
         if len(faults) > LISTED:
             listed.append(f"  and {len(faults) - LISTED} more")
         head = f"{len(faults)} of {len(items)} {unit} cannot be used:"
-        raise AnnotationError("\n".join([head, *listed]))
+        raise FaultyFilesError("\n".join([head, *listed]), [str(fault) for fault in faults])
     return done
