@@ -42,6 +42,13 @@ def shortened(text: str, longest: int = _LONGEST) -> str:
     return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
 
 
+def plural(number: int, one: str, several: str | None = None) -> str:
+    """Return a number of things in words: what one of them is called, and several (`one` with an s,
+    where nothing else is given).
+    """
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def clock(seconds: float) -> str:
     """Return a duration as a clock shows it, M:SS or H:MM:SS."""
     minutes, seconds = divmod(round(seconds), 60)

@@ -56,13 +56,16 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         BASE | {"cv2", "tqdm", "tensorboard"},
     ),
     "detres.runs": (
-        {"detres.engine", "detres.files", "detres.config", "detres.user_files"},
+        {"detres.engine", "detres.console", "detres.files", "detres.config", "detres.user_files"},
         BASE | {"torchvision", "cv2", "pydantic"},
     ),
     "detres.runs.resumable": (set(), set()),  # light
     "detres.runs.place": (set(), set()),  # light
     f"{D}.structures": ({"detres.class_map"}, BASE),
-    f"{D}.annotations": ({"detres.class_map", f"{D}.structures"}, BASE),
+    f"{D}.annotations": (
+        {"detres.class_map", "detres.console", f"{D}.structures"},
+        BASE,
+    ),
     f"{D}.choices": (set(), set()),  # light: what a command's arguments are read with
     f"{D}.duration": (set(), set()),  # light
     f"{D}.config": (

@@ -7,6 +7,7 @@ from __future__ import annotations
 from detres.cli.command import carry_out
 from detres.cli.flags import (
     DETECTION_CONFIG,
+    OF_THE_DATA,
     CommandParser,
     add_data_argument,
     add_data_flags,
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog="exit status: 0 no errors found, or all mended in the copy; 1 errors found; "
         "2 bad input",
     )
-    add_data_flags(parser, DETECTION_CONFIG)
+    add_data_flags(parser, DETECTION_CONFIG, without=OF_THE_DATA)
     parser.set_defaults(seed=None, time=None, init_from=None, device="cpu")
     parser.add_argument(
         "--out",

@@ -146,6 +146,6 @@ def make_parser() -> argparse.ArgumentParser:
         "classes (default: they are given); several make an ensemble",
     )
     add_proposal_flags(parser)
-    add_config_flags(parser)
+    add_config_flags(parser, without="the weights' own")
     parser.settings = EVALUATION
     return parser

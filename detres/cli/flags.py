@@ -27,6 +27,9 @@ DETECTION_CONFIG = CONFIGS / "shapes_r18.yaml"
 CLASSIFICATION_CONFIG = CONFIGS / "cls_shapes_r18.yaml"
 LOCALISATION_CONFIG = CONFIGS / "shapes_loc_r18.yaml"
 
+OF_THE_DATA = f"with --data chosen from the data, else {DETECTION_CONFIG.name}"
+"""What is taken without --cfg where a folder is enough."""
+
 _WORDS = {
     DETECTION_CONFIG: DETECTION,
     CLASSIFICATION_CONFIG: CLASSIFICATION,
@@ -136,17 +139,30 @@ def _split(token: str) -> tuple[str, str | None]:
     return name, value if equals else None
 
 
-def add_config_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
-    """Add --cfg, --set, --data and --device."""
-    add_data_flags(parser, default)
+def add_config_flags(
+    parser: argparse.ArgumentParser,
+    default: Path = DETECTION_CONFIG,
+    *,
+    without: str | None = None,
+) -> None:
+    """Add --cfg, --set, --data and --device; without: what is taken where --cfg is not given."""
+    add_data_flags(parser, default, without=without)
     add_device_flag(parser)
 
 
-def add_data_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CONFIG) -> None:
-    """Add --cfg, --set and --data."""
+def add_data_flags(
+    parser: argparse.ArgumentParser,
+    default: Path = DETECTION_CONFIG,
+    *,
+    without: str | None = None,
+) -> None:
+    """Add --cfg, --set and --data; without: as add_config_flags has it."""
     parser.settings = _WORDS[default]
     parser.add_argument(
-        "--cfg", type=expanded, metavar="FILE", help=f"YAML configuration (default: {default.name})"
+        "--cfg",
+        type=expanded,
+        metavar="FILE",
+        help=f"YAML configuration (default: {without or default.name})",
     )
     parser.add_argument(
         "--set",
@@ -156,17 +172,22 @@ def add_data_flags(parser: argparse.ArgumentParser, default: Path = DETECTION_CO
         default=[],
         help="override configuration keys, e.g. train.lr=0.01",
     )
+    files = "folder, data.yaml or COCO JSON" if default == DETECTION_CONFIG else "folder"
     parser.add_argument(
         "--data",
         type=expanded,
-        metavar="DIR",
-        help="data folder (default: data.root of the configuration, then $DETRES_DATA)",
+        metavar="PATH",
+        help=f"data {files} (default: data.root of the configuration, then $DETRES_DATA)",
     )
 
 
-def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
-    """Add the flags of a configuration, --seed, --out and --resume."""
-    add_config_flags(parser, default)
+def add_training_flags(
+    parser: argparse.ArgumentParser, default: Path, *, without: str | None = None
+) -> None:
+    """Add the flags of a configuration, --seed, --out and --resume; without: as add_config_flags
+    has it.
+    """
+    add_config_flags(parser, default, without=without)
     add_data_argument(parser)
     add_seed_flag(parser)
     parser.add_argument(
@@ -178,11 +199,11 @@ def add_training_flags(parser: argparse.ArgumentParser, default: Path) -> None:
     parser.add_argument(
         "--resume",
         type=expanded,
-        metavar="DIR",
+        metavar="RUN",
         nargs="?",
         const="",
-        help="continue a run (default: the one saved last; with --cfg or --data, of those of its "
-        "name)",
+        help="continue a run, its folder or name (default: the one saved last; with --cfg or "
+        "--data, of those of its name)",
     )
     parser.add_argument(
         "--accept-data-change",

@@ -50,8 +50,8 @@ def missing(arguments: argparse.Namespace, flags: Iterable[str]) -> str | None:
     """Return what to say of the first path, of those given to `flags` of WHAT, that is not there;
     None: all are.
 
-    --cfg is looked for as `config_path` does, weights as find_weights does: a run by its name too;
-    what may be a name of published weights is left to who knows these.
+    --cfg is looked for as `config_path` does, weights as find_weights does: a run by its name too,
+    as --resume; what may be a name of published weights is left to who knows these.
     """
     for flag in flags:
         given = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
@@ -65,7 +65,7 @@ def _fault_of(flag: str, path: str) -> str | None:
     """What to say of a path that is not there, with what was probably meant; None: it is."""
     if flag == "--cfg":
         found, others = config_path(path), CONFIGS.glob("*.yaml")
-    elif flag in _OF_WEIGHTS and (folders_called(path) or _may_be_published(path)):
+    elif _is_known_by_name(flag, path):
         return None
     else:
         found, others = Path(expanded(path)), RUNS.glob("*") if flag in _OF_RUNS else ()
@@ -77,7 +77,14 @@ def _fault_of(flag: str, path: str) -> str | None:
 
 
 _OF_WEIGHTS = ("--weights", "--init-from", "--classifier")
-_OF_RUNS = (*_OF_WEIGHTS, "--resume", "paths")
+_BY_NAME = (*_OF_WEIGHTS, "--resume")
+_OF_RUNS = (*_BY_NAME, "paths")
+
+
+def _is_known_by_name(flag: str, name: str) -> bool:
+    """Whether it is the name of a run, or may be that of published weights."""
+    is_run = flag in _BY_NAME and bool(folders_called(name))
+    return is_run or (flag in _OF_WEIGHTS and _may_be_published(name))
 
 
 def _may_be_published(name: str) -> bool:

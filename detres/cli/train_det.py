@@ -9,6 +9,7 @@ import argparse
 from detres.cli.command import carry_out
 from detres.cli.flags import (
     DETECTION_CONFIG,
+    OF_THE_DATA,
     CommandParser,
     add_training_flags,
     data_to_be_there,
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 def make_parser() -> CommandParser:
     """Return the parser of this command's flags."""
     parser = CommandParser(description="train a Faster R-CNN")
-    add_training_flags(parser, DETECTION_CONFIG)
+    add_training_flags(parser, DETECTION_CONFIG, without=OF_THE_DATA)
     parser.add_argument(
         "--init-from",
         type=expanded,

@@ -21,7 +21,7 @@ from detres.runs.folder import (
     newest_run,
     saved_runs,
 )
-from detres.runs.place import RUNS
+from detres.runs.place import RUNS, folders_called
 from detres.runs.saved import OtherWingError, SavedRun
 from detres.runs.settings import with_data_root
 from detres.runs.weights import find_weights
@@ -83,8 +83,9 @@ def saved_run(
     read: Callable[..., AnySaved] = SavedRun.read,
     name: str | None = None,
 ) -> AnySaved:
-    """Return the run of --resume, with --set and --data where given; for --resume alone, which is
-    said, the one saved last: of those called `name`, or as the configuration of --cfg, else of all.
+    """Return the run of --resume, with --set and --data where given; of a name, or for --resume
+    alone, the one saved last, which is said: of those of that name, or called `name`, or as the
+    configuration of --cfg, else of all.
 
     wing: that it must be of. more: keys that its last.pt must have beside those of every run. read:
     what reads its folder. Raises what newest_run and SavedRun.read raise, with the command that
@@ -92,7 +93,10 @@ def saved_run(
     """
     if name is None and arguments.cfg:
         name = read_config(config_path(arguments.cfg), kind, []).name
-    folder = Path(arguments.resume or "")
+    given = arguments.resume or ""
+    if given and _is_name(given):
+        given, name = "", given
+    folder = Path(given)
 
     def read_run(folder: Path) -> AnySaved:
         return read(
@@ -100,9 +104,9 @@ def saved_run(
         )
 
     try:
-        if not arguments.resume and name is None:
+        if not given and name is None:
             return _saved_last(read_run, wing)
-        if not arguments.resume:
+        if not given:
             folder = newest_run(name)
             notice(f"resuming {folder}")
         return read_run(folder)
@@ -117,6 +121,12 @@ def saved_run(
             raise
         line = resume_line_of(WINGS[error.wing])(folder, {})
         raise ValueError(f"{error}; it goes on with: {line}") from None
+
+
+def _is_name(given: str) -> bool:
+    """Whether --resume gives no path but the name of a run."""
+    path = Path(given)
+    return path.name == given and not path.exists() and bool(folders_called(given))
 
 
 def require_free(out: Path, names: Iterable[str]) -> None:

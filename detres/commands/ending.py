@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -124,6 +125,10 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+_PIPE_CLOSED = 128 + 13
+"""The exit status of a process that SIGPIPE ends."""
+
+
 class Ending:
     """How a command ended; status: its exit status."""
 
@@ -135,8 +140,9 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
     """Turn how the block ends into an exit status, and an error into a line on stderr.
 
     parser: of the command; hints name no flag that it does not have. Status 0, 2 after bad input, 1
-    after a non-finite loss, the end of the memory or of a worker, 130 after Ctrl-C. Any other error
-    is a fault of ours and goes on, with a line that asks for a report.
+    after a non-finite loss, the end of the memory or of a worker, 130 after Ctrl-C, 141 where
+    nobody reads any more what is said. Any other error is a fault of ours and goes on, with a line
+    that asks for a report.
     """
     end = Ending()
     accept_any_text()
@@ -147,6 +153,12 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
     except KeyboardInterrupt:
         write_line("\nstopped", sys.stderr)
         end.status = 130
+    except BrokenPipeError as error:
+        if error.filename is not None:
+            raise
+        # who read what is said, as `head` does, is gone; Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        end.status = _PIPE_CLOSED
     except (ValueError, OSError) as error:
         write_line(f"error: {_message(error, parser)}", sys.stderr)
         end.status = 2

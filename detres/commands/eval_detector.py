@@ -17,6 +17,7 @@ from detres.commands.submission import (
     server_of,
 )
 from detres.config import given_settings
+from detres.console import plural
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_ensemble, build_val_set, eval_loader, saved_proposals
 from detres.detection.config import DetectionConfig
@@ -147,9 +148,10 @@ def say_what_was_learned_from(
     for file, own in zip(weights, learnt, strict=True):
         number = 0 if own is None else int(own.seen(images.image_files.tolist()).sum())
         if number:
+            of = plural(len(images), "image")
             say(
-                f"note: {file} was trained on {number} of these {len(images)} images: its numbers "
-                "are better than on unseen images"
+                f"note: {file} was trained on {number} of these {of}: its numbers are better than "
+                "on unseen images"
             )
 
 

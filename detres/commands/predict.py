@@ -18,7 +18,7 @@ from detres.classification.classifier import Classifier
 from detres.classification.weights_file import is_classifier
 from detres.cli.flags import notice, say
 from detres.commands.configured import require_free, weights_of
-from detres.console import one_line
+from detres.console import one_line, plural
 from detres.detection.choices import DRAWN_SCORE
 from detres.detection.detector import Detector
 from detres.detection.inference.pictures import PictureError, write_jpeg
@@ -145,7 +145,8 @@ class Work:
         """Say how long an image took; raises ImageReadError where something could not be read."""
         if self.seconds:
             times = in_ms(np.median(np.array(self.seconds), axis=0))
-            say(f"an image: {times} (median of {len(self.seconds)})")
+            of = f" (median of {len(self.seconds)})" if len(self.seconds) > 1 else ""
+            say(f"an image: {times}{of}")
         if self.unread:
             raise ImageReadError(
                 f"{len(self.unread)} of {self.number} images could not be read and are not in "
@@ -194,8 +195,9 @@ class Drawing:
                     file.write(f"{',' if number else '['}\n{json.dumps(record)}")
                     number += 1
             file.write("\n]" if number else "[]")
-        made = ", ".join(f"{count} {what}" for what, count in self.drawn.items())
-        say(f"{made or 'no pictures'} and {PREDICTIONS} ({number} detections) in {self.out}")
+        made = ", ".join(plural(count, what) for what, count in self.drawn.items())
+        found = plural(number, "detection")
+        say(f"{made or 'no pictures'} and {PREDICTIONS} ({found}) in {self.out}")
 
     def _records(self, file: Path) -> Iterator[list[dict]]:
         """Detect in an image or a video; yields the records of each image or frame."""
@@ -225,7 +227,7 @@ class Drawing:
         except PictureError as error:
             notice(f"{one_line(str(file))}: no picture of it, {one_line(str(error))}")
         else:
-            self.drawn["pictures"] += 1
+            self.drawn["picture"] += 1
 
     def _of_video(self, file: Path) -> Iterator[list[dict]]:
         """Detect in the frames of a video, and write them with what was found."""
@@ -238,7 +240,7 @@ class Drawing:
         except (VideoError, FileNotFoundError) as error:
             self.work.pass_over(file, error)
             return
-        self.drawn["videos"] += 1
+        self.drawn["video"] += 1
         if video.shortfall is not None:
             self.work.cut.append(f"{video.shortfall}; what there is of it is in {self.out}")
 
@@ -262,7 +264,7 @@ class Drawing:
             records = results.to_coco(f"{file}/{number - 1:06d}")
             yield [{**record, **of_frame} for record in records]
             start = time.perf_counter()
-        say(f"{one_line(str(file))}: {number} frames, {shown} detections drawn")
+        say(f"{one_line(str(file))}: {plural(number, 'frame')}, {plural(shown, 'detection')} drawn")
 
 
 def name_classes(classifier: Classifier, out: Path, files: list[Path], work: Work) -> None:
@@ -279,7 +281,7 @@ def name_classes(classifier: Classifier, out: Path, files: list[Path], work: Wor
         named = ", ".join(f"{name} {probability:.2f}" for name, probability in best.items())
         say(f"{one_line(str(file))}: {named} ({in_ms(work.seconds[-1])})")
     write_text(out / PREDICTIONS, json.dumps(records, indent=1))
-    say(f"{PREDICTIONS} ({len(records)} images) in {out}")
+    say(f"{PREDICTIONS} ({plural(len(records), 'image')}) in {out}")
 
 
 def picture_names(files: list[Path]) -> dict[Path, str]:

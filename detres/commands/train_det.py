@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 
 from detres.cli.flags import resume_line_of, say
 from detres.commands.configured import saved_run
@@ -16,6 +18,7 @@ from detres.detection.alternating import (
     read_saved,
 )
 from detres.detection.config import DetectionConfig
+from detres.detection.data.box_policy import AnnotationError
 from detres.detection.weights_file import WING
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
@@ -28,6 +31,20 @@ def train(arguments: argparse.Namespace) -> None:
     made = [run.folder / name for name in (DETECTOR_WEIGHTS, PICTURE)]
     picture = f", picture {made[1]}" if made[1].exists() else ""
     say(f"done in {run.duration()}; weights {made[0]}{picture}")
+
+
+@contextlib.contextmanager
+def resuming(arguments: argparse.Namespace) -> Iterator[None]:
+    """Turn errors of reading --data into a ValueError that says what they are read as."""
+    try:
+        yield
+    except (FileNotFoundError, AnnotationError) as error:
+        if arguments.data is None:
+            raise
+        raise ValueError(
+            f"--data {arguments.data} is read as the data that the run to resume was trained on, "
+            f"which may have moved: {error}. Without --resume it starts a new run on it"
+        ) from None
 
 
 def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
@@ -47,7 +64,8 @@ def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
         return AlternatingRun.resume(
             saved, device=device, resume_line=resume_line, accept_data_change=accepted
         )
-    training = TRAININGS[saved.config.train.scheme].resume(saved, device)
+    with resuming(arguments):
+        training = TRAININGS[saved.config.train.scheme].resume(saved, device)
     return TrainingRun.resume(
         saved, training, device=device, resume_line=resume_line, accept_data_change=accepted
     )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from detres.class_map import ClassMap
+from detres.console import plural
 from detres.detection.structures import (
     Predictions,
     Target,
@@ -150,11 +151,12 @@ class Annotations:
         empty = int((np.diff(self.offsets) == 0).sum())
         if self.without_truth is not None:
             unknown = f"their objects are not known: {self.without_truth}"
-            parts = [f"{self.source}: {len(self)} images; {unknown}"]
+            parts = [f"{self.source}: {plural(len(self), 'image')}; {unknown}"]
         else:
             parts = [
-                f"{self.source}: {len(self)} images ({empty} without objects), {self.num_objects} "
-                f"objects of {len(self.class_map)} classes: "
+                f"{self.source}: {plural(len(self), 'image')} ({empty} without objects), "
+                f"{plural(self.num_objects, 'object')} of "
+                f"{plural(len(self.class_map), 'class', 'classes')}: "
                 + ", ".join(shown[:20] + (["..."] if len(shown) > 20 else []))
             ]
         flags = {"crowd": int(self.crowd.sum()), "difficult": int(self.difficult.sum())}

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from detres.config import to_yaml, what_differs
+from detres.console import plural
 from detres.engine.ema import WeightAverage, having
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.log import RunLog, without_nan
@@ -502,8 +503,8 @@ class TrainingRun:
         self.log.line(
             f"{self.folder}: steps {step}..{steps} ({epochs:.4g} epochs), lr "
             f"{settings.effective_lr:g} at batch {settings.batch_size} (lr {settings.lr:g} for "
-            f"{settings.reference_batch}), device {self.device}, {torch.get_num_threads()} threads"
-            f", {settings.precision}"
+            f"{settings.reference_batch}), device {self.device}, "
+            f"{plural(torch.get_num_threads(), 'thread')}, {settings.precision}"
         )
         warmup = self.schedule.warmup_steps
         if warmup > steps and self.schedule.warmup_until_error is None:

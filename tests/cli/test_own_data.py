@@ -63,11 +63,23 @@ def test_a_folder_alone_is_trained_on(
     assert not any(line.startswith("model:") for line in said)  # said once, with reasons
     of_another_wing = dict.fromkeys(STATE_KEYS, 1) | {"wing": "classification"}
     save_state(Path("runs/newer/last.pt"), of_another_wing)
-    for flags in (("--data", coco_folder, "--resume"), ("--resume",)):  # of that name, of all
+    by_name = ("--resume", coco_folder.name)
+    for flags in (("--data", coco_folder, "--resume"), ("--resume",), by_name):  # also of all
         assert run(*flags) == 0
         captured = capsys.readouterr()
         assert captured.err.startswith(f"note: resuming runs/{coco_folder.name}")
         assert f"runs/{coco_folder.name}" in captured.out
+
+
+def test_a_run_is_not_resumed_on_other_data(
+    finished: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    assert run("--resume", finished.folder, "--data", other) == 2
+    said = capsys.readouterr().err
+    assert f"--data {other} is read as the data that the run to resume was trained on" in said
+    assert "Without --resume it starts a new run on it" in said
 
 
 def test_a_configuration_of_other_data_is_said(

@@ -424,7 +424,7 @@ def test_a_video_becomes_a_video_and_its_frames_are_counted(
     assert run(finished, "clip.avi", image, "--out", "out", "--score", "0.06") == 0
     shown = capsys.readouterr().out
     assert set(snapshot(Path("out"))) == {"clip.mp4", "000001.jpg", "predictions.json"}
-    assert "1 videos, 1 pictures and predictions.json" in shown
+    assert "1 video, 1 picture and predictions.json" in shown
     assert f"clip.avi: {len(frames)} frames, " in shown
     records = read_json(Path("out/predictions.json"))
     of_frames = [record for record in records if "frame" in record]

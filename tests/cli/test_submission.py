@@ -541,7 +541,7 @@ def test_a_run_says_that_val_is_trained_on_and_holds_images_out(
     out = capsys.readouterr().out
     assert "trained on too" not in out
     assert "2007/trainval + 2012/trainval without 1: 3 images" in out
-    assert "2007/trainval + 2012/trainval held out 1: 1 images" in out
+    assert "2007/trainval + 2012/trainval held out 1: 1 image (" in out
 
 
 # ---- ImageNet ----

@@ -151,7 +151,7 @@ def test_a_description_lists_twenty_classes_and_says_that_there_are_more():
     many = ClassMap.of_names([f"c{n}" for n in range(1, 22)])
     text = truth_of([("a", 21, BOX)], ["a"], many).describe()
     assert text.endswith(
-        "1 objects of 21 classes: " + ", ".join(f"c{n} 0" for n in range(1, 21)) + ", ..."
+        "1 object of 21 classes: " + ", ".join(f"c{n} 0" for n in range(1, 21)) + ", ..."
     )
     twenty = ClassMap.of_names([f"c{n}" for n in range(1, 21)])
     assert truth_of([("a", 20, BOX)], ["a"], twenty).describe().endswith("c19 0, c20 1")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from detres.console import one_line
+from detres.console import one_line, plural
 from detres.detection.annotations import Annotations
 from detres.detection.config import ModelConfig
 from detres.detection.data.anchor_fit import boxes_in_training, describe_fit, fit_of
@@ -107,8 +107,9 @@ class Audit:
         about it.
         """
         lines = [
-            f"{name}: {split.images} images ({split.without_objects} without objects), "
-            f"{split.objects} boxes of {len(split.class_counts)} classes: {split.source}"
+            f"{name}: {plural(split.images, 'image')} ({split.without_objects} without objects), "
+            f"{plural(split.objects, 'box', 'boxes')} of "
+            f"{plural(len(split.class_counts), 'class', 'classes')}: {split.source}"
             for name, split in self.splits.items()
         ]
         lines += [f"files are named from {self.base}", f"found: {self.verdict()}"]
@@ -122,7 +123,7 @@ class Audit:
     def verdict(self) -> str:
         """Return how many findings of each level there are, in words."""
         counts = [(self.count(level), level) for level in LEVELS]
-        return ", ".join(f"{count} {level}{'s' * (count != 1)}" for count, level in counts)
+        return ", ".join(plural(count, level) for count, level in counts)
 
     def to_dict(self) -> dict:
         """Return plain values for JSON, all but what is there for pictures alone; numbers of boxes

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from detres.class_map import LISTED_CLASSES, ClassMap
+from detres.console import plural
 from detres.detection.annotations import Annotations
 from detres.detection.config import SPLITS, TRAINING_SPLITS, DataConfig
 from detres.detection.data.box_policy import AnnotationError, BoxPolicy, known_classes
@@ -91,7 +92,7 @@ def _not_learnt(whole: Annotations, learnt: Sequence[LearntImages]) -> Annotatio
             "on; the split train is these"
         )
     if len(held) == len(whole):
-        note = f"none of these {len(whole)} images was trained on: all are evaluated on"
+        note = f"none of these {plural(len(whole), 'image')} was trained on: all are evaluated on"
         return replace(whole, notes=(*whole.notes, note))
     note = f"{len(held)} of {len(whole)} images were not trained on, and are evaluated on"
     part = whole.subset(held, f"{whole.source} held out {len(held)}")
