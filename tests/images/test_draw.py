@@ -130,3 +130,6 @@ def test_letters_and_lines_grow_with_the_image():
 def test_text_is_black_on_light_grounds_and_white_on_dark_ones():
     assert [text_color(c) for c in ((255, 255, 0), (250, 250, 250))] == [(0, 0, 0)] * 2
     assert [text_color(c) for c in ((0, 0, 255), (90, 0, 0))] == [(255, 255, 255)] * 2
+    # luminance 0.173 and 0.190 by WCAG's weights; both contrasts are the same at 0.179
+    assert text_color((80, 96, 255)) == (255, 255, 255)
+    assert text_color((100, 100, 255)) == (0, 0, 0)

@@ -129,10 +129,10 @@ def test_equal_but_for_rounding_in_text() -> None:
 
 
 def test_the_scale_of_each_image_is_that_of_the_resize_rule() -> None:
-    sizes = np.array([[300, 400], [600, 2000], [0, 0], [300, 400], [10, 0]])
+    sizes = np.array([[300, 400], [600, 2000], [0, 0], [300, 400], [10, 0], [0, 10], [1, 1]])
     found = training_scales(sizes, 600, 1000)
-    assert found[[0, 1, 3]].tolist() == [2, 0.5, 2]
-    assert np.isnan(found[[2, 4]]).all()
+    assert found[[0, 1, 3, 6]].tolist() == [2, 0.5, 2, 600]
+    assert np.isnan(found[[2, 4, 5]]).all()
     height, width = 333, 517
     expected = resized_size(height, width, short_side=600, max_side=1000)[0] / height
     assert training_scales(np.array([[height, width]]), 600, 1000)[0] == expected

@@ -81,6 +81,19 @@ def test_right_wrong_and_missed_have_colours_of_their_own(tmp_path):
     assert len({line for _, line in looks.values()}) == 3
 
 
+def test_the_legend_says_each_kind_beside_a_sample_of_it(tmp_path):
+    """Four frames of 46 by 30 px with nothing in them, and dark letters behind each."""
+    legend = sheet_of(tmp_path, *scene_of(tmp_path, [(1, 1, BOX)], [], num=2))[:64].astype(int)
+    dark = (legend.max(axis=2) < 90).any(axis=0)
+    x = LEFT
+    for _, text in sheets._LEGEND:
+        assert (legend[26:38, x + 8 : x + 38] > 200).all()
+        words = x + 46 + LEFT
+        assert not dark[x + 46 + 8 : words - 3].any()
+        assert dark[words : words + 40].any()
+        x += 46 + 3 * LEFT + round(sheets.font_of(sheets._TITLE_LETTERS - 3).getlength(text))
+
+
 def test_the_objects_stand_left_and_the_detections_right(tmp_path):
     sheet = sheet_of(tmp_path, *scene_of(tmp_path, [(0, 1, BOX)], [(0, 1, 0.9, OTHER)], num=1))
     for (color, _), (low, high) in (
