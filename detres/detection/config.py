@@ -273,10 +273,6 @@ class ModelConfig(Section):
                 f"layout fpn has anchors of one size on each of its {FPN_LEVELS} levels, p2 to p6: "
                 f"give {FPN_LEVELS} anchors.sizes, there are {len(self.anchors.sizes)}"
             )
-        if self.anchors.style == "py-faster-rcnn":
-            raise ValueError(
-                "anchors.style py-faster-rcnn is of one map; give detectron2 or torchvision"
-            )
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,5 @@
-"""Detectors of others: torchvision's and detectron2's Faster R-CNN, from their files to ours, with
-the settings under which they detect the same.
+"""Detectors of others: torchvision's, detectron2's and Detectron's Faster R-CNN, from their files
+to ours, with the settings under which they detect the same.
 
 Every tensor of such a file is used or named: what belongs to masks or keypoints is left out and
 said. Shapes: K classes, A anchors a cell, D features of a region.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from backbones import WeightsError
-from backbones.catalogue import CAFFE, IMAGENET, InputSpec
+from backbones.catalogue import CAFFE, DETECTRON, IMAGENET, InputSpec
 from backbones.weights import read_contents
 from detres.class_map import ClassMap
 from detres.config import check
@@ -24,6 +24,7 @@ from detres.detection.build import build_detector
 from detres.detection.config import DetectionConfig
 from detres.detection.data.coco_classes import COCO_CLASSES
 from detres.detection.data.voc import VOC_CLASSES
+from detres.detection.import_detectron import Blobs, read_blobs, settings_of
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.files import CheckpointError, load_model_state
 
@@ -48,25 +49,26 @@ class _Reading:
     """The tensors of a file under our names, and the settings they ask for, while they are read.
 
     project: whose file it is. left: names in the file of what is not taken over, with the part it
-    is of.
+    is of. notes: what else is to be said.
     """
 
     project: str
     tensors: dict[str, Tensor]
     model: dict = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def import_detector(path: Path, classes: Sequence[str] | None = None) -> Imported:
-    """Return the detector that a file of torchvision or detectron2 holds: state dicts of
-    torch.save, wrapped or not, and detectron2's .pkl.
+    """Return the detector that a file of torchvision, detectron2 or Detectron holds: state dicts of
+    torch.save, wrapped or not, and .pkl of the last two.
 
     classes: its class names in its order; by default, of 80 (torchvision: 90) COCO's, of 20
     PASCAL VOC's, of others "class 1", ....
 
     Raises CheckpointError naming the file when it is no detector of these, or one of another kind
-    (RetinaNet, a cascade, other anchors), when tensors are missing, unknown or mis-shaped, and for
-    another number of `classes`; nothing that a pickle names is run.
+    (RetinaNet, a cascade, a dilated conv5, other anchors), when tensors are missing, unknown or
+    mis-shaped, and for another number of `classes`; nothing that a pickle names is run.
     """
     try:
         contents, _, _ = read_contents(path)
@@ -87,6 +89,7 @@ def import_detector(path: Path, classes: Sequence[str] | None = None) -> Importe
     left = dict.fromkeys(reading.left.values())
     notes = [f"{path}: a detector of {reading.project}, {len(reading.tensors)} tensors"]
     notes += [f"{path}: left out: {', '.join(left)}"] if left else []
+    notes += [f"{path}: {note}" for note in reading.notes]
     return Imported(detector.eval(), config, class_map, tuple(notes))
 
 
@@ -108,6 +111,14 @@ def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(tensors: dict[str, Tensor], path: Path) -> _Reading:
+    blobs = read_blobs(tensors)
+    if blobs is not None:
+        return _detectron(blobs, path)
+    if "backbone.res5.0.conv1.weight" in tensors and _DILATED in tensors:
+        raise CheckpointError(
+            f"{path} holds detectron2's Faster R-CNN of the kind DC5, with a dilated conv5 as its "
+            f"one map, which is not read; {_READ}"
+        )
     for mark, read in _READERS.items():
         if mark in tensors and "roi_heads.box_predictor.cls_score.weight" in tensors:
             return read(tensors, path)
@@ -121,9 +132,12 @@ def _read(tensors: dict[str, Tensor], path: Path) -> _Reading:
 
 
 _READ = (
-    "read are Faster R-CNN of torchvision (fasterrcnn_resnet50_fpn and _v2) and of detectron2 (C4 "
-    "and FPN on ResNets)"
+    "read are Faster R-CNN of torchvision (fasterrcnn_resnet50_fpn and _v2), and of detectron2 and "
+    "Detectron (C4 and FPN on ResNets)"
 )
+
+_DILATED = "roi_heads.box_head.fc1.weight"
+"""Beside a conv5 in the backbone, and no pyramid."""
 
 _OTHERS = {
     "head.cls_subnet": "detectron2's RetinaNet",
@@ -333,6 +347,36 @@ _DETECTRON2_LEFT = {
 }
 
 
+# --- Detectron
+
+
+def _detectron(blobs: Blobs, path: Path) -> _Reading:
+    _require_known(blobs.unknown, path)
+    reading = _Reading("Detectron", blobs.tensors, settings_of(blobs), blobs.left)
+    found = reading.tensors
+    reading.model["rpn"]["width"] = _rows(found, "rpn.head.conv.weight", path)
+    reading.model |= {
+        "backbone": {
+            "name": _depth(found, path),
+            "stride_placement": "original",
+            "norm": "frozen",
+            "freeze_at": 2,
+            "weights": str(path),
+        },
+        "input": {
+            **_input(DETECTRON),
+            "short_side": 800,
+            "max_side": 1333,
+            "multiple_of": 32 if blobs.pyramid else None,
+        },
+    }
+    reading.notes.append(
+        "Detectron counts the last pixel of a box as inside, and so do the numbers that are read: "
+        "boxes may lie up to a pixel beside those of its own code"
+    )
+    return reading
+
+
 # --- what they share
 
 
@@ -365,6 +409,11 @@ def _rename(
             reading.tensors[_named(name, *rule)] = tensor
         elif not name.endswith(_COUNTER):
             unknown.append(name)
+    _require_known(unknown, path)
+
+
+def _require_known(unknown: Sequence[str], path: Path) -> None:
+    """Raise CheckpointError for tensors that are of no known part."""
     if unknown:
         raise CheckpointError(
             f"{path}: {len(unknown)} tensors are of no part that is known, such as "

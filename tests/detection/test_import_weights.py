@@ -5,6 +5,7 @@ its names and shapes.
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,6 +196,107 @@ def test_every_tensor_of_detectron2_has_its_place(
             state["roi_heads.res5.0.shortcut.weight"],
         )
     assert ("anchors, which follow from" in " ".join(imported.notes)) is (write is write_pth)
+
+
+# --- Detectron
+
+
+_SHORTER = (
+    (r"backbone\.(?:bottom_up\.)?stem\.conv1\.norm\.", "res_conv1_bn_"),
+    (r"backbone\.(?:bottom_up\.)?stem\.conv1\.", "conv1_"),
+    (r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)res(\d)\.(\d+)\.", r"res\1_\2_"),
+    (r"shortcut\.", "branch1_"),
+    (r"conv1\.(norm\.|weight)", r"branch2a_\1"),
+    (r"conv2\.(norm\.|weight)", r"branch2b_\1"),
+    (r"conv3\.(norm\.|weight)", r"branch2c_\1"),
+    (r"_norm\.", "_bn_"),
+    (r"proposal_generator\.rpn_head\.conv\.", "conv_rpn{0}_"),
+    (r"proposal_generator\.rpn_head\.objectness_logits\.", "rpn_cls_logits{0}_"),
+    (r"proposal_generator\.rpn_head\.anchor_deltas\.", "rpn_bbox_pred{0}_"),
+    (r"roi_heads\.box_head\.fc1\.", "fc6_"),
+    (r"roi_heads\.box_head\.fc2\.", "fc7_"),
+    (r"roi_heads\.box_predictor\.(\w+)\.", r"\1_"),
+    (r"backbone\.fpn_lateral5\.", "fpn_inner_res5_2_sum_"),
+    (r"backbone\.fpn_lateral4\.", "fpn_inner_res4_5_sum_lateral_"),
+    (r"backbone\.fpn_lateral3\.", "fpn_inner_res3_3_sum_lateral_"),
+    (r"backbone\.fpn_lateral2\.", "fpn_inner_res2_2_sum_lateral_"),
+    (r"backbone\.fpn_output(\d)\.", r"fpn_res\1_2_sum_"),
+)
+"""detectron2's names -> the blobs of a ResNet-50 of Detectron; {0}: "_fpn2" of a pyramid."""
+
+
+def detectron_blobs(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same detector as Detectron writes it: background first, and with a box; norms as a scale
+    and a shift; a momentum beside every blob.
+    """
+    pyramid = "_fpn2" if "backbone.fpn_output2.weight" in state else ""
+    blobs: dict[str, Tensor] = {"conv1_b": torch.zeros(64)}
+    for name, tensor in state.items():
+        if "running" in name:
+            continue
+        if "cls_score" in name:
+            tensor = torch.cat((tensor[-1:], tensor[:-1]))
+        if "bbox_pred" in name:
+            tensor = torch.cat((torch.ones_like(tensor[:4]), tensor))
+        is_norm = ".norm." in name
+        for pattern, new in _SHORTER:
+            name = re.sub(rf"{pattern}", new.replace("{0}", pyramid), name)
+        scale = "s" if is_norm else "w"
+        blobs[name.replace("weight", scale).replace("bias", "b")] = tensor
+    return blobs | {f"{name}_momentum": torch.zeros(1) for name in blobs}
+
+
+@pytest.mark.parametrize("pyramid", [False, True])
+def test_every_blob_of_detectron_has_its_place(pyramid: bool, tmp_path: Path) -> None:
+    """The same tensors as detectron2's file of that detector, whose norms have no statistics."""
+    state = detectron2_state("resnet50", pyramid=pyramid, num_classes=80)
+    for name, tensor in state.items():
+        if name.endswith("running_mean"):
+            tensor.zero_()
+        elif name.endswith("running_var"):
+            tensor.fill_(1 - 1e-5)
+    write_pkl(state, tmp_path / "two.pkl")
+    blobs = {name: tensor.numpy() for name, tensor in detectron_blobs(state).items()}
+    (tmp_path / "one.pkl").write_bytes(pickle.dumps({"blobs": blobs, "cfg": "NUM_GPUS: 8"}))
+    one, two = (import_detector(tmp_path / f"{name}.pkl") for name in ("one", "two"))
+    own, other = one.detector.state_dict(), two.detector.state_dict()
+    assert own.keys() == other.keys()
+    for name, tensor in own.items():
+        assert torch.equal(tensor, other[name]), name
+    model = one.config.model
+    assert model.input.mean == (102.9801, 115.9465, 122.7717)
+    assert (model.input.short_side, model.input.max_side) == (800, 1333)
+    assert (model.layout, model.anchors.style) == ("fpn" if pyramid else "c4", "py-faster-rcnn")
+    assert (model.roi.pool_size, model.roi.sampling_ratio) == ((7, 2) if pyramid else (14, 0))
+    assert model.rpn.test_pre_nms_top_n == (1000 if pyramid else 6000)
+    assert one.class_map == COCO_CLASSES
+    assert "boxes may lie up to a pixel beside" in one.notes[-1]
+    assert len(one.notes) == 2
+
+
+def test_half_a_file_of_detectron_and_foreign_blobs_are_refused(tmp_path: Path) -> None:
+    blobs = detectron_blobs(detectron2_state("resnet50", pyramid=False, num_classes=3))
+    masks = {"_[mask]_fcn1_w": torch.zeros(1), "mask_fcn_logits_w": torch.zeros(1)}
+    torch.save({"blobs": {**blobs, **masks}}, tmp_path / "m.pth")
+    imported = import_detector(tmp_path / "m.pth")
+    assert imported.notes[1].endswith("m.pth: left out: the mask head")
+    for change, message in (
+        (without(blobs, "res4_3_branch2b_bn_s"), "layer3.3.bn2.weight"),
+        (without(blobs, "cls_score_w"), "lacks roi_head.predictor.cls_score.weight: half a file"),
+        ({**blobs, "other_w": torch.zeros(1)}, "1 tensors are of no part .*, such as other_w"),
+    ):
+        torch.save({"blobs": change}, tmp_path / "n.pth")
+        with pytest.raises(CheckpointError, match=message):
+            import_detector(tmp_path / "n.pth")
+
+
+def test_a_dilated_conv5_is_refused_by_its_name(tmp_path: Path) -> None:
+    state = detectron2_state("resnet50", pyramid=False, num_classes=3)
+    dilated = {name.replace("roi_heads.res5", "backbone.res5"): t for name, t in state.items()}
+    dilated |= layer_of("roi_heads.box_head.fc1", 4, 4)
+    torch.save(dilated, tmp_path / "dc5.pth")
+    with pytest.raises(CheckpointError, match="of the kind DC5, with a dilated conv5"):
+        import_detector(tmp_path / "dc5.pth")
 
 
 @pytest.fixture(scope="module")
