@@ -106,6 +106,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.detector": (SHARED | {D}, BASE),
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
     f"{D}.import_weights": (SHARED | {D}, {"torch"}),
+    f"{D}.import_detectron": ({"backbones"}, {"torch"}),
     f"{D}.figures": (
         {"detres.console", "detres.files", "detres.runs.records", f"{D}.evaluation.curves"},
         {"numpy", "matplotlib"},

@@ -9,7 +9,7 @@ import argparse
 from detres.cli.command import carry_out
 from detres.cli.flags import CommandParser, add_device_flag
 
-JOBS = ("detector", "padding", "backbone", "cifar", "crops")
+JOBS = ("detector", "pyramid", "padding", "backbone", "cifar", "crops")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         "--short",
         type=int,
         default=600,
-        help="detector, padding: px of the image's short side (default: %(default)s)",
+        help="detector, pyramid, padding: px of the image's short side (default: %(default)s)",
     )
     parser.add_argument(
         "--rois",

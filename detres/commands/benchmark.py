@@ -13,6 +13,7 @@ from detres.benchmarks.backbone import benchmark_backbone
 from detres.benchmarks.cifar import benchmark_cifar
 from detres.benchmarks.crops import benchmark_crops
 from detres.benchmarks.detector import benchmark_detector, benchmark_padding
+from detres.benchmarks.pyramid import benchmark_pyramid
 from detres.benchmarks.timing import Timing
 from detres.cli.flags import say
 
@@ -31,6 +32,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
         benchmark_cifar(timing)
     elif arguments.what == "crops":
         benchmark_crops(timing, Path(arguments.images) if arguments.images else None)
+    elif arguments.what == "pyramid":
+        benchmark_pyramid(timing, arguments.short_side)
     elif arguments.what == "padding":
         benchmark_padding(timing, arguments.backbone, arguments.short_side, arguments.rois)
     else:

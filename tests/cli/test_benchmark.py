@@ -30,6 +30,13 @@ def test_benchmark_of_the_padding(capsys):
 
 
 @pytest.mark.slow
+def test_benchmark_of_a_pyramid(capsys):
+    assert benchmark.main(["pyramid", "--short-side", "96", "--repeats", "1"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
+    assert [row.split(",")[0] for row in rows] == ["inference", "forward + backward"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "jobs"), [("cifar", ["30 training", "the same,"]), ("crops", ["200 JPEG"])]
 )

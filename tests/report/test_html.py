@@ -114,7 +114,9 @@ def test_columns_are_as_high_as_their_numbers() -> None:
 
 @pytest.mark.parametrize("counts", [{}, {"a": 0}])
 def test_columns_of_nothing(counts: dict[str, int]) -> None:
-    assert 'height="nan"' not in columns("none", counts)
+    made = columns("none", counts)
+    assert 'height="nan"' not in made
+    assert made.count('height="0.0"') == len(counts)
 
 
 def test_a_bar_is_its_share() -> None:
