@@ -7,21 +7,21 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from detres.benchmarks.detector import NUM_CLASSES, model_config, shapes_batch
 from detres.benchmarks.timing import Timing
 from detres.detection.import_weights import import_detector
-from detres.detection.models.faster_rcnn import FasterRCNN
 
 ROIS = 1000
 """Proposals an image that torchvision's model has, where there are as many."""
 
 
 def benchmark_pyramid(timing: Timing, short_side: int) -> None:
-    """Time torchvision's fasterrcnn_resnet50_fpn and ours, made of its file, on one image of
-    `short_side` px: inference, and forward and backward with conv1 and conv2_x frozen.
+    """Time what torchvision's fasterrcnn_resnet50_fpn is, and ours made of its file, on one image
+    of `short_side` px: inference, and forward and backward with conv1 and conv2_x frozen.
     """
     theirs = torchvisions_model(short_side)
     ours = same_as(theirs)
@@ -57,7 +57,7 @@ def benchmark_pyramid(timing: Timing, short_side: int) -> None:
     timing.row(f"forward + backward, resnet50-FPN, {height}x{width} px", step_ours, step_theirs)
 
 
-def same_as(theirs: nn.Module) -> FasterRCNN:
+def same_as(theirs: nn.Module) -> nn.Module:
     """Return our detector with the weights and settings of torchvision's model, by its file."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "theirs.pth"
@@ -65,21 +65,16 @@ def same_as(theirs: nn.Module) -> FasterRCNN:
         return import_detector(file).detector
 
 
-def torchvisions_model(short_side: int) -> nn.Module:
+def torchvisions_model(short_side: int) -> FasterRCNN:
     """Return torchvision's model with random weights whose activations and scores are of a trained
     network's size; it resizes images to `short_side` px.
     """
-    model = fasterrcnn_resnet50_fpn(
-        weights=None,
-        weights_backbone=None,
-        num_classes=NUM_CLASSES + 1,
-        min_size=short_side,
-        max_size=short_side * 5 // 3,
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
     )
+    model = FasterRCNN(backbone, NUM_CLASSES + 1, min_size=short_side, max_size=short_side * 5 // 3)
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.fill_(0.5)
-    for part in (model.backbone.body.conv1, model.backbone.body.layer1):
-        part.requires_grad_(False)
     nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.05)
     return model
