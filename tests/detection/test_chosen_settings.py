@@ -233,6 +233,13 @@ def test_a_batch_is_no_larger_than_memory_and_images_allow() -> None:
     assert chosen(two).train.batch_size == 2
 
 
+def test_one_box_for_all_classes_is_learnt_from_few_objects() -> None:
+    """Below 1,000 of each class."""
+    for number, agnostic in ((999, True), (1000, False)):
+        found = chosen(cells(number=number, per_image=1), start=HALF)
+        assert found.model.roi.class_agnostic is agnostic
+
+
 def test_full_images_keep_more_detections() -> None:
     found = chosen(many(900, 30.0, per_image=300))
     assert found.model.roi.detections_per_image == 300

@@ -299,6 +299,110 @@ def test_a_dilated_conv5_is_refused_by_its_name(tmp_path: Path) -> None:
         import_detector(tmp_path / "dc5.pth")
 
 
+DETECTRON2 = {
+    "input": {
+        "short_side": 800,
+        "max_side": 1333,
+        "train_short_sides": (640, 672, 704, 736, 768, 800),
+        "resize": "pillow",
+        "channel_order": "bgr",
+        "mean": (103.53, 116.28, 123.675),
+        "std": (1.0, 1.0, 1.0),
+    },
+    "anchors": {
+        "sizes": (32.0, 64.0, 128.0, 256.0, 512.0),
+        "aspect_ratios": (0.5, 1.0, 2.0),
+        "style": "detectron2",
+    },
+    "rpn": {
+        "objectness": "sigmoid",
+        "train_anchors": "all",
+        "fg_iou_thresh": 0.7,
+        "bg_iou_thresh": 0.3,
+        "batch_size": 256,
+        "positive_fraction": 0.5,
+        "smooth_l1_beta": 0.0,
+        "loss_normalizer": "batch_size",
+        "min_size": 0.0,
+        "nms_thresh": 0.7,
+        "test_post_nms_top_n": 1000,
+    },
+    "roi": {
+        "pool": "roi_align_aligned",
+        "sampling_ratio": 0,
+        "fg_iou_thresh": 0.5,
+        "bg_iou_thresh": 0.5,
+        "bg_iou_floor": 0.0,
+        "batch_size": 512,
+        "positive_fraction": 0.25,
+        "box_weights": (10.0, 10.0, 5.0, 5.0),
+        "smooth_l1_beta": 0.0,
+        "class_agnostic": False,
+        "score_thresh": 0.05,
+        "nms_thresh": 0.5,
+        "detections_per_image": 100,
+    },
+}
+"""config/defaults.py with Base-RCNN-C4.yaml and Base-RCNN-FPN.yaml."""
+
+OF_ONE_MAP = {
+    "rpn": {
+        "train_pre_nms_top_n": 12000,
+        "train_post_nms_top_n": 2000,
+        "test_pre_nms_top_n": 6000,
+    },
+    "roi": {"pool_size": 14},
+}
+OF_A_PYRAMID = {
+    "rpn": {"train_pre_nms_top_n": 2000, "train_post_nms_top_n": 1000, "test_pre_nms_top_n": 1000},
+    "roi": {"pool_size": 7},
+}
+
+
+@pytest.mark.parametrize(("pyramid", "more"), [(False, OF_ONE_MAP), (True, OF_A_PYRAMID)])
+def test_the_settings_are_those_of_detectron2s_baselines(
+    pyramid: bool, more: dict, tmp_path: Path
+) -> None:
+    write_pkl(detectron2_state("resnet50", pyramid=pyramid, num_classes=3), tmp_path / "m.pkl")
+    found = import_detector(tmp_path / "m.pkl").config.model.model_dump()
+    for section, settings in DETECTRON2.items():
+        expected = {**settings, **more.get(section, {})}
+        assert {key: found[section][key] for key in expected} == expected
+    backbone = found["backbone"]
+    assert (backbone["stride_placement"], backbone["norm"]) == ("original", "frozen")
+    assert backbone["freeze_at"] == 2
+    assert found["fpn"]["width"] == 256
+    assert found["fpn"]["canonical_side"] == 224
+
+
+def test_the_settings_are_those_of_torchvision(theirs, tmp_path: Path) -> None:
+    """By what its own model has."""
+    torch.save(theirs.state_dict(), tmp_path / "m.pth")
+    model = import_detector(tmp_path / "m.pth").config.model
+    rpn, heads = theirs.rpn, theirs.roi_heads
+    assert model.rpn.model_dump(include={"nms_thresh", "min_size"}) == {
+        "nms_thresh": rpn.nms_thresh,
+        "min_size": 0,
+    }
+    counts = {
+        "training": (model.rpn.train_pre_nms_top_n, model.rpn.train_post_nms_top_n),
+        "testing": (model.rpn.test_pre_nms_top_n, model.rpn.test_post_nms_top_n),
+    }
+    for mode, found in counts.items():
+        assert found == (rpn._pre_nms_top_n[mode], rpn._post_nms_top_n[mode])
+    for own, sampler in ((model.rpn, rpn.fg_bg_sampler), (model.roi, heads.fg_bg_sampler)):
+        assert own.batch_size == sampler.batch_size_per_image
+        assert own.positive_fraction == sampler.positive_fraction
+    assert model.roi.score_thresh == heads.score_thresh
+    assert model.roi.nms_thresh == heads.nms_thresh
+    assert model.roi.detections_per_image == heads.detections_per_img
+    assert model.roi.box_weights == heads.box_coder.weights
+    assert model.roi.sampling_ratio == heads.box_roi_pool.sampling_ratio
+    assert model.input.mean == pytest.approx([255 * each for each in theirs.transform.image_mean])
+    assert model.input.std == pytest.approx([255 * each for each in theirs.transform.image_std])
+    assert model.roi.smooth_l1_beta == model.rpn.smooth_l1_beta == pytest.approx(1 / 9)
+
+
 @pytest.fixture(scope="module")
 def small_state() -> dict[str, Tensor]:
     return detectron2_state("resnet50", pyramid=True, num_classes=5)
