@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from detres.detection.inference.pictures import PictureError
-from detres.detection.inference.video import is_video, open_video, writing_video
+from detres.detection.inference.video import Video, is_video, open_video, writing_video
 
 FRAMES, RATE = 30, 12.5
 
@@ -139,3 +140,14 @@ def test_no_frame_makes_no_file(tmp_path: Path) -> None:
 )
 def test_a_video_is_told_by_its_suffix(name: str, expected: bool) -> None:
     assert is_video(Path(name)) is expected
+
+
+@pytest.mark.parametrize(
+    ("stated", "rate"), [(0.5, 0.5), (1.0, 1.0), (0.0, 25.0), (-1.0, 25.0), (math.nan, 25.0)]
+)
+def test_a_rate_is_what_the_file_says_where_that_can_be(stated: float, rate: float) -> None:
+    class Capture:
+        def get(self, what: int) -> float:
+            return stated if what == cv2.CAP_PROP_FPS else 3.0
+
+    assert Video(Path("a.avi"), Capture()).rate == rate
