@@ -26,6 +26,7 @@ from backbones.catalogue import (
     known_by_name,
     known_file,
 )
+from backbones.download import Checksum, ChecksumError, DownloadError, bar, download
 from backbones.file_kinds import NotWeightsError, weights_kind
 from backbones.files import (
     DIGEST,
@@ -301,22 +302,25 @@ def recognise_file(path: str | Path) -> Looks | None:
 # ---- where a file comes from ----
 
 
+def published_path(name: str) -> Path:
+    """Return where the published file `name` lies, or would be downloaded to."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / PUBLISHED[name].file
+
+
 def _published(name: str) -> _File:
-    published = PUBLISHED[name]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / published.file
+    published, path = PUBLISHED[name], published_path(name)
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(
-                published.url, str(path), hash_prefix=published.sha256_prefix
-            )
-        except OSError as error:
+            with bar() as report:
+                checksum = Checksum("sha256", published.sha256_prefix)
+                download(published.url, path, checksum, report)
+        except ChecksumError as error:
+            raise WeightsError(f"{name}: {error}") from None
+        except (DownloadError, OSError) as error:
             raise WeightsError(
                 f"{name}: could not download {published.url} ({error}). Without a network, put "
                 f"that file at {path}, or give the path of a local weights file"
             ) from None
-        except RuntimeError as error:  # what torch.hub raises for a wrong checksum
-            raise WeightsError(f"{name}: {published.url}: {error}") from None
     return replace(_local(path), source=name)
 
 

@@ -68,6 +68,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     ),
     f"{D}.choices": (set(), set()),  # light: what a command's arguments are read with
     f"{D}.duration": (set(), set()),  # light
+    f"{D}.published": (set(), set()),  # light
     f"{D}.config": (
         {"backbones", "detres.config", "detres.network", "detres.runs", f"{D}.choices"},
         {"pydantic"},
@@ -107,13 +108,14 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.weights_file": (SHARED | {D}, {"torch"}),
     f"{D}.import_weights": (SHARED | {D}, {"torch"}),
     f"{D}.import_detectron": ({"backbones"}, {"torch"}),
+    f"{D}.named_weights": (SHARED | {D}, {"torch"}),
     f"{D}.figures": (
         {"detres.console", "detres.files", "detres.runs.records", f"{D}.evaluation.curves"},
         {"numpy", "matplotlib"},
     ),
     f"{D}.evaluation_files": (SHARED | {D}, {"numpy"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),
-    f"{D}.pretrained": ({"backbones", "detres.user_files"}, {"torch"}),
+    f"{D}.pretrained": ({"backbones", "detres.user_files"}, set()),
     f"{D}.chosen_settings": (SHARED | {D}, BASE),
     f"{D}.own_data": (SHARED | {D}, {"torch"}),
     f"{D}.own_run": (SHARED | {D}, {"torch"}),
@@ -137,7 +139,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.cli": (  # what is light, so that arguments are read at once
         {"detres", "detres.console", "detres.user_files"}
         | {"detres.runs.place", "detres.runs.resumable"}
-        | {f"{D}.choices", f"{D}.duration", "detres.reproduction.tables"},
+        | {f"{D}.choices", f"{D}.duration", f"{D}.published", "detres.reproduction.tables"},
         set(),
     ),
     "detres.commands": (

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from detres import waiting
-from detres.waiting import counted, say_reading
+from detres.waiting import counted, counting_bytes, say_reading
 
 
 @pytest.fixture
@@ -68,6 +68,50 @@ def test_a_terminal_gets_a_bar_with_the_number_of_items(monkeypatch):
     assert list(counted(range(4), "drawing", "images", soon=0.0)) == [0, 1, 2, 3]
     assert "drawing: " in terminal.getvalue()
     assert "/4" in terminal.getvalue()
+
+
+def test_what_comes_over_a_network_says_its_size_and_how_far_it_is(clock, capsys):
+    with counting_bytes("downloading https://host/a/model.pkl") as report:
+        for done in range(20, 101, 20):
+            report(done * 1_000_000, 100_000_000)
+            clock[0] += 20.0
+    assert capsys.readouterr().err.splitlines() == [
+        "downloading https://host/a/model.pkl: 100.0 MB, 20.0 of them here already",
+        "model.pkl: 60.0 of 100.0 MB, 0:40 left",
+        "model.pkl: 100.0 of 100.0 MB, 0:00 left",
+    ]
+
+
+def test_a_size_that_nobody_says_is_not_known_or_the_expected_one(clock, capsys):
+    for expected in (None, 7_500_000):
+        with counting_bytes("downloading x", expected) as report:
+            report(0, None)
+            clock[0] += 30.0
+            report(2_500_000, None)
+    assert capsys.readouterr().err.splitlines() == [
+        "downloading x: its size is not known",
+        "downloading x: 2.5 MB",
+        "downloading x: 7.5 MB",
+        "downloading x: 2.5 of 7.5 MB, 1:00 left",
+    ]
+    with counting_bytes("downloading x"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar_of_bytes(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with counting_bytes("downloading https://host/model.pkl") as report:
+        report(1_000_000, 4_000_000)
+        report(4_000_000, 4_000_000)
+    first, bar = terminal.getvalue().split("\n", 1)
+    assert first == "downloading https://host/model.pkl: 4.0 MB, 1.0 of them here already"
+    assert "model.pkl:  25%" in bar
 
 
 def test_reading_a_large_file_is_said_before_it_begins(tmp_path, monkeypatch, capsys):

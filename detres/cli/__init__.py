@@ -45,6 +45,8 @@ def main() -> int:
     if sys.argv[1:] == ["--version"]:
         write_line(f"detres {__version__}")
         return 0
+    if sys.argv[1:] == ["--list"]:
+        return importlib.import_module("detres.cli.listing").main()
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS | SHORT:
         asked_for_help = sys.argv[1:] in ([], ["-h"], ["--help"])
         if not asked_for_help:
@@ -56,7 +58,9 @@ def main() -> int:
                 sys.stderr,
             )
         width = max(map(len, COMMANDS))
-        write_line("usage: detres COMMAND [ARGUMENTS]\n       detres --version\n")
+        write_line(
+            "usage: detres COMMAND [ARGUMENTS]\n       detres --version\n       detres --list\n"
+        )
         for name, what in COMMANDS.items():
             write_line(f"  {name:<{width}}  {what}")
         return 0 if asked_for_help else 2

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         "2 bad input",
     )
     add_data_flags(parser, DETECTION_CONFIG, without=OF_THE_DATA)
-    parser.set_defaults(seed=None, time=None, init_from=None, device="cpu")
+    parser.set_defaults(seed=None, time=None, init_from=None, offline=False, device="cpu")
     parser.add_argument(
         "--out",
         type=expanded,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from detres.cli.command import carry_out
-from detres.cli.flags import CommandParser
+from detres.cli.flags import CommandParser, add_offline_flag
 from detres.user_files import expanded
 
 SUFFIX = ".safetensors"
@@ -29,7 +29,8 @@ def make_parser() -> CommandParser:
         "source",
         type=expanded,
         metavar="SOURCE",
-        help="its file: a state dict of torch.save, or detectron2's .pkl",
+        help="its file, a state dict of torch.save or detectron2's .pkl, or its published name "
+        "(`detres --list`), which is downloaded once",
     )
     parser.add_argument(
         "--out", type=expanded, metavar="FILE", required=True, help=f"{SUFFIX} file to write"
@@ -41,4 +42,5 @@ def make_parser() -> CommandParser:
         help="the names of its classes, in its order (default: of 80 and of torchvision's 90 "
         "classes COCO's, of 20 PASCAL VOC's)",
     )
+    add_offline_flag(parser)
     return parser

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detres.cli.advice import EVALUATION
 from detres.cli.command import carry_out
-from detres.cli.flags import CommandParser, add_config_flags, given_of
+from detres.cli.flags import CommandParser, add_config_flags, add_offline_flag, given_of
 from detres.cli.proposal_flags import OWN, add_proposal_flags, fault_of
 from detres.detection.choices import PROTOCOLS, SPLITS
 from detres.user_files import expanded
@@ -66,7 +66,8 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         help="a run's folder, its best.safetensors (detector) or weights.safetensors (classifier), "
         "or the last.pt of one that was stopped, which know their model, classes, data and "
-        "protocol; several of one kind make an ensemble; or, with "
+        "protocol; several of one kind make an ensemble; or a published detector by name "
+        "(`detres --list`); or, with "
         "--cfg, published classifiers by name, and weights of another origin for the network of "
         "the configuration",
     )
@@ -147,5 +148,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_proposal_flags(parser)
     add_config_flags(parser, without="the weights' own")
+    add_offline_flag(parser)
     parser.settings = EVALUATION
     return parser

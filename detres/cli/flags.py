@@ -231,6 +231,15 @@ def add_device_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_offline_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --offline."""
+    parser.add_argument(
+        "--offline",
+        action="store_true",
+        help="download nothing: of published weights, only take what was downloaded before",
+    )
+
+
 def settle_data(parser: CommandParser, arguments: argparse.Namespace) -> None:
     """Put DATA where --data is; end with a usage error where both are given, and for a setting
     written as DATA, `epochs=3`.

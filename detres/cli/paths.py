@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from detres.cli.flags import CONFIGS, DETECTION_CONFIG
+from detres.detection.published import PUBLISHED_DETECTORS, fault_of_name
 from detres.runs.place import RUNS, folders_called
 from detres.user_files import expanded, fault_of
 
@@ -50,8 +51,9 @@ def missing(arguments: argparse.Namespace, flags: Iterable[str]) -> str | None:
     """Return what to say of the first path, of those given to `flags` of WHAT, that is not there;
     None: all are.
 
-    --cfg is looked for as `config_path` does, weights as find_weights does: a run by its name too,
-    as --resume; what may be a name of published weights is left to who knows these.
+    --cfg is looked for as `config_path` does, weights as weights_called does: a run and a published
+    detector by its name too, --resume a run; what may be a name of other published weights is left
+    to who knows these.
     """
     for flag in flags:
         given = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
@@ -65,10 +67,14 @@ def _fault_of(flag: str, path: str) -> str | None:
     """What to say of a path that is not there, with what was probably meant; None: it is."""
     if flag == "--cfg":
         found, others = config_path(path), CONFIGS.glob("*.yaml")
+    elif flag in _OF_DETECTORS and (path in PUBLISHED_DETECTORS or fault_of_name(path)):
+        return fault_of_name(path)
     elif _is_known_by_name(flag, path):
         return None
     else:
-        found, others = Path(expanded(path)), RUNS.glob("*") if flag in _OF_RUNS else ()
+        others = [*(RUNS.glob("*") if flag in _OF_RUNS else ())]
+        others += map(Path, PUBLISHED_DETECTORS if flag in _OF_DETECTORS else ())
+        found = Path(expanded(path))
     if os.path.exists(found):
         return None
     fault = fault_of(found) or "does not exist"
@@ -77,6 +83,7 @@ def _fault_of(flag: str, path: str) -> str | None:
 
 
 _OF_WEIGHTS = ("--weights", "--init-from", "--classifier")
+_OF_DETECTORS = ("--weights", "--init-from", "source")
 _BY_NAME = (*_OF_WEIGHTS, "--resume")
 _OF_RUNS = (*_BY_NAME, "paths")
 

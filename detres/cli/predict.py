@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 
 from detres.cli.command import carry_out
-from detres.cli.flags import CommandParser, add_device_flag
+from detres.cli.flags import CommandParser, add_device_flag, add_offline_flag
 from detres.detection.choices import DRAWN_SCORE, TILE_OVERLAP, VIDEO_SUFFIXES
 from detres.user_files import expanded
 
@@ -41,7 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         required=True,
         help="a run's folder or name, its best.safetensors (detector) or weights.safetensors "
-        "(classifier), or the last.pt of one that was stopped",
+        "(classifier), or the last.pt of one that was stopped; or a published detector by name "
+        "(`detres --list`)",
     )
     parser.add_argument(
         "--out",
@@ -74,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--tiles-only", action="store_true", help="with --tile: leave the whole image out"
     )
     add_device_flag(parser)
+    add_offline_flag(parser)
     return parser
 
 

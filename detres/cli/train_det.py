@@ -11,6 +11,7 @@ from detres.cli.flags import (
     DETECTION_CONFIG,
     OF_THE_DATA,
     CommandParser,
+    add_offline_flag,
     add_training_flags,
     data_to_be_there,
     require_resumable,
@@ -39,10 +40,12 @@ def make_parser() -> CommandParser:
         "--init-from",
         type=expanded,
         metavar="FILE",
-        help="start from a trained detector, of these classes or of others: its weights, or the "
-        "folder or name of its run; what it knows of classes with the same name moves over",
+        help="start from a trained detector, of these classes or of others: its weights, the "
+        "folder or name of its run, or its published name (`detres --list`); what it knows of "
+        "classes with the same name moves over",
     )
     add_time_flag(parser)
+    add_offline_flag(parser)
     return parser
 
 

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from backbones import PUBLISHED
+from backbones.weights import published_path
 from detres.cli.flags import called_as, notice, resume_line_of
 from detres.cli.paths import config_path
 from detres.config import Section, load_config, with_overrides
+from detres.detection.named_weights import weights_called
 from detres.runs.environment import first_arguments
 from detres.runs.folder import (
     ENVIRONMENT,
@@ -24,7 +27,6 @@ from detres.runs.folder import (
 from detres.runs.place import RUNS, folders_called
 from detres.runs.saved import OtherWingError, SavedRun
 from detres.runs.settings import with_data_root
-from detres.runs.weights import find_weights
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
 AnySaved = TypeVar("AnySaved")
@@ -150,12 +152,25 @@ def _saved_last(read_run: Callable[[Path], AnySaved], wing: str) -> AnySaved:
     raise NoRunError(f"no run of {wing} to resume: no {STATE} in the folders of {RUNS}")
 
 
-def weights_of(given: str) -> str:
-    """Return the weights file of --weights; of a run folder, or a run by its name, the one that
-    find_weights chooses, which is then said. Raises CheckpointError for a folder without one.
+def weights_of(given: str, *, offline: bool) -> str:
+    """Return the weights file of --weights; of a run folder, a run by its name, or a published
+    detector, the one that weights_called gives, which is then said. offline: nothing is downloaded.
+    Raises what weights_called raises.
     """
-    chosen = find_weights(given)
+    chosen = weights_called(given, offline=offline, notice=notice)
     if str(chosen) != str(Path(given)):
         notice(f"{given}: {chosen}")
         return str(chosen)
     return given
+
+
+def require_downloaded(weights: object, *, offline: bool) -> None:
+    """Raise ValueError where `weights`, of a backbone or a classifier, is a published name whose
+    file would have to be downloaded, and is not to be.
+    """
+    named = isinstance(weights, str) and weights in PUBLISHED
+    if offline and named and not published_path(weights).is_file():
+        raise ValueError(
+            f"{weights} is not here, and --offline downloads nothing: it would be "
+            f"{published_path(weights)}; put the file of {PUBLISHED[weights].url} there"
+        )

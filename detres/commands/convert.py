@@ -8,17 +8,22 @@ from pathlib import Path
 from detres.cli.flags import notice, say
 from detres.console import shortened
 from detres.detection.import_weights import import_detector
+from detres.detection.named_weights import published_file
+from detres.detection.published import PUBLISHED_DETECTORS
 from detres.detection.weights_file import save_detector
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """Read the detector, say what it is, and write it; raises what import_detector raises,
-    ValueError for an --out that is there.
+    """Read the detector, of a file or a published name, say what it is, and write it; raises what
+    published_file and import_detector raise, ValueError for an --out that is there.
     """
     out = Path(arguments.out)
     if out.exists():
         raise ValueError(f"--out {out} is there and is left as it is; give another file")
-    imported = import_detector(Path(arguments.source), arguments.classes)
+    source = Path(arguments.source)
+    if arguments.source in PUBLISHED_DETECTORS and not source.exists():
+        source = published_file(arguments.source, offline=arguments.offline)
+    imported = import_detector(source, arguments.classes)
     for note in imported.notes:
         notice(note)
     out.parent.mkdir(parents=True, exist_ok=True)

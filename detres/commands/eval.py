@@ -13,7 +13,7 @@ from detres.classification.config import is_classification
 from detres.classification.weights_file import is_classifier
 from detres.cli.paths import config_path
 from detres.cli.proposal_flags import OWN
-from detres.commands.configured import weights_of
+from detres.commands.configured import require_downloaded, weights_of
 from detres.commands.eval_classifier import evaluate_classifiers
 from detres.commands.eval_detections import evaluate_detections, read_truth
 from detres.commands.eval_detector import evaluate_detectors
@@ -28,11 +28,15 @@ from detres.detection.weights_file import is_detector
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Evaluate what was given: weights, detections or proposals."""
+    offline = arguments.offline
+    for given in arguments.weights or ():
+        require_downloaded(given, offline=offline)
     arguments.weights = [
-        given if given in PUBLISHED else weights_of(given) for given in arguments.weights or ()
+        given if given in PUBLISHED else weights_of(given, offline=offline)
+        for given in arguments.weights or ()
     ]
     if arguments.classifier:
-        arguments.classifier = [weights_of(given) for given in arguments.classifier]
+        arguments.classifier = [weights_of(each, offline=offline) for each in arguments.classifier]
     if arguments.proposals:
         evaluate_proposals(arguments)
     elif arguments.weights:

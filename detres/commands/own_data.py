@@ -10,7 +10,13 @@ from pathlib import Path
 
 from detres.cli.flags import DETECTION_CONFIG, notice, say
 from detres.cli.paths import config_path
-from detres.commands.configured import config_from, overrides_of, read_config, weights_of
+from detres.commands.configured import (
+    config_from,
+    overrides_of,
+    read_config,
+    require_downloaded,
+    weights_of,
+)
 from detres.config import given_settings
 from detres.detection.config import DetectionConfig
 from detres.detection.own_data import described, name_of, replaced_data
@@ -37,9 +43,14 @@ def new_run(arguments: argparse.Namespace) -> NewRun:
     short.
     """
     device, seconds = arguments.device, arguments.time
-    init_from = None if arguments.init_from is None else weights_of(arguments.init_from)
+    offline, init_from = arguments.offline, None
+    if arguments.init_from is not None:
+        init_from = weights_of(arguments.init_from, offline=offline)
     if is_own(arguments):
         overrides = overrides_of(arguments)
+        if init_from is None:
+            given = given_settings(DetectionConfig, overrides)
+            require_downloaded(given.get("model.backbone.weights"), offline=offline)
         return NewRun.on(
             arguments.data,
             overrides,
@@ -49,7 +60,10 @@ def new_run(arguments: argparse.Namespace) -> NewRun:
             say=say,
         )
     began = time.monotonic()
-    new = NewRun(_configured(arguments), device, init_from)
+    config = _configured(arguments)
+    if init_from is None:
+        require_downloaded(config.model.backbone.weights, offline=offline)
+    new = NewRun(config, device, init_from)
     return new if seconds is None else new.within(seconds, began=began, say=say)
 
 

@@ -63,7 +63,7 @@ def predict(arguments: argparse.Namespace) -> None:
     require_free(out, [])
     names = picture_names(files)
     tiling = tiling_of(arguments)
-    weights = arguments.weights = weights_of(arguments.weights)
+    weights = arguments.weights = weights_of(arguments.weights, offline=arguments.offline)
     classifies = is_classifier(Path(weights))
     if classifies:
         require_a_detectors(arguments, files)

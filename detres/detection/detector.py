@@ -20,6 +20,7 @@ from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.detect import batch_of, detect_batch
 from detres.detection.inference.results import Results
 from detres.detection.inference.tiles import Tiling, View, Window, merge_views
+from detres.detection.named_weights import weights_called
 from detres.detection.own_data import data_to_evaluate
 from detres.detection.structures import Detections, Scale, names_of
 from detres.detection.weights_file import (
@@ -30,7 +31,6 @@ from detres.detection.weights_file import (
 from detres.images.decode import as_rgb
 from detres.images.given import Pictures, is_one, pictures_of
 from detres.images.resize import Resizing
-from detres.runs.weights import find_weights
 from detres.waiting import PASS_S, counted
 
 
@@ -74,17 +74,24 @@ class Detector:
         self.device = torch.device("cpu")
 
     @classmethod
-    def load(cls, file_or_name: str | Path, notice: Notice = lambda _: None) -> Detector:
-        """Return the detector that a run has learned, on the CPU; it detects as the `eval` settings
-        of its training say.
+    def load(
+        cls,
+        file_or_name: str | Path,
+        notice: Notice = lambda _: None,
+        *,
+        offline: bool = False,
+    ) -> Detector:
+        """Return the detector that a run has learned, or a published one, on the CPU; it detects as
+        the `eval` settings of its training say.
 
         file_or_name: its weights file; the state it was stopped in, last.pt; its folder, or its
-        name (runs/NAME, of several the one saved last), of which it is what find_weights chooses.
-        notice: called with a line when the file, of an earlier version, carries no checksum, and
-        when it is a state. Raises CheckpointError naming the file when it is missing, damaged, or
+        name (runs/NAME, of several the one saved last), of which it is what find_weights chooses;
+        or the name of a published detector, see weights_called. notice: called with a line when the
+        file, of an earlier version, carries no checksum, and when it is a state. offline: nothing
+        is downloaded. Raises CheckpointError naming the file when it is missing, damaged, or
         no detector's, and saying what it is; OtherWingError for the state of another wing.
         """
-        path = find_weights(file_or_name)
+        path = weights_called(file_or_name, offline=offline, notice=notice)
         model, config, class_map = load_detector(path, notice)
         ensemble = build_ensemble([(model, config.model)], config.eval)
         size = config.model.input

@@ -18,10 +18,10 @@ from detres.detection.chosen_settings import Choice
 from detres.detection.config import DetectionConfig
 from detres.detection.detector import Detector
 from detres.detection.duration import LENGTHS, in_units, seconds_of
+from detres.detection.named_weights import weights_called
 from detres.detection.own_data import OwnData
 from detres.detection.time_budget import pace_of, with_time
 from detres.runs.run import ResumeLine, TrainingRun
-from detres.runs.weights import find_weights
 
 Say = Callable[[str], None]
 """Called with a line for the user."""
@@ -135,8 +135,8 @@ def train(
     data: a folder, data.yaml or COCO JSON, in any format that training takes; what it is taken for
     and the settings chosen for it are printed. settings: others, such as {"train.steps": 500}.
     time: that it may take, such as "30m". init_from: a detector to start from, by its weights
-    file, or the folder or name of its run. out: the run folder, by default the next free one under
-    runs/. device: by default the GPU where there is one.
+    file, the folder or name of its run, or its published name. out: the run folder, by default the
+    next free one under runs/. device: by default the GPU where there is one.
 
     Raises UnrecognisedDataError for data that are of no known format, ConfigError for settings that
     do not fit, RunFolderError for an `out` that holds files, and what the readers raise; Ctrl-C
@@ -148,7 +148,7 @@ def train(
         data,
         overrides,
         device=chosen,
-        init_from=None if init_from is None else str(find_weights(init_from)),
+        init_from=None if init_from is None else str(weights_called(init_from, notice=write_line)),
         seconds=None if time is None else seconds_of(time),
         say=write_line,
     )

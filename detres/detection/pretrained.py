@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from backbones import PUBLISHED, RESNETS, WeightsError
-from backbones.weights import FileFacts, facts_of_file
+from backbones.weights import FileFacts, facts_of_file, published_path
 from detres.user_files import expanded, is_hidden
 
 FOLDER = "DETRES_WEIGHTS"
@@ -101,10 +99,9 @@ def _in_folder() -> Iterator[tuple[str, Path, str]]:
 
 
 def _downloaded() -> Iterator[tuple[str, Path, str]]:
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
-    for name, published in PUBLISHED.items():
-        if name.startswith("torchvision/") and (cache / published.file).is_file():
-            yield name, cache / published.file, "downloaded before"
+    for name in PUBLISHED:
+        if name.startswith("torchvision/") and published_path(name).is_file():
+            yield name, published_path(name), "downloaded before"
 
 
 def _usable(path: Path, wanted: Mapping[str, object]) -> FileFacts | str | None:

@@ -47,13 +47,19 @@ USAGE_ERRORS = {
     ),
     "check-data": (["nowhere"], ["--data", "nowhere"]),
     "convert-data": ([], ["nowhere", "--out", "x"]),
-    "convert": ([], ["setup.py", "--out", "x.pt"], ["nowhere", "--out", "x.safetensors"]),
+    "convert": (
+        [],
+        ["setup.py", "--out", "x.pt"],
+        ["nowhere", "--out", "x.safetensors"],
+        ["detectron2/faster_rcnn_R_9", "--out", "x.safetensors"],
+    ),
     "settings": (["lrr"], ["device"], ["train.lr", "--markdown"]),
     "predict": (
         [],
         ["a.jpg"],
         ["nowhere", "--weights", "setup.py"],
         ["a.jpg", "--weight", "w"],
+        ["setup.py", "--weights", "torchvision/fasterrcnn_resnet50"],
         ["a.jpg", "--score", "x"],
     ),
     "reproduce": (["--table", "99"], ["--data"]),
@@ -121,10 +127,10 @@ def test_arguments_are_read_before_any_library_is_imported(name: str) -> None:
 
 
 def test_the_list_of_commands_needs_no_library_either() -> None:
-    lines = [["detres", *given] for given in ([], ["--help"], ["--version"], ["zzz"])]
+    lines = [["detres", *given] for given in ([], ["--help"], ["--version"], ["--list"], ["zzz"])]
     found = answers_to(lines)
-    assert [status for status, *_ in found] == [0, 0, 0, 2]
-    assert [imported for _, imported, _ in found] == [["detres"]] * 4
+    assert [status for status, *_ in found] == [0, 0, 0, 0, 2]
+    assert [imported for _, imported, _ in found] == [["detres"]] * 5
 
 
 def test_what_imports_a_library_is_seen() -> None:

@@ -12,13 +12,15 @@ import pytest
 
 import detres.cli
 import detres.commands
+from backbones.download import part_of
 from detres.cli import COMMANDS, SHORT, main
+from detres.detection.published import PUBLISHED_DETECTORS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
 EVALS = {f"eval_{of}" for of in ("classifier", "detections", "detector", "localiser", "proposals")}
 NO_COMMANDS = {"__init__", "flags", "paths", "proposal_flags", "advice", "setting_names"}
-NO_COMMANDS |= {"command"}
+NO_COMMANDS |= {"command", "listing"}
 """Files of detres/cli that are not a command each."""
 
 PARTS = {"__init__", "ending", "configured", "own_data", "submission"} | EVALS
@@ -36,10 +38,45 @@ def test_alone_it_lists_every_command(
 ) -> None:
     assert call(monkeypatch, *arguments) == 0
     shown = capsys.readouterr()
-    assert shown.out.startswith("usage: detres COMMAND [ARGUMENTS]\n       detres --version\n\n")
-    listed = [line.split()[0] for line in shown.out.splitlines()[3:]]
+    assert shown.out.startswith(
+        "usage: detres COMMAND [ARGUMENTS]\n       detres --version\n       detres --list\n\n"
+    )
+    listed = [line.split()[0] for line in shown.out.splitlines()[4:]]
     assert listed == list(COMMANDS)
     assert shown.err == ""
+
+
+def test_it_lists_the_published_detectors_as_the_table_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    entries = [*PUBLISHED_DETECTORS.values()]
+    here, made, part = (
+        entries[1].path(tmp_path / "hub"),
+        entries[2].converted_path(tmp_path / "hub"),
+        part_of(entries[3].path(tmp_path / "hub")),
+    )
+    for path in (here, made, part):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert call(monkeypatch, "--list") == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    table, _, below = shown.out.partition("\n\n")
+    rows = [re.split(r" {2,}", line) for line in table.splitlines()]
+    assert rows[0] == ["name", "network", "as published", "size", "here", "licence"]
+    assert [row[0] for row in rows[1:]] == [*PUBLISHED_DETECTORS]
+    states = ["no", "yes", "yes", "in part", *["no"] * (len(entries) - 4)]
+    for row, entry, state in zip(rows[1:], entries, states, strict=True):
+        size = "not published" if entry.size_mib is None else f"{entry.size_mib:.1f} MiB"
+        assert row[1:] == [
+            f"{entry.backbone} {entry.layout}",
+            f"{entry.score} {entry.metric}",
+            size,
+            state,
+            entry.licence,
+        ]
+    assert below.endswith(f"into {tmp_path / 'hub' / 'checkpoints'}\n")
 
 
 def test_it_says_its_version(

@@ -10,6 +10,7 @@ import pytest
 from detres.cli import (
     check_data,
     compare_torchvision,
+    convert,
     convert_data,
     eval,
     plot,
@@ -100,6 +101,31 @@ def said(
 def test_what_is_not_there_is_named(main, given, what, meant, said) -> None:
     hint = f"; did you mean {meant}?" if meant else ""
     assert said(main, *given) == f"no {what}{hint}"
+
+
+@pytest.mark.parametrize(
+    ("main", "given"),
+    [
+        (eval.main, ["--weights", "{}"]),
+        (predict.main, ["a.jpg", "--weights", "{}"]),
+        (train_det.main, ["--data", "my cells", "--init-from", "{}"]),
+        (convert.main, ["{}", "--out", "x.safetensors"]),
+    ],
+)
+def test_a_published_name_that_is_none_says_the_nearest(main, given, said, monkeypatch) -> None:
+    def run(name: str) -> str:
+        return said(main, *(each.format(name) for each in given))
+
+    line = run("detectron2/faster_rcnn_R_101_C4_1x")
+    assert line.startswith("no published detector is called detectron2/faster_rcnn_R_101_C4_1x; ")
+    assert "did you mean detectron2/faster_rcnn_R_101_C4_3x or " in line
+    short = "faster_rcnn_R_101_C4_3x"
+    assert run(short) == f"no weights file at {short}; did you mean detectron2/{short}?"
+    Path("detectron2").mkdir()  # a checkout of it is no hindrance
+    called = []
+    monkeypatch.setattr(f"{main.__module__}.carry_out", lambda *each: called.append(each) or 0)
+    assert main([each.format(f"detectron2/{short}") for each in given]) == 0
+    assert len(called) == 1
 
 
 def test_a_link_to_nothing_says_where_it_goes(said, tmp_path: Path) -> None:
