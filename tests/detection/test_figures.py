@@ -89,6 +89,18 @@ def test_of_many_classes_the_best_and_the_worst_are_named(tmp_path):
     assert drawn(tmp_path, figure).shape[1] < 1500
 
 
+def test_a_confusion_is_coloured_by_the_share_of_its_row() -> None:
+    """Letters are white on dark ground, from 0.55 on; a class without objects has no colour."""
+    counts = np.array([[6, 3, 1], [0, 0, 0], [11, 9, 0]])
+    axes = confusion_figure(Confusion(("a", "b", "background"), counts, np.full(2, 0.5)), "").axes[
+        0
+    ]
+    shown = axes.images[0].get_array()
+    assert np.allclose(shown, [[0.6, 0.3, 0.1], [0, 0, 0], [0.55, 0.45, 0]])
+    colors = {text.get_text(): text.get_color() for text in axes.texts}
+    assert colors == {"6": "white", "3": "black", "1": "black", "11": "black", "9": "black"}
+
+
 def confusion_of_size(num_classes: int, seed: int = 0) -> Confusion:
     counts = np.random.default_rng(seed).integers(0, 5, (num_classes + 1,) * 2)
     counts[-1, -1] = 0
