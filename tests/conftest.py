@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +41,19 @@ def shared_data() -> Callable[[str], Path]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+LARGE = 1_000_000
+"""Bytes."""
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_weights(request: pytest.FixtureRequest) -> Iterator[None]:
+    """pytest keeps the folders of three sessions; with the weights of every run they would take
+    gigabytes.
+    """
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    for path in folder.rglob("*") if folder is not None else ():
+        if path.is_file() and not path.is_symlink() and path.stat().st_size > LARGE:
+            path.unlink()

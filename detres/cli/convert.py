@@ -22,8 +22,8 @@ def make_parser() -> CommandParser:
     """Return the parser of this command's flags."""
     parser = CommandParser(
         description="make our weights of a detector of others, which then detects the same and can "
-        "be trained further: torchvision's fasterrcnn_resnet50_fpn (and _v2), detectron2's Faster "
-        "R-CNN (C4 and FPN on ResNets)"
+        "be trained further: torchvision's fasterrcnn_resnet50_fpn (and _v2), detectron2's and "
+        "Detectron's Faster R-CNN (C4 and FPN on ResNets)"
     )
     parser.add_argument(
         "source",

@@ -94,17 +94,6 @@ def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(autouse=True)
-def _leave_no_weights(tmp_path: Path) -> Iterator[None]:
-    """pytest keeps the folders of three sessions; with the weights of every run they would take
-    gigabytes.
-    """
-    yield
-    for path in tmp_path.rglob("*"):
-        if path.suffix in (".pt", ".pth", ".safetensors"):
-            path.unlink()
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The YAML file of TINY."""
