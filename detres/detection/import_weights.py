@@ -269,6 +269,12 @@ def _detectron2(tensors: dict[str, Tensor], path: Path) -> _Reading:
             for name, tensor in found.items()
         }
         reading.tensors = found
+    spec = _stated_pixels(tensors, path)
+    if spec.std != CAFFE.std:
+        reading.notes.append(
+            "its pixels are divided by deviations, as of networks of torchvision, so the stride of "
+            "a bottleneck is taken to be in the 3x3"
+        )
     rows = _rows(found, "roi_head.predictor.bbox_pred.weight", path)
     num_classes = _rows(found, "roi_head.predictor.cls_score.weight", path) - 1
     anchors = {} if pyramid else {"sizes": [32, 64, 128, 256, 512], "aspect_ratios": [0.5, 1, 2]}
@@ -276,13 +282,13 @@ def _detectron2(tensors: dict[str, Tensor], path: Path) -> _Reading:
         "layout": "fpn" if pyramid else "c4",
         "backbone": {
             "name": _depth(found, path),
-            "stride_placement": "original",
+            "stride_placement": "original" if spec.std == CAFFE.std else "torchvision",
             "norm": "frozen",
             "freeze_at": 2,
             "weights": str(path),
         },
         "input": {
-            **_input(CAFFE),
+            **_input(spec),
             "short_side": 800,
             "max_side": 1333,
             "train_short_sides": [640, 672, 704, 736, 768, 800],
@@ -311,6 +317,22 @@ def _detectron2(tensors: dict[str, Tensor], path: Path) -> _Reading:
         },
     }
     return reading
+
+
+def _stated_pixels(tensors: Mapping[str, Tensor], path: Path) -> InputSpec:
+    """The pixels that a detector wants, where its file states them; detectron2's baselines' where
+    it does not. Means that rise are of BGR, as in its own configurations.
+    """
+    stated = [tensors.get(name) for name in ("pixel_mean", "pixel_std")]
+    if any(each is None for each in stated):
+        return CAFFE
+    mean, std = (tuple(round(v, 3) for v in each.flatten().tolist()) for each in stated)
+    if len(mean) != 3 or len(std) != 3 or not min(std) > 0 or not min(mean) >= 0:
+        raise CheckpointError(
+            f"{path}: pixel_mean {list(mean)} and pixel_std {list(std)} are no means and "
+            "deviations of three colours"
+        )
+    return InputSpec(channel_order="bgr" if mean[0] <= mean[2] else "rgb", mean=mean, std=std)
 
 
 _BLOCK = r"res(\d)\.(\d+)\."

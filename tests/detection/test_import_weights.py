@@ -94,7 +94,8 @@ def write_pkl(state: dict[str, Tensor], path: Path) -> None:
 
 
 def write_pth(state: dict[str, Tensor], path: Path) -> None:
-    more = {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}
+    mean = torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1)
+    more = {"pixel_mean": mean, "pixel_std": torch.ones(3, 1, 1)}
     anchors = {"proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(15, 4)}
     torch.save({"model": {**state, **more, **anchors}, "iteration": 9}, path)
 
@@ -350,6 +351,29 @@ def test_the_settings_are_those_of_torchvision(theirs, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def small_state() -> dict[str, Tensor]:
     return detectron2_state("resnet50", pyramid=True, num_classes=5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "order", "stride"),
+    [
+        ([103.53, 116.28, 123.675], [1.0, 1.0, 1.0], "bgr", "original"),
+        ([102.98, 115.947, 122.772], [1.0, 1.0, 1.0], "bgr", "original"),
+        ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], "rgb", "torchvision"),
+    ],
+)
+def test_pixels_are_those_that_the_file_states(
+    small_state, tmp_path: Path, mean: list, std: list, order: str, stride: str
+) -> None:
+    stated = {"pixel_mean": torch.tensor(mean)[:, None, None], "pixel_std": torch.tensor(std)}
+    torch.save({**small_state, **stated}, tmp_path / "m.pth")
+    imported = import_detector(tmp_path / "m.pth")
+    given = imported.config.model.input
+    assert (given.channel_order, list(given.mean), list(given.std)) == (order, mean, std)
+    assert imported.config.model.backbone.stride_placement == stride
+    assert ("in the 3x3" in imported.notes[-1]) is (stride == "torchvision")
+    torch.save({**small_state, **stated, "pixel_std": torch.zeros(3)}, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"m\.pth: pixel_mean .* are no means and deviations"):
+        import_detector(tmp_path / "m.pth")
 
 
 def test_masks_are_left_out_and_said(small_state, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import yaml
 from torch import nn
 
 from detres.config import ConfigError, Section, check, load_config
+from detres.console import plural
 from detres.detection.structures import Target
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.progress import Progress
@@ -238,7 +239,7 @@ def test_it_says_what_is_trained_and_how_it_goes(tmp_path, capsys):
         "from  weights of a stranger",
         # 20 images in batches of 8 are three steps an epoch
         f"{folder}: steps 0..10 (3.333 epochs), lr 0.1 at batch 8 (lr 0.05 for 4), device cpu, "
-        f"{torch.get_num_threads()} threads, fp32",
+        f"{plural(torch.get_num_threads(), 'thread')}, fp32",
     ]
     assert lines[-1] == "AP 10.0, by hand"
 
@@ -939,7 +940,7 @@ def test_the_precision_is_settled_once_said_and_stored(
     settled = native if precision == "auto" else precision
     shown = capsys.readouterr().out
     assert (f"note: precision {settled}: because it is so\n" in shown) == (precision == "auto")
-    assert f" threads, {settled}\n" in shown
+    assert f"{plural(torch.get_num_threads(), 'thread')}, {settled}\n" in shown
     assert load_config(tmp_path / "config.yaml", Config).train.precision == settled
     monkeypatch.setattr("detres.runs.run.native_precision", lambda _: ("fp32", "it has none"))
     _, run = resumed(tmp_path)
