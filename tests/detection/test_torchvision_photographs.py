@@ -13,7 +13,7 @@ from torchvision.models import detection
 from torchvision.transforms.functional import pil_to_tensor
 
 from detres.detection.import_weights import Imported, import_detector
-from detres.detection.inference.detect import batch_of
+from detres.detection.inference.detect import batch_of, detect_batch
 from detres.detection.structures import ImageBatch
 from detres.images.decode import read_image
 from tests.detection.models.test_pyramid_parity import with_livelier_outputs
@@ -115,7 +115,7 @@ def test_the_same_file_gives_the_same_detections(pair, photographs) -> None:
         )
         with torch.no_grad():
             (wanted,) = theirs([tensor])
-            (ours,) = imported.detector(batch)
+        (ours,) = detect_batch(imported.detector, batch, torch.device("cpu"))
         seen = compared((ours.boxes, ours.scores, ours.labels), wanted, px=1e-2)
         print(file.name, seen)
         assert seen.score <= 1e-4
