@@ -19,7 +19,10 @@ from detres.images.decode import read_image
 from tests.detection.models.test_pyramid_parity import with_livelier_outputs
 
 PHOTOGRAPHS = 20
-MODELS = {"v1": detection.fasterrcnn_resnet50_fpn, "v2": detection.fasterrcnn_resnet50_fpn_v2}
+MODELS = {"v1": detection.fasterrcnn_resnet50_fpn}
+"""Of v2 with random weights the scores of all regions lie within 0.002 of each other, so that
+rounding decides most of what NMS keeps: its parity is tested on one image alone.
+"""
 
 
 class Compared(NamedTuple):
