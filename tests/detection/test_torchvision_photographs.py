@@ -73,8 +73,9 @@ def photographs(shared_data) -> list[Path]:
 
 
 def require_nearly_all(found: list[Compared]) -> None:
-    """At most one in 200 is another: where two boxes' overlap is next to a threshold of NMS, or two
-    scores next to each other at the last place, rounding decides which of them stays.
+    """At most one in 200 is another: torchvision lays the anchors of p6 by the padded image's size
+    over the map's, in whole pixels, ours lie on the map; and where two boxes' overlap is next to a
+    threshold of NMS, rounding decides which of them stays.
     """
     total = sum(each.wanted for each in found)
     print(f"{sum(each.common for each in found)} of {total} in common")
