@@ -51,10 +51,10 @@ class Checksum:
 
     def fault_of(self, path: Path) -> str | None:
         """Return why the file at `path` is another, in words; None: it is this one."""
+        digest = hashlib.new(self.kind, usedforsecurity=False)
         with path.open("rb") as file:
-            digest = hashlib.file_digest(
-                file, lambda: hashlib.new(self.kind, usedforsecurity=False)
-            )
+            while block := file.read(_BLOCK):
+                digest.update(block)
         found = digest.hexdigest()[: len(self.prefix)]
         if found == self.prefix:
             return None

@@ -165,16 +165,9 @@ def _torchvision(tensors: dict[str, Tensor], path: Path) -> _Reading:
             found[f"{boxes}.{kind}"] = found[f"{boxes}.{kind}"][4:]
     if PUBLISHED_V1 in path.name:
         _fold_epsilon(found)
-    depth = _depth(found, path)
     reading.model = {
         "layout": "fpn",
-        "backbone": {
-            "name": depth,
-            "stride_placement": "torchvision",
-            "norm": "batch" if second else "frozen",
-            "freeze_at": 2,
-            "weights": str(path),
-        },
+        "backbone": _backbone(found, path, "torchvision", "batch" if second else "frozen"),
         "fpn": {"norm": "batch" if second else None},
         "input": {
             **_input(IMAGENET),
@@ -183,7 +176,7 @@ def _torchvision(tensors: dict[str, Tensor], path: Path) -> _Reading:
             "resize": "torchvision",
             "multiple_of": 32,
         },
-        "anchors": {**_PYRAMID_ANCHORS, "style": "torchvision"},
+        "anchors": {**_ANCHORS, "style": "torchvision"},
         "rpn": {
             **_RPN,
             "width": 256,
@@ -277,16 +270,9 @@ def _detectron2(tensors: dict[str, Tensor], path: Path) -> _Reading:
         )
     rows = _rows(found, "roi_head.predictor.bbox_pred.weight", path)
     num_classes = _rows(found, "roi_head.predictor.cls_score.weight", path) - 1
-    anchors = {} if pyramid else {"sizes": [32, 64, 128, 256, 512], "aspect_ratios": [0.5, 1, 2]}
     reading.model = {
         "layout": "fpn" if pyramid else "c4",
-        "backbone": {
-            "name": _depth(found, path),
-            "stride_placement": "original" if spec.std == CAFFE.std else "torchvision",
-            "norm": "frozen",
-            "freeze_at": 2,
-            "weights": str(path),
-        },
+        "backbone": _backbone(found, path, "original" if spec.std == CAFFE.std else "torchvision"),
         "input": {
             **_input(spec),
             "short_side": 800,
@@ -295,7 +281,7 @@ def _detectron2(tensors: dict[str, Tensor], path: Path) -> _Reading:
             "resize": "pillow",
             "multiple_of": 32 if pyramid else None,
         },
-        "anchors": {**(_PYRAMID_ANCHORS if pyramid else anchors), "style": "detectron2"},
+        "anchors": {**_ANCHORS, "style": "detectron2"},
         "rpn": {
             **_RPN,
             "width": _rows(found, "rpn.head.conv.weight", path),
@@ -378,13 +364,7 @@ def _detectron(blobs: Blobs, path: Path) -> _Reading:
     found = reading.tensors
     reading.model["rpn"]["width"] = _rows(found, "rpn.head.conv.weight", path)
     reading.model |= {
-        "backbone": {
-            "name": _depth(found, path),
-            "stride_placement": "original",
-            "norm": "frozen",
-            "freeze_at": 2,
-            "weights": str(path),
-        },
+        "backbone": _backbone(found, path, "original"),
         "input": {
             **_input(DETECTRON),
             "short_side": 800,
@@ -403,7 +383,7 @@ def _detectron(blobs: Blobs, path: Path) -> _Reading:
 
 
 _RPN = {"objectness": "sigmoid", "train_anchors": "all", "min_size": 0}
-_PYRAMID_ANCHORS = {"sizes": [32, 64, 128, 256, 512], "aspect_ratios": [0.5, 1, 2]}
+_ANCHORS = {"sizes": [32, 64, 128, 256, 512], "aspect_ratios": [0.5, 1, 2]}
 
 _READERS: dict[str, Callable[[dict[str, Tensor], Path], _Reading]] = {
     "backbone.body.conv1.weight": _torchvision,
@@ -459,6 +439,19 @@ def _rows(tensors: Mapping[str, Tensor], name: str, path: Path) -> int:
     if name not in tensors:
         raise CheckpointError(f"{path} lacks {name}: half a file, or of another architecture")
     return len(tensors[name])
+
+
+def _backbone(
+    tensors: Mapping[str, Tensor], path: Path, stride: str, norm: str = "frozen"
+) -> dict[str, object]:
+    """Its settings, where conv1 and conv2_x stay as they are in training."""
+    return {
+        "name": _depth(tensors, path),
+        "stride_placement": stride,
+        "norm": norm,
+        "freeze_at": 2,
+        "weights": str(path),
+    }
 
 
 def _depth(tensors: Mapping[str, Tensor], path: Path) -> str:

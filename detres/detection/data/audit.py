@@ -17,14 +17,12 @@ from detres.detection.data.box_findings import doubled, doubtful_boxes, faulty_b
 from detres.detection.data.class_findings import NEVER_LEARNT, class_findings
 from detres.detection.data.findings import LEVELS, Example, Finding, Kind, Level, Part, parts_of
 from detres.detection.data.image_findings import misfitting, seen_twice, unreadable, without_objects
+from detres.detection.data.read_each import LISTED
 from detres.detection.structures import Scale
 from detres.images.survey import Survey, survey
 
 SAMPLES = 6
 """Pictures of every split that are shown as they are."""
-
-LISTED_IN_WORDS = 10
-"""Of annotations that cannot be used, so many are named."""
 
 UNCOVERED = Kind(
     "uncovered",
@@ -115,7 +113,7 @@ class Audit:
         lines += [f"files are named from {self.base}", f"found: {self.verdict()}"]
         for finding in self.findings:
             lines.append(str(finding))
-            listed = LISTED_IN_WORDS if finding.kind == UNUSABLE.name else 1
+            listed = LISTED if finding.kind == UNUSABLE.name else 1
             lines += [f"  such as {example}" for example in finding.examples[:listed]]
             lines.append(f"  {finding.advice}")
         return "\n".join(lines)
