@@ -42,6 +42,15 @@ class ChecksumError(DownloadError):
     """A file that came, and is another than was published; nothing of it is kept."""
 
 
+def digest_of(path: Path, kind: Literal["md5", "sha256"] = "sha256") -> str:
+    """Return the hex digits of the digest of a file's content."""
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Checksum:
     """The first hex digits of what a file's `kind` of digest is."""
@@ -51,11 +60,7 @@ class Checksum:
 
     def fault_of(self, path: Path) -> str | None:
         """Return why the file at `path` is another, in words; None: it is this one."""
-        digest = hashlib.new(self.kind, usedforsecurity=False)
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        found = digest.hexdigest()[: len(self.prefix)]
+        found = digest_of(path, self.kind)[: len(self.prefix)]
         if found == self.prefix:
             return None
         return f"its {self.kind} starts with {found}, not {self.prefix}"

@@ -4,7 +4,6 @@ in a file is ever executed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from backbones.catalogue import (
     known_by_name,
     known_file,
 )
-from backbones.download import Checksum, ChecksumError, DownloadError, bar, download
+from backbones.download import Checksum, ChecksumError, DownloadError, bar, digest_of, download
 from backbones.file_kinds import NotWeightsError, weights_kind
 from backbones.files import (
     DIGEST,
@@ -446,8 +445,7 @@ def _published_file(path: Path) -> PublishedWeights | None:
     """
     if not path.is_file():
         return None
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = digest_of(path)
     named = file_named(path.name)
     if named is not None and not digest.startswith(named.sha256_prefix):
         raise WeightsError(
