@@ -185,10 +185,13 @@ class FeatureMap:
     """What the backbone makes of a batch at one stage: values (N, C, H, W).
 
     sizes: N (h, w) cells at the top left that each image fills; `values` are 0 beyond them.
+    spans: N (h, w) px that those cells were made of, which need not be whole strides; None: they
+    are a stride each.
     """
 
     values: Tensor
     sizes: tuple[tuple[int, int], ...]
+    spans: tuple[tuple[int, int], ...] | None = None
 
     @property
     def padded(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,13 @@ from detres.images.decode import read_image
 from tests.detection.models.test_pyramid_parity import with_livelier_outputs
 
 PHOTOGRAPHS = 20
-MODELS = {"v1": detection.fasterrcnn_resnet50_fpn}
-"""Of v2 with random weights the scores of all regions lie within 0.002 of each other, so that
-rounding decides most of what NMS keeps: its parity is tested on one image alone.
+CASES = {
+    "v1": (detection.fasterrcnn_resnet50_fpn, torch.float32),
+    "v1-float64": (detection.fasterrcnn_resnet50_fpn, torch.float64),
+    "v2-float64": (detection.fasterrcnn_resnet50_fpn_v2, torch.float64),
+}
+"""Of v2 with random weights the maps hardly differ from cell to cell. Outputs made as lively as a
+trained detector's magnify float32's rounding by as much, so that it decides what NMS keeps.
 """
 
 
@@ -55,16 +60,24 @@ def compared(found: tuple[Tensor, Tensor, Tensor], wanted: dict, px: float) -> C
     return Compared(len(wanted["boxes"]), common, len(boxes) - common, *worst)
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(scope="module", params=list(CASES))
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[torch.nn.Module, Imported]:
+) -> Iterator[tuple[torch.nn.Module, Imported]]:
+    make, dtype = CASES[request.param]
     torch.manual_seed(0)
-    theirs = MODELS[request.param](weights=None, weights_backbone=None).eval()
+    theirs = make(weights=None, weights_backbone=None).eval()
     theirs = with_livelier_outputs(theirs, torch.Generator().manual_seed(1))
     file = tmp_path_factory.mktemp("theirs") / f"{request.param}.pth"
     torch.save(theirs.state_dict(), file)
-    return theirs, import_detector(file)
+    imported = import_detector(file)
+    with pytest.MonkeyPatch.context() as patch:
+        if dtype == torch.float64:
+            patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+            imported.detector.double().normalizer.register_forward_hook(
+                lambda _module, _args, pixels: pixels.double()
+            )
+        yield theirs.to(dtype), imported
 
 
 @pytest.fixture(scope="module")
@@ -72,39 +85,45 @@ def photographs(shared_data) -> list[Path]:
     return sorted(shared_data("coco_mini").rglob("*.jpg"))[:PHOTOGRAPHS]
 
 
-def require_nearly_all(found: list[Compared]) -> None:
-    """At most one in 200 is another: torchvision lays the anchors of p6 by the padded image's size
-    over the map's, in whole pixels, ours lie on the map; and where two boxes' overlap is next to a
-    threshold of NMS, rounding decides which of them stays.
+def require_all(found: list[Compared], dtype: torch.dtype) -> None:
+    """In float64 every one; in float32 all but one in 200, for where two boxes' overlap is next to
+    a threshold of NMS, rounding decides which of them stays.
     """
-    total = sum(each.wanted for each in found)
-    print(f"{sum(each.common for each in found)} of {total} in common")
+    total, common = sum(each.wanted for each in found), sum(each.common for each in found)
+    print(f"{common} of {total} in common")
     assert total > 20 * len(found)
-    assert sum(each.common for each in found) >= 0.995 * total
-    assert sum(each.extra for each in found) <= 0.005 * total
-    assert min(each.common / each.wanted for each in found) >= 0.97
+    few = 0 if dtype == torch.float64 else 0.005 * total
+    assert total - common <= few
+    assert sum(each.extra for each in found) <= few
 
 
 @pytest.mark.slow
 def test_the_same_tensor_gives_the_same_detections(pair, photographs) -> None:
-    """Boxes to 1e-3 px, scores to 1e-5, at the photographs' own size."""
+    """Boxes to 1e-3 px, scores to 1e-5, at the photographs' own size; in float64 to rounding."""
     theirs, imported = pair
+    dtype = next(theirs.parameters()).dtype
     found = []
     for file in photographs:
         pixels = torch.from_numpy(read_image(file)).permute(2, 0, 1)
         size = tuple(pixels.shape[1:])
         theirs.transform.min_size, theirs.transform.max_size = (min(size),), max(size)
         with torch.no_grad():
-            (wanted,) = theirs([pixels.float() / 255])
+            if dtype == torch.float64:  # float32's rounding of the pixels counts too
+                theirs.transform.normalize = lambda image: image
+                (wanted,) = theirs(list(imported.detector.normalizer(pixels[None])))
+            else:
+                (wanted,) = theirs([pixels.float() / 255])
             (ours,) = imported.detector(ImageBatch(pixels[None], (size,), (size,), ids=(0,)))
-        seen = compared((ours.boxes, ours.scores, ours.labels), wanted, px=1e-3)
+        px, score = (1e-8, 1e-10) if dtype == torch.float64 else (1e-3, 1e-5)
+        seen = compared((ours.boxes, ours.scores, ours.labels), wanted, px)
         print(file.name, seen)
-        assert seen.score <= 1e-5
+        assert seen.score <= score
         found.append(seen)
-    require_nearly_all(found)
+    require_all(found, dtype)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pair", ["v1"], indirect=True)
 def test_the_same_file_gives_the_same_detections(pair, photographs) -> None:
     """Each reads and resizes it in its own way: boxes to 1e-2 px, scores to 1e-4."""
     theirs, imported = pair
@@ -124,4 +143,4 @@ def test_the_same_file_gives_the_same_detections(pair, photographs) -> None:
         print(file.name, seen)
         assert seen.score <= 1e-4
         found.append(seen)
-    require_nearly_all(found)
+    require_all(found, next(theirs.parameters()).dtype)

@@ -75,18 +75,26 @@ class AnchorGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.stride = stride
+        self.style = style
         self.num_anchors = len(sizes) * len(aspect_ratios)
         self.register_buffer(
             "cell", cell_anchors(sizes, aspect_ratios, stride=stride, style=style), persistent=False
         )
 
-    def forward(self, height: int, width: int) -> Tensor:
+    def forward(self, height: int, width: int, span: tuple[int, int] | None = None) -> Tensor:
         """Return anchors (height * width * A, 4) for a feature map of that size; row-major over
         cells, then A.
+
+        span: (h, w) px that the cells were made of, as `FeatureMap.spans`. torchvision lays its
+        anchors a whole number of px apart, span / cells rounded down: 61 px where 800 px became 13
+        cells of stride 64. The other styles' are a stride apart.
         """
+        spacing = (self.stride, self.stride)
+        if self.style == "torchvision" and span is not None and height and width:
+            spacing = (span[0] // height, span[1] // width)
         device = self.cell.device
-        x = torch.arange(width, dtype=torch.float32, device=device) * self.stride
-        y = torch.arange(height, dtype=torch.float32, device=device) * self.stride
+        y = torch.arange(height, dtype=torch.float32, device=device) * spacing[0]
+        x = torch.arange(width, dtype=torch.float32, device=device) * spacing[1]
         y, x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
         return (shifts + self.cell).reshape(-1, 4)

@@ -64,10 +64,14 @@ class FPN(nn.Module):
             x = self.output[stage](x, padding)
             values = x if padding is None else x * padding.keep
             found[stage.replace("conv", "p")] = FeatureMap(values, feature.sizes)
-        last = next(iter(found.values()))
-        sizes = tuple((-(-height // 2), -(-width // 2)) for height, width in last.sizes)
-        extra = FeatureMap(last.values[:, :, ::2, ::2], sizes)
-        return {**dict(reversed(found.items())), list(self.levels)[-1]: extra}
+        last, level = next(iter(found.values())), list(self.levels)[-1]
+        stride = self.levels[level] // 2
+        extra = FeatureMap(
+            last.values[:, :, ::2, ::2],
+            sizes=tuple((-(-height // 2), -(-width // 2)) for height, width in last.sizes),
+            spans=tuple((height * stride, width * stride) for height, width in last.sizes),
+        )
+        return {**dict(reversed(found.items())), level: extra}
 
 
 class _Layer(nn.Module):

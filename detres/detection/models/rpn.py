@@ -106,14 +106,14 @@ class RPNSettings:
 
 @dataclass(frozen=True)
 class MapOutput:
-    """What the head says of one feature map: anchors (L, 4) xyxy px, logits (N, L) that they hold
-    an object, deltas (N, L, 4).
+    """What the head says of one feature map: logits (N, L) that its anchors hold an object, deltas
+    (N, L, 4).
 
-    rows: of image n, those of the L anchors that lie on its own cells, (L_n,) int64 in their order;
-    None where it has them all.
+    anchors: of image n, those on its own cells, (L_n, 4) xyxy px. rows: which of the L these are,
+    (L_n,) int64 in their order; None where it has them all.
     """
 
-    anchors: Tensor
+    anchors: list[Tensor]
     logits: Tensor
     deltas: Tensor
     rows: list[Tensor | None]
@@ -122,8 +122,8 @@ class MapOutput:
         """Return anchors (L_n, 4), logits (L_n,) and deltas (L_n, 4) of image `n`."""
         rows = self.rows[n]
         if rows is None:
-            return self.anchors, self.logits[n], self.deltas[n]
-        return self.anchors[rows], self.logits[n, rows], self.deltas[n, rows]
+            return self.anchors[n], self.logits[n], self.deltas[n]
+        return self.anchors[n], self.logits[n, rows], self.deltas[n, rows]
 
 
 class RPN(nn.Module):
@@ -193,7 +193,9 @@ class RPN(nn.Module):
             None if size == (height, width) else anchors.rows_within(size, width)
             for size in feature.sizes
         ]
-        return MapOutput(anchors(height, width), logits, deltas, rows)
+        spans = feature.spans or (None,) * len(feature.sizes)
+        own = [anchors(*size, span) for size, span in zip(feature.sizes, spans, strict=True)]
+        return MapOutput(own, logits, deltas, rows)
 
     def proposals_of_image(
         self, maps: list[MapOutput], images: ImageBatch, n: int, counts: ProposalCounts

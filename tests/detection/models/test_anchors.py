@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
@@ -39,6 +41,24 @@ def test_torchvision_anchors():
     assert torch.equal(ours, theirs(images, [torch.zeros((1, 8, 4, 6))])[0])
 
 
+@pytest.mark.parametrize("padded", [(800, 1088), (32, 96), (416, 1344)])
+def test_torchvisions_anchors_lie_whole_px_apart_where_the_cells_are_not(padded) -> None:
+    """Of the coarsest level of a pyramid, which has every second cell of the one before."""
+    height, width = (-(-side // 64) for side in padded)
+    make = partial(AnchorGenerator, sizes=(512,), aspect_ratios=RATIOS, stride=64)
+    ours = make(style="torchvision")(height, width, padded)
+    theirs = TorchvisionAnchors(((512,),), (RATIOS,))
+    images = ImageList(torch.zeros((1, 3, *padded)), [padded])
+    assert torch.equal(ours, theirs(images, [torch.zeros((1, 8, height, width))])[0])
+    if padded == (800, 1088):  # 13 and 17 cells
+        shift = ours.view(13, 17, 3, 4)[1, 1] - ours.view(13, 17, 3, 4)[0, 0]
+        assert shift.tolist() == [[64, 61, 64, 61]] * 3
+    for style in ("detectron2", "py-faster-rcnn"):
+        assert torch.equal(
+            make(style=style)(height, width, padded), make(style=style)(height, width)
+        )
+
+
 def test_detectron2_anchors_are_size_major_and_exact():
     anchors = cell_anchors((32, 64), RATIOS, stride=16, style="detectron2")
     areas = (anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1])
@@ -59,5 +79,7 @@ def test_order_over_the_map_is_rows_then_columns_then_cell():
 def test_empty_map_and_unknown_style():
     generator = AnchorGenerator(sizes=(16,), aspect_ratios=(1.0,), stride=16, style="detectron2")
     assert generator(0, 5).shape == (0, 4)
+    no_cells = AnchorGenerator(sizes=(16,), aspect_ratios=(1.0,), stride=16, style="torchvision")
+    assert no_cells(0, 5, (0, 80)).shape == (0, 4)
     with pytest.raises(ValueError, match="anchor style 'caffe'"):
         cell_anchors((16,), (1.0,), stride=16, style="caffe")

@@ -657,7 +657,8 @@ CANVAS = (480, 640)
 def proposed(case: Case, levels: list[Level]) -> tuple[Tensor, Tensor]:
     """Of the detector, with all its settings, for an image of CANVAS."""
     outputs = [
-        MapOutput(level.anchors, level.logits[None], level.deltas[None], [None]) for level in levels
+        MapOutput([level.anchors], level.logits[None], level.deltas[None], [None])
+        for level in levels
     ]
     batch = batch_of([torch.zeros((3, *CANVAS), dtype=torch.uint8)])
     rpn = case.detector.rpn

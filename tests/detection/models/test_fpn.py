@@ -131,6 +131,8 @@ def test_a_padded_batch_is_each_image_alone(seed: int) -> None:
             height, width = each.values.shape[2:]
             assert each.sizes == ((height, width),) == (halved(size, number),)
             assert together[level].sizes[n] == (height, width)
+            if each.spans is not None:
+                assert together[level].spans[n] == each.spans[0]
             own = together[level].values[n, :, :height, :width]
             torch.testing.assert_close(own, each.values[0], rtol=0, atol=1e-12)
             rest = together[level].values[n].clone()

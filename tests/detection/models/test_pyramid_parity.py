@@ -74,7 +74,9 @@ RENAMED = (
 
 
 def with_livelier_outputs(theirs: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Random weights whose outputs have the size of a trained detector's."""
+    """Random weights whose outputs have the size of a trained detector's, and differ from place to
+    place as much.
+    """
     for module in theirs.modules():
         if type(module).__name__ in ("FrozenBatchNorm2d", "BatchNorm2d"):
             module.weight.data.uniform_(0.4, 0.6, generator=generator)
@@ -87,7 +89,7 @@ def with_livelier_outputs(theirs: nn.Module, generator: torch.Generator) -> nn.M
     for layer, spread in (
         (head.cls_logits, 2.0),
         (head.bbox_pred, 0.3),
-        (predictor.cls_score, 3.0),
+        (predictor.cls_score, 1.0),
         (predictor.bbox_pred, 1.0),
     ):
         outputs = []
@@ -95,7 +97,9 @@ def with_livelier_outputs(theirs: nn.Module, generator: torch.Generator) -> nn.M
         with torch.no_grad():
             theirs([image])
         hook.remove()
-        factor = spread / torch.cat([out.flatten() for out in outputs]).std()
+        by_channel = torch.cat([out.movedim(1, -1).flatten(0, -2) for out in outputs])
+        layer.bias.data.sub_(by_channel.mean(dim=0))
+        factor = spread / (by_channel - by_channel.mean(dim=0)).std()
         layer.weight.data.mul_(factor)
         layer.bias.data.mul_(factor)
     return theirs
@@ -114,8 +118,13 @@ def ours_from(theirs: nn.Module, settings: dict) -> FasterRCNN:
 
 
 @pytest.mark.parametrize("version", ["v1", pytest.param("v2", marks=pytest.mark.slow)])
-def test_same_detections_as_torchvisions_model(version: str) -> None:
-    """Of an image whose sides are no multiples of 32, fed as the same tensor."""
+def test_same_detections_as_torchvisions_model(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an image whose sides are no multiples of 32, fed as the same tensor; in float64, for of v2
+    float32's rounding decides what NMS keeps.
+    """
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     make, settings = MODELS[version]
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
@@ -128,17 +137,19 @@ def test_same_detections_as_torchvisions_model(version: str) -> None:
         pixels[row : row + 30, row : row + 60] //= 4
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     theirs.transform.min_size, theirs.transform.max_size = (height,), width
+    theirs.transform.normalize = lambda pixels: pixels
+    ours.double().normalizer.register_forward_hook(lambda _m, _i, pixels: pixels.double())
     with torch.no_grad():
-        (wanted,) = theirs([image.float() / 255])
+        (wanted,) = theirs.double()(list(ours.normalizer(image[None])))
         (found,) = ours(ImageBatch(image[None], ((height, width),), ((height, width),), ids=(0,)))
     assert len(found) == len(wanted["boxes"]) > 20
-    torch.testing.assert_close(found.scores, wanted["scores"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.scores, wanted["scores"], rtol=0, atol=1e-9)
     unmatched = list(range(len(found)))
     for box, label in zip(wanted["boxes"], wanted["labels"], strict=True):  # equal scores swap
         near = [
             row
             for row in unmatched
-            if found.labels[row] == label and (found.boxes[row] - box).abs().max() < 1e-3
+            if found.labels[row] == label and (found.boxes[row] - box).abs().max() < 1e-6
         ]
         assert near
         unmatched.remove(near[0])

@@ -167,6 +167,24 @@ def test_anchors_in_the_padding_are_neither_negatives_nor_proposals(train_anchor
     assert len(proposals[1]) == expected.sum() > 0
 
 
+def test_each_image_of_a_batch_has_the_anchors_of_its_own_size() -> None:
+    """torchvision's, of a level that has every second cell: 5 cells of 160 px, 3 of 96, are 3 and 2
+    here, 53 and 48 px apart.
+    """
+    rpn = make_rpn()
+    rpn.anchors["conv4"] = AnchorGenerator(
+        sizes=(64.0,), aspect_ratios=(1.0,), stride=64, style="torchvision"
+    )
+    feature = FeatureMap(torch.randn((2, 8, 3, 3)), ((3, 3), (2, 2)), ((160, 160), (96, 96)))
+    outputs = torch.zeros((2, 9)), torch.zeros((2, 9, 4))
+    output = rpn.on_map(feature, rpn.anchors["conv4"], outputs)
+    for n, expected in enumerate(([0, 53, 106], [0, 48])):
+        anchors, logits, deltas = output.of_image(n)
+        assert len(anchors) == len(logits) == len(deltas) == len(expected) ** 2
+        assert sorted(set((anchors[:, 0] + 32).tolist())) == expected
+        assert sorted(set((anchors[:, 1] + 32).tolist())) == expected
+
+
 def test_proposals_without_extent_are_dropped():
     """At a min_size of 0 too: no suppression would take them."""
     rpn = make_rpn(min_size=0, post_nms=1000)
@@ -227,7 +245,9 @@ def test_crowds_are_not_objects():
     crowd = make_target([[10, 10, 42, 42]], [1], crowd=[True])
     torch.manual_seed(1)
     maps = [
-        MapOutput(rpn.anchors["conv4"](4, 4), torch.zeros((1, 32)), torch.zeros((1, 32, 4)), [None])
+        MapOutput(
+            [rpn.anchors["conv4"](4, 4)], torch.zeros((1, 32)), torch.zeros((1, 32, 4)), [None]
+        )
     ]
     with_crowd = rpn.losses(maps, make_batch([(64, 64)]), [crowd])
     assert with_crowd["loss_rpn_box"] == 0
