@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -51,6 +52,22 @@ class FrozenBatchNorm2d(nn.Module):
     def extra_repr(self) -> str:
         """Return what print shows of the layer."""
         return f"{self.num_features}, eps={self.eps}"
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm by the statistics of the batches of all processes that train together, on any
+    device (torch's own is for GPUs).
+
+    All of them must call it, on batches of any sizes. One process alone computes in the same way,
+    so that its rounding is that of several.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised (N, C, H, W)."""
+        return _batch_norm_of_images(self, x, None) if self.training else super().forward(x)
+
+
+_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d)
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -106,7 +123,8 @@ def _norm_of_images(norm: nn.Module, x: Tensor, padding: Padding) -> Tensor:
             into.copy_(image)
         return out
     if isinstance(norm, _BatchNorm) and (norm.training or norm.running_var is None):
-        if type(norm) is nn.BatchNorm2d and norm.affine and x.device.type == "cpu":
+        plain = type(norm) is nn.BatchNorm2d and norm.affine and x.device.type == "cpu"
+        if plain or type(norm) is SyncBatchNorm2d:
             return _batch_norm_of_images(norm, zero_padding_(x, padding), padding)
         keep = padding.keep[:, 0]
         cells = x.permute(0, 2, 3, 1)[keep]  # (N, C, H, W) -> (cells, C)
@@ -116,16 +134,24 @@ def _norm_of_images(norm: nn.Module, x: Tensor, padding: Padding) -> Tensor:
     return norm(x)
 
 
-def _batch_norm_of_images(norm: nn.BatchNorm2d, x: Tensor, padding: Padding) -> Tensor:
+def _batch_norm_of_images(norm: nn.BatchNorm2d, x: Tensor, padding: Padding | None) -> Tensor:
     """Return what `norm` makes of `x`, (N, C, H, W), by the statistics of its images' cells, and
     count these in its averages; `x` is 0 in the padding, and what the result holds there has no
-    meaning.
+    meaning. A SyncBatchNorm2d's are of the cells in all processes.
 
     As fast as torch's own over all cells, where gathering the cells takes six times as long.
     """
-    count = sum(height * width for height, width in padding.sizes)
+    if padding is None:
+        keep, count = None, len(x) * x.shape[2] * x.shape[3]
+    else:
+        keep, count = padding.keep, sum(height * width for height, width in padding.sizes)
+    synced = type(norm) is SyncBatchNorm2d and _has_others()
+    if synced:
+        number = torch.tensor(count, device=x.device)
+        dist.all_reduce(number)
+        count = int(number)
     out, mean, var = _ImagesBatchNorm.apply(
-        x, norm.weight, norm.bias, padding.keep, count, norm.eps
+        x, norm.weight, norm.bias, keep, count, norm.eps, synced
     )
     if norm.training and norm.track_running_stats:
         norm.num_batches_tracked.add_(1)
@@ -137,6 +163,11 @@ def _batch_norm_of_images(norm: nn.BatchNorm2d, x: Tensor, padding: Padding) -> 
     return out
 
 
+def _has_others() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 class _ImagesBatchNorm(torch.autograd.Function):
     """Batch norm by the statistics of `count` cells per channel of `x`, (N, C, H, W), those that
     `keep`, (N, 1, H, W) bool, marks; `x` is 0 in all others. Gives the result, and the mean (C,)
@@ -144,6 +175,7 @@ class _ImagesBatchNorm(torch.autograd.Function):
 
     Zeros add nothing to a sum, so torch's statistics over all cells become those of the images by
     counting fewer; and its normalising with given statistics, forward and backward, does the rest.
+    keep None: all cells are marked. synced: `count` is of all processes, whose sums are added up.
     """
 
     @staticmethod
@@ -152,17 +184,21 @@ class _ImagesBatchNorm(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        keep: Tensor,
+        keep: Tensor | None,
         count: int,
         eps: float,
+        synced: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (N, C, H, W), (C,) and (C,)."""
         more = x.numel() / x.shape[1] / count
         mean, var = (each.double() for each in torch.batch_norm_update_stats(x, None, None, 0.0))
-        var = (more * (var + mean**2) - (more * mean) ** 2).clamp(min=0).to(weight.dtype)
-        mean = (more * mean).to(weight.dtype)
+        shares = torch.stack((more * mean, more * (var + mean**2)))  # (2, C): of the means
+        if synced:
+            dist.all_reduce(shares)
+        mean = shares[0].to(weight.dtype)
+        var = (shares[1] - shares[0] ** 2).clamp(min=0).to(weight.dtype)
         ctx.save_for_backward(x, weight, mean, var, keep)
-        ctx.count, ctx.eps = count, eps
+        ctx.count, ctx.eps, ctx.synced = count, eps, synced
         ctx.mark_non_differentiable(mean, var)
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps), mean, var
 
@@ -174,17 +210,20 @@ class _ImagesBatchNorm(torch.autograd.Function):
         `count`.
         """
         x, weight, mean, var, keep = ctx.saved_tensors
-        grad = grad * keep
+        grad = grad if keep is None else grad * keep
         by_itself, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
+        sums = torch.stack((of_weight, of_bias))  # (2, C)
+        if ctx.synced:
+            dist.all_reduce(sums)
         scale = weight * (var + ctx.eps).rsqrt()
-        slope = scale * of_weight * (var + ctx.eps).rsqrt() / ctx.count
+        slope = scale * sums[0] * (var + ctx.eps).rsqrt() / ctx.count
         # by way of the statistics: slope * (x - mean) + offset, in one pass
         through_all = F.batch_norm(
-            x, mean, torch.ones_like(var), slope, scale * of_bias / ctx.count, eps=0.0
+            x, mean, torch.ones_like(var), slope, scale * sums[1] / ctx.count, eps=0.0
         )
-        return by_itself - through_all, of_weight, of_bias, None, None, None
+        return by_itself - through_all, of_weight, of_bias, None, None, None, None
 
 
 def _is_plain(conv: nn.Module) -> bool:
@@ -194,11 +233,7 @@ def _is_plain(conv: nn.Module) -> bool:
 def _has_fixed_statistics(norm: nn.Module) -> bool:
     if type(norm) is FrozenBatchNorm2d:
         return True
-    return (
-        type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
-        and not norm.training
-        and norm.running_var is not None
-    )
+    return type(norm) in _BATCH_NORMS and not norm.training and norm.running_var is not None
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -214,7 +249,7 @@ def make_norm(kind: NormKind, channels: int) -> nn.Module:
     if kind == "frozen":
         return FrozenBatchNorm2d(channels)
     if kind == "sync":
-        return nn.SyncBatchNorm(channels)
+        return SyncBatchNorm2d(channels)
     if kind == "group":
         if channels % GROUPS:
             raise ValueError(
@@ -226,14 +261,14 @@ def make_norm(kind: NormKind, channels: int) -> nn.Module:
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Return `module` with every nn.BatchNorm2d and nn.SyncBatchNorm in it replaced by a
+    """Return `module` with every nn.BatchNorm2d, synchronised or not, in it replaced by a
     FrozenBatchNorm2d of the same state.
 
     Works in place, except where `module` is itself a batch norm. Gives the same outputs as the
     original in eval mode. Subclasses, which may do more, are left alone. Raises ValueError for a
     batch norm that keeps no statistics.
     """
-    if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+    if type(module) in _BATCH_NORMS:
         if module.running_mean is None:
             raise ValueError(f"{module} keeps no statistics that could be frozen")
         frozen = FrozenBatchNorm2d(module.num_features, module.eps).to(module.running_mean)

@@ -24,6 +24,7 @@ SHARED = {  # the rooms both wings stand on
     "detres.files",
     "detres.held_out",
     "detres.images",
+    "detres.losses",
     "detres.network",
     "detres.runs",
     "detres.user_files",
@@ -39,6 +40,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     "detres.held_out": (set(), {"numpy"}),
     "detres.console": (set(), set()),
     "detres.eval_mode": (set(), {"torch"}),
+    "detres.losses": (set(), {"torch"}),
     "detres.user_files": (set(), set()),
     "detres.waiting": ({"detres.console"}, {"tqdm"}),
     "detres.values": (set(), set()),
@@ -52,7 +54,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         BASE | {"cv2", "PIL", "fsspec", "tqdm", "matplotlib"},  # of which the font alone
     ),
     "detres.engine": (
-        {"detres.console", "detres.files"},
+        {"detres.console", "detres.files", "detres.losses"},
         BASE | {"cv2", "tqdm", "tensorboard"},
     ),
     "detres.runs": (
@@ -86,7 +88,8 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         {"numpy"},
     ),
     f"{D}.models": (
-        {"backbones", "detres.boxes", "detres.images.normalize", f"{D}.structures"},
+        {"backbones", "detres.boxes", "detres.images.normalize", "detres.losses"}
+        | {f"{D}.structures"},
         {"torch", "torchvision"},
     ),
     f"{D}.inference": (

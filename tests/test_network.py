@@ -51,7 +51,7 @@ def test_the_detectors_network_has_the_papers_defaults():
     ("kind", "settings", "message"),
     [
         (LearningNetworkConfig, {"norm": "frozen"}, "norm: .* got 'frozen'"),
-        (BackboneConfig, {"norm": "sync", "weights": "w.pth"}, "norm: .* got 'sync'"),
+        (BackboneConfig, {"norm": "layer", "weights": "w.pth"}, "norm: .* got 'layer'"),
         (BackboneConfig, {"stride_placement": None, "weights": "w"}, "stride_placement: "),
         (BackboneConfig, {"norm": None, "weights": "w"}, "norm: resnet101 has one"),
         (BackboneConfig, {"name": "vgg16_bn", "norm": None, "weights": "w"}, "norm: vgg16_bn has"),

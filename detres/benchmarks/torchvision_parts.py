@@ -15,7 +15,8 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_pool
 
 from detres.detection.config import VGGS, ModelConfig
 from detres.detection.models.faster_rcnn import FasterRCNN
-from detres.detection.structures import Detections, ImageBatch, Losses, Target
+from detres.detection.structures import Detections, ImageBatch, Target
+from detres.losses import Losses
 
 
 def require_expressible(config: ModelConfig) -> None:
@@ -123,14 +124,13 @@ class TorchvisionParts(nn.Module):
             ]
         pairs = [target.trainable() for target in targets]
         found = self.model(pixels, [{"boxes": boxes, "labels": labels} for boxes, labels in pairs])
-        return Losses(
-            {
-                "loss_rpn_cls": found["loss_objectness"],
-                "loss_rpn_box": found["loss_rpn_box_reg"],
-                "loss_roi_cls": found["loss_classifier"],
-                "loss_roi_box": found["loss_box_reg"],
-            }
-        )
+        means = {
+            "loss_rpn_cls": found["loss_objectness"],
+            "loss_rpn_box": found["loss_rpn_box_reg"],
+            "loss_roi_cls": found["loss_classifier"],
+            "loss_roi_box": found["loss_box_reg"],
+        }
+        return Losses(means, dict.fromkeys(means, 1))
 
     def copy_weights(self, detector: FasterRCNN) -> None:
         """Take every weight of `detector`, which must have an RPN as wide as conv4 (torchvision's

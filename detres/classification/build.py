@@ -15,6 +15,7 @@ from detres.classification.data.crops import CropDataset, TrainCrop, crop_train_
 from detres.classification.data.in_memory import ArrayTrainBatches
 from detres.classification.model import ClassificationModel
 from detres.classification.structures import ClassTargets, CropBatch
+from detres.engine.batches import WHOLE, Share
 from detres.engine.optimizers import adamw, sgd
 from detres.engine.schedule import Schedule
 from detres.images.source import LabelledImages
@@ -54,8 +55,10 @@ def build_train_batches(
     steps: int,
     start_step: int,
     device: torch.device,
+    share: Share = WHOLE,
 ) -> Iterable[tuple[CropBatch, ClassTargets]]:
-    """Return the augmented batches of the steps start_step..steps - 1.
+    """Return the augmented batches of the steps start_step..steps - 1, or the `share` of them in
+    its parts.
 
     images: in memory (their `size` is known), or encoded.
     """
@@ -63,13 +66,14 @@ def build_train_batches(
     if images.size is not None:
         return ArrayTrainBatches(
             images,
-            batch_size=config.train.batch_size,
+            batch_size=config.train.images_per_step,
             seed=config.seed,
             steps=steps,
             start_step=start_step,
             pad=data.pad,
             flip=data.flip,
             device=device,
+            share=share,
         )
     transform = TrainCrop(
         short_sides=data.short_sides,
@@ -81,11 +85,12 @@ def build_train_batches(
     dataset = CropDataset(images, transform, damaged=data.damaged)
     return crop_train_loader(
         dataset,
-        batch_size=config.train.batch_size,
+        batch_size=config.train.images_per_step,
         seed=config.seed,
         steps=steps,
         start_step=start_step,
         num_workers=data.workers,
+        share=share,
     )
 
 

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import MixUp
 
 from backbones import Backbone, InputSpec
-from detres.classification.structures import ClassLoss, ClassTargets, CropBatch
+from detres.classification.structures import ClassTargets, CropBatch
 from detres.images.normalize import PixelNormalizer
+from detres.losses import Losses
 
 
 class ClassificationModel(nn.Module):
@@ -38,9 +39,11 @@ class ClassificationModel(nn.Module):
         self.net.input_spec = spec
         self.normalizer = PixelNormalizer(spec)
 
-    def forward(self, images: CropBatch, targets: ClassTargets | None = None) -> ClassLoss | Tensor:
-        """Return ClassLoss when targets are given, else logits (N, K); decided by the argument
-        alone.
+    def forward(self, images: CropBatch, targets: ClassTargets | None = None) -> Losses | Tensor:
+        """Return Losses when targets are given, else logits (N, K); decided by the argument alone.
+
+        They are loss_cls, cross entropy in nats, and, watched alone, top1_error, the fraction
+        classified wrongly.
         """
         pixels = self.normalizer(images.pixels)
         if targets is None:
@@ -49,9 +52,16 @@ class ClassificationModel(nn.Module):
         if self.mixup is not None:
             pixels, wanted = self.mixup(pixels, wanted)
         logits = (self.compiled or self.net)(pixels).float()
-        loss = F.cross_entropy(logits, wanted, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(
+            logits, wanted, label_smoothing=self.label_smoothing, reduction="sum"
+        )
         right = wanted if self.mixup is None else wanted.argmax(dim=1)
-        return ClassLoss(loss, (logits.detach().argmax(dim=1) != right).float().mean())
+        wrong = (logits.detach().argmax(dim=1) != right).float().sum()
+        return Losses(
+            {"loss_cls": loss, "top1_error": wrong},
+            {"loss_cls": len(logits), "top1_error": len(logits)},
+            watched=frozenset({"top1_error"}),
+        )
 
     def compile_training(self) -> None:
         """Compile the network for training steps, on a GPU as CUDA graphs; evaluation, with its

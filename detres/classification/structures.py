@@ -1,5 +1,5 @@
 """The values that travel between the parts of classification: disk -> labelled images -> CropBatch,
-ClassTargets -> ClassLoss or logits.
+ClassTargets -> detres.losses or logits.
 
 Everywhere: N images of a batch, K classes. Labels are int64 indices of a ClassMap, 0..K-1; there is
 no background.
@@ -52,21 +52,3 @@ class ClassTargets:
     def pin_memory(self) -> ClassTargets:
         """As CropBatch's."""
         return ClassTargets(self.labels.pin_memory())
-
-
-@dataclass(frozen=True)
-class ClassLoss:
-    """Scalar tensors of one batch: `loss_cls`, cross-entropy in nats, and `top1_error`, the
-    fraction classified wrongly.
-    """
-
-    loss_cls: Tensor
-    top1_error: Tensor
-
-    def total(self) -> Tensor:
-        """Return what is minimised."""
-        return self.loss_cls
-
-    def terms(self) -> dict[str, Tensor]:
-        """Return name -> scalar tensor, in the order above."""
-        return {"loss_cls": self.loss_cls, "top1_error": self.top1_error}

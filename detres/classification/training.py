@@ -24,6 +24,8 @@ from detres.classification.evaluation.top_k import ClassResult
 from detres.classification.model import ClassificationModel
 from detres.classification.structures import ClassTargets, CropBatch
 from detres.classification.weights_file import WING, model_of_state, save_classifier
+from detres.engine.batches import WHOLE, Share
+from detres.engine.distributed import Group
 from detres.engine.probes import compile_failure
 from detres.files import write_text
 from detres.images.source import ImageArrays, ImageShards, LabelledImages
@@ -31,6 +33,7 @@ from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import CLASSIFIER_WEIGHTS, METRICS
 from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
+from detres.runs.settings import share_of
 from detres.runs.state import reading_field
 
 Show = Callable[[str], None]
@@ -53,9 +56,11 @@ class ClassificationTraining:
         train: LabelledImages,
         val: LabelledImages,
         device: torch.device,
+        group: Group,
     ) -> None:
         self.config, self.model, self.train, self.val = config, model, train, val
-        self.device = device
+        self.device, self.group = device, group
+        self.share = share_of(config.train, group)
         self.num_images = len(train)
         self.optimizer = build_class_optimizer(config.train, model)
         self.schedule = build_class_schedule(config.train, len(train))
@@ -63,23 +68,29 @@ class ClassificationTraining:
 
     @classmethod
     def start(
-        cls, config: ClassificationConfig, device: torch.device, show: Show
+        cls,
+        config: ClassificationConfig,
+        device: torch.device,
+        show: Show,
+        group: Group | None = None,
     ) -> ClassificationTraining:
         """Return what a new run trains.
 
-        show: called with a line before something that takes long, and where compiling does not
-        work. Raises what the readers and build_model raise, ValueError for a compilation that was
-        asked for and does not work.
+        group: of the processes that train, None: one alone. show: called with a line before
+        something that takes long, and where compiling does not work. Raises what the readers and
+        build_model raise, ValueError for a compilation that was asked for and does not work.
         """
         torch.manual_seed(config.seed)
         train, val = read_class_splits(config.data, show)
         model = build_model(config, len(train.class_map))
         model.take_input(input_of(config, train, model.net.input_spec))
         compile_where_asked(config.train.compile, model, device, show)
-        return cls(config, model, train, val, device)
+        return cls(config, model, train, val, device, group or Group())
 
     @classmethod
-    def resume(cls, saved: SavedRun, device: torch.device, show: Show) -> ClassificationTraining:
+    def resume(
+        cls, saved: SavedRun, device: torch.device, show: Show, group: Group | None = None
+    ) -> ClassificationTraining:
         """Return what a saved run trained, as its last.pt left it; raises as `start` does, and
         ClassMismatchError when the data have other classes now.
         """
@@ -91,7 +102,7 @@ class ClassificationTraining:
         class_map.require_same(train.class_map, str(path), train.source)
         model = model_of_state(path, state, config, class_map)
         compile_where_asked(config.train.compile, model, device, show)
-        return cls(config, model, train, val, device)
+        return cls(config, model, train, val, device, group or Group())
 
     def describe_data(self) -> str:
         """Return what is trained and evaluated on, in words."""
@@ -123,11 +134,13 @@ class ClassificationTraining:
         listed in the run folder.
         """
         run.list_skipped(self.train.damaged)
-        return self._batches(run, run.progress.step, run.schedule.steps)
+        return self._batches(run, run.progress.step, run.schedule.steps, self.share)
 
     def evaluate(self) -> ClassResult:
-        """Return the errors on the held-out images; writes nothing."""
-        return evaluate_classifier(self.config, self.model, self.val, self.device)
+        """Return the errors on the held-out images, of which each process of the group classifies
+        its share; writes nothing.
+        """
+        return evaluate_classifier(self.config, self.model, self.val, self.device, self.group)
 
     def judge(self, *, whole: bool) -> Judgement:  # noqa: ARG002
         """Return what `evaluate` does, which looks at all held-out images every time."""
@@ -141,10 +154,14 @@ class ClassificationTraining:
         improved: bool,  # noqa: ARG002
         whole: bool,  # noqa: ARG002
     ) -> None:
-        """Write the weights and the numbers of this evaluation, whether it `improved` or not."""
+        """In the first process write the weights and the numbers of this evaluation, whether it
+        `improved` or not.
+        """
         self._write(run, judgement.evaluation)
 
     def _write(self, run: TrainingRun, evaluation: ClassResult) -> None:
+        if not self.group.is_first:
+            return
         path, step = run.folder / CLASSIFIER_WEIGHTS, run.progress.step
         save_classifier(path, self.model, self.config, self.train.class_map, step)
         metrics = json.dumps({"step": step, **evaluation.to_dict()}, indent=2)
@@ -158,7 +175,8 @@ class ClassificationTraining:
         number, steps = self.config.train.recompute_batches, run.schedule.steps
         if not number:
             return
-        crops = (crops.pixels for crops, _ in self._batches(run, steps, steps + number))
+        whole = self._batches(run, steps, steps + number, WHOLE)  # the same in every process
+        crops = (crops.pixels for crops, _ in whole)
         inputs = (self.model.normalizer(pixels.to(self.device)) for pixels in crops)
         recompute_batch_norm(self.model.net, inputs)
         run.log.line(f"batch norm statistics averaged over {number} batches (paper, appendix A)")
@@ -167,9 +185,9 @@ class ClassificationTraining:
         run.log.averaged(run.progress.step, evaluation.metrics)
         self._write(run, evaluation)
 
-    def _batches(self, run: TrainingRun, start: int, end: int) -> Iterator:
+    def _batches(self, run: TrainingRun, start: int, end: int, share: Share) -> Iterator:
         batches = build_train_batches(
-            self.config, self.train, steps=end, start_step=start, device=self.device
+            self.config, self.train, steps=end, start_step=start, device=self.device, share=share
         )
         for images, targets in batches:
             run.list_skipped(images.damaged)

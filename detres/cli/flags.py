@@ -14,7 +14,7 @@ from detres import __version__
 from detres.cli import SHORT
 from detres.cli.advice import CLASSIFICATION, DETECTION, LOCALISATION, Advice, Settings
 from detres.console import accept_any_text, one_line, printable, shortened, write_line
-from detres.runs.resumable import MAY_CHANGE
+from detres.runs.resumable import AUTO, MAY_CHANGE
 from detres.user_files import expanded
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -203,13 +203,32 @@ def add_training_flags(
         nargs="?",
         const="",
         help="continue a run, its folder or name (default: the one saved last; with --cfg or "
-        "--data, of those of its name)",
+        "--data, of those of its name); auto: whatever the run folder holds, --out or of that "
+        "name, else start",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds_given,
+        metavar="S",
+        help="seconds that several processes (torchrun) wait for each other before the late one is "
+        "named (default 1800)",
     )
     parser.add_argument(
         "--accept-data-change",
         action="store_true",
         help="with --resume: go on although the data are not those that the run was trained on",
     )
+
+
+def seconds_given(text: str) -> float:
+    """Return the seconds of --timeout; raises argparse.ArgumentTypeError."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r:.40}: expected seconds, such as 1800")
+    return seconds
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
@@ -271,8 +290,8 @@ def require_resumable(
 
     more: such flags beside --seed and --out.
     """
-    if arguments.resume is None:
-        if arguments.accept_data_change:
+    if arguments.resume in (None, AUTO):
+        if arguments.accept_data_change and arguments.resume is None:
             parser.error("--accept-data-change goes with --resume")
         return
     given = ("--seed", "--out", *more)

@@ -13,6 +13,7 @@ from pathlib import Path
 from detres.cli.flags import CONFIGS, DETECTION_CONFIG
 from detres.detection.published import PUBLISHED_DETECTORS, fault_of_name
 from detres.runs.place import RUNS, folders_called
+from detres.runs.resumable import AUTO
 from detres.user_files import expanded, fault_of
 
 
@@ -90,6 +91,8 @@ _OF_RUNS = (*_BY_NAME, "paths")
 
 def _is_known_by_name(flag: str, name: str) -> bool:
     """Whether it is the name of a run, or may be that of published weights."""
+    if flag == "--resume" and name == AUTO:
+        return True
     is_run = flag in _BY_NAME and bool(folders_called(name))
     return is_run or (flag in _OF_WEIGHTS and _may_be_published(name))
 

@@ -77,6 +77,11 @@ def config_from(arguments: argparse.Namespace, kind: type[AnyConfig], default: P
     return config.model_copy(update={"data": with_data_root(config.data, arguments.data)})
 
 
+def configured_name(arguments: argparse.Namespace, kind: type[Section], default: Path) -> str:
+    """Return the name that the configuration of the flags gives a run."""
+    return read_config(config_path(arguments.cfg, default), kind, arguments.set).name
+
+
 def saved_run(
     arguments: argparse.Namespace,
     kind: type[Section],

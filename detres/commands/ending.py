@@ -16,6 +16,7 @@ from detres.cli.flags import LONGEST_MESSAGE
 from detres.console import accept_any_text, shortened, write_line
 from detres.detection.annotations import NoTruthError
 from detres.detection.data.read import NoSplitError
+from detres.engine.distributed import ElsewhereError, LostProcessError, own_name
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.stop import Interrupted
 from detres.files import TakenFolderError
@@ -159,11 +160,17 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
         # who read what is said, as `head` does, is gone; Python flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         end.status = _PIPE_CLOSED
+    except ElsewhereError:  # another process says what
+        end.status = 1
+    except LostProcessError as error:
+        if error.told_here:
+            write_line(f"error: {error}", sys.stderr)
+        end.status = 1
     except (ValueError, OSError) as error:
-        write_line(f"error: {_message(error, parser)}", sys.stderr)
+        write_line(f"error: {own_name()}{_message(error, parser)}", sys.stderr)
         end.status = 2
     except (NonFiniteLossError, MemoryError, torch.OutOfMemoryError) as error:
-        write_line(f"error: {_message(error, parser)}", sys.stderr)
+        write_line(f"error: {own_name()}{_message(error, parser)}", sys.stderr)
         end.status = 1
     except RuntimeError as error:
         if "DataLoader worker" in str(error):

@@ -7,10 +7,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
-from detres.cli.flags import resume_line_of, say
-from detres.commands.configured import saved_run
+from detres.cli.flags import DETECTION_CONFIG, resume_line_of, say
+from detres.commands.configured import configured_name, saved_run
 from detres.commands.own_data import new_run, run_name
+from detres.commands.several import settle_resume, several
 from detres.detection.alternating import (
     TRAININGS,
     AlternatingRun,
@@ -20,17 +22,23 @@ from detres.detection.alternating import (
 from detres.detection.config import DetectionConfig
 from detres.detection.data.box_policy import AnnotationError
 from detres.detection.weights_file import WING
+from detres.engine.distributed import Group
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Train to the configured end, in a new run folder or a resumed one."""
-    with run_of(arguments) as run:
-        run.train()
+    with several(arguments) as group:
+        with run_of(arguments, group) as run:
+            run.train()
+        say(_done(run))
+
+
+def _done(run: TrainingRun | AlternatingRun) -> str:
     made = [run.folder / name for name in (DETECTOR_WEIGHTS, PICTURE)]
     picture = f", picture {made[1]}" if made[1].exists() else ""
-    say(f"done in {run.duration()}; weights {made[0]}{picture}")
+    return f"done in {run.duration()}; weights {made[0]}{picture}"
 
 
 @contextlib.contextmanager
@@ -47,25 +55,34 @@ def resuming(arguments: argparse.Namespace) -> Iterator[None]:
         ) from None
 
 
-def run_of(arguments: argparse.Namespace) -> TrainingRun | AlternatingRun:
-    """Return what is to be trained, by the scheme of the configuration."""
+def run_of(arguments: argparse.Namespace, group: Group) -> TrainingRun | AlternatingRun:
+    """Return what is to be trained, by the scheme of the configuration, by the processes of
+    `group`.
+    """
     device, resume_line = arguments.device, resume_line_of("train-det")
-    if arguments.resume is None:
-        return new_run(arguments).begin(arguments.out, resume_line=resume_line)
-    saved = saved_run(
+    own = run_name(arguments)
+    settle_resume(
         arguments,
-        DetectionConfig,
-        WING,
-        read=read_saved,
-        name=run_name(arguments),
+        lambda: own or configured_name(arguments, DetectionConfig, DETECTION_CONFIG),
+        group,
     )
+    if arguments.resume is None:
+        with group.together():
+            if group.size > 1 and arguments.time is not None:
+                raise ValueError("--time is measured by one process: give --set train.steps=...")
+            new = new_run(arguments)
+        return replace(new, group=group).begin(arguments.out, resume_line=resume_line)
+    with group.together():
+        saved = saved_run(arguments, DetectionConfig, WING, read=read_saved, name=own)
+        if isinstance(saved, SavedAlternating) and group.size > 1:
+            raise ValueError(f"{saved.folder} trains on one process: resume it without torchrun")
     accepted = arguments.accept_data_change
     if isinstance(saved, SavedAlternating):
         return AlternatingRun.resume(
             saved, device=device, resume_line=resume_line, accept_data_change=accepted
         )
-    with resuming(arguments):
-        training = TRAININGS[saved.config.train.scheme].resume(saved, device)
+    with group.together(), resuming(arguments):
+        training = TRAININGS[saved.config.train.scheme].resume(saved, device, group)
     return TrainingRun.resume(
         saved, training, device=device, resume_line=resume_line, accept_data_change=accepted
     )

@@ -7,17 +7,25 @@ from __future__ import annotations
 import argparse
 
 from detres.cli.flags import LOCALISATION_CONFIG, resume_line_of, say
-from detres.commands.configured import config_from, saved_run
+from detres.commands.configured import config_from, configured_name, saved_run
+from detres.commands.several import require_one_process, settle_resume
 from detres.detection.localisation.config import LocalisationConfig
 from detres.detection.localisation.training import LocalisationTraining
 from detres.detection.localisation.weights_file import WING
+from detres.engine.distributed import Group
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Train to the configured end, in a new run folder or a resumed one."""
+    require_one_process("train-loc")
     device, resume_line = arguments.device, resume_line_of("train-loc")
+    settle_resume(
+        arguments,
+        lambda: configured_name(arguments, LocalisationConfig, LOCALISATION_CONFIG),
+        Group(),
+    )
     if arguments.resume is None:
         config = config_from(arguments, LocalisationConfig, LOCALISATION_CONFIG)
         training = LocalisationTraining.start(config, device)

@@ -48,7 +48,7 @@ from detres.detection.models.roi_pool import RoIPooler
 from detres.detection.models.rpn import RPN, ProposalCounts, RPNHead, RPNSettings
 from detres.detection.models.sampler import Sampler
 from detres.detection.structures import Proposals, Scale
-from detres.engine.batches import StepSampler, make_loader, once_in_order
+from detres.engine.batches import WHOLE, Share, StepSampler, make_loader, once_in_order
 from detres.images.normalize import PixelNormalizer
 from detres.network import NetworkWeightsError, build_network, settings_named
 
@@ -333,9 +333,10 @@ def train_loader(
     seed: int,
     start_step: int = 0,
     num_workers: int = 0,
+    share: Share = WHOLE,
 ) -> DataLoader:
     """Return a loader of (ImageBatch, list[Target]) for the steps start_step..steps - 1, in
-    StepSampler's order.
+    StepSampler's order, of `batch_size` images each, or the `share` of them in its parts.
 
     The batches depend on neither num_workers nor start_step, so a resumed run sees what a straight
     one would.
@@ -346,13 +347,17 @@ def train_loader(
         seed=seed,
         steps=steps,
         start_step=start_step,
+        share=share,
     )
     return make_loader(dataset, collate, sampler, num_workers)
 
 
-def eval_loader(dataset: DetectionDataset, *, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """Return a loader of (ImageBatch, list[Target]) over all images once, in their order; the last
-    batch may be short.
+def eval_loader(
+    dataset: DetectionDataset, *, batch_size: int, num_workers: int = 0, share: Share = WHOLE
+) -> DataLoader:
+    """Return a loader of (ImageBatch, list[Target]) over all images once, in their order, or the
+    `share` of their batches; the last batch may be short.
     """
     together = dataset.collate if isinstance(dataset, PyramidDataset) else collate
-    return make_loader(dataset, together, once_in_order(len(dataset), batch_size), num_workers)
+    batches = once_in_order(len(dataset), batch_size, share)
+    return make_loader(dataset, together, batches, num_workers)

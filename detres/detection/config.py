@@ -54,7 +54,7 @@ class BackboneConfig(NetworkConfig):
     name: str = "resnet101"  # a ResNet with a stage for the regions, or a VGG
     stride_placement: Literal["original", "torchvision"] | None = "original"
     # paper, appendix A: batch norm is fixed in detection
-    norm: Literal["frozen", "batch", "group"] | None = "frozen"
+    norm: Literal["frozen", "batch", "sync", "group"] | None = "frozen"
     # conv1 and conv2_x stay as pretrained (py-faster-rcnn, Detectron)
     freeze_at: Annotated[int, Field(ge=0, le=4)] = 2
 
@@ -596,7 +596,7 @@ class DetectionTrainConfig(TrainConfig):
             return num_held_out
         number = self.eval_images
         if number == "auto":
-            number = max(_LEAST_LOOKED_AT, every * self.batch_size // _TRAINED_A_LOOK)
+            number = max(_LEAST_LOOKED_AT, every * self.images_per_step // _TRAINED_A_LOOK)
             number = num_held_out if number > _MOST_OF_THEM * num_held_out else number
         return min(number, num_held_out)
 
@@ -610,9 +610,9 @@ class DetectionTrainConfig(TrainConfig):
         least = sum(PHASE_SHARES)
         if self.phase_steps is None and total < least:  # of `epochs`: see _phases_fit
             raise ValueError(
-                f"train.epochs {self.epochs:g} of {num_images} images, {self.batch_size} a step, "
-                f"gives {total} steps, and train.scheme=alternating divides them among four: give "
-                f"train.epochs={least * self.batch_size / max(num_images, 1):.3g} or more"
+                f"train.epochs {self.epochs:g} of {num_images} images, {self.images_per_step} a "
+                f"step, gives {total} steps, and train.scheme=alternating divides them among four: "
+                f"give train.epochs={least * self.images_per_step / max(num_images, 1):.3g} or more"
             )
         lengths = self.phase_steps or _shared_out(total)
         drops = self.phase_milestones or [_scaled(milestones, total, length) for length in lengths]

@@ -17,6 +17,8 @@ from detres.detection.annotations import Annotations
 from detres.detection.build import build_val_set, eval_loader
 from detres.detection.config import DetectionConfig
 from detres.detection.structures import ImageBatch, Predictions, Proposals, Scale, Target
+from detres.engine.batches import WHOLE, Share
+from detres.engine.distributed import Group
 from detres.eval_mode import evaluating
 
 _CHOICE = 2
@@ -30,6 +32,7 @@ class HeldOut:
     val: all of them; part: those, (number,) in the order of `val`, drawn by the seed of `config`;
     of two numbers the larger has the images of the smaller and more. proposals: of the images of
     `val`, None without. other_scales: further ones at which the detector wants to see them.
+    share: of the batches, what one of several processes looks at.
     """
 
     def __init__(
@@ -40,8 +43,9 @@ class HeldOut:
         *,
         proposals: Proposals | None = None,
         other_scales: tuple[Scale, ...] = (),
+        share: Share = WHOLE,
     ) -> None:
-        self.val, self.config, self.other_scales = val, config, other_scales
+        self.val, self.config, self.other_scales, self.share = val, config, other_scales, share
         self.all_batches = self._batches(val, proposals)
         self.part, self.part_batches, self.rows = val, self.all_batches, np.arange(len(val))
         if number < len(val):
@@ -74,6 +78,7 @@ class HeldOut:
             build_val_set(self.config.model, images, self.other_scales, proposals),
             batch_size=self.config.eval.batch_size,
             num_workers=self.config.data.workers,
+            share=self.share,
         )
 
 
@@ -112,20 +117,26 @@ class WithLosses:
             self._take(images, targets)
             yield images, targets
 
-    def means(self) -> dict[str, float]:
+    def means(self, group: Group) -> dict[str, float]:
         """Return "val_loss", the total, and "val_" and the name of every term: means over the
-        images that have passed; empty without any.
+        images that have passed in all processes of `group`; empty without any.
         """
-        return {f"val_{name}": value.item() / self.number for name, value in self.sums.items()}
+        own = {name: value.item() for name, value in self.sums.items()}
+        found = group.gather((own, self.number))
+        self.number = sum(number for _, number in found)
+        names = dict.fromkeys(name for sums, _ in found for name in sums)
+        return {
+            f"val_{name}": sum(sums.get(name, 0.0) for sums, _ in found) / self.number
+            for name in names
+        }
 
     def _take(self, images: ImageBatch, targets: list[Target]) -> None:
-        generators = [self.device] if self.device.type == "cuda" else []
-        with evaluating(self.model), torch.random.fork_rng(generators):
+        with evaluating(self.model):
             for row, image_id in enumerate(images.ids):
                 if image_id not in self.place:
                     continue
-                torch.manual_seed((self.seed * 1_000_003 + self.place[image_id]) % 2**63)
-                one = images.select([row]).to(self.device)
+                seed = self.seed * 1_000_003 + self.place[image_id]
+                one = replace(images.select([row]).to(self.device), seeds=(seed,))
                 losses = self.model(one, [targets[row].to(self.device)])
                 for name, value in {"loss": losses.total(), **losses.terms()}.items():
                     self.sums[name] = self.sums.get(name, 0.0) + value

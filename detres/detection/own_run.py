@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 
@@ -21,6 +21,7 @@ from detres.detection.duration import LENGTHS, in_units, seconds_of
 from detres.detection.named_weights import weights_called
 from detres.detection.own_data import OwnData
 from detres.detection.time_budget import pace_of, with_time
+from detres.engine.distributed import Group
 from detres.runs.run import ResumeLine, TrainingRun
 
 Say = Callable[[str], None]
@@ -32,7 +33,7 @@ class NewRun:
     """What is to be trained on `device`: the checked configuration, the weights file of a detector
     to start from, and train and val where they were read to settle it.
 
-    said: whether the settings were said when they were chosen.
+    said: whether the settings were said when they were chosen. group: of the processes that train.
     """
 
     config: DetectionConfig
@@ -40,6 +41,7 @@ class NewRun:
     init_from: str | None = None
     read: tuple[Annotations, Annotations] | None = None
     said: bool = False
+    group: Group = field(default_factory=Group)
 
     @classmethod
     def on(
@@ -101,14 +103,22 @@ class NewRun:
         self, out: str | Path | None, *, resume_line: ResumeLine
     ) -> TrainingRun | AlternatingRun:
         """Return the run, begun in a new folder: `out`, or the next free one of its name under
-        runs/; raises what new_run_folder raises.
+        runs/; raises what new_run_folder raises, ValueError for several processes and alternating
+        training.
         """
-        config, device = self.config, self.device
+        config, device, group = self.config, self.device, self.group
+        if config.train.scheme == "alternating" and group.size > 1:
+            raise ValueError(
+                "train.scheme=alternating trains on one process: start it without torchrun"
+            )
         if config.train.scheme == "alternating":
             return AlternatingRun.start(
                 config, out, device=device, resume_line=resume_line, init_from=self.init_from
             )
-        training = TRAININGS[config.train.scheme].start(config, device, self.init_from, self.read)
+        with group.together():
+            training = TRAININGS[config.train.scheme].start(
+                config, device, self.init_from, self.read, group
+            )
         return TrainingRun.start(
             training, out, device=device, resume_line=resume_line, settings_said=self.said
         )

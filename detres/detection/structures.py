@@ -1,5 +1,5 @@
 """The values that travel between the parts of detection: disk -> Annotations -> Target ->
-ImageBatch -> Losses or Detections -> Predictions; RPN -> Proposals -> disk -> ImageBatch.
+ImageBatch -> detres.losses or Detections -> Predictions; RPN -> Proposals -> disk -> ImageBatch.
 
 Everywhere: N images, M ground-truth boxes, P proposals, D detections, K classes without background.
 Boxes are
@@ -135,7 +135,9 @@ class ImageBatch:
     true sizes inside the padding. original_sizes: N (h, w) px of the files as read, before
     resizing. ids: N image ids. proposals: where regions were proposed before, N tensors (P, 4)
     float32 xyxy px of the batch, best first, for Fast R-CNN; None: there are none. others: the same
-    images at further scales, where a detector looks at several.
+    images at further scales, where a detector looks at several. seeds: N whole numbers, of what
+    is drawn at random for each image in training, whatever batch it is in; None: torch's global
+    generator draws.
     """
 
     pixels: Tensor
@@ -144,6 +146,7 @@ class ImageBatch:
     ids: tuple[ImageId, ...]
     proposals: tuple[Tensor, ...] | None = None
     others: Mapping[Scale, ImageBatch] = field(default_factory=dict)
+    seeds: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -166,6 +169,7 @@ class ImageBatch:
             ids=tuple(self.ids[n] for n in rows),
             proposals=proposals,
             others={scale: batch.select(rows) for scale, batch in self.others.items()},
+            seeds=None if self.seeds is None else tuple(self.seeds[n] for n in rows),
         )
 
     def pin_memory(self) -> ImageBatch:
@@ -173,6 +177,15 @@ class ImageBatch:
         its name.
         """
         return self._moved(Tensor.pin_memory)
+
+    def generator(self, n: int, stream: int) -> torch.Generator | None:
+        """Return what draws for image `n`, one of two independent `stream`s (0, 1), on the device
+        of the pixels; None where torch's global generator does.
+        """
+        if self.seeds is None:
+            return None
+        drawing = torch.Generator(self.pixels.device)
+        return drawing.manual_seed((2 * self.seeds[n] + stream) % 2**63)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> ImageBatch:
         proposals = None if self.proposals is None else tuple(map(move, self.proposals))
@@ -219,23 +232,6 @@ class Detections:
     def to(self, device: torch.device | str) -> Detections:
         """Return it on `device`."""
         return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The losses of what was trained, by name, as scalar tensors: of Faster R-CNN loss_rpn_cls and
-    loss_roi_cls in nats, loss_rpn_box and loss_roi_box of dimensionless deltas.
-    """
-
-    named: dict[str, Tensor]
-
-    def total(self) -> Tensor:
-        """Return the unweighted sum, as in the joint training of Faster R-CNN."""
-        return sum(self.named.values())
-
-    def terms(self) -> dict[str, Tensor]:
-        """Return name -> scalar tensor."""
-        return self.named
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from detres.detection.training import DetectionTraining
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
 from detres.engine.progress import Progress
+from detres.runs.settings import share_of
 
 LEAST_STEPS = 20
 
@@ -101,10 +102,11 @@ def pace_of(training: DetectionTraining, *, began: float, building: float) -> Pa
     settings = training.config.train.settled(training.device)[0]
     batches = train_loader(
         training.data.train_set,
-        batch_size=settings.batch_size,
+        batch_size=settings.images_per_step,
         steps=_TIMED,
         seed=training.config.seed,
         num_workers=training.config.data.workers,
+        share=share_of(settings, training.group),
     )
     fit(
         training.model,
@@ -113,6 +115,7 @@ def pace_of(training: DetectionTraining, *, began: float, building: float) -> Pa
         schedule=replace(training.schedule, steps=_TIMED, milestones=()),
         settings=LoopSettings(
             seed=training.config.seed,
+            accumulate=settings.accumulate,
             log_every=_TIMED,
             save_every=_TIMED + 1,
             clip_grad_norm=settings.clip_grad_norm,
@@ -120,6 +123,7 @@ def pace_of(training: DetectionTraining, *, began: float, building: float) -> Pa
         ),
         run=trial,
         device=training.device,
+        group=training.group,
     )
     step = (trial.ends[-1] - trial.ends[0]) / (_TIMED - 1)
     return Pace(step, trial.image, time.monotonic() - began + building)

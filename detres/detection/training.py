@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from detres.class_map import ClassMap
@@ -30,7 +30,7 @@ from detres.detection.data.split import write_split
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.evaluation_files import write_evaluation, write_training_curves
-from detres.detection.inference.dataset import detect_dataset
+from detres.detection.inference.dataset import detect_dataset, joined_predictions
 from detres.detection.judging import Batches, HeldOut, WithLosses
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.structures import Predictions, Proposals, Scale
@@ -44,6 +44,7 @@ from detres.detection.weights_file import (
     require_same_context,
     save_detector,
 )
+from detres.engine.distributed import Group
 from detres.engine.ema import having
 from detres.engine.progress import is_better
 from detres.files import (
@@ -57,7 +58,7 @@ from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PREDICTIONS, SPLIT
 from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
-from detres.runs.settings import build_optimizer, build_schedule
+from detres.runs.settings import build_optimizer, build_schedule, share_of
 from detres.runs.state import reading_field
 from detres.waiting import counted
 
@@ -101,8 +102,12 @@ class DetectionTraining:
         detector: FasterRCNN,
         data: DetectionData,
         device: torch.device,
+        group: Group,
     ) -> None:
-        self.config, self.data, self.device = config, data, device
+        self.config, self.data, self.device, self.group = config, data, device, group
+        self.share = share_of(config.train, group)
+        if group.size > 1 and config.train.scheme == "rpn":
+            raise ValueError("train.scheme=rpn trains on one process: start it without torchrun")
         self.detector = detector.to(device)
         if config.train.shared_layers == "fixed":
             detector.backbone.freeze(len(detector.backbone.channels))
@@ -127,6 +132,7 @@ class DetectionTraining:
             number,
             proposals=self.data.val_proposals,
             other_scales=self.other_scales,
+            share=self.group.share,
         )
 
     def trained_part(self) -> nn.Module:
@@ -140,11 +146,13 @@ class DetectionTraining:
         device: torch.device,
         init_from: str | None = None,
         read: tuple[Annotations, Annotations] | None = None,
+        group: Group | None = None,
     ) -> DetectionTraining:
         """Return what a new run trains.
 
         init_from: weights file of a trained detector, of these or other classes, to start from, in
-        place of the backbone's weights. read: see DetectionData. Raises what DetectionData,
+        place of the backbone's weights. read: see DetectionData. group: of the processes that
+        train, None: one alone. Raises what DetectionData,
         build_detector and start_from raise, ValueError for shared layers that are random and fixed.
         """
         fixed = config.train.shared_layers == "fixed"
@@ -160,7 +168,7 @@ class DetectionTraining:
         if init_from is not None:
             report = start_from(detector, config.model, class_map, Path(init_from), notes.append)
             notes.append(report)
-        training = cls(config, detector, data, device)
+        training = cls(config, detector, data, device, group or Group())
         training.init_from = None if init_from is None else str(Path(init_from).absolute())
         if detector.backbone.load_report is not None:
             notes.insert(0, str(detector.backbone.load_report))
@@ -168,8 +176,10 @@ class DetectionTraining:
         return training
 
     @classmethod
-    def resume(cls, saved: SavedRun, device: torch.device) -> DetectionTraining:
-        """Return what a saved run trained, as its last.pt left it.
+    def resume(
+        cls, saved: SavedRun, device: torch.device, group: Group | None = None
+    ) -> DetectionTraining:
+        """Return what a saved run trained, as its last.pt left it; group: as of `start`.
 
         Raises what DetectionData raises, ClassMismatchError when the data have other classes now,
         CheckpointError when the weights do not fit.
@@ -180,7 +190,7 @@ class DetectionTraining:
             class_map = ClassMap.from_dict(saved.state["classes"])
         class_map.require_same(train.class_map, str(path), train.source)
         detector = build_detector(saved.config.model, len(class_map), pretrained=False)
-        training = cls(saved.config, detector, data, device)
+        training = cls(saved.config, detector, data, device, group or Group())
         with reading_field(path, "model"):
             tensors = current_names(saved.state["model"])
             require_same_context(detector, tensors, path)
@@ -274,16 +284,17 @@ class DetectionTraining:
         """Return the batches of the run's steps that are not done."""
         return train_loader(
             self.data.train_set,
-            batch_size=self.config.train.batch_size,
+            batch_size=self.config.train.images_per_step,
             steps=run.schedule.steps,
             seed=self.config.seed,
             start_step=run.progress.step,
             num_workers=self.config.data.workers,
+            share=self.share,
         )
 
     def judge(self, *, whole: bool) -> Judgement:
         """Return the numbers on the held-out images, the `whole` or those that all evaluations look
-        at, and the losses on these; writes nothing.
+        at, and the losses on these; writes nothing. Each process of the group looks at its share.
         """
         held_out = self.held_out
         truth = held_out.val if whole else held_out.part
@@ -294,17 +305,32 @@ class DetectionTraining:
             seed=self.config.seed,
             device=self.device,
         )
-        found = self.find(truth, batches)
+        found = self.found_together(truth, batches)
+        losses = batches.means(self.group)
+        if found is None:
+            return self.group.broadcast(None)
         evaluation = compared = self.measure(truth, found)
         if whole and held_out.is_divided:
             compared = self.measure(held_out.part, self.of_part(found))
-        return Judgement(
-            evaluation,
-            compared.metrics[compared.best_metric],
-            images=(len(truth), len(held_out.val)),
-            losses=batches.means(),
-            loss_images=batches.number,
+        return self.group.broadcast(
+            Judgement(
+                evaluation,
+                compared.metrics[compared.best_metric],
+                images=(len(truth), len(held_out.val)),
+                losses=losses,
+                loss_images=batches.number,
+            )
         )
+
+    def found_together(self, truth: Annotations, batches: Batches) -> Predictions | None:
+        """Return what all processes of the group find in the images of `truth`, of which this one
+        looks at `batches`, in the order of `truth`; None in all but the first.
+        """
+        found = self.find(truth, batches)
+        if self.group.size == 1:
+            return found
+        shares = self.group.gather(found)
+        return joined_predictions(shares, truth.image_ids) if self.group.is_first else None
 
     def find(self, truth: Annotations, batches: Batches) -> Predictions:
         """Return what is found in the images of `truth`, which come in `batches`."""
@@ -331,8 +357,8 @@ class DetectionTraining:
         keep_detector(folder, self.detector, self.config, truth, evaluation, step, self.origin)
 
     def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
-        """Write the curves of the run; of the best evaluation so far also weights, detections,
-        numbers and pictures, which cost a second and are of those weights.
+        """In the first process write the curves of the run; of the best evaluation so far also
+        weights, detections, numbers and pictures, which cost a second and are of those weights.
 
         On the way the best is the one with the highest metric on the images that all evaluations
         look at, the earlier of two equal ones. At the end the last weights, which are evaluated on
@@ -340,10 +366,11 @@ class DetectionTraining:
         that are ahead there are evaluated on all as well, and are the best where they are ahead
         again. So numbers are only compared that are of the same images.
         """
-        write_training_curves(run.folder)
+        if self.group.is_first:
+            write_training_curves(run.folder)
         if not improved and whole and self.held_out.is_divided:
             improved = not self._earlier_is_best(run, judgement)
-        if improved:
+        if improved and self.group.is_first:
             truth = self.held_out.val if whole else self.held_out.part
             self.write(run.folder, judgement.evaluation, run.progress.step, truth)
 
@@ -351,33 +378,47 @@ class DetectionTraining:
         """Whether the weights in the run folder are ahead of those after the last step on all
         held-out images; what is kept is then of all, too.
         """
-        last, path = judgement.evaluation, run.folder / DETECTOR_WEIGHTS
+        last, kept = judgement.evaluation, None
         if run.progress.best is None:  # nothing could be measured on the way, or kept
             return False
-        try:
-            tensors, step = read_tensors(path)
-            require_fitting(self.detector, tensors, path)
-        except CheckpointError as error:
-            run.log.line(f"note: {first_line(error)}: the weights of the last step are kept")
+        if self.group.is_first:
+            kept = self._kept_earlier(run)
+        kept = self.group.broadcast(kept)
+        if kept is None:
             return False
+        tensors, step = kept
         run.log.line(
             f"ahead on the way was step {step}: evaluated on all held-out images, too, to choose "
             "the best"
         )
         with having(self.detector, tensors):
-            found = self.find(self.held_out.val, self.held_out.all_batches)
+            found = self.found_together(self.held_out.val, self.held_out.all_batches)
+            if found is None:  # the first process decides and writes
+                return self.group.broadcast(None)
             earlier = self.measure(self.held_out.val, found)
             best = earlier.best_metric
             ahead = is_better(earlier.metrics[best], last.metrics[best])
             if ahead:
                 self.write(run.folder, earlier, step, self.held_out.val)
-        kept = step if ahead else run.progress.step
         run.log.line(
             f"{best} on all: {shown_metric(earlier.metrics[best])} after step {step}, "
             f"{shown_metric(last.metrics[best])} after step {run.progress.step}; kept are the "
-            f"weights of step {kept}"
+            f"weights of step {step if ahead else run.progress.step}"
         )
-        return ahead
+        return self.group.broadcast(ahead)
+
+    def _kept_earlier(self, run: TrainingRun) -> tuple[dict[str, Tensor], int] | None:
+        """The weights in the run folder and their step; None, which is said, where they cannot be
+        read.
+        """
+        path = run.folder / DETECTOR_WEIGHTS
+        try:
+            tensors, step = read_tensors(path)
+            require_fitting(self.detector, tensors, path)
+        except CheckpointError as error:
+            run.log.line(f"note: {first_line(error)}: the weights of the last step are kept")
+            return None
+        return tensors, step
 
 
 def shown_metric(value: float | None) -> str:

@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which images of a step a process looks at: of each of `parts` equal parts of the step, one
+    after the other, the `rank`-th of `size` equal shares.
+    """
+
+    rank: int = 0
+    size: int = 1
+    parts: int = 1
+
+    def of(self, items: Sequence[Part]) -> list[Sequence[Part]]:
+        """Return this process's share of each part, `parts` sequences of the same length; raises
+        ValueError for a number of items that cannot be divided so.
+        """
+        each, rest = divmod(len(items), self.size * self.parts)
+        if rest:
+            raise ValueError(
+                f"{len(items)} images a step cannot be divided among {self.size} processes in "
+                f"{self.parts} parts"
+            )
+        starts = [(part * self.size + self.rank) * each for part in range(self.parts)]
+        return [items[start : start + each] for start in starts]
+
+
+WHOLE = Share()
+"""What one process by itself gets."""
 
 
 class StepSampler:
@@ -21,9 +53,10 @@ class StepSampler:
     up with images of the same epoch drawn again. So every batch is full and every image comes once
     an epoch, up to batch_size - 1 of them twice (oftener only when N < batch_size). Batches come in
     random order. start_step: the first step to give; the order before it is not replayed. steps:
-    the first step not to give.
+    the first step not to give. share: of a step, what one of several processes gets, in as many
+    lists as the step has parts; the steps are the same for all shares.
 
-    Raises ValueError without images or for a batch_size below 1.
+    Raises ValueError without images, for a batch_size below 1, and where it cannot be shared out.
     """
 
     def __init__(
@@ -35,6 +68,7 @@ class StepSampler:
         steps: int,
         start_step: int = 0,
         group_by_aspect: bool = True,
+        share: Share = WHOLE,
     ) -> None:
         if len(aspect_ratios) == 0 or batch_size < 1:
             raise ValueError(
@@ -48,11 +82,18 @@ class StepSampler:
             start_step,
         )
         self.steps_per_epoch = -(-len(self.tall) // batch_size)
+        self.share = share
+        share.of(range(batch_size))
 
     def __len__(self) -> int:
-        return max(0, self.steps - self.start_step)
+        return max(0, self.steps - self.start_step) * self.share.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.whole_steps():
+            yield from self.share.of(step)
+
+    def whole_steps(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield every step with the images of all shares."""
         epoch, batches = -1, np.zeros((0, 0))
         for step in range(self.start_step, self.steps):
             if step // self.steps_per_epoch != epoch:
@@ -98,12 +139,17 @@ def make_loader(
     )
 
 
-def once_in_order(num_items: int, batch_size: int) -> list[list[tuple[int, int]]]:
+def once_in_order(
+    num_items: int, batch_size: int, share: Share = WHOLE
+) -> list[list[tuple[int, int]]]:
     """Return batches of (index, item seed 0) in which every item comes once, in order; the last one
     may be short.
+
+    share: of several processes each gets every size-th of the batches, so there may be none.
     """
     items = [(index, 0) for index in range(num_items)]
-    return [items[start : start + batch_size] for start in range(0, num_items, batch_size)]
+    batches = [items[start : start + batch_size] for start in range(0, num_items, batch_size)]
+    return batches[share.rank :: share.size]
 
 
 def targets_to(device: torch.device, targets: object) -> object:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from detres.engine.step import Batch
+
 
 class NonFiniteLossError(RuntimeError):
     """A loss or a gradient became NaN or infinite; the message names the loss term, or the
@@ -20,23 +22,22 @@ class NonFiniteLossError(RuntimeError):
         self,
         model: nn.Module,
         terms: dict[str, Tensor],
-        images: object,
-        targets: object,
+        parts: list[Batch],
         *,
         step: int,
         lr: float,
     ) -> None:
-        """terms: name -> scalar tensor. images: have .ids. targets: of the batch, or a list of
-        those of each image. step: the steps done before this one.
+        """terms: name -> scalar tensor. parts: the batches of the step, of images that have .ids.
+        step: the steps done before this one.
         """
         values = {name: value.item() for name, value in terms.items()}
-        ids = list(images.ids)
+        ids = [image_id for images, _ in parts for image_id in images.ids]
         self.record = {
             "step": step,
             "lr": lr,
             "terms": values,
             "images": ids,
-            "targets": _plain(targets),
+            "targets": _plain([each for _, targets in parts for each in _listed(targets)]),
         }
         bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
         what = "non-finite loss" if bad else "finite loss but non-finite gradient"
@@ -54,6 +55,11 @@ class NonFiniteLossError(RuntimeError):
     def written_to(self, path: Path) -> None:
         """Say in the message where the record now is."""
         self.args = (f"{self}; the batch is in {path}",)
+
+
+def _listed(targets: object) -> list:
+    """Those of each image, or of a whole batch as one."""
+    return targets if isinstance(targets, list) else [targets]
 
 
 def _plain(target: object) -> object:

@@ -143,6 +143,32 @@ class RunLog:
                 self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
 
+class QuietLog:
+    """The log of a process that follows another one, which writes: it only begins its averages anew
+    when that one does.
+    """
+
+    def step_done(self, step: int, meter: Meter, *, lr: float, every: int) -> None:  # noqa: ARG002
+        """Forget what `meter` holds every `every` steps."""
+        if step % every == 0:
+            meter.flush()
+
+    def evaluation(self, step: int, record: dict[str, float | None]) -> None:
+        """Log nothing."""
+
+    def averaged(self, step: int, record: dict[str, float | None]) -> None:
+        """Log nothing."""
+
+    def line(self, text: str) -> None:
+        """Print nothing."""
+
+    def flush(self) -> None:
+        """Wait for nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 def _is_of(line: bytes, progress: Progress) -> bool:
     """Whether a record belongs to what a resumed run has done; a line cut off by a crash does
     not.

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from detres.engine.batches import targets_to
+from detres.engine.distributed import Group
 from detres.engine.ema import WeightAverage
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.log import RunLog
@@ -18,23 +18,28 @@ from detres.engine.optimizers import clip_gradients, gradient_norm, set_rate
 from detres.engine.probes import Precision
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
+from detres.engine.step import Batch, GradientStep, in_steps
 from detres.engine.stop import Interrupted, StopSignals
+
+_NAMED = 8
+"""Images of a step that are named where a process is late."""
 
 
 @dataclass(frozen=True)
 class LoopSettings:
     """How the loop goes on.
 
-    seed: of the randomness inside the model (sampling), drawn anew from (seed, step), so that a
-    resumed run repeats a straight one. log_every, save_every: steps. eval_every: steps, 0: only at
-    the end. early_stopping: evaluations in a row without a better one, after which the run is over,
-    0: never. clip_grad_norm: largest 2-norm of all gradients together, None: no limit. precision:
-    "bf16" runs the forward under autocast.
+    seed: of the randomness inside the model (dropout), drawn anew from (seed, step), so that a
+    resumed run repeats a straight one. accumulate: batches a step. log_every, save_every: steps.
+    eval_every: steps, 0: only at the end. early_stopping: evaluations in a row without a better
+    one, after which the run is over, 0: never. clip_grad_norm: largest 2-norm of all gradients
+    together, None: no limit. precision: "bf16" runs the forward under autocast.
     """
 
     seed: int
     log_every: int
     save_every: int
+    accumulate: int = 1
     eval_every: int = 0
     early_stopping: int = 0
     clip_grad_norm: float | None = None
@@ -65,17 +70,20 @@ def fit(
     settings: LoopSettings,
     run: Run,
     device: torch.device,
+    group: Group,
 ) -> None:
     """Train from the run's step to the last of `schedule`, or until early stopping, saving and
     evaluating on the way and there; first of all, evaluate where that was due when the run stopped.
 
-    model: (images, targets) -> an object with .terms() (name -> scalar tensor) and .total().
-    batches: (images, targets) from the run's step on; images have .to(device), len() and .ids,
-    targets, or each of a list of them, .to(device). Raises NonFiniteLossError before the weights
-    are touched, Interrupted after saving, ValueError when `batches` ends early.
+    model: (images, targets) -> Losses. batches: (images, targets) from the run's step on, as many a
+    step as the settings say, of the images that this process of `group` looks at; images have
+    .to(device), len() and .ids, targets, or each of a list of them, .to(device). Raises
+    NonFiniteLossError before the weights are touched, Interrupted after saving, ValueError when
+    `batches` ends early.
     """
     progress, meter, end = run.progress, run.meter, (schedule.steps, settings.early_stopping)
-    with StopSignals() as stop:
+    gradients = GradientStep(model, group.wrapped(model), group, device, settings.precision)
+    with StopSignals(group) as stop:
         model.train()
         if progress.evaluation_is_due(settings.eval_every, *end):
             run.evaluate()
@@ -83,28 +91,31 @@ def fit(
         if progress.is_over(*end):
             return
         meter.wait_for_data()
-        for images, targets in batches:
+        group.doing(f"waiting for the images of step {progress.step + 1}")
+        for parts in in_steps(batches, settings.accumulate):
             meter.data_ready()
+            group.doing(f"step {progress.step + 1}, images {_named(parts)}")
             lr = set_rate(optimizer, schedule.at(progress))
-            torch.manual_seed((settings.seed * 1_000_003 + progress.step) % 2**63)
-            images, targets = images.to(device), targets_to(device, targets)
             optimizer.zero_grad(set_to_none=True)  # before the forward, which needs the memory
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                losses = model(images, targets)
-                total, terms = losses.total(), losses.terms()
-            total.backward()
+            total, terms = gradients.take(
+                parts, (settings.seed * 1_000_003 + progress.step) % 2**63
+            )
             norm = gradient_norm(model)
             # The step's one wait for the device: nothing non-finite may reach the weights.
-            if not torch.isfinite(total.detach() + norm):
-                raise NonFiniteLossError(model, terms, images, targets, step=progress.step, lr=lr)
+            if not torch.isfinite(total + norm):
+                raise NonFiniteLossError(model, terms, parts, step=progress.step, lr=lr)
             clip_gradients(model, settings.clip_grad_norm, norm)
             optimizer.step()
             schedule.advance(progress, terms)
             if run.average is not None:
                 run.average.update(model, progress.step)
-            meter.step_done({"loss": total, **terms, "grad_norm": norm}, len(images))
+            meter.step_done(
+                {"loss": total, **terms, "grad_norm": norm},
+                group.size * sum(len(i) for i, _ in parts),
+            )
             run.log.step_done(progress.step, meter, lr=lr, every=settings.log_every)
-            due, stopping = progress.evaluation_is_due(settings.eval_every, *end), stop.asked
+            due = progress.evaluation_is_due(settings.eval_every, *end)
+            stopping = stop.asked_anywhere()
             if due or stopping or progress.step % settings.save_every == 0:
                 run.save()
             if stopping:
@@ -115,4 +126,12 @@ def fit(
             if progress.is_over(*end):
                 return
             meter.wait_for_data()
+            group.doing(f"waiting for the images of step {progress.step + 1}")
     raise ValueError(f"batches ended after step {progress.step}, expected {schedule.steps}")
+
+
+def _named(parts: list[Batch]) -> str:
+    """The first images of a step, for a message."""
+    ids = [image_id for images, _ in parts for image_id in images.ids]
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return ", ".join(map(str, ids[:_NAMED])) + more

@@ -6,6 +6,7 @@ import signal
 import sys
 
 from detres.console import write_line
+from detres.engine.distributed import Group
 
 
 class Interrupted(Exception):
@@ -17,10 +18,12 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into a request read between steps; a second Ctrl-C stops at once."""
+    """Turns SIGINT and SIGTERM into a request read between steps, of one process of `group` into
+    one of all; a second Ctrl-C stops at once.
+    """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, group: Group) -> None:
+        self.asked, self.group = False, group
 
     def __enter__(self) -> StopSignals:
         self.previous = {}
@@ -35,15 +38,24 @@ class StopSignals:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+    def asked_anywhere(self) -> bool:
+        """Return whether a stop was asked of any process of the group, all of which must ask."""
+        self.asked = self.group.any(self.asked)
+        return self.asked
+
     def raise_if_asked(self, step: int) -> None:
-        """Raise Interrupted when a stop was asked for; `step` steps are done and saved."""
-        if self.asked:
+        """Raise Interrupted when a stop was asked of any process; `step` steps are done and
+        saved.
+        """
+        if self.asked_anywhere():
             raise Interrupted(step)
 
     def _ask(self, *_: object) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if not self.group.is_first:
+            return
         write_line(
             "\nstopping when this step (and the evaluation, if one is under way) is done and saved;"
             " once more stops at once",

@@ -128,7 +128,7 @@ class Entry:
         for training in self.cell.in_order():
             if (cost := training.cost) is not None:
                 settings = config_of(training, configs).train
-                images = settings.steps * settings.batch_size
+                images = settings.steps * settings.images_per_step
                 hours[cost.device] = hours.get(cost.device, 0) + images * cost.seconds / 3600
         return ", ".join(
             f"{total:,.{0 if total >= 10 else 1}f} h of {device}" for device, total in hours.items()

@@ -103,6 +103,11 @@ def newest_run(name: str) -> Path:
     raise NoRunError(f"no run to resume: no {STATE} in {RUNS / name}, {RUNS / name}-2, ...{there}")
 
 
+def is_saved(folder: Path) -> bool:
+    """Return whether a run was saved in `folder`, so that it can be resumed."""
+    return _last_saved(folder) is not None
+
+
 def saved_runs() -> list[Path]:
     """Return the folders below runs/ in which a run was saved, the one saved last first."""
     saved = {path: time for path in RUNS.glob("*") if (time := _last_saved(path)) is not None}

@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 
 try:
@@ -117,6 +118,22 @@ class FolderLock:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+
+@dataclass(frozen=True)
+class FollowedFolder:
+    """A folder whose lock another process of the same group holds, in which this one writes
+    nothing.
+    """
+
+    folder: Path
+    taken_over: None = None
+
+    def require_held(self) -> None:
+        """See to nothing: the process that writes does."""
+
+    def release(self, *, keep: bool = False) -> None:
+        """Give nothing back."""
 
 
 def _opened(path: Path, *, create: bool = True) -> int:

@@ -17,11 +17,12 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from detres.config import to_yaml, what_differs
+from detres.config import by_key, to_yaml, what_differs
 from detres.console import plural
+from detres.engine.distributed import Group
 from detres.engine.ema import WeightAverage, having
 from detres.engine.flight_recorder import NonFiniteLossError
-from detres.engine.log import RunLog, without_nan
+from detres.engine.log import QuietLog, RunLog, without_nan
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
 from detres.engine.optimizers import restore, saved_state
@@ -33,7 +34,7 @@ from detres.files import write_text
 from detres.runs import folder as names
 from detres.runs.environment import facts_of, other_facts, write_environment
 from detres.runs.fingerprint import DataChangedError, Fingerprint
-from detres.runs.lock import FolderLock
+from detres.runs.lock import FolderLock, FollowedFolder
 from detres.runs.saved import SavedRun
 from detres.runs.settings import TrainConfig
 from detres.runs.state import (
@@ -117,11 +118,13 @@ class Judgement:
 class Training(Protocol):
     """What a wing gives a run: what learns, from what, how it is judged, and what is kept of it.
 
-    wing: "detection" or "classification". loaded: what was loaded into the network before the first
-    step, in words; None: nothing.
+    wing: "detection" or "classification". group: of the processes that train it, all of which call
+    `batches`, `judge` and `keep`. loaded: what was loaded into the network before the first step,
+    in words; None: nothing.
     """
 
     wing: str
+    group: Group
     config: RunConfig
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -150,7 +153,7 @@ class Training(Protocol):
         """
 
     def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
-        """Write into the run folder what is kept of this evaluation.
+        """Write into the run folder what is kept of this evaluation; the first process does.
 
         improved: whether it compares better than all before. whole: whether it ends the run, and so
         is of all held-out images.
@@ -172,7 +175,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        lock: FolderLock,
+        lock: FolderLock | FollowedFolder,
         training: Training,
         *,
         device: torch.device,
@@ -180,7 +183,7 @@ class TrainingRun:
         saved: SavedRun | None = None,
         accept_data_change: bool = False,
     ) -> None:
-        self.lock, self.folder = lock, lock.folder
+        self.lock, self.folder, self.group = lock, lock.folder, training.group
         self.training, self.device, self.resume_line = training, device, resume_line
         self.config, reason = _settled(training.config, device)
         self.notes = [lock.taken_over] if lock.taken_over else []
@@ -193,12 +196,16 @@ class TrainingRun:
         self.earlier_s = 0.0  # that a resumed run has taken before
         self.evaluation: Evaluation | None = None
         self.skipped: set[str] | None = None
+        self.unlisted: list[str] = []  # images that could not be read, in this process
         self.settings_said = False
         self.unsaved = saved is None  # what it begins with
         self.data = training.fingerprints() if resume_line is not None else {}
         if saved is not None:
             self._go_on(saved, accept_data_change)
         self.started = time.monotonic()
+        if not self.group.is_first:
+            self.log: RunLog | QuietLog = QuietLog()
+            return
         write_environment(self.folder / names.ENVIRONMENT, device, start_step=self.progress.step)
         self.log = RunLog(
             self.folder / names.RECORDS,
@@ -223,12 +230,20 @@ class TrainingRun:
         settings_said: whether the user has read the settings before. Raises what new_run_folder
         raises.
         """
-        lock = names.new_run_folder(training.config.name, out)
+        group, lock = training.group, None
+        with group.together():
+            if group.is_first:
+                lock = names.new_run_folder(training.config.name, out)
+        folder = group.broadcast(None if lock is None else lock.folder)
+        lock = lock or FollowedFolder(folder)
         try:
-            config, _ = _settled(training.config, device)
-            write_text(lock.folder / names.CONFIG, to_yaml(config))
-            training.begin(lock.folder)
-            run = cls(lock, training, device=device, resume_line=resume_line)
+            with group.together():
+                if group.is_first:
+                    config, _ = _settled(training.config, device)
+                    write_text(lock.folder / names.CONFIG, to_yaml(config))
+                    training.begin(lock.folder)
+                run = cls(lock, training, device=device, resume_line=resume_line)
+            run.require_same_everywhere()
             run.settings_said = settings_said
             return run
         except BaseException:
@@ -248,16 +263,22 @@ class TrainingRun:
         """Go on with a run where its last.pt left it; raises as the constructor does, and what
         SavedRun.take_over raises.
         """
-        lock = saved.take_over()
+        group, lock = training.group, FollowedFolder(saved.folder)
+        with group.together():
+            if group.is_first:
+                lock = saved.take_over()
         try:
-            return cls(
-                lock,
-                training,
-                device=device,
-                resume_line=resume_line,
-                saved=saved,
-                accept_data_change=accept_data_change,
-            )
+            with group.together():
+                run = cls(
+                    lock,
+                    training,
+                    device=device,
+                    resume_line=resume_line,
+                    saved=saved,
+                    accept_data_change=accept_data_change,
+                )
+            run.require_same_everywhere()
+            return run
         except BaseException:
             lock.release()
             raise
@@ -282,7 +303,8 @@ class TrainingRun:
 
         Raises what `fit` raises.
         """
-        self._announce()
+        if self.group.is_first:
+            self._announce()
         if self._is_over and self.progress.whole == self.progress.step:
             return self._evaluated_once_more()
         if self.unsaved:
@@ -296,6 +318,7 @@ class TrainingRun:
                 schedule=self.schedule,
                 settings=LoopSettings(
                     seed=self.config.seed,
+                    accumulate=settings.accumulate,
                     log_every=settings.log_every,
                     save_every=settings.save_every,
                     eval_every=settings.evaluated_every(self.schedule.steps),
@@ -305,21 +328,28 @@ class TrainingRun:
                 ),
                 run=self,
                 device=self.device,
+                group=self.group,
             )
         except NonFiniteLossError as error:
-            report = self.folder / names.NONFINITE
-            write_text(report, json.dumps(without_nan(error.record)) + "\n")
-            error.written_to(report)
+            if self.group.is_first:
+                report = self.folder / names.NONFINITE
+                write_text(report, json.dumps(without_nan(error.record)) + "\n")
+                error.written_to(report)
             raise
+        except RuntimeError as error:
+            raise self.group.explained(error) from error
         return self.evaluation
 
     def evaluate(self) -> None:
-        """Evaluate at this step, log it, let the training keep what it keeps, and save.
+        """Evaluate at this step, log it, let the training keep what it keeps, and save; the
+        processes of the group do so together.
 
         On the way an evaluation may look at some of the held-out images; where the run is over, at
         its last step or by early stopping, it looks at all. Evaluated and kept is the moving
         average of the weights where there is one.
         """
+        self.group.doing(f"evaluating after step {self.progress.step}")
+        self.group.same_buffers(self.training.model)
         with self._averaged():
             whole = self._is_over
             judgement = self._judged(whole=whole)
@@ -338,8 +368,13 @@ class TrainingRun:
         self.save()
 
     def save(self) -> None:
-        """Write last.pt, from which the run goes on; nothing for a run that cannot be resumed."""
-        if self.resume_line is None:
+        """Write last.pt, from which the run goes on; nothing for a run that cannot be resumed. All
+        processes of the group call this, the first one writes.
+        """
+        for unlisted in self.group.gather(self.unlisted):
+            self._list(unlisted)
+        self.unlisted = []
+        if self.resume_line is None or not self.group.is_first:
             return
         self.lock.require_held()
         self.log.flush()
@@ -362,7 +397,42 @@ class TrainingRun:
         save_state(self.folder / names.STATE, state, previous=self.folder / names.PREVIOUS)
 
     def list_skipped(self, files: Iterable[str]) -> None:
-        """Add the names of images that could not be read to skipped.txt, each once, and say so."""
+        """Add the names of images that could not be read to skipped.txt, each once, and say so; of
+        several processes when the run is saved.
+        """
+        if self.group.size > 1:
+            self.unlisted += files
+        else:
+            self._list(files)
+
+    def require_same_everywhere(self) -> None:
+        """Raise ValueError in the first process of the group, ElsewhereError in the others, where
+        they have other settings or data than the first.
+        """
+        settings = by_key(self.config.model_dump(mode="json"))
+        settings.pop("data.root", None)
+        data = {name: found.records for name, found in self.data.items()}
+        with self.group.together():
+            others = enumerate(self.group.gather((settings, data)))
+            if not self.group.is_first:
+                return
+            for rank, (other, other_data) in others:
+                keys = sorted(key for key in settings if settings[key] != other.get(key))
+                if keys:
+                    raise ValueError(
+                        f"process {rank} has {keys[0]} {other.get(keys[0])}, the first one "
+                        f"{settings[keys[0]]}: start all with the same settings"
+                    )
+                for name, records in data.items():
+                    if not torch.equal(records, other_data[name]):
+                        raise ValueError(
+                            f"process {rank} reads other data as {name} than the first one: give "
+                            "all the same"
+                        )
+
+    def _list(self, files: Iterable[str]) -> None:
+        if not self.group.is_first:
+            return
         path = self.folder / names.SKIPPED
         if self.skipped is None:
             self.skipped = set(
@@ -426,6 +496,8 @@ class TrainingRun:
             restore(self.training.optimizer, state["optimizer"], complete=complete)
         if (note := self._new_length(saved)) is not None:
             self.notes.append(note)
+        if not self.group.is_first:
+            return
         saved.put_in_place()
         config = self.folder / names.CONFIG
         if saved.config == saved.earlier:
@@ -494,7 +566,7 @@ class TrainingRun:
     def _announce(self) -> None:
         """Print the settings, the data, what was loaded, and what is about to be done."""
         settings, step, steps = self.config.train, self.progress.step, self.schedule.steps
-        epochs = steps / -(-self.training.num_images // settings.batch_size)
+        epochs = steps / -(-self.training.num_images // settings.images_per_step)
         differs = "" if self.settings_said else what_differs(self.config)
         self.log.line(f"{differs}every setting, defaults included: {self.folder / names.CONFIG}")
         self.log.line(self.training.describe_data())
@@ -502,7 +574,7 @@ class TrainingRun:
             self.log.line(f"from  {self.training.loaded}")
         self.log.line(
             f"{self.folder}: steps {step}..{steps} ({epochs:.4g} epochs), lr "
-            f"{settings.effective_lr:g} at batch {settings.batch_size} (lr {settings.lr:g} for "
+            f"{settings.effective_lr:g} at batch {self._batch()} (lr {settings.lr:g} for "
             f"{settings.reference_batch}), device {self.device}, "
             f"{plural(torch.get_num_threads(), 'thread')}, {settings.precision}"
         )
@@ -521,6 +593,16 @@ class TrainingRun:
             )
         for note in self.notes:
             self.log.line(f"note: {note}")
+
+    def _batch(self) -> str:
+        """How many images a step has, and how they are divided."""
+        settings, size = self.config.train, self.group.size
+        divided = [] if size == 1 else [plural(size, "process", "processes")]
+        if settings.accumulate > 1:
+            divided.append(f"{settings.accumulate} parts one after the other")
+        each = settings.batch_size // size
+        said = f" ({' x '.join(divided)} of {plural(each, 'image')})" if divided else ""
+        return f"{settings.images_per_step}{said}"
 
     def _evaluated_once_more(self) -> Evaluation:
         step, steps = self.progress.step, self.schedule.steps

@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -13,6 +14,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from detres.config import Count, Fraction, Positive, PositiveFloat, Section
+from detres.engine.batches import Share
+from detres.engine.distributed import Group
 from detres.engine.optimizers import adamw, sgd
 from detres.engine.probes import native_precision
 from detres.engine.schedule import Schedule
@@ -35,15 +38,18 @@ _LEAST_BETWEEN = 20
 
 
 class TrainConfig(Section):
-    """The optimisation, in steps of `batch_size` images; `epochs` instead of `steps` makes the
-    milestones epochs too.
+    """The optimisation, in steps of `batch_size` times `accumulate` images; `epochs` instead of
+    `steps` makes the milestones epochs too.
     """
 
-    batch_size: Positive = 2  # images a step
+    batch_size: Positive = 2  # images at once, in all processes together
+    # batches that make one step, whose losses are those of all their images: a larger batch in the
+    # memory of a small one (py-faster-rcnn's iter_size)
+    accumulate: Positive = 1
     lr: PositiveFloat = 1e-3  # for `reference_batch` images
     # py-faster-rcnn: the gradients of two images averaged (iter_size 2)
     reference_batch: Positive = 2
-    # whether lr is multiplied by batch_size / reference_batch
+    # whether lr is multiplied by the images of a step / reference_batch
     lr_scaling: Literal["linear", "none"] = "linear"
     steps: Positive | None = None  # length of the run; this or `epochs`
     epochs: PositiveFloat | None = None  # length in passes over the training set
@@ -139,7 +145,7 @@ class TrainConfig(Section):
         """
         if self.steps is not None:
             return self.steps, tuple(round(m) for m in self.milestones)
-        per_epoch = num_images / self.batch_size
+        per_epoch = num_images / self.images_per_step
         return max(1, round(self.epochs * per_epoch)), tuple(
             round(m * per_epoch) for m in self.milestones
         )
@@ -154,10 +160,15 @@ class TrainConfig(Section):
         return self.model_copy(update={"precision": precision}), reason
 
     @property
+    def images_per_step(self) -> int:
+        """How many images a step learns from."""
+        return self.batch_size * self.accumulate
+
+    @property
     def effective_lr(self) -> float:
-        """The learning rate for `batch_size` images."""
+        """The learning rate for the images of a step."""
         return (
-            self.lr * self.batch_size / self.reference_batch
+            self.lr * self.images_per_step / self.reference_batch
             if self.lr_scaling == "linear"
             else self.lr
         )
@@ -231,6 +242,18 @@ def build_optimizer(settings: TrainConfig, model: nn.Module) -> torch.optim.Opti
         weight_decay=settings.weight_decay,
         bias_lr_scale=settings.bias_lr_scale,
     )
+
+
+def share_of(settings: TrainConfig, group: Group) -> Share:
+    """Return what one process of `group` gets of a step; raises ValueError where a batch cannot be
+    divided among them.
+    """
+    if settings.batch_size % group.size:
+        raise ValueError(
+            f"train.batch_size={settings.batch_size} cannot be divided among {group.size} "
+            f"processes: give a multiple of {group.size}, or start as many processes as divide it"
+        )
+    return replace(group.share, parts=settings.accumulate)
 
 
 def build_schedule(settings: TrainConfig, num_images: int) -> Schedule:

@@ -14,6 +14,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from backbones import Backbone, InputSpec, create_backbone, resnet18, resnet_cifar
 from backbones.backbone import _StatisticsHeld
+from backbones.norm import SyncBatchNorm2d
 from tests.backbones.nets import randomise_norms, torchvision_net
 
 FAMILIES = [("resnet18", {}), ("plain18", {}), ("resnet20", {}), ("vgg16_bn", {"num_classes": 0})]
@@ -300,7 +301,7 @@ def test_distributed_data_parallel(tmp_path):
 
 def test_sync_batch_norm_is_batch_norm_for_one_process():
     net = randomise_norms(create_backbone("resnet20", norm="sync")).eval()
-    assert isinstance(net.bn1, nn.SyncBatchNorm)
+    assert isinstance(net.bn1, SyncBatchNorm2d)
     plain = create_backbone("resnet20").eval()
     plain.load_state_dict(net.state_dict())
     x = torch.randn(1, 3, 32, 32)

@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import MixUp
 
 from backbones import resnet_cifar
 from detres.classification.model import ClassificationModel
-from detres.classification.structures import ClassLoss, ClassTargets, CropBatch
+from detres.classification.structures import ClassTargets, CropBatch
+from detres.losses import Losses
 from tests.backbones.nets import randomise_norms
 
 K = 10
@@ -62,9 +63,10 @@ def test_the_loss_is_the_cross_entropy_of_the_normalised_images(
     logits = model.net((images.pixels.float().flip(1) - mean) / std)
     found = model(images, targets)
     torch.testing.assert_close(
-        found.loss_cls, F.cross_entropy(logits, targets.labels, label_smoothing=smoothing)
+        found.terms()["loss_cls"],
+        F.cross_entropy(logits, targets.labels, label_smoothing=smoothing),
     )
-    assert found.top1_error.item() == pytest.approx(
+    assert found.terms()["top1_error"].item() == pytest.approx(
         (logits.argmax(dim=1) != targets.labels).double().mean().item()
     )
 
@@ -72,17 +74,19 @@ def test_the_loss_is_the_cross_entropy_of_the_normalised_images(
 def test_loss_and_error_by_hand() -> None:
     model = constant_classifier([math.log(6), math.log(3), 0.0])  # probabilities 0.6, 0.3, 0.1
     found = model(make_crops(4), targets_of(0, 0, 1, 2))
-    assert found.loss_cls.item() == pytest.approx(
+    assert found.terms()["loss_cls"].item() == pytest.approx(
         -(2 * math.log(0.6) + math.log(0.3) + math.log(0.1)) / 4, rel=1e-5
     )
-    assert found.top1_error.item() == 0.5
-    assert model(make_crops(2), targets_of(0, 0)).top1_error.item() == 0.0
-    assert model(make_crops(3), targets_of(1, 2, 1)).top1_error.item() == 1.0
+    assert list(found.terms()) == ["loss_cls", "top1_error"]
+    assert found.total() == found.terms()["loss_cls"]  # the error is only watched
+    for labels, error in (((0, 0, 1, 2), 0.5), ((0, 0), 0.0), ((1, 2, 1), 1.0)):
+        found = model(make_crops(len(labels)), targets_of(*labels))
+        assert found.terms()["top1_error"].item() == error
 
 
 def test_label_smoothing_by_hand() -> None:
     model = constant_classifier([math.log(6), math.log(3), 0.0], label_smoothing=0.3)
-    found = model(make_crops(2), targets_of(1, 1)).loss_cls.item()
+    found = model(make_crops(2), targets_of(1, 1)).terms()["loss_cls"].item()
     assert found == pytest.approx(
         -(0.1 * math.log(0.6) + 0.8 * math.log(0.3) + 0.1 * math.log(0.1)), rel=1e-5
     )
@@ -102,7 +106,7 @@ def test_mixup_mixes_each_image_with_another_and_the_targets_alike() -> None:
     torch.testing.assert_close(seen[0], (pixels + pixels.roll(1, 0)) / 2, rtol=1e-3, atol=0.1)
     soft = (F.one_hot(targets.labels, K) + F.one_hot(targets.labels.roll(1), K)).float() / 2
     expected = -(soft * model.net(seen[0]).log_softmax(dim=1)).sum(dim=1).mean()
-    torch.testing.assert_close(found.loss_cls, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.terms()["loss_cls"], expected, rtol=1e-3, atol=1e-4)
     assert model(images).shape == (4, K)
     torch.testing.assert_close(seen[-1], pixels)  # scoring is never mixed
 
@@ -114,7 +118,7 @@ def test_mixup_is_seeded_by_torch() -> None:
     losses = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        losses.append(model(images, targets).loss_cls.item())
+        losses.append(model(images, targets).terms()["loss_cls"].item())
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -127,7 +131,9 @@ def test_compiled_training_steps_give_the_loss_and_gradients_of_plain_ones() -> 
     images, targets = make_crops(8), targets_of(*range(8))
     for _ in range(2):
         losses = [model(images, targets) for model in (plain, compiled)]
-        torch.testing.assert_close(losses[1].loss_cls, losses[0].loss_cls, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            losses[1].terms()["loss_cls"], losses[0].terms()["loss_cls"], rtol=1e-4, atol=1e-5
+        )
         for loss in losses:
             loss.total().backward()
     for (name, one), two in zip(plain.named_parameters(), compiled.parameters(), strict=True):
@@ -141,7 +147,7 @@ def test_loss_or_logits_by_the_argument_alone() -> None:
     images, targets = make_crops(3), targets_of(1, 2, 3)
     for mode in (True, False):
         model.train(mode)
-        assert isinstance(model(images, targets), ClassLoss)
+        assert isinstance(model(images, targets), Losses)
         logits = model(images)
         assert isinstance(logits, Tensor)
         assert logits.shape == (3, K)
@@ -161,14 +167,14 @@ def test_logits_are_float32_under_autocast() -> None:
     images = make_crops(2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, loss = model(images), model(images, targets_of(1, 2))
-    assert logits.dtype == loss.loss_cls.dtype == torch.float32
+    assert logits.dtype == loss.terms()["loss_cls"].dtype == torch.float32
     assert not torch.equal(logits, model(images))
 
 
 def test_every_parameter_gets_a_gradient_of_the_loss_and_the_error_gives_none() -> None:
     model = make_classifier().train()
     found = model(make_crops(4), targets_of(1, 2, 3, 4))
-    assert not found.top1_error.requires_grad
+    assert not found.terms()["top1_error"].requires_grad
     found.total().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -180,8 +186,8 @@ def test_the_loss_starts_near_that_of_guessing() -> None:
     model = ClassificationModel(net=resnet_cifar(20, num_classes=K)).train()
     labels = torch.arange(40) % K
     found = model(make_crops(40), ClassTargets(labels))
-    assert found.loss_cls.item() == pytest.approx(math.log(K), abs=0.5)
-    assert found.top1_error.item() > 0.6
+    assert found.terms()["loss_cls"].item() == pytest.approx(math.log(K), abs=0.5)
+    assert found.terms()["top1_error"].item() > 0.6
 
 
 def test_a_few_steps_learn_four_images() -> None:
@@ -193,8 +199,8 @@ def test_a_few_steps_learn_four_images() -> None:
         optimizer.zero_grad()
         loss.total().backward()
         optimizer.step()
-    assert loss.loss_cls.item() < 0.1
-    assert loss.top1_error.item() == 0.0
+    assert loss.terms()["loss_cls"].item() < 0.1
+    assert loss.terms()["top1_error"].item() == 0.0
 
 
 def test_a_label_beyond_the_classes_is_refused() -> None:

@@ -2,14 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from detres.classification.structures import ClassLoss, ClassTargets, CropBatch
-
-
-def test_losses_and_their_total() -> None:
-    loss = ClassLoss(torch.tensor(1.5), torch.tensor(0.25))
-    assert loss.total() is loss.loss_cls
-    assert loss.terms() == {"loss_cls": loss.loss_cls, "top1_error": loss.top1_error}
-    assert list(loss.terms()) == ["loss_cls", "top1_error"]
+from detres.classification.structures import ClassTargets, CropBatch
 
 
 def test_batches_move_between_devices() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from detres.detection.config import DetectionConfig
 from detres.detection.data.read import read_split
 from detres.detection.judging import HeldOut, WithLosses
 from detres.detection.structures import Predictions, Proposals
+from detres.engine.distributed import Group
 from tests.detection.configs import box, coco_config
 from tests.helpers import write_coco
 
@@ -115,7 +117,7 @@ def losses(config: DetectionConfig, model, number: int, *, whole: bool, seed: in
     passing = WithLosses(batches, model, held_out.part.image_ids, seed=seed, device=CPU)
     passed = [images.ids for images, _ in passing]
     assert len(passing) == len(batches) == len(passed)
-    return passing.means(), held_out
+    return passing.means(Group()), held_out
 
 
 def test_losses_are_those_of_the_model_alone_in_eval_mode(config):
@@ -126,9 +128,8 @@ def test_losses_are_those_of_the_model_alone_in_eval_mode(config):
     expected: dict[str, float] = {}
     model.eval()
     for place, (images, targets) in enumerate(held_out.part_batches):
-        torch.manual_seed(3 * 1_000_003 + place)
         with torch.no_grad():
-            terms = model(images, targets).terms()
+            terms = model(replace(images, seeds=(3 * 1_000_003 + place,)), targets).terms()
         for name, value in terms.items():
             expected[name] = expected.get(name, 0.0) + value.item() / 3
     assert found.keys() == {"val_loss", *(f"val_{name}" for name in expected)}
@@ -161,4 +162,4 @@ def test_losses_use_up_no_random_number_of_the_training(config):
 def test_without_an_image_there_are_no_losses():
     passing = WithLosses([], torch.nn.Identity(), np.zeros(0, np.int64), seed=0, device=CPU)
     assert list(passing) == []
-    assert passing.means() == {}
+    assert passing.means(Group()) == {}

@@ -10,7 +10,6 @@ from detres.class_map import ClassMap
 from detres.detection.structures import (
     Detections,
     ImageBatch,
-    Losses,
     Predictions,
     Proposals,
     Target,
@@ -97,29 +96,6 @@ def test_a_batch_moves_with_its_sizes():
     assert isinstance(moved, ImageBatch)
     assert len(moved) == 2
     assert (moved.sizes, moved.ids) == (batch.sizes, batch.ids)
-
-
-def test_losses_add_up_by_name():
-    named = {
-        "loss_rpn_cls": torch.tensor(1.0),
-        "loss_rpn_box": torch.tensor(2.0),
-        "loss_roi_cls": torch.tensor(4.0),
-        "loss_roi_box": torch.tensor(8.0),
-    }
-    losses = Losses(named)
-    assert losses.total().item() == 15
-    assert {name: value.item() for name, value in losses.terms().items()} == {
-        "loss_rpn_cls": 1.0,
-        "loss_rpn_box": 2.0,
-        "loss_roi_cls": 4.0,
-        "loss_roi_box": 8.0,
-    }
-    assert list(losses.terms()) == list(named)
-
-
-def test_losses_of_fewer_terms_add_up_too():
-    losses = Losses({"loss_roi_cls": torch.tensor(4.0), "loss_roi_box": torch.tensor(0.5)})
-    assert losses.total().item() == 4.5
 
 
 def test_predictions_must_belong_together():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from detres.losses import Losses
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -23,16 +25,9 @@ class Batch:
         return Batch(self.values.to(device), self.ids)
 
 
-@dataclass(frozen=True)
-class Terms:
-    loss_fit: Tensor
-    loss_size: Tensor
-
-    def total(self) -> Tensor:
-        return self.loss_fit + 0.1 * self.loss_size
-
-    def terms(self) -> dict[str, Tensor]:
-        return {"loss_fit": self.loss_fit, "loss_size": self.loss_size}
+def losses_of(loss_fit: Tensor, loss_size: Tensor) -> Losses:
+    sums = {"loss_fit": loss_fit, "loss_size": loss_size}
+    return Losses(sums, dict.fromkeys(sums, 1))
 
 
 class Regression(nn.Module):
@@ -44,10 +39,10 @@ class Regression(nn.Module):
         super().__init__()
         self.linear = nn.Linear(3, 1)
 
-    def forward(self, batch: Batch, targets: list[Tensor]) -> Terms:
+    def forward(self, batch: Batch, targets: list[Tensor]) -> Losses:
         chosen = torch.randperm(len(batch))[: max(1, len(batch) // 2)]
         error = self.linear(batch.values[chosen]).squeeze(1) - torch.stack(targets)[chosen]
-        return Terms(error.square().mean(), self.linear.weight.abs().sum())
+        return losses_of(error.square().mean(), 0.1 * self.linear.weight.abs().sum())
 
 
 def batches(start: int, stop: int) -> Iterator[tuple[Batch, list[Tensor]]]:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detres.engine.distributed import Group
 from detres.engine.ema import WeightAverage
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.log import RunLog
@@ -27,12 +28,13 @@ from detres.engine.optimizers import sgd
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
 from detres.engine.stop import Interrupted
+from detres.losses import Losses
 from detres.runs.state import load_state, save_state
 from tests.engine.regression import (
     Batch,
     Regression,
-    Terms,
     batches,
+    losses_of,
     poisoned,
     same_tensors,
     same_training,
@@ -115,6 +117,7 @@ class Run:
                 settings=LoopSettings(**{"seed": 3, "log_every": 2, "save_every": 100} | settings),
                 run=self,
                 device=CPU,
+                group=Group(),
             )
         finally:
             self.log.close()
@@ -294,17 +297,11 @@ def test_a_stop_during_the_evaluation_that_was_left_over(tmp_path):
 class Guessing(Regression):
     """Its training error is 0.5 for ever."""
 
-    def forward(self, batch: Batch, targets: list[Tensor]) -> Terms:
-        losses = super().forward(batch, targets)
-        return TermsWithError(losses.loss_fit, losses.loss_size, torch.tensor(0.5))
-
-
-@dataclass(frozen=True)
-class TermsWithError(Terms):
-    top1_error: Tensor
-
-    def terms(self) -> dict[str, Tensor]:
-        return {**super().terms(), "top1_error": self.top1_error}
+    def forward(self, batch: Batch, targets: list[Tensor]) -> Losses:
+        error = {"top1_error": torch.tensor(0.5)}
+        return super().forward(batch, targets) | Losses(
+            error, dict.fromkeys(error, 1), watched=frozenset(error)
+        )
 
 
 @pytest.mark.parametrize(
@@ -398,10 +395,11 @@ def test_a_non_finite_loss_names_term_and_images_and_spoils_nothing(tmp_path):
 class RootAtZero(Regression):
     """sqrt has an infinite slope at 0: the loss is finite, its gradient is not."""
 
-    def forward(self, batch: Batch, targets: list[Tensor]) -> Terms:
+    def forward(self, batch: Batch, targets: list[Tensor]) -> Losses:
         losses = super().forward(batch, targets)
-        return Terms(
-            losses.loss_fit, (self.linear.bias - self.linear.bias.detach()).abs().sqrt().sum()
+        return losses_of(
+            losses.sums["loss_fit"],
+            (self.linear.bias - self.linear.bias.detach()).abs().sqrt().sum(),
         )
 
 
@@ -442,9 +440,7 @@ def test_records_are_means_over_the_steps_since_the_last_one(tmp_path):
             assert record[name] == pytest.approx(
                 sum(single[step][name] for step in steps) / len(steps), rel=1e-5
             )
-        assert record["loss"] == pytest.approx(
-            record["loss_fit"] + 0.1 * record["loss_size"], rel=1e-5
-        )
+        assert record["loss"] == pytest.approx(record["loss_fit"] + record["loss_size"], rel=1e-5)
     schedule = Schedule(lr=0.05, steps=5, milestones=(7,), warmup_steps=3)
     assert [record["lr"] for record in every.records("train")] == [
         schedule.at(Progress(step)) for step in range(5)

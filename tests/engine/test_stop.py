@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from detres.engine.distributed import Group
 from detres.engine.stop import Interrupted, StopSignals
 from detres.runs.state import load_state
 
@@ -21,12 +22,14 @@ import sys, time
 from pathlib import Path
 import torch
 from detres.engine.batches import make_loader
+from detres.engine.distributed import Group
 from detres.engine.log import RunLog
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
 from detres.engine.stop import Interrupted
+from detres.losses import Losses
 from detres.runs.state import save_state
 
 class Images(list):
@@ -41,14 +44,6 @@ class Slow(torch.utils.data.Dataset):
         time.sleep(0.3)  # so that the signal finds the process waiting for its workers
         return index
 
-class Loss:
-    def __init__(self, value):
-        self.value = value
-    def total(self):
-        return self.value
-    def terms(self):
-        return {"loss_all": self.value}
-
 class Model(torch.nn.Linear):
     def forward(self, images, targets):
         sys.stdout.write("step\\n")
@@ -56,7 +51,8 @@ class Model(torch.nn.Linear):
         self.steps = getattr(self, "steps", 0) + 1
         if sys.argv[2:] == [str(self.steps)]:
             raise RuntimeError("out of memory")
-        return Loss(super().forward(torch.ones(1, 1)).sum())
+        value = super().forward(torch.ones(1, 1)).sum()
+        return Losses({"loss_all": value}, {"loss_all": 1})
 
 class Run:
     def __init__(self, folder):
@@ -78,7 +74,7 @@ try:
         model, torch.optim.SGD(model.parameters(), lr=0.0), batches,
         schedule=Schedule(lr=0.0, steps=1000),
         settings=LoopSettings(seed=0, log_every=100, save_every=1000),
-        run=Run(Path(sys.argv[1])), device=torch.device("cpu"),
+        run=Run(Path(sys.argv[1])), device=torch.device("cpu"), group=Group(),
     )
 except Interrupted as stopped:
     sys.stdout.write(f"stopped after {stopped.step}\\n")
@@ -143,7 +139,7 @@ def test_a_killed_worker_ends_the_process(tmp_path):
 def test_a_signal_asks_and_the_handlers_of_before_come_back(capsys):
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
-    with StopSignals() as stop:
+    with StopSignals(Group()) as stop:
         stop.raise_if_asked(3)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked
@@ -160,7 +156,7 @@ def test_outside_the_main_thread_signals_stay_with_whoever_has_them():
     seen = []
 
     def ask() -> None:
-        with StopSignals() as stop:
+        with StopSignals(Group()) as stop:
             seen.append((stop.asked, signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=ask)

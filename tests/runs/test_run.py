@@ -22,10 +22,12 @@ from torch import nn
 from detres.config import ConfigError, Section, check, load_config
 from detres.console import plural
 from detres.detection.structures import Target
+from detres.engine.distributed import Group
 from detres.engine.flight_recorder import NonFiniteLossError
 from detres.engine.progress import Progress
 from detres.engine.stop import Interrupted
 from detres.files import CheckpointError
+from detres.losses import Losses
 from detres.runs.fingerprint import DataChangedError, Fingerprint, hashes_of
 from detres.runs.folder import RunFolderError
 from detres.runs.lock import FolderMovedError, InUseError
@@ -36,8 +38,8 @@ from detres.runs.state import DamagedStateError, load_state, save_state
 from tests.engine.regression import (
     Batch,
     Regression,
-    Terms,
     batches,
+    losses_of,
     poisoned,
     same_tensors,
     same_training,
@@ -78,7 +80,7 @@ class Fitting:
     metric: step -> the deciding number of an evaluation there.
     """
 
-    wing = "detection"
+    wing, group = "detection", Group()
 
     def __init__(
         self,
@@ -476,8 +478,8 @@ def test_a_non_finite_step_is_written_down_and_a_smaller_rate_advised(tmp_path, 
 class Detector(Regression):
     """Takes detection targets; its loss is not a number."""
 
-    def forward(self, batch: Batch, targets: list[Target]) -> Terms:
-        return Terms(
+    def forward(self, batch: Batch, targets: list[Target]) -> Losses:
+        return losses_of(
             self.linear(batch.values).mean() * targets[0].boxes.sum(), self.linear.weight.sum()
         )
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import RandAugment
 
 from detres.classification.structures import ClassTargets, CropBatch
-from detres.engine.batches import StepSampler, make_loader, once_in_order
+from detres.engine.batches import WHOLE, Share, StepSampler, make_loader, once_in_order
 from detres.images.decode import ImageReadError, decode_image
 from detres.images.resize import resize_image, resized_window, scaled_size
 from detres.images.source import EncodedImages
@@ -202,9 +202,10 @@ def crop_train_loader(
     seed: int,
     start_step: int = 0,
     num_workers: int = 0,
+    share: Share = WHOLE,
 ) -> DataLoader:
     """Return a loader of (CropBatch, ClassTargets) for the steps start_step..steps - 1, in
-    StepSampler's order.
+    StepSampler's order, of `batch_size` images each, or the `share` of them in its parts.
     """
     sampler = StepSampler(
         np.ones(len(dataset)),
@@ -213,11 +214,16 @@ def crop_train_loader(
         steps=steps,
         start_step=start_step,
         group_by_aspect=False,
+        share=share,
     )
     return make_loader(dataset, collate_crops, sampler, num_workers)
 
 
-def crop_eval_loader(dataset: CropDataset, *, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """Return a loader over all images once, in their order; the last batch may be short."""
-    batches = once_in_order(len(dataset), batch_size)
+def crop_eval_loader(
+    dataset: CropDataset, *, batch_size: int, num_workers: int = 0, share: Share = WHOLE
+) -> DataLoader:
+    """Return a loader over all images once, in their order, or the `share` of their batches; the
+    last batch may be short.
+    """
+    batches = once_in_order(len(dataset), batch_size, share)
     return make_loader(dataset, collate_crops, batches, num_workers)

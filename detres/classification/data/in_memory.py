@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detres.classification.structures import ClassTargets, CropBatch
-from detres.engine.batches import StepSampler
+from detres.engine.batches import WHOLE, Share, StepSampler, once_in_order
 from detres.images.decode import ImageReadError, decode_image
 from detres.images.source import EncodedImages, ImageArrays
 
@@ -23,8 +23,8 @@ class ArrayTrainBatches:
     batch full.
 
     pad: px of black on every side, out of which a crop of the image's own size is drawn. flip:
-    probability of the mirror image. What a step gives depends on (seed, step) alone, so a resumed
-    run sees what a straight one would.
+    probability of the mirror image. share: as of StepSampler. What a step gives depends on (seed,
+    step) alone, so a resumed run sees what a straight one would.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class ArrayTrainBatches:
         pad: int = 4,
         flip: float = 0.5,
         device: torch.device | str = "cpu",
+        share: Share = WHOLE,
     ) -> None:
         self.sampler = StepSampler(
             np.ones(len(images)),
@@ -46,6 +47,7 @@ class ArrayTrainBatches:
             steps=steps,
             start_step=start_step,
             group_by_aspect=False,
+            share=share,
         )
         self.seed, self.start_step, self.pad, self.flip = seed, start_step, pad, flip
         self.height, self.width = images.size
@@ -57,15 +59,14 @@ class ArrayTrainBatches:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[CropBatch, ClassTargets]]:
-        for step, keys in enumerate(self.sampler, start=self.start_step):
-            indices = [index for index, _ in keys]
+        for step, keys in enumerate(self.sampler.whole_steps(), start=self.start_step):
             rng = np.random.default_rng((self.seed, 2, step))
-            corners = rng.integers(0, 2 * self.pad + 1, (2, len(indices)))
-            mirrored = rng.random(len(indices)) < self.flip
-            yield (
-                CropBatch(self._crops(indices, corners, mirrored), tuple(indices)),
-                ClassTargets(self.labels[indices]),
-            )
+            corners = rng.integers(0, 2 * self.pad + 1, (2, len(keys)))
+            mirrored = rng.random(len(keys)) < self.flip
+            for rows in self.sampler.share.of(np.arange(len(keys))):
+                indices = [keys[row][0] for row in rows]
+                crops = self._crops(indices, corners[:, rows], mirrored[rows])
+                yield CropBatch(crops, tuple(indices)), ClassTargets(self.labels[indices])
 
     def _crops(self, indices: list[int], corners: np.ndarray, mirrored: np.ndarray) -> Tensor:
         """Pixels (N, 3, H, W) uint8, channels last, of the crops at corners (2, N) (top, left)."""
@@ -80,24 +81,23 @@ class ArrayTrainBatches:
 
 
 class ArrayEvalBatches:
-    """(CropBatch, ClassTargets) over all images once, in their order, as they are; the last batch
-    may be short.
+    """(CropBatch, ClassTargets) over all images once, in their order, as they are, or the `share`
+    of their batches; the last batch may be short.
     """
 
-    def __init__(self, images: ImageArrays, *, batch_size: int) -> None:
-        self.images, self.batch_size = images, batch_size
+    def __init__(self, images: ImageArrays, *, batch_size: int, share: Share = WHOLE) -> None:
+        self.images = images
+        self.batches = once_in_order(len(images), batch_size, share)
 
     def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[CropBatch, ClassTargets]]:
-        for start in range(0, len(self.images), self.batch_size):
-            rows = slice(start, min(start + self.batch_size, len(self.images)))
+        for batch in self.batches:
+            rows = [index for index, _ in batch]
             pixels = torch.from_numpy(self.images.pixels[rows]).permute(0, 3, 1, 2)
-            yield (
-                CropBatch(pixels, tuple(range(rows.start, rows.stop))),
-                ClassTargets(torch.from_numpy(self.images.labels[rows])),
-            )
+            labels = torch.from_numpy(self.images.labels[rows])
+            yield CropBatch(pixels, tuple(rows)), ClassTargets(labels)
 
 
 def decode_in_memory(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from detres.classification.evaluation.top_k import ClassProbabilities, ClassResu
 from detres.classification.evaluation.views import center, classify, dense, ten_crop
 from detres.classification.model import ClassificationModel
 from detres.classification.structures import ClassTargets, CropBatch
+from detres.engine.batches import Share
+from detres.engine.distributed import Group
 from detres.images.source import LabelledImages
 
 RESIZED = "bilinear without antialiasing"
@@ -40,14 +43,38 @@ def class_probabilities(
     model: ClassificationModel,
     images: LabelledImages,
     device: torch.device,
+    group: Group | None = None,
 ) -> ClassProbabilities:
     """Run the classifier over all images by the configuration's protocol.
 
-    images: in memory (their `size` is known), or encoded. Raises what `classify` and
-    the readers raise.
+    images: in memory (their `size` is known), or encoded. group: of processes that divide the
+    batches among them, each of which gets the whole; None: one alone. Raises what `classify` and
+    the readers raise, ValueError for fewer batches than processes.
     """
+    group = group or Group()
+    batches = _batches(config, images, group.share)
+    if group.size > 1 and len(images) < group.size * _batch_size(config, images):
+        raise ValueError(
+            f"{images.source}: {len(images)} images in batches of {_batch_size(config, images)} "
+            f"are too few for {group.size} processes to evaluate: give a smaller eval.batch_size"
+        )
     views = _views(config, model, images)
-    return classify(model, _batches(config, images), device, views, len(images.class_map))
+    own = classify(model, batches, device, views, len(images.class_map))
+    return _interleaved(group.gather(own), _batch_size(config, images))
+
+
+def _interleaved(shares: list[ClassProbabilities], batch_size: int) -> ClassProbabilities:
+    """What was found in all images, in their order, of shares that have every n-th batch each."""
+    if len(shares) == 1:
+        return shares[0]
+    number = sum(len(share.labels) for share in shares)
+    batch = np.arange(number) // batch_size
+    order = np.concatenate([np.flatnonzero(batch % len(shares) == n) for n in range(len(shares))])
+    back = np.argsort(order)
+    return ClassProbabilities(
+        np.concatenate([share.probabilities for share in shares])[back],
+        np.concatenate([share.labels for share in shares])[back],
+    )
 
 
 def evaluate_classifier(
@@ -55,11 +82,12 @@ def evaluate_classifier(
     model: ClassificationModel,
     images: LabelledImages,
     device: torch.device,
+    group: Group | None = None,
 ) -> ClassResult:
-    """Return the errors of a classifier on images by the configuration's protocol; raises what
-    `class_probabilities` raises.
+    """Return the errors of a classifier on images by the configuration's protocol; group: as of
+    `class_probabilities`, and raises what that raises.
     """
-    found = class_probabilities(config, model, images, device)
+    found = class_probabilities(config, model, images, device, group)
     return top_k_errors(found, images.class_map.names, protocol_of(config))
 
 
@@ -75,17 +103,21 @@ def _views(
     return dense(model, config.eval.scales, max(1, side // model.net.strides[model.net.last_stage]))
 
 
+def _batch_size(config: ClassificationConfig, images: LabelledImages) -> int:
+    """Images of different sizes come one by one."""
+    of_one_size = images.size is not None or config.eval.views == "center"
+    return config.eval.batch_size if of_one_size else 1
+
+
 def _batches(
-    config: ClassificationConfig, images: LabelledImages
+    config: ClassificationConfig, images: LabelledImages, share: Share
 ) -> Iterable[tuple[CropBatch, ClassTargets]]:
-    data, settings = config.data, config.eval
+    data, settings, batch_size = config.data, config.eval, _batch_size(config, images)
     if images.size is not None:
-        return ArrayEvalBatches(images, batch_size=settings.batch_size)
+        return ArrayEvalBatches(images, batch_size=batch_size, share=share)
     if settings.views == "center":
         crop = CenterCrop(short_side=settings.short_side, crop_side=data.crop_side)
-        batch_size = settings.batch_size
-    else:  # images of different sizes come one by one
+    else:
         crop = WholeImage(short_side=settings.short_side if settings.views == "ten_crop" else None)
-        batch_size = 1
     dataset = CropDataset(images, crop)
-    return crop_eval_loader(dataset, batch_size=batch_size, num_workers=data.workers)
+    return crop_eval_loader(dataset, batch_size=batch_size, num_workers=data.workers, share=share)

@@ -30,13 +30,15 @@ class Transform(Protocol):
 
 class Item(NamedTuple):
     """An image (h, w, 3) uint8 RGB as the model will see it, its target, the (H, W) px of the file
-    as read, and the proposals (P, 4) float32 xyxy px, None where there are none.
+    as read, and the proposals (P, 4) float32 xyxy px, None where there are none. seed: that the
+    item was asked for with.
     """
 
     image: np.ndarray
     target: Target
     original_size: tuple[int, int]
     proposals: Tensor | None = None
+    seed: int = 0
 
 
 class DetectionDataset(Dataset):
@@ -78,9 +80,9 @@ class DetectionDataset(Dataset):
     ) -> Item:
         target = self.annotations.target(index)
         if proposals is None:
-            return Item(*transform(image, target, seed), image.shape[:2])
+            return Item(*transform(image, target, seed), image.shape[:2], seed=seed)
         changed, target, proposals = transform.with_proposals(image, target, proposals, seed)
-        return Item(changed, target, image.shape[:2], proposals)
+        return Item(changed, target, image.shape[:2], proposals, seed)
 
     def _proposals(self, index: int) -> Tensor | None:
         if self.proposals is None:
@@ -111,7 +113,7 @@ def collate(items: Sequence[Item]) -> tuple[ImageBatch, list[Target]]:
         ids=[target.image_id for target in targets],
         proposals=proposals or None,
     )
-    return images, targets
+    return replace(images, seeds=tuple(item.seed for item in items)), targets
 
 
 class PyramidDataset(DetectionDataset):

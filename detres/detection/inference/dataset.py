@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -46,6 +46,24 @@ def detect_dataset(
         scores=np.concatenate([np.zeros(0, np.float32), *scores]),
         labels=np.concatenate([np.zeros(0, np.int64), *labels]),
         seen=np.asarray(seen),
+    )
+
+
+def joined_predictions(shares: Sequence[Predictions], image_ids: np.ndarray) -> Predictions:
+    """Return what several processes found in their shares of a data set as one would have found it:
+    in the order of `image_ids` (N,), the detections of an image in theirs.
+    """
+    place = {image_id: row for row, image_id in enumerate(image_ids.tolist())}
+    whose = [image_id for share in shares for image_id in share.image_ids.tolist()]
+    order = np.argsort(np.asarray([place[image_id] for image_id in whose], np.int64), kind="stable")
+    seen = {image_id for share in shares for image_id in share.seen.tolist()}
+    return Predictions(
+        class_map=shares[0].class_map,
+        image_ids=np.asarray(whose)[order],
+        boxes=np.concatenate([share.boxes for share in shares])[order],
+        scores=np.concatenate([share.scores for share in shares])[order],
+        labels=np.concatenate([share.labels for share in shares])[order],
+        seen=np.asarray([image_id for image_id in image_ids.tolist() if image_id in seen]),
     )
 
 

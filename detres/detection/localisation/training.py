@@ -44,12 +44,13 @@ from detres.detection.localisation.weights_file import (
 from detres.detection.models.class_rpn import ClassRPN
 from detres.detection.models.rcnn import RCNN
 from detres.detection.training import fingerprint_of
+from detres.engine.distributed import Group
 from detres.files import load_model_state, write_text
 from detres.runs.fingerprint import Fingerprint
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE
 from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
-from detres.runs.settings import build_optimizer, build_schedule
+from detres.runs.settings import build_optimizer, build_schedule, share_of
 from detres.runs.state import reading_field
 
 
@@ -82,6 +83,7 @@ class LocalisationTraining:
         proposer: LocalisationModelConfig | None = None,
     ) -> None:
         self.config, self.data, self.device, self.proposer = config, data, device, proposer
+        self.group = Group()  # one process by itself
         self.model = model.to(device)
         self.num_images = len(data.train)
         self.optimizer = build_optimizer(config.train, model)
@@ -146,11 +148,12 @@ class LocalisationTraining:
         """Return the batches of the run's steps that are not done."""
         return train_loader(
             self.train_set,
-            batch_size=self.config.train.batch_size,
+            batch_size=self.config.train.images_per_step,
             steps=run.schedule.steps,
             seed=self.config.seed,
             start_step=run.progress.step,
             num_workers=self.config.data.workers,
+            share=share_of(self.config.train, self.group),
         )
 
     def evaluate(self) -> LocalisationResult:

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from detres.detection.models.faster_rcnn import FeatureExtractor, shared_maps
 from detres.detection.models.rpn import RPN, MapOutput
-from detres.detection.structures import Detections, FeatureMap, ImageBatch, Losses, Target, index_of
+from detres.detection.structures import Detections, FeatureMap, ImageBatch, Target, index_of
 from detres.images.normalize import PixelNormalizer
+from detres.losses import Losses
 
 
 class ClassRPNHead(nn.Module):
@@ -118,12 +119,13 @@ class ClassRPN(nn.Module):
         rows = [n for n, target in enumerate(targets) if len(target)]
         if not rows:
             nothing = self.rpn.head.scores.bias.sum() * 0
-            return Losses({"loss_rpn_cls": nothing, "loss_rpn_box": nothing})
+            names = ("loss_rpn_cls", "loss_rpn_box")
+            return Losses(dict.fromkeys(names, nothing), dict.fromkeys(names, 0))
         images, targets = images.select(rows), [targets[n] for n in rows]
         feature, hidden = self.features(images)
         labels = torch.stack([target.labels[0] for target in targets])
         maps = [self._on_map(feature, hidden, labels)]
-        return Losses(self.rpn.losses(maps, images, targets))
+        return self.rpn.losses(maps, images, targets)
 
     def features(self, images: ImageBatch) -> tuple[FeatureMap, Tensor]:
         """Return the backbone's map and the head's hidden layer on it, (N, width, H, W)."""

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from detres.detection.models.fpn import FPN
 from detres.detection.models.roi_head import RoIHead
 from detres.detection.models.rpn import RPN, ProposalCounts
-from detres.detection.structures import Detections, FeatureMap, ImageBatch, Losses, Target
+from detres.detection.structures import Detections, FeatureMap, ImageBatch, Target
 from detres.images.normalize import PixelNormalizer
+from detres.losses import Losses
 
 
 class FeatureExtractor(Protocol):
@@ -90,14 +91,13 @@ class FasterRCNN(nn.Module):
             if given is not None and len(given) != len(images):
                 raise ValueError(f"{len(images)} images but {what} for {len(given)}")
         features = self.features(images)
-        losses: dict[str, Tensor] = {}
+        losses = Losses({}, {})
         if proposals is None:
             proposals, losses = self.rpn(features, images, targets)
         if targets is None:
             logits, deltas = self.roi_head(features, proposals, images.sizes)
             return self.roi_head.postprocess(logits, deltas, proposals, images.sizes)
-        roi_losses = self.roi_head.losses(features, proposals, targets, images.sizes)
-        return Losses({**losses, **roi_losses})
+        return losses | self.roi_head.losses(features, proposals, images, targets)
 
     def propose(self, images: ImageBatch, counts: ProposalCounts) -> list[tuple[Tensor, Tensor]]:
         """Return for each of N images what its RPN proposes, (P, 4) xyxy px of the batch, best
@@ -176,4 +176,4 @@ class ProposalNetwork(nn.Module):
         """Return the losses of the RPN; proposals are not made for them."""
         rpn = self.detector.rpn
         maps = rpn.on_maps(self.detector.features(images))
-        return Losses(rpn.losses(maps, images, targets))
+        return rpn.losses(maps, images, targets)

@@ -16,8 +16,9 @@ from backbones import Backbone
 from detres.boxes import box_iou
 from detres.detection.models.box_coder import BoxCoder
 from detres.detection.models.class_rpn import ClassRPN
-from detres.detection.structures import ImageBatch, Losses, Target, index_of
+from detres.detection.structures import ImageBatch, Target, index_of
 from detres.images.normalize import PixelNormalizer
+from detres.losses import Losses
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,11 @@ class RCNN(nn.Module):
             [target.boxes[iou.indices] for iou, target in zip(best, targets, strict=True)]
         )
         wanted = self.box_coder.encode(torch.cat(whole)[shown], nearest[shown])
-        loss_cls = F.binary_cross_entropy_with_logits(logits, shown.to(logits))
+        loss_cls = F.binary_cross_entropy_with_logits(logits, shown.to(logits), reduction="sum")
         loss_box = F.smooth_l1_loss(
             deltas[shown], wanted, beta=self.settings.smooth_l1_beta, reduction="sum"
         )
-        return Losses({"loss_rcnn_cls": loss_cls, "loss_rcnn_box": loss_box / len(logits)})
+        return Losses(
+            {"loss_rcnn_cls": loss_cls, "loss_rcnn_box": loss_box},
+            {"loss_rcnn_cls": len(logits), "loss_rcnn_box": len(logits)},
+        )

@@ -20,7 +20,15 @@ from detres.detection.models.context import beside_whole_images, with_whole_imag
 from detres.detection.models.matcher import Matcher
 from detres.detection.models.roi_pool import RoIPooler
 from detres.detection.models.sampler import Sampler
-from detres.detection.structures import Detections, FeatureMap, Target, index_of, label_of
+from detres.detection.structures import (
+    Detections,
+    FeatureMap,
+    ImageBatch,
+    Target,
+    index_of,
+    label_of,
+)
+from detres.losses import Losses
 
 MIN_DETECTION_SIDE = 1e-2
 """Px. Boxes that clipping left without extent are no detections; torchvision's value."""
@@ -133,30 +141,32 @@ class RoIHead(nn.Module):
         self,
         features: dict[str, FeatureMap],
         proposals: list[Tensor],
+        images: ImageBatch,
         targets: list[Target],
-        sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> dict[str, Tensor]:
-        """Return loss_roi_cls, the mean cross entropy over the sampled RoIs, and loss_roi_box, the
-        smooth-L1 loss of the foreground ones; both are scalars.
+    ) -> Losses:
+        """Return loss_roi_cls, the cross entropy of the sampled RoIs, and loss_roi_box, the
+        smooth-L1 loss of the foreground ones.
 
-        features: by stage. proposals: N tensors (P, 4) xyxy px. sizes: as of `forward`. The box
-        loss is divided by the number of sampled RoIs, as in Fast R-CNN. No RoI at all (no proposals
-        and no objects in the whole batch): both 0.
+        features: by stage. proposals: N tensors (P, 4) xyxy px. The box loss is divided by the
+        number of sampled RoIs, as in Fast R-CNN. No RoI at all (no proposals and no objects in the
+        whole batch): both 0.
         """
-        rois, labels, gt_deltas = self.sample(proposals, targets)
-        logits, deltas = self(features, rois, sizes)
-        num_sampled = max(1, len(labels))
+        rois, labels, gt_deltas = self.sample(proposals, images, targets)
+        logits, deltas = self(features, rois, images.sizes)
         positive = torch.nonzero(labels > 0).flatten()
-        loss_cls = F.cross_entropy(logits, labels, reduction="sum") / num_sampled
+        loss_cls = F.cross_entropy(logits, labels, reduction="sum")
         # (R, K, 4) -> (foreground, 4): the deltas of each RoI's own class
         pred_deltas = deltas[positive, index_of(labels[positive])]
         loss_box = F.smooth_l1_loss(
             pred_deltas, gt_deltas[positive], beta=self.settings.smooth_l1_beta, reduction="sum"
         )
-        return {"loss_roi_cls": loss_cls, "loss_roi_box": loss_box / num_sampled}
+        return Losses(
+            {"loss_roi_cls": loss_cls, "loss_roi_box": loss_box},
+            {"loss_roi_cls": len(labels), "loss_roi_box": len(labels)},
+        )
 
     def sample(
-        self, proposals: list[Tensor], targets: list[Target]
+        self, proposals: list[Tensor], images: ImageBatch, targets: list[Target]
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Choose the RoIs to learn from: return N tensors (R_n, 4), labels (R,) with 0 for
         background, and target deltas (R, 4), 0 for background.
@@ -164,11 +174,11 @@ class RoIHead(nn.Module):
         proposals: N tensors (P, 4) xyxy px, which the boxes of `targets` join. All may be empty.
         """
         rois, labels, gt_deltas = [], [], []
-        for boxes, target in zip(proposals, targets, strict=True):
+        for n, (boxes, target) in enumerate(zip(proposals, targets, strict=True)):
             gt_boxes, gt_labels = target.trainable()
             boxes = torch.cat((boxes, gt_boxes))
             matched_idxs = self.matcher(gt_boxes, boxes)
-            positive, negative = self.sampler(matched_idxs)
+            positive, negative = self.sampler(matched_idxs, images.generator(n, stream=1))
             matched = matched_idxs[positive]
             rois.append(boxes[torch.cat((positive, negative))])
             labels.append(F.pad(gt_labels[matched], (0, len(negative))))

@@ -22,6 +22,7 @@ from detres.detection.models.matcher import BETWEEN, Matcher
 from detres.detection.models.padding import padding_of
 from detres.detection.models.sampler import Sampler
 from detres.detection.structures import FeatureMap, ImageBatch, Target
+from detres.losses import Losses
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,9 @@ class RPN(nn.Module):
 
     def forward(
         self, features: dict[str, FeatureMap], images: ImageBatch, targets: list[Target] | None
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return N tensors of proposals (P, 4) xyxy px, best first, and the losses by name; none
-        without targets.
+    ) -> tuple[list[Tensor], Losses]:
+        """Return N tensors of proposals (P, 4) xyxy px, best first, and the losses; none without
+        targets.
 
         features: by stage. Anchors in the padding of an image neither propose nor are learnt from.
         Proposals carry no gradient: the approximate joint training of py-faster-rcnn. P may be 0.
@@ -162,7 +163,8 @@ class RPN(nn.Module):
         maps = self.on_maps(features)
         counts = self.settings.test_counts if targets is None else self.settings.train_counts
         proposals = [boxes for boxes, _ in self.propose(maps, images, counts)]
-        return proposals, {} if targets is None else self.losses(maps, images, targets)
+        nothing = Losses({}, {})
+        return proposals, nothing if targets is None else self.losses(maps, images, targets)
 
     def on_maps(self, features: dict[str, FeatureMap]) -> list[MapOutput]:
         """Return what the head says of each map; features: by stage."""
@@ -221,11 +223,9 @@ class RPN(nn.Module):
         best = logits.argsort(descending=True, stable=True)[: counts.post_nms]
         return torch.cat(boxes)[best], logits[best]
 
-    def losses(
-        self, maps: list[MapOutput], images: ImageBatch, targets: list[Target]
-    ) -> dict[str, Tensor]:
-        """Return loss_rpn_cls, the mean binary cross entropy over the sampled anchors, and
-        loss_rpn_box, their smooth-L1 loss; both are scalars.
+    def losses(self, maps: list[MapOutput], images: ImageBatch, targets: list[Target]) -> Losses:
+        """Return loss_rpn_cls, the binary cross entropy of the sampled anchors, and loss_rpn_box,
+        their smooth-L1 loss.
 
         Both are divided by the same number, see `RPNSettings.loss_normalizer`; the sampled anchors
         are foreground and background together.
@@ -237,7 +237,7 @@ class RPN(nn.Module):
             # (L_n, 4), (L_n,), (L_n, 4), L_n of all maps from here on
             anchors, logits, deltas = (torch.cat(parts) for parts in of_maps)
             matched_idxs = self.match(anchors, gt_boxes, images.sizes[n])
-            positive, negative = self.sampler(matched_idxs)
+            positive, negative = self.sampler(matched_idxs, images.generator(n, stream=0))
             rows = torch.cat((positive, negative))
             sampled_logits.append(logits[rows])
             sampled_labels.append((matched_idxs[rows] >= 0).to(logits))
@@ -245,10 +245,9 @@ class RPN(nn.Module):
             matched_boxes = gt_boxes[matched_idxs[positive]]
             gt_deltas.append(self.box_coder.encode(anchors[positive], matched_boxes))
         labels = torch.cat(sampled_labels)
-        if self.settings.loss_normalizer == "sampled":
-            divisor = max(1, len(labels))
-        else:
-            divisor = len(targets) * self.sampler.batch_size
+        count = len(labels)
+        if self.settings.loss_normalizer == "batch_size":
+            count = len(targets) * self.sampler.batch_size
         loss_cls = F.binary_cross_entropy_with_logits(
             torch.cat(sampled_logits), labels, reduction="sum"
         )
@@ -258,7 +257,10 @@ class RPN(nn.Module):
             beta=self.settings.smooth_l1_beta,
             reduction="sum",
         )
-        return {"loss_rpn_cls": loss_cls / divisor, "loss_rpn_box": loss_box / divisor}
+        return Losses(
+            {"loss_rpn_cls": loss_cls, "loss_rpn_box": loss_box},
+            {"loss_rpn_cls": count, "loss_rpn_box": count},
+        )
 
     def match(self, anchors: Tensor, gt_boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Return matched_idxs (L,) of anchors (L, 4) with gt_boxes (M, 4), both xyxy px, in an

@@ -13,8 +13,9 @@ class Sampler:
     them foreground.
 
     py-faster-rcnn: 256 with 0.5 for the RPN, 128 with 0.25 for the RoI head. Missing foreground is
-    filled up with background; missing background is not filled up. Draws from torch's global
-    generator. Raises ValueError for numbers out of range.
+    filled up with background; missing background is not filled up.
+
+    Raises ValueError for numbers out of range.
     """
 
     def __init__(self, *, batch_size: int, positive_fraction: float) -> None:
@@ -26,19 +27,25 @@ class Sampler:
         self.batch_size = batch_size
         self.positive_fraction = positive_fraction
 
-    def __call__(self, matched_idxs: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, matched_idxs: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return row indices (P,) of sampled foreground and (Q,) of sampled background, without
         repetition.
 
-        matched_idxs: (N,) as Matcher gives them. Both may be empty.
+        matched_idxs: (N,) as Matcher gives them. generator: what draws, None: torch's global one.
+        Both may be empty.
         """
         positive = torch.nonzero(matched_idxs >= 0).flatten()
         negative = torch.nonzero(matched_idxs == BELOW).flatten()
         num_positive = min(len(positive), round(self.batch_size * self.positive_fraction))
         num_negative = min(len(negative), self.batch_size - num_positive)
-        return self._draw(positive, num_positive), self._draw(negative, num_negative)
+        return (
+            self._draw(positive, num_positive, generator),
+            self._draw(negative, num_negative, generator),
+        )
 
-    def _draw(self, rows: Tensor, num: int) -> Tensor:
+    def _draw(self, rows: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
         if num == len(rows):
             return rows
-        return rows[torch.randperm(len(rows), device=rows.device)[:num]]
+        return rows[torch.randperm(len(rows), device=rows.device, generator=generator)[:num]]

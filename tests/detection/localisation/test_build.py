@@ -107,9 +107,10 @@ def test_what_is_learned_from(tmp_path: Path) -> None:
     write_coco(tmp_path, [(90, 120)], [box(1)])
     config = config_of(tmp_path)
     train = read_localisation(config.data, "train")
-    image, target, original, _ = build_train_set(config, train)[0, 3]
+    image, target, original, _, seed = build_train_set(config, train)[0, 3]
     assert image.shape == (64, 64, 3)
     assert original == (90, 120)
+    assert seed == 3
     assert target.labels.tolist() in ([], [1])
     proposals = ProposalsByImage(np.array([1]), [np.array([[10, 20, 50, 60.0]], np.float32)])
     image, target, *_ = build_train_set(config, train, proposals)[0, 3]

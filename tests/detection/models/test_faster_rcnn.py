@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -14,7 +15,9 @@ from detres.detection.data.batch import pad_images
 from detres.detection.models.faster_rcnn import FasterRCNN, FastRCNN, ProposalNetwork
 from detres.detection.models.matcher import BELOW
 from detres.detection.models.rpn import ProposalCounts
-from detres.detection.structures import ImageBatch, Losses
+from detres.detection.models.sampler import Sampler
+from detres.detection.structures import ImageBatch, Target
+from detres.losses import Losses
 from tests.helpers import make_batch, make_target
 
 TINY = {
@@ -83,14 +86,8 @@ def in_batches_of(images: ImageBatch, extra: tuple[int, int]) -> ImageBatch:
 
 
 def alone(images: ImageBatch, n: int) -> ImageBatch:
-    height, width = images.sizes[n]
-    one = slice(n, n + 1)
-    return ImageBatch(
-        images.pixels[one, :, :height, :width],
-        images.sizes[one],
-        images.original_sizes[one],
-        images.ids[one],
-    )
+    (height, width), one = images.sizes[n], images.select([n])
+    return replace(one, pixels=one.pixels[:, :, :height, :width])
 
 
 POOLS = {
@@ -135,6 +132,16 @@ def test_the_batch_never_changes_a_detection(backbone, pool, extra):
             torch.testing.assert_close(deltas[rows], alone_deltas, rtol=1e-4, atol=1e-4)
 
 
+def targets_of_sizes() -> list[Target]:
+    """Return objects of images of SIZES; the third has none."""
+    return [
+        make_target([[3, 4, 40, 60], [50, 20, 101, 64]], [1, 2]),
+        make_target([[20, 70, 75, 120]], [3]),
+        make_target(EMPTY, []),
+        make_target([[0, 0, 96, 96]], [4]),
+    ]
+
+
 @pytest.mark.parametrize("train_anchors", ["all", "inside"])
 def test_the_batch_never_changes_a_loss(train_anchors):
     """Each term of a padded batch is the mean over what was sampled of each image alone."""
@@ -142,12 +149,7 @@ def test_the_batch_never_changes_a_loss(train_anchors):
     detector = with_opinions(build_detector(check(ModelConfig, tree, "test"), 4))
     detector.rpn.sampler = detector.roi_head.sampler = EveryCandidate()
     images = in_batches_of(make_batch(SIZES), (8, 27))
-    targets = [
-        make_target([[3, 4, 40, 60], [50, 20, 101, 64]], [1, 2]),
-        make_target([[20, 70, 75, 120]], [3]),
-        make_target(EMPTY, []),
-        make_target([[0, 0, 96, 96]], [4]),
-    ]
+    targets = targets_of_sizes()
     together = detector(images, targets).terms()
     sums = dict.fromkeys(together, 0.0)
     counts = dict.fromkeys(together, 0)
@@ -167,10 +169,86 @@ class EveryCandidate:
     def __init__(self) -> None:
         self.counted: list[int] = []
 
-    def __call__(self, matched: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, matched: torch.Tensor, _generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         positive, negative = (matched >= 0).nonzero()[:, 0], (matched == BELOW).nonzero()[:, 0]
         self.counted.append(len(positive) + len(negative))
         return positive, negative
+
+
+class Watched(Sampler):
+    """The sampler itself; drawn: what it chose, call by call, and the seed it chose by."""
+
+    def __init__(self, of: Sampler) -> None:
+        super().__init__(batch_size=of.batch_size, positive_fraction=of.positive_fraction)
+        self.drawn: list[tuple[int | None, list[int]]] = []
+
+    def __call__(
+        self, matched_idxs: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        seed = None if generator is None else generator.initial_seed()
+        rows = super().__call__(matched_idxs, generator)
+        self.drawn.append((seed, torch.cat(rows).tolist()))
+        return rows
+
+
+@torch.inference_mode()
+def test_what_is_sampled_of_an_image_comes_of_its_seed_alone():
+    """Not of the batch it is in, of its place there, or of torch's global generator."""
+    tree = {**TINY, "rpn": {**TINY["rpn"], "batch_size": 16}}
+    detector = with_opinions(build_detector(check(ModelConfig, tree, "test"), 4))
+    samplers = [Watched(part.sampler) for part in (detector.rpn, detector.roi_head)]
+    detector.rpn.sampler, detector.roi_head.sampler = samplers
+    images, targets = in_batches_of(make_batch(SIZES), (8, 27)), targets_of_sizes()
+    chance = itertools.count()
+
+    def learn(batch: ImageBatch, rows: list[int]) -> tuple[Losses, list[tuple]]:
+        """Return the losses of images `rows` and, of each, what the two samplers drew."""
+        torch.manual_seed(next(chance))
+        state = torch.get_rng_state()
+        for sampler in samplers:
+            sampler.drawn.clear()
+        losses = detector(batch, [targets[n] for n in rows])
+        assert torch.equal(torch.get_rng_state(), state) == (batch.seeds is not None)
+        return losses, list(zip(*(sampler.drawn for sampler in samplers), strict=True))
+
+    seeded = replace(images, seeds=(2**62 + 5, 6, 7, 0))
+    shares, draws = [], []
+    for n in range(len(SIZES)):
+        losses, (drawn,) = learn(alone(seeded, n), [n])
+        shares.append(losses)
+        draws.append(drawn)
+    streams = [seed for of_image in draws for seed, _ in of_image]
+    assert len(set(streams)) == len(streams) == 8  # one a sampler and image
+
+    for rows in ([0, 1, 2, 3], [3, 0], [2, 3, 1], [1, 2], [0]):
+        losses, drawn = learn(seeded.select(rows), rows)
+        assert drawn == [draws[n] for n in rows]
+        for name, value in losses.sums.items():
+            assert losses.counts[name] == sum(shares[n].counts[name] for n in rows)
+            expected = sum(shares[n].sums[name].item() for n in rows)
+            assert value.item() == pytest.approx(expected, rel=1e-4)
+
+    # the draw matters: another seed, or chance where there is none, is another loss
+    for seeds in ((8, 9, 10, 11), None):
+        for n, share in enumerate(shares):
+            losses, (drawn,) = learn(alone(replace(images, seeds=seeds), n), [n])
+            for (_, before), (_, after) in zip(draws[n], drawn, strict=True):
+                assert sorted(before) != sorted(after)
+            for name in ("loss_rpn_cls", "loss_roi_cls"):
+                assert losses.sums[name].item() != pytest.approx(share.sums[name].item(), rel=1e-3)
+
+
+def test_the_streams_of_an_image_draw_independently():
+    images = replace(make_batch([(32, 32)] * 3), seeds=(4, 5, 4))
+    first, *others = (
+        [torch.randperm(100, generator=images.generator(n, stream)).tolist() for stream in (0, 1)]
+        for n in range(3)
+    )
+    assert first == others[1]  # the seed decides, not the place, and every time alike
+    assert len({str(drawn) for drawn in first + others[0]}) == 4
+    assert make_batch([(32, 32)]).generator(0, 1) is None
 
 
 def test_an_image_of_a_few_pixels_is_no_error(detector):
@@ -230,7 +308,7 @@ def assert_same(first, second) -> None:
 def test_given_proposals_are_detected_as_the_rpns_own(opinionated):
     images = make_batch([(60, 64), (64, 50)])
     proposals, losses = opinionated.rpn(opinionated.features(images), images, None)
-    assert losses == {}
+    assert losses.terms() == {}
     assert all(len(boxes) for boxes in proposals)
     found = opinionated(images, proposals=proposals)
     assert all(len(each) for each in found)

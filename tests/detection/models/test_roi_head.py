@@ -13,8 +13,8 @@ from detres.detection.models.matcher import Matcher
 from detres.detection.models.roi_head import BoxPredictor, RoIHead, RoIHeadSettings
 from detres.detection.models.roi_pool import RoIPooler
 from detres.detection.models.sampler import Sampler
-from detres.detection.structures import FeatureMap
-from tests.helpers import make_target, random_boxes, whole_map
+from detres.detection.structures import FeatureMap, ImageBatch
+from tests.helpers import make_batch, make_target, random_boxes, whole_map
 
 NUM_CLASSES = 3
 EMPTY = torch.zeros((0, 4))
@@ -41,9 +41,20 @@ def make_features(num: int = 1) -> dict[str, FeatureMap]:
     return {"conv4": whole_map(torch.randn((num, 8, 8, 8)))}
 
 
+def make_images(num: int = 1) -> ImageBatch:
+    return make_batch([(128, 128)] * num)
+
+
 def test_first_loss_is_near_log_k_plus_1():
-    losses = make_head().losses(
-        make_features(), [random_boxes(50, 128)], [make_target([[10, 10, 60, 60]], [2])]
+    losses = (
+        make_head()
+        .losses(
+            make_features(),
+            [random_boxes(50, 128)],
+            make_images(),
+            [make_target([[10, 10, 60, 60]], [2])],
+        )
+        .terms()
     )
     assert losses["loss_roi_cls"].item() == pytest.approx(math.log(NUM_CLASSES + 1), abs=0.1)
 
@@ -53,7 +64,7 @@ def test_sample_takes_objects_in_and_encodes_them():
     gt = torch.tensor([[10.0, 10, 60, 60]])
     near = torch.tensor([[12.0, 10, 62, 60]])
     rois, labels, deltas = head.sample(
-        [torch.cat((near, random_boxes(30, 20) + 70))], [make_target(gt, [2])]
+        [torch.cat((near, random_boxes(30, 20) + 70))], make_images(), [make_target(gt, [2])]
     )
     assert labels.tolist() == [2, 2, 0, 0, 0, 0, 0, 0]
     expected = {
@@ -72,7 +83,7 @@ def test_losses_by_hand():
             layer.weight.zero_()
         head.predictor.bbox_pred.bias.copy_(torch.arange(12.0))  # class 2 predicts (4, 5, 6, 7)
     gt = torch.tensor([[10.0, 10, 60, 60]])
-    losses = head.losses(make_features(), [EMPTY], [make_target(gt, [2])])
+    losses = head.losses(make_features(), [EMPTY], make_images(), [make_target(gt, [2])]).terms()
     assert list(losses) == ["loss_roi_cls", "loss_roi_box"]
     assert losses["loss_roi_cls"].item() == pytest.approx(math.log(4))
     assert losses["loss_roi_box"].item() == pytest.approx(
@@ -88,7 +99,8 @@ def test_both_losses_are_divided_by_all_that_was_sampled():
         head.predictor.cls_score.bias[0] = math.log(2)  # background 2/5, each class 1/5
         head.predictor.bbox_pred.bias.copy_(torch.arange(12.0))
     background = [random_boxes(20, 20) + 70]
-    losses = head.losses(make_features(), background, [make_target([[10.0, 10, 60, 60]], [2])])
+    objects = [make_target([[10.0, 10, 60, 60]], [2])]
+    losses = head.losses(make_features(), background, make_images(), objects).terms()
     cls = (math.log(5) + 7 * math.log(5 / 2)) / 8  # one object, seven of background
     assert losses["loss_roi_cls"].item() == pytest.approx(cls, rel=1e-5)
     assert losses["loss_roi_box"].item() == pytest.approx(((4 + 5 + 6 + 7) - 4 * 0.5) / 8)
@@ -101,7 +113,7 @@ def test_box_loss_of_beta_0_is_l1():
         head.predictor.bbox_pred.weight.zero_()
         head.predictor.bbox_pred.bias[4:8] = torch.tensor([0.5, -0.25, 2.0, 0.0])
     gt = torch.tensor([[10.0, 10, 60, 60]])
-    losses = head.losses(make_features(), [EMPTY], [make_target(gt, [2])])
+    losses = head.losses(make_features(), [EMPTY], make_images(), [make_target(gt, [2])]).terms()
     assert losses["loss_roi_box"].item() == pytest.approx(0.5 + 0.25 + 2)
 
 
@@ -118,7 +130,7 @@ def test_class_agnostic_boxes_are_the_same_for_every_class():
     head = make_head()
     head.predictor = predictor
     gt = torch.tensor([[10.0, 10, 60, 60], [70, 70, 120, 120]])
-    losses = head.losses(make_features(), [gt], [make_target(gt, [1, 3])])
+    losses = head.losses(make_features(), [gt], make_images(), [make_target(gt, [1, 3])]).terms()
     losses["loss_roi_box"].backward()
     assert predictor.bbox_pred.bias.grad.abs().sum() > 0
     assert len(head.postprocess(*head(make_features(), [gt]), [gt], [(128, 128)])) == 1
@@ -126,12 +138,12 @@ def test_class_agnostic_boxes_are_the_same_for_every_class():
 
 def test_images_without_objects_and_without_proposals():
     head = make_head()
-    features = make_features(2)
-    losses = head.losses(features, [random_boxes(5, 128), EMPTY], [make_target(EMPTY, [])] * 2)
+    features, images, targets = make_features(2), make_images(2), [make_target(EMPTY, [])] * 2
+    losses = head.losses(features, [random_boxes(5, 128), EMPTY], images, targets).terms()
     assert losses["loss_roi_cls"] > 0
     assert losses["loss_roi_box"] == 0
     sum(losses.values()).backward()
-    losses = head.losses(features, [EMPTY, EMPTY], [make_target(EMPTY, [])] * 2)
+    losses = head.losses(features, [EMPTY, EMPTY], images, targets).terms()
     assert losses["loss_roi_cls"] == losses["loss_roi_box"] == 0
     logits, deltas = head(features, [EMPTY, EMPTY])
     assert logits.shape == (0, NUM_CLASSES + 1)
@@ -143,11 +155,15 @@ def test_images_without_objects_and_without_proposals():
 
 def test_crowds_are_not_objects():
     _, labels, _ = make_head().sample(
-        [random_boxes(5, 128)], [make_target([[10, 10, 60, 60]], [2], crowd=[True])]
+        [random_boxes(5, 128)],
+        make_images(),
+        [make_target([[10, 10, 60, 60]], [2], crowd=[True])],
     )
     assert (labels == 0).all()
     (rois,), labels, _ = make_head().sample(
-        [EMPTY], [make_target([[10, 10, 60, 60], [0, 0, 9, 9]], [2, 1], crowd=[True, False])]
+        [EMPTY],
+        make_images(),
+        [make_target([[10, 10, 60, 60], [0, 0, 9, 9]], [2, 1], crowd=[True, False])],
     )
     assert rois.tolist() == [[0, 0, 9, 9]]  # a crowd is no RoI to learn as background either
     assert labels.tolist() == [1]
@@ -155,10 +171,12 @@ def test_crowds_are_not_objects():
 
 def test_every_parameter_gets_a_gradient():
     head = make_head()
-    losses = head.losses(
-        make_features(), [random_boxes(20, 128)], [make_target([[10, 10, 60, 60]], [2])]
-    )
-    sum(losses.values()).backward()
+    head.losses(
+        make_features(),
+        [random_boxes(20, 128)],
+        make_images(),
+        [make_target([[10, 10, 60, 60]], [2])],
+    ).total().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
 
 

@@ -70,7 +70,7 @@ def test_proposals_are_clipped_sorted_limited_and_large_enough():
         rpn.head.deltas.weight.normal_(0, 0.3)
     features = {"conv4": whole_map(torch.randn((2, 8, 4, 4)))}
     proposals, losses = rpn(features, images, None)
-    assert losses == {}
+    assert losses.terms() == {}
     for boxes, (height, width) in zip(proposals, images.sizes, strict=True):
         assert 0 < len(boxes) <= 7
         assert not boxes.requires_grad
@@ -117,7 +117,7 @@ def test_losses_by_hand(normalizer, beta):
         [2.0, 0.0, 2.0, 0.0]
     )  # one anchor, moved 2 px
     features = {"conv4": whole_map(torch.randn((1, 8, 4, 4)))}
-    _, losses = rpn(features, images, [make_target(gt, [1])])
+    losses = rpn(features, images, [make_target(gt, [1])])[1].terms()
     assert list(losses) == ["loss_rpn_cls", "loss_rpn_box"]
     side = float(gt[0, 2] - gt[0, 0])
     positive, negative = (
@@ -160,7 +160,8 @@ def test_anchors_in_the_padding_are_neither_negatives_nor_proposals(train_anchor
     for n, anchors in enumerate((torch.arange(48), rows)):
         matched = rpn.match(rpn.anchors["conv4"](4, 6)[anchors], EMPTY, images.sizes[n])
         chosen.append(F.softplus(logits[n, anchors[matched == BELOW]]))
-    assert losses["loss_rpn_cls"].item() == pytest.approx(torch.cat(chosen).mean().item(), rel=1e-5)
+    found = losses.terms()["loss_rpn_cls"].item()
+    assert found == pytest.approx(torch.cat(chosen).mean().item(), rel=1e-5)
     proposals, _ = rpn(features, images, None)
     decoded = rpn.box_coder.decode(rpn.anchors["conv4"](4, 6)[rows], rpn.head(values)[1][1, rows])
     expected = large_enough(clip_boxes(decoded, (20, 40)), 0)
@@ -222,22 +223,22 @@ def test_images_without_objects_train_and_every_parameter_gets_a_gradient(train_
     targets = [make_target(EMPTY, []), make_target([[10, 10, 42, 42]], [1])]
     features = {"conv4": whole_map(torch.randn((2, 8, 4, 4)))}
     _, losses = rpn(features, images, targets)
-    sum(losses.values()).backward()
+    losses.total().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in rpn.parameters())
     rpn.zero_grad()
     _, losses = rpn(
         {"conv4": whole_map(torch.randn((2, 8, 4, 4)))}, images, [make_target(EMPTY, [])] * 2
     )
-    assert losses["loss_rpn_cls"] > 0
-    assert losses["loss_rpn_box"] == 0
-    sum(losses.values()).backward()
+    assert losses.terms()["loss_rpn_cls"] > 0
+    assert losses.terms()["loss_rpn_box"] == 0
+    losses.total().backward()
 
 
 def test_an_image_smaller_than_every_anchor_gives_no_nan():
     rpn = make_rpn(train_anchors="inside")
     features = {"conv4": whole_map(torch.randn((1, 8, 1, 1)))}
     _, losses = rpn(features, make_batch([(9, 9)]), [make_target([[1, 1, 8, 8]], [1])])
-    assert [float(loss) for loss in losses.values()] == [0.0, 0.0]
+    assert [float(loss) for loss in losses.terms().values()] == [0.0, 0.0]
 
 
 def test_crowds_are_not_objects():
@@ -250,7 +251,7 @@ def test_crowds_are_not_objects():
         )
     ]
     with_crowd = rpn.losses(maps, make_batch([(64, 64)]), [crowd])
-    assert with_crowd["loss_rpn_box"] == 0
+    assert with_crowd.terms()["loss_rpn_box"] == 0
 
 
 STAGES = ("conv4", "conv5")
@@ -322,7 +323,7 @@ def test_losses_of_two_maps_by_hand_over_the_anchors_of_both():
         make_target([[10, 10, 30, 30], [5, 3, 60, 62]], [1, 2]),
         make_target(EMPTY, []),
     ]
-    _, losses = rpn(features, images, targets)
+    losses = rpn(features, images, targets)[1].terms()
 
     anchors = torch.cat((make_anchors()(4, 6), make_anchors((48.0, 64.0), stride=32)(2, 3)))
     outputs = [rpn.head(features[stage].values) for stage in STAGES]
@@ -352,7 +353,7 @@ def test_losses_of_two_maps_by_hand_over_the_anchors_of_both():
 def test_two_maps_without_an_object_or_a_proposal():
     rpn = make_rpn_of_two_maps()
     images, features = make_batch([(64, 96)]), features_of_two_maps(1)
-    _, losses = rpn(features, images, [make_target(EMPTY, [])])
+    losses = rpn(features, images, [make_target(EMPTY, [])])[1].terms()
     assert losses["loss_rpn_cls"] > 0
     assert losses["loss_rpn_box"] == 0
     rpn.settings = dataclasses.replace(rpn.settings, min_size=1000)
@@ -396,7 +397,7 @@ def test_a_batch_of_one_image_twice_has_the_losses_of_that_image(normalizer):
             {"conv4": whole_map(values.repeat(num, 1, 1, 1))},
             make_batch([(64, 64)] * num),
             [target] * num,
-        )[1]
+        )[1].terms()
         for num in (1, 2)
     )
     for name, loss in once.items():

@@ -79,7 +79,7 @@ class FirstOnes:
         self.batch_size = batch_size
         self.positive_fraction = positive_fraction
 
-    def __call__(self, matched):
+    def __call__(self, matched, _generator=None):
         if isinstance(matched, list):  # torchvision: labels of all images -> masks
             masks = []
             for labels in matched:
