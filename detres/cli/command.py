@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Iterable
 
@@ -36,6 +37,8 @@ def carry_out(
         write_line(f"error: {shortened(fault, LONGEST_MESSAGE)}", sys.stderr)
         return 2
     module, _, function = work.partition(":")
+    if os.environ.get("WORLD_SIZE"):  # what torch says in C++ of processes that wait is said here
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         ending = importlib.import_module(f"{WORK}.ending")
         does = getattr(importlib.import_module(f"{WORK}.{module}"), function)

@@ -214,32 +214,34 @@ class _Launched(Group):
         said = str(error).lower()
         if not any(sign in said for sign in _LOST):
             return error
+        waited = "timed out" in said or "timeout" in said
+        how = f"has not answered within {self.waits_s:g} s" if waited else "has ended"
         try:
-            return self._who_is_lost()
+            return self._who_is_lost(how)
         except RuntimeError:  # the store went with the process that kept it
             return LostProcessError(
                 f"the process that holds the {self.size} together is gone: {_first_line(error)}",
                 told_here=True,
             )
 
-    def _who_is_lost(self) -> LostProcessError:
+    def _who_is_lost(self, how: str) -> LostProcessError:
         self.store.set(f"waited/{self.rank}", "")
         time.sleep(1.0)  # those that waited find out at about the same time
         others = range(self.size)
         waited = [rank for rank in others if self.store.check([f"waited/{rank}"])]
         lost = [rank for rank in others if rank not in waited]
-        said = ", ".join(self._what_it_did(rank) for rank in lost) or "the connection between them"
+        said = "; ".join(self._what_it_did(rank, how) for rank in lost)
         return LostProcessError(
-            f"lost after {self.waits_s:g} s of waiting or because it ended: {said}",
+            said or f"the connection between the {self.size} processes broke",
             told_here=self.rank == waited[0],
         )
 
-    def _what_it_did(self, rank: int) -> str:
-        who = f"process {rank} of {self.size}"
+    def _what_it_did(self, rank: int, how: str) -> str:
+        who = f"process {rank} of {self.size} {how}"
         if not self.store.check([f"doing/{rank}"]):
             return who
         _, since, what = self.store.get(f"doing/{rank}").decode().split(" ", 2)
-        return f"{who}, for {time.time() - float(since):.0f} s in: {what}"
+        return f"{who}; {time.time() - float(since):.0f} s ago it began: {what}"
 
     def close(self) -> None:
         dist.destroy_process_group()
@@ -327,13 +329,16 @@ def _await_all(store: dist.Store, rank: int, size: int, waits_s: float) -> None:
     """Return when all processes are there; raises LaunchError in the first of those that are, which
     names the others, and ElsewhereError in the rest.
     """
-    store.set(f"here/{rank}", "")
     until = time.monotonic() + waits_s
-    for other in range(size):
-        with contextlib.suppress(RuntimeError):
-            left = max(0.01, until - time.monotonic())
-            store.wait([f"here/{other}"], timedelta(seconds=left))
-    there = [other for other in range(size) if store.check([f"here/{other}"])]
+    try:
+        store.set(f"here/{rank}", "")
+        for other in range(size):
+            with contextlib.suppress(RuntimeError):
+                left = max(0.01, until - time.monotonic())
+                store.wait([f"here/{other}"], timedelta(seconds=left))
+        there = [other for other in range(size) if store.check([f"here/{other}"])]
+    except RuntimeError as error:  # whoever kept the store has said it, and ended
+        raise ElsewhereError("the process that holds the others together is gone") from error
     if len(there) == size:
         return
     lost = [str(other) for other in range(size) if other not in there]

@@ -584,6 +584,8 @@ class TrainingRun:
                 f"the warm-up of {warmup} steps (train.warmup_steps) is longer than the run: its "
                 f"rate stays below {settings.effective_lr:g}"
             )
+        if (note := self._of_batch_norm()) is not None:
+            self.notes.append(note)
         every = settings.evaluated_every(steps)
         on_the_way = (steps - 1) // every if every else 0
         if settings.early_stopping >= max(on_the_way, 1):  # the first is better than none
@@ -593,6 +595,29 @@ class TrainingRun:
             )
         for note in self.notes:
             self.log.line(f"note: {note}")
+
+    def _of_batch_norm(self) -> str | None:
+        """What is to be said of a batch norm that learns where a step is divided; None: nothing."""
+        size, parts = self.group.size, self.config.train.accumulate
+        norms = [
+            norm
+            for norm in self.training.model.modules()
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        ]
+        together = self.config.train.batch_size
+        if size > 1 and any(type(norm) is nn.BatchNorm2d for norm in norms):
+            return (
+                f"batch norm takes its statistics from the {together // size} images of each "
+                "process, so the result depends on their number: norm=sync takes them from all, "
+                "norm=frozen and norm=group need none"
+            )
+        if parts > 1 and norms:
+            return (
+                f"batch norm takes its statistics from {together} images at once, not from all "
+                f"{self.config.train.images_per_step} of a step: norm=frozen and norm=group need "
+                "none"
+            )
+        return None
 
     def _batch(self) -> str:
         """How many images a step has, and how they are divided."""
