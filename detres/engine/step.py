@@ -94,10 +94,10 @@ class GradientStep:
         return self.group.gradients_stay_here(self.wrapped)
 
     def _nothing(self, losses: Losses) -> Tensor | float:
-        """A 0 that depends on every parameter where a loss counts nothing, so that the processes
-        that wait for gradients get all of them.
+        """A 0 that depends on every parameter where a loss counts nothing: other processes, or
+        parts, which do have something, wait for a gradient of each.
         """
-        if self.group.size == 1 or all(losses.counts.values()):
+        if all(losses.counts.values()):
             return 0.0
         return sum(
             parameter.flatten()[:0].sum()

@@ -51,10 +51,26 @@ def batch_of(images: list, targets: list[Target], rows: list[int]) -> tuple[Imag
     return replace(batch, seeds=tuple(1000 + row for row in rows)), [targets[row] for row in rows]
 
 
-def step(group: Group, parts: int, norm: str, objects: list[int], dtype: torch.dtype):
-    """Terms and gradients of one step of all images, as this group divides them."""
+def step(
+    group: Group,
+    parts: int,
+    norm: str,
+    objects: list[int],
+    dtype: torch.dtype,
+    min_size: float = 4,
+    sampled: int = 8,
+):
+    """Terms and gradients of one step of all images, as this group divides them.
+
+    objects: how many each image has. min_size: px of a proposal. sampled: RoIs an image.
+    """
     torch.manual_seed(0)
-    settings = {**MODEL, "backbone": {**MODEL["backbone"], "norm": norm}}
+    settings = {
+        **MODEL,
+        "backbone": {**MODEL["backbone"], "norm": norm},
+        "rpn": {**MODEL["rpn"], "min_size": min_size},
+        "roi": {**MODEL["roi"], "batch_size": sampled},
+    }
     model = build_detector(check(ModelConfig, settings, "test"), K, pretrained=False)
     model = model.to(dtype).train()
     with pytest.MonkeyPatch.context() as patch:
@@ -83,11 +99,60 @@ def require_equal(found, wanted, tolerance: float) -> None:
 MANY = [3, 1, 2, 4, 1, 2, 3, 2]
 
 
-@pytest.mark.parametrize(("size", "parts"), [(2, 1), (4, 1), (2, 2)])
-@pytest.mark.parametrize("norm", ["group", "sync"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "norm"),
+    [
+        (2, 1, "sync"),
+        pytest.param(4, 1, "sync", marks=SLOW),
+        pytest.param(2, 1, "group", marks=SLOW),
+        pytest.param(4, 1, "group", marks=SLOW),
+        (2, 2, "group"),
+    ],
+)
 def test_processes_and_parts_make_no_difference(size: int, parts: int, norm: str) -> None:
-    if norm == "sync" and parts > 1:
-        pytest.skip("statistics are of the images at once")
     wanted = alone(step, 1, norm, MANY, torch.float64)
     for found in together(size, step, parts, norm, MANY, torch.float64):
         require_equal(found, wanted, 1e-9)
+
+
+NONE, FEW = [0] * 8, [0, 0, 0, 0, 3, 1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"), [(1, 2), pytest.param(2, 1, marks=SLOW), pytest.param(2, 2, marks=SLOW)]
+)
+@pytest.mark.parametrize(
+    ("objects", "min_size", "sampled"),
+    [
+        (MANY, 4, 64),  # fewer regions than are to be sampled, another number in every image
+        (NONE, 4, 8),
+        (FEW, 4, 8),  # none in one process, or in one part
+        (FEW, 1000, 8),  # no proposal: in one process no region at all
+        (NONE, 1000, 8),  # in none
+    ],
+)
+def test_images_without_objects_or_regions_make_no_difference(
+    size: int, parts: int, objects: list[int], min_size: float, sampled: int
+) -> None:
+    arguments = ("group", objects, torch.float64, min_size, sampled)
+    wanted = alone(step, 1, *arguments)
+    if objects == NONE and min_size == 1000:
+        assert wanted[0]["loss_roi_cls"] == 0
+    found = (
+        together(size, step, parts, *arguments) if size > 1 else [alone(step, parts, *arguments)]
+    )
+    for each in found:
+        require_equal(each, wanted, 1e-9)
+
+
+def trained(group: Group, objects: list[int]) -> str:
+    """What becomes of a step in which a process has no region to learn from."""
+    _, gradients = step(group, 1, "group", objects, torch.float32, 1000)
+    return "all" if all(gradient.isfinite().all() for gradient in gradients.values()) else "some"
+
+
+def test_a_process_without_a_region_keeps_nobody_waiting() -> None:
+    assert together(2, trained, FEW, waits_s=60) == ["all", "all"]
