@@ -18,7 +18,7 @@ def test_a_part_of_a_key_shows_all_that_have_it(capsys: pytest.CaptureFixture[st
         "train.lr default 0.001   (number > 0)\n"
         "    for `reference_batch` images\n"
         "train.lr_scaling default linear   (linear | none)\n"
-        "    whether lr is multiplied by batch_size / reference_batch\n"
+        "    whether lr is multiplied by the images of a step / reference_batch\n"
     )
     assert main(["data.format", "eval.views", "--of", "train-cls"]) == 0
     shown = capsys.readouterr().out.splitlines()
