@@ -27,6 +27,8 @@ except ImportError:  # not on Windows
 TIMEOUT_S = 30.0
 """Seconds without a sign of the server after which it is given up."""
 
+_PAGES = ("text/html", "application/xhtml+xml")
+
 _BLOCK = 1 << 20
 _POLL_S = 0.5
 
@@ -178,7 +180,8 @@ def _fill(file: BinaryIO, url: str, report: Report) -> None:
 
 def _answer(url: str, start: int) -> tuple[http.client.HTTPResponse | None, int]:
     """What the server sends, and from which byte on: `start`, or 0 where it sends all; nothing
-    where `start` bytes are all there are.
+    where `start` bytes are all there are. A page of a network that wants a login first, or an
+    answer without a file, is an error, for which no part is given up.
     """
     headers = {"User-Agent": "backbones"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
@@ -190,11 +193,20 @@ def _answer(url: str, start: int) -> tuple[http.client.HTTPResponse | None, int]
             whole = error.headers.get("Content-Range") == f"bytes */{start}"
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and start:
             return (None, start) if whole else _answer(url, 0)
-        raise DownloadError(f"{url} is answered with {error.code} {error.reason}") from None
+        raise DownloadError(f"{url} is answered with {error.code} {_line(error.reason)}") from None
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{url} cannot be reached: {_reason(error)}") from None
-    if response.status != http.client.PARTIAL_CONTENT:
+    if response.headers.get_content_type() in _PAGES:
+        with response:
+            raise DownloadError(
+                f"{url} is answered with a web page, not with a file: the network may want a login"
+            )
+    if response.status == http.client.OK:
         return response, 0
+    if response.status != http.client.PARTIAL_CONTENT:
+        with response:
+            said = f"{response.status} {_line(response.reason)}"
+            raise DownloadError(f"{url} is answered with {said}, and no file")
     if re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")):
         return response, start
     response.close()
@@ -223,4 +235,10 @@ def _reason(error: Exception) -> str:
     reason = getattr(error, "reason", error)
     if isinstance(reason, TimeoutError):
         return f"it was silent for {TIMEOUT_S:g} s"
-    return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    said = _line(getattr(reason, "strerror", None) or reason)
+    return said or type(reason).__name__
+
+
+def _line(said: object) -> str:
+    """What a server or a library says, in one line."""
+    return " ".join(str(said).split())

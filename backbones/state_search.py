@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -149,14 +149,22 @@ def find_network(contents: Contents, own: Mapping[str, Tensor], head_prefix: str
     if not complete:
         # max takes the first of equals: the outermost
         return max(candidates, key=lambda each: _likeness(each, own))
-    best = max(_rank(each.prefix, contents.swapped) for each in complete)
-    chosen = [each for each in complete if _rank(each.prefix, contents.swapped) == best]
+    wanted = preferred([each.prefix for each in complete], contents.swapped)
+    chosen = [each for each in complete if each.prefix in wanted]
     if any(not _same(chosen[0], other, own) for other in chosen[1:]):
         raise NotFoundError(
             f"holds {len(chosen)} complete networks and does not say which to take: "
             f"{', '.join(_shown(each.prefix) for each in chosen)}. Save the one you mean by itself"
         )
     return _reported(chosen[0], complete, _left_over(chosen[0], own, head_prefix), contents.swapped)
+
+
+def preferred(prefixes: Sequence[str], swapped: bool) -> list[str]:
+    """Return those of the `prefixes` of complete networks, one or more, that authors evaluate, as
+    find_network takes them; several where nothing decides. swapped: as of Contents.
+    """
+    best = max(_rank(prefix, swapped) for prefix in prefixes)
+    return [prefix for prefix in prefixes if _rank(prefix, swapped) == best]
 
 
 def networks_in(contents: Contents) -> list[Found]:

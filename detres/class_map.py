@@ -13,6 +13,11 @@ class ClassMismatchError(ValueError):
     """Two class lists that had to be the same are not."""
 
 
+GAP = "N/A "
+"""How the name of a class begins that is none: an output that a detector has for an id that nothing
+has, as torchvision's have for those that COCO leaves out.
+"""
+
 LISTED_CLASSES = 20
 """Of longer class lists a message names what differs."""
 
@@ -74,6 +79,11 @@ class ClassMap:
     @cached_property
     def _indices(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.names)}
+
+    @cached_property
+    def gaps(self) -> tuple[int, ...]:
+        """The indices of classes that are none, see GAP: no data have them."""
+        return tuple(index for index, name in enumerate(self.names) if name.startswith(GAP))
 
     def require_same(self, other: ClassMap, mine: str, theirs: str) -> None:
         """Raise ClassMismatchError printing both lists unless `other` is equal; `mine` and `theirs`

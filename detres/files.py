@@ -144,7 +144,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if kind != "safetensors":
             what = "a pickle" if kind == "pickle" else "a file of torch.save"
             raise CheckpointError(
-                f"{path} is {what}, not a run's .safetensors or last.pt; {WHERE_WEIGHTS_ARE}"
+                f"{path} is {what}, not a run's .safetensors or last.pt; {WHERE_WEIGHTS_ARE}; of "
+                "a detector of torchvision, detectron2 or Detectron `convert` makes weights"
             )
         return read_safetensors(path)
     except FileNotFoundError:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 @dataclass
 class FileServer:
     """content: what it sends. ranges: whether it knows them. cut: bytes of an answer after which it
-    hangs up; None: it sends all. status: of every answer; None: what is due. starts: from which
-    byte on each request asked for.
+    hangs up; None: it sends all. status: of every answer; None: what is due. kind: what it says
+    the content is. starts: from which byte on each request asked for.
     """
 
     content: bytes
@@ -23,6 +23,8 @@ class FileServer:
     sized: bool = True
     cut: int | None = None
     status: int | None = None
+    reason: str | None = None
+    kind: str | None = None
     starts: list[int] = field(default_factory=list)
 
 
@@ -37,7 +39,9 @@ def serving(content: bytes, name: str = "model.pth") -> Iterator[FileServer]:
             start = int(asked[1]) if asked else 0
             server.starts.append(start)
             if server.status is not None:
-                self.send_error(server.status)
+                self.send_response(server.status)
+                self.send_header("Location", self.path)
+                self.end_headers()
                 return
             size = len(server.content)
             if not server.ranges:
@@ -52,6 +56,8 @@ def serving(content: bytes, name: str = "model.pth") -> Iterator[FileServer]:
                 self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
             if server.sized:
                 self.send_header("Content-Length", str(size - start))
+            if server.kind is not None:
+                self.send_header("Content-Type", server.kind)
             self.end_headers()
             body = server.content[start:]
             self.wfile.write(body if server.cut is None else body[: server.cut])

@@ -43,10 +43,11 @@ def plan_submission(
     """Make sure, before detecting, that a submission can be written: the folder made, empty.
 
     detector: the classes of a detector or localiser; name: of it, for messages. Raises
-    ClassMismatchError unless its classes are those of `images`, and what `require_written` of the
-    server and require_free_folder raise.
+    ClassMismatchError unless its classes, but for gaps, are those of `images`, and what
+    `require_written` of the server and require_free_folder raise.
     """
-    if set(detector.names) != set(images.class_map.names):
+    gaps = {detector.names[index] for index in detector.gaps}
+    if set(detector.names) - gaps != set(images.class_map.names) - gaps:
         detector.require_same(images.class_map, name, images.source)
     server.require_written(images)
     require_free_folder(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -168,7 +169,7 @@ class Annotations:
     def matched_to(self, class_map: ClassMap, theirs: str) -> Annotations:
         """Return the same data with the classes of `class_map`, told by their names, in its order;
         source ids stay those of these files. Classes that it lacks must have no object here and are
-        left out.
+        left out; its gaps need not be here, and are then classes without objects, of free ids.
 
         theirs: where `class_map` is from, for messages. Raises ClassMismatchError where the names
         are otherwise not the same.
@@ -179,16 +180,20 @@ class Annotations:
         index_there = {name: index for index, name in enumerate(class_map.names)}
         new_index = np.array([index_there.get(name, -1) for name in own.names], np.int64)
         indices = new_index[self.class_indices]
-        if (new_index >= 0).sum() < len(class_map) or (indices < 0).any():
+        wanted = set(range(len(class_map))) - set(class_map.gaps)
+        if not wanted <= set(new_index.tolist()) or (indices < 0).any():
             class_map.require_same(own, theirs, self.source)
         id_of = dict(zip(own.names, own.source_ids, strict=True))
+        free = itertools.count(1 + max(own.source_ids, default=0))
+        for gap in class_map.gaps:
+            id_of.setdefault(class_map.names[gap], next(free))
         matched = ClassMap(class_map.names, tuple(id_of[name] for name in class_map.names))
         other = [
             f"{name} is {there} there and {here} here"
             for name, there, here in zip(
                 matched.names, class_map.source_ids, matched.source_ids, strict=True
             )
-            if there != here
+            if there != here and name in own.names
         ]
         note = (
             f"{self.source} has the classes of {theirs} under other ids ({other[0]}): told by name"

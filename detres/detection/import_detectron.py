@@ -80,7 +80,8 @@ def read_blobs(tensors: Mapping[str, Tensor]) -> Blobs | None:
         else:
             unknown.append(name)
     for kind in _KIND.values():
-        if (name := f"roi_head.predictor.bbox_pred.{kind}") in found:
+        name = f"roi_head.predictor.bbox_pred.{kind}"
+        if name in found and found[name].dim() > 0:
             found[name] = found[name][4:]
     conv5 = "backbone.layer4." if pyramid else "roi_head.box_head.conv5."
     for name, tensor in to_own_names(resnet).tensors.items():
@@ -101,7 +102,7 @@ def settings_of(blobs: Blobs) -> dict:
     """Return the settings of a model with these blobs, as YAML has them, but for its backbone and
     input: of Detectron's baselines of that kind.
     """
-    anchors = len(blobs.tensors.get("rpn.head.objectness.bias", torch.zeros(15)))
+    anchors = blobs.tensors.get("rpn.head.objectness.bias", torch.zeros(15)).numel()
     sizes = [32, 64, 128, 256, 512]
     if not blobs.pyramid and anchors == 12:  # Detectron's own default, without 32 px
         sizes = sizes[1:]

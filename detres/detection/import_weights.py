@@ -7,6 +7,7 @@ said. Shapes: K classes, A anchors a cell, D features of a region.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +18,17 @@ from torch import Tensor
 
 from backbones import WeightsError
 from backbones.catalogue import CAFFE, DETECTRON, IMAGENET, InputSpec
+from backbones.download import digest_of
+from backbones.state_search import Contents, preferred
 from backbones.weights import read_contents
-from detres.class_map import ClassMap
-from detres.config import check
+from detres.class_map import GAP, ClassMap
+from detres.config import ConfigError, check
 from detres.detection.build import build_detector
 from detres.detection.config import DetectionConfig
 from detres.detection.data.coco_classes import COCO_CLASSES
 from detres.detection.data.voc import VOC_CLASSES
 from detres.detection.import_detectron import Blobs, read_blobs, settings_of
+from detres.detection.models.anchors import cell_anchors
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.files import CheckpointError, load_model_state
 
@@ -74,8 +78,9 @@ def import_detector(path: Path, classes: Sequence[str] | None = None) -> Importe
         contents, _, _ = read_contents(path)
     except WeightsError as error:
         raise CheckpointError(str(error)) from None
-    tensors = _without_prefix(contents.tensors)
+    tensors, taken = _of_one_detector(contents, path)
     reading = _read(tensors, path)
+    reading.notes += taken
     class_map = _classes(reading, classes, path)
     tree = {
         "name": "imported",
@@ -83,7 +88,10 @@ def import_detector(path: Path, classes: Sequence[str] | None = None) -> Importe
         "data": {"format": "coco", **dict.fromkeys(_ENTRIES, ("unknown",))},
         "train": {"steps": 1, "eval_every": 0},
     }
-    config = check(DetectionConfig, tree, str(path))
+    try:
+        config = check(DetectionConfig, tree, str(path))
+    except ConfigError as error:  # of numbers in the file that no detector has
+        raise CheckpointError("; ".join(str(error).splitlines())) from None
     detector = build_detector(config.model, len(class_map), pretrained=False)
     load_model_state(detector, _with_counters(reading.tensors, detector), path)
     left = dict.fromkeys(reading.left.values())
@@ -97,17 +105,52 @@ _ENTRIES = ("train", "train_images", "val", "val_images")
 """Of a configuration, what nobody knows of a detector of others."""
 
 
-def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors below the wrapper that the detector is in, "model." in detectron2's files."""
-    key = re.compile(r"(|.*\.)roi_heads\.box_predictor\.cls_score\.weight")
-    prefixes = [match[1] for name in tensors if (match := key.fullmatch(name))]
-    if len(prefixes) != 1:
-        return dict(tensors)
+def _of_one_detector(contents: Contents, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors below the wrapper that the detector is in, "model." in detectron2's files, and
+    what is to be said where there are several: as of backbones, an average of weights is taken
+    before what is averaged.
+    """
+    matches = [re.fullmatch(rf"(|.*\.){_PREDICTOR}", name) for name in contents.tensors]
+    prefixes = list(dict.fromkeys(match[1] for match in matches if match))
+    if not prefixes:
+        return dict(contents.tensors), []
+    chosen = preferred(prefixes, contents.swapped)
+    found, *others = (_below(prefix, prefixes, contents.tensors) for prefix in chosen)
+    if any(not _same(found, other) for other in others):
+        raise CheckpointError(
+            f"{path} holds {len(chosen)} detectors and does not say which to take: "
+            f"{', '.join(map(_shown, chosen))}. Save the one you mean by itself"
+        )
+    passed_over = [prefix for prefix in prefixes if prefix not in chosen]
+    notes = []
+    if passed_over:
+        before = ", ".join(map(_shown, passed_over))
+        notes.append(f"taken from {_shown(chosen[0])}, which is evaluated, and not from {before}")
+    return found, notes
+
+
+def _below(
+    prefix: str, prefixes: Sequence[str], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of the detector behind one of the prefixes, by their names behind it."""
+    inner = tuple(other for other in prefixes if len(other) > len(prefix))
     return {
-        name.removeprefix(prefixes[0]): tensor
+        name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
-        if name.startswith(prefixes[0])
+        if name.startswith(prefix) and not name.startswith(inner)
     }
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _shown(prefix: str) -> str:
+    return prefix.removesuffix(".") or "the names without a prefix"
+
+
+_PREDICTOR = r"roi_heads\.box_predictor\.(?:cls_score|bbox_pred)\.(?:weight|bias)"
+"""Names of what torchvision's and detectron2's detectors end in."""
 
 
 def _read(tensors: dict[str, Tensor], path: Path) -> _Reading:
@@ -120,11 +163,13 @@ def _read(tensors: dict[str, Tensor], path: Path) -> _Reading:
             f"one map, which is not read; {_READ}"
         )
     for mark, read in _READERS.items():
-        if mark in tensors and "roi_heads.box_predictor.cls_score.weight" in tensors:
+        if mark in tensors and any(re.fullmatch(_PREDICTOR, name) for name in tensors):
             return read(tensors, path)
     for mark, what in _OTHERS.items():
         if any(mark in name for name in tensors):
             raise CheckpointError(f"{path} holds {what}, which is not read; {_READ}")
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors, so no detector; {_READ}")
     raise CheckpointError(
         f"{path} holds no detector that is known, by its tensors "
         f"{', '.join(list(tensors)[:LISTED])}, ...; {_READ}"
@@ -161,9 +206,10 @@ def _torchvision(tensors: dict[str, Tensor], path: Path) -> _Reading:
     found = reading.tensors
     boxes = "roi_head.predictor.bbox_pred"
     for kind in ("weight", "bias"):  # the first box is that of background, which has none
-        if f"{boxes}.{kind}" in found:
-            found[f"{boxes}.{kind}"] = found[f"{boxes}.{kind}"][4:]
-    if PUBLISHED_V1 in path.name:
+        name = f"{boxes}.{kind}"
+        if name in found and found[name].dim() > 0:
+            found[name] = found[name][4:]
+    if not second and _is_published_first(path):
         _fold_epsilon(found)
     reading.model = {
         "layout": "fpn",
@@ -225,13 +271,26 @@ _TORCHVISION_LEFT = {
 }
 
 
-PUBLISHED_V1 = "258fb6c6"
-"""In the name of the file of torchvision's published v1, the beginning of its digest."""
+WITHOUT_EPSILON = {
+    "258fb6c6": "fasterrcnn_resnet50_fpn",
+    "bf2d0c1e": "maskrcnn_resnet50_fpn",
+    "fc266e95": "keypointrcnn_resnet50_fpn",
+}
+"""Beginning of the digest of a file that torchvision has published, which is in its name too ->
+its model, whose norms have an epsilon of 0 with it (overwrite_eps of models/detection).
+"""
+
+
+def _is_published_first(path: Path) -> bool:
+    """Whether a file is one of WITHOUT_EPSILON, by its name or, renamed, by what is in it."""
+    return any(digits in path.name for digits in WITHOUT_EPSILON) or (
+        digest_of(path).startswith(tuple(WITHOUT_EPSILON))
+    )
 
 
 def _fold_epsilon(tensors: dict[str, Tensor]) -> None:
-    """Make up by their scales for the epsilon of the norms of torchvision's published v1, which it
-    sets to 0 where it loads that very file; ours is 1e-5, as in all others of its models.
+    """Make up by their scales for the epsilon of the norms of WITHOUT_EPSILON, which torchvision
+    sets to 0 where it loads such a file; ours is 1e-5, as in all others of its models.
     """
     for name in [name for name in tensors if name.endswith(".running_var")]:
         var = tensors[name].double()
@@ -254,8 +313,8 @@ def _detectron2(tensors: dict[str, Tensor], path: Path) -> _Reading:
     found = reading.tensors
     for kind in ("weight", "bias"):  # background stands last
         name = f"roi_head.predictor.cls_score.{kind}"
-        if name in found:
-            found[name] = torch.cat((found[name][-1:], found[name][:-1]))
+        if name in found and found[name].dim() > 0:
+            found[name] = found[name].roll(1, dims=0)
     if not pyramid:  # conv5 goes over every region
         found = {
             re.sub(r"^backbone\.layer4\.", "roi_head.box_head.conv5.", name): tensor
@@ -281,7 +340,7 @@ def _detectron2(tensors: dict[str, Tensor], path: Path) -> _Reading:
             "resize": "pillow",
             "multiple_of": 32 if pyramid else None,
         },
-        "anchors": {**_ANCHORS, "style": "detectron2"},
+        "anchors": _stated_anchors(tensors, path, pyramid=pyramid),
         "rpn": {
             **_RPN,
             "width": _rows(found, "rpn.head.conv.weight", path),
@@ -313,12 +372,58 @@ def _stated_pixels(tensors: Mapping[str, Tensor], path: Path) -> InputSpec:
     if any(each is None for each in stated):
         return CAFFE
     mean, std = (tuple(round(v, 3) for v in each.flatten().tolist()) for each in stated)
-    if len(mean) != 3 or len(std) != 3 or not min(std) > 0 or not min(mean) >= 0:
+    numbers = all(math.isfinite(each) for each in (*mean, *std))
+    if len(mean) != 3 or len(std) != 3 or not numbers or min(std) <= 0 or min(mean) < 0:
         raise CheckpointError(
             f"{path}: pixel_mean {list(mean)} and pixel_std {list(std)} are no means and "
             "deviations of three colours"
         )
     return InputSpec(channel_order="bgr" if mean[0] <= mean[2] else "rgb", mean=mean, std=std)
+
+
+def _stated_anchors(tensors: Mapping[str, Tensor], path: Path, *, pyramid: bool) -> dict:
+    """The anchors of a detector, where its file states those of each map's first cell, in the
+    fewest digits that give them; detectron2's baselines' where it does not.
+    """
+    prefix = "proposal_generator.anchor_generator.cell_anchors."
+    stated = [tensor for name, tensor in tensors.items() if name.startswith(prefix)]
+    if not stated:
+        return {**_ANCHORS, "style": "detectron2"}
+    if all(
+        each.dim() == 2 and each.shape[1] == 4 and len(each) > 0 and each.is_floating_point()
+        for each in stated
+    ):
+        sides = [each[:, 2:].double() - each[:, :2].double() for each in stated]  # (A, 2): w, h
+        areas = [each.prod(dim=1).sqrt() for each in sides]
+        # size-major: as many of one size as there are aspect ratios
+        num_ratios = int(((areas[0] - areas[0][0]).abs() < 1e-2 * areas[0][0]).sum()) or 1
+        ratios = (sides[0][:, 1] / sides[0][:, 0])[:num_ratios].tolist()
+        own = [each[::num_ratios].tolist() for each in areas]
+        for digits in range(1, 9):
+            short = tuple(float(f"{each:.{digits}g}") for each in ratios)
+            sizes = [tuple(float(f"{each:.{digits}g}") for each in of_map) for of_map in own]
+            if _are_anchors(stated, sizes, short) and all(
+                len(of_map) == 1 for of_map in sizes if pyramid
+            ):
+                flat = [size for of_map in sizes for size in of_map]
+                return {"sizes": flat, "aspect_ratios": list(short), "style": "detectron2"}
+    raise CheckpointError(
+        f"{path} states other anchors than are known, {[tuple(each.shape) for each in stated]} of "
+        "its maps: expected those of detectron2's DefaultAnchorGenerator, of one size a map in a "
+        "pyramid and of the same aspect ratios on all"
+    )
+
+
+def _are_anchors(
+    stated: Sequence[Tensor], sizes: Sequence[tuple[float, ...]], ratios: tuple[float, ...]
+) -> bool:
+    """Whether the anchors of every map, (A, 4) px, are those of its sizes and these ratios."""
+    made = [cell_anchors(of_map, ratios, stride=1, style="detectron2") for of_map in sizes]
+    return all(
+        one.shape == other.shape
+        and torch.allclose(one.float(), other, rtol=max(1e-6, torch.finfo(one.dtype).eps), atol=0)
+        for one, other in zip(stated, made, strict=True)
+    )
 
 
 _BLOCK = r"res(\d)\.(\d+)\."
@@ -349,7 +454,7 @@ _DETECTRON2 = (
 _DETECTRON2_LEFT = {
     "roi_heads.mask": "the mask head",
     "roi_heads.keypoint": "the keypoint head",
-    "proposal_generator.anchor_generator": "anchors, which follow from the settings",
+    "proposal_generator.anchor_generator": "anchors, which are in the settings",
     "pixel_mean": "pixel means, which are in the settings",
     "pixel_std": "pixel means, which are in the settings",
 }
@@ -438,6 +543,8 @@ def _input(spec: InputSpec) -> dict:
 def _rows(tensors: Mapping[str, Tensor], name: str, path: Path) -> int:
     if name not in tensors:
         raise CheckpointError(f"{path} lacks {name}: half a file, or of another architecture")
+    if tensors[name].dim() == 0:
+        raise CheckpointError(f"{path}: {name} is a single number, expected a row for each output")
     return len(tensors[name])
 
 
@@ -459,6 +566,13 @@ def _depth(tensors: Mapping[str, Tensor], path: Path) -> str:
     blocks = {int(m[1]) for name in tensors if (m := re.match(r"backbone\.layer3\.(\d+)\.", name))}
     third = {int(m[1]) for name in tensors if (m := re.match(r"backbone\.layer2\.(\d+)\.", name))}
     found = _DEPTHS.get((len(third), len(blocks)))
+    shape = getattr(tensors.get("backbone.layer1.0.conv2.weight"), "shape", _CONV2)
+    if len(shape) == len(_CONV2) and shape != _CONV2:
+        kind = "grouped (ResNeXt)" if shape[1] < _CONV2[1] else "of another width (a wide ResNet)"
+        raise CheckpointError(
+            f"{path}: its convolutions are {kind}, {shape[0]} x {shape[1]} in conv2_x, expected "
+            f"{_CONV2[0]} x {_CONV2[1]}: such a network is not read; {_READ}"
+        )
     if found is None or "backbone.layer1.0.conv3.weight" not in tensors:
         raise CheckpointError(
             f"{path}: a ResNet of {len(third)} and {len(blocks)} blocks in conv3 and conv4 is not "
@@ -466,6 +580,9 @@ def _depth(tensors: Mapping[str, Tensor], path: Path) -> str:
         )
     return found
 
+
+_CONV2 = (64, 64, 3, 3)
+"""Of the 3x3 convolutions in conv2_x of a ResNet of bottlenecks."""
 
 _DEPTHS = {(4, 6): "resnet50", (4, 23): "resnet101", (8, 36): "resnet152"}
 """Blocks in conv3 and in conv4 -> the network."""
@@ -492,7 +609,7 @@ def _classes(reading: _Reading, given: Sequence[str] | None, path: Path) -> Clas
     if reading.project == "torchvision" and num == max(COCO_CLASSES.source_ids):
         names = dict(zip(COCO_CLASSES.source_ids, COCO_CLASSES.names, strict=True))
         numbers = range(1, num + 1)  # torchvision keeps the gaps of COCO's ids as classes
-        return ClassMap(tuple(names.get(n, f"N/A {n}") for n in numbers), tuple(numbers))
+        return ClassMap(tuple(names.get(n, f"{GAP}{n}") for n in numbers), tuple(numbers))
     if num == len(VOC_CLASSES):
         return ClassMap.of_names(VOC_CLASSES)
     return ClassMap.of_names([f"class {number}" for number in range(1, num + 1)])

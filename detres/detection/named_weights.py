@@ -25,8 +25,9 @@ def weights_called(
     they are first asked for, else what find_weights finds; a path that is there comes first.
 
     offline: nothing is downloaded. notice: called with what is done, a line each. Raises
-    CheckpointError for a name like a published one that is none, and what published_file,
-    import_detector and find_weights raise.
+    CheckpointError for a name like a published one that is none, and where our weights cannot be
+    written, as beside a file in a cache that is shared; and what published_file, import_detector
+    and find_weights raise.
     """
     name = str(file_or_name)
     if Path(name).exists():
@@ -41,7 +42,13 @@ def weights_called(
     imported = import_detector(published_file(name, offline=offline))
     for note in imported.notes:
         notice(note)
-    save_detector(path, imported.detector, imported.config, imported.class_map, step=0)
+    try:
+        save_detector(path, imported.detector, imported.config, imported.class_map, step=0)
+    except OSError as error:
+        raise CheckpointError(
+            f"{name}: our weights of it cannot be kept at {path} ({error.strerror}); `convert "
+            f"{name} --out FILE.safetensors` writes them elsewhere, and FILE is given in its place"
+        ) from None
     return path
 
 

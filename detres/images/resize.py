@@ -29,20 +29,21 @@ def resized_size(
 
     py-faster-rcnn's rule (600 and 1000): scale = short_side / min, unless that rounds the long side
     beyond the cap; both sides are rounded. detectron2 and torchvision, which `resizing` stands for,
-    round otherwise, by at most a pixel.
+    round otherwise, by at most a pixel, and fail where that leaves no pixel: here one stays.
     """
+    scale = short_side / min(height, width)
     if resizing == "pillow":
-        scale = short_side / min(height, width)
         sides = [height * scale, short_side] if width <= height else [short_side, width * scale]
         shrink = min(1.0, max_side / max(sides))
-        return int(sides[0] * shrink + 0.5), int(sides[1] * shrink + 0.5)
-    if resizing == "torchvision":
-        scale = min(short_side / min(height, width), max_side / max(height, width))
-        return math.floor(height * scale), math.floor(width * scale)
-    scale = short_side / min(height, width)
-    if round(scale * max(height, width)) > max_side:
-        scale = max_side / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
+        size = int(sides[0] * shrink + 0.5), int(sides[1] * shrink + 0.5)
+    elif resizing == "torchvision":
+        scale = min(scale, max_side / max(height, width))
+        size = math.floor(height * scale), math.floor(width * scale)
+    else:
+        if round(scale * max(height, width)) > max_side:
+            scale = max_side / max(height, width)
+        size = round(height * scale), round(width * scale)
+    return max(1, size[0]), max(1, size[1])
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:

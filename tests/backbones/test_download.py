@@ -122,12 +122,51 @@ def test_another_file_than_was_published_is_removed(server: FileServer, tmp_path
     assert path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("status", [404, 503])
+@pytest.mark.parametrize("status", [404, 503, 302, 204])
 def test_an_error_of_the_server_is_said(server: FileServer, tmp_path: Path, status: int) -> None:
+    """In one line, also of a redirection to itself, for which urllib has several."""
     server.status = status
-    with pytest.raises(DownloadError, match=rf"model\.pth is answered with {status} \w+"):
+    with pytest.raises(DownloadError, match=rf"model\.pth is answered with {status} \w+") as raised:
         download(server.url, tmp_path / "model.pth", CHECKSUM, silent)
+    assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_http_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/model.pth"
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"220 mail\r\nwelcome\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(DownloadError, match=rf"^{url} cannot be reached: 220 mail$"):
+            download(url, tmp_path / "model.pth", CHECKSUM, silent)
+        thread.join()
+
+
+@pytest.mark.parametrize(("status", "kind"), [(None, "text/html; charset=utf-8"), (204, None)])
+def test_what_is_no_file_leaves_the_part(
+    server: FileServer, tmp_path: Path, status: int | None, kind: str | None
+) -> None:
+    """The page of a network that wants a login knows no ranges either."""
+    path = tmp_path / "model.pth"
+    part_of(path).write_bytes(CONTENT[:1_000_000])
+    server.ranges, server.kind, server.status = False, kind, status
+    with pytest.raises(DownloadError, match=r"with (a web page, not with|204 No Content, and no)"):
+        download(server.url, path, CHECKSUM, silent)
+    assert part_of(path).read_bytes() == CONTENT[:1_000_000]
+    server.ranges, server.kind, server.status = True, None, None
+    download(server.url, path, CHECKSUM, silent)
+    assert path.read_bytes() == CONTENT
+    assert server.starts == [1_000_000, 1_000_000]
 
 
 def test_a_connection_that_is_refused_is_said(

@@ -206,6 +206,23 @@ def test_the_same_ids_in_another_order_are_nothing_to_say():
     assert (matched.class_map, matched.labels.tolist(), matched.notes) == (CLASSES, [3, 1], ())
 
 
+def test_the_gaps_of_a_detector_need_not_be_in_the_data():
+    """The data's own ids go on being theirs, also where a gap had one of them."""
+    theirs = ClassMap(("cat", "N/A 2", "dog", "N/A 4", "owl"), (1, 2, 3, 4, 5))
+    data = annotations(class_map=ClassMap(("cat", "dog", "owl"), (1, 2, 5)))
+    matched = data.matched_to(theirs, "torchvision's")
+    assert matched.class_map == ClassMap(theirs.names, (1, 6, 2, 7, 5))
+    assert matched.labels.tolist() == [1, 3]
+    (note,) = matched.notes
+    assert "(dog is 3 there and 2 here)" in note
+    same = annotations(class_map=ClassMap(("cat", "dog", "owl"), (1, 3, 5)))
+    assert same.matched_to(theirs, "torchvision's").notes == ()
+    with pytest.raises(ClassMismatchError, match=r"torchvision's \(5\): 1=cat"):
+        annotations(class_map=ClassMap(("cat", "dog", "elk"), (1, 3, 5))).matched_to(
+            theirs, "torchvision's"
+        )
+
+
 def test_a_class_that_is_lacking_or_has_objects_of_its_own_is_a_mismatch():
     lacking = annotations(class_map=ClassMap(("cat", "dog"), (3, 7)))
     more = annotations(class_map=ClassMap(("elk", "cat", "dog", "owl"), (1, 3, 7, 90)))

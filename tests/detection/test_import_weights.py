@@ -4,6 +4,7 @@ its names and shapes.
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torchvision.models.detection.retinanet import retinanet_resnet50_fpn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from detres.detection.data.coco_classes import COCO_CLASSES
-from detres.detection.import_weights import PUBLISHED_V1, Imported, import_detector
+from detres.detection.import_weights import WITHOUT_EPSILON, Imported, import_detector
 from detres.detection.inference.detect import batch_of
 from detres.files import CheckpointError
 from tests.detection.detectron2_files import detectron2_state, layer_of
@@ -43,7 +44,7 @@ def detections(imported: Imported, image: np.ndarray) -> tuple[Tensor, Tensor, T
 @pytest.mark.parametrize("eps", [1e-5, 0.0])
 def test_a_file_of_torchvision_detects_as_its_model(theirs, tmp_path: Path, eps: float) -> None:
     """The published file is known by its name, and its norms have an epsilon of 0."""
-    name = f"fasterrcnn_resnet50_fpn_coco-{PUBLISHED_V1}.pth" if eps == 0 else "mine.pth"
+    name = "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth" if eps == 0 else "mine.pth"
     torch.save(theirs.state_dict(), tmp_path / name)
     imported = import_detector(tmp_path / name)
     assert len(imported.class_map) == 90
@@ -84,7 +85,46 @@ def test_a_file_of_torchvision_detects_as_its_model(theirs, tmp_path: Path, eps:
     assert same.any(dim=0).sum() >= len(boxes) - 2
 
 
+def scale_without_epsilon(state: dict[str, Tensor]) -> Tensor:
+    """scale / sqrt(variance) is this / sqrt(variance + 1e-5)."""
+    variance = state["backbone.body.bn1.running_var"]
+    return state["backbone.body.bn1.weight"] * ((variance + 1e-5) / variance).sqrt()
+
+
+@pytest.mark.parametrize(("digits", "model"), WITHOUT_EPSILON.items())
+def test_every_published_file_without_an_epsilon_is_known_by_its_name(
+    theirs, tmp_path: Path, digits: str, model: str
+) -> None:
+    state = theirs.state_dict()
+    torch.save(state, tmp_path / f"{model}_coco-{digits}.pth")
+    found = import_detector(tmp_path / f"{model}_coco-{digits}.pth").detector.state_dict()
+    torch.testing.assert_close(found["backbone.bn1.weight"], scale_without_epsilon(state))
+
+
+def test_a_published_file_without_an_epsilon_is_known_under_another_name(
+    theirs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = theirs.state_dict()
+    torch.save(state, tmp_path / "renamed.pth")
+    digest = hashlib.sha256((tmp_path / "renamed.pth").read_bytes()).hexdigest()
+    monkeypatch.setitem(WITHOUT_EPSILON, digest[:8], "fasterrcnn_resnet50_fpn")
+    found = import_detector(tmp_path / "renamed.pth").detector.state_dict()
+    torch.testing.assert_close(found["backbone.bn1.weight"], scale_without_epsilon(state))
+
+
 # --- detectron2
+
+
+def stated_anchors(sizes: list[tuple[float, ...]], ratios: tuple[float, ...]) -> dict[str, Tensor]:
+    """What detectron2's DefaultAnchorGenerator.generate_cell_anchors says, a map after the other:
+    h / w is the ratio, w * h the square of the size.
+    """
+    found = {}
+    for number, of_map in enumerate(sizes):
+        sides = [(size / ratio**0.5, size * ratio**0.5) for size in of_map for ratio in ratios]
+        cells = torch.tensor([[-w / 2, -h / 2, w / 2, h / 2] for w, h in sides])
+        found[f"proposal_generator.anchor_generator.cell_anchors.{number}"] = cells
+    return found
 
 
 def write_pkl(state: dict[str, Tensor], path: Path) -> None:
@@ -96,7 +136,10 @@ def write_pkl(state: dict[str, Tensor], path: Path) -> None:
 def write_pth(state: dict[str, Tensor], path: Path) -> None:
     mean = torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1)
     more = {"pixel_mean": mean, "pixel_std": torch.ones(3, 1, 1)}
-    anchors = {"proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(15, 4)}
+    sizes = [(32.0,), (64.0,), (128.0,), (256.0,), (512.0,)]
+    if "backbone.fpn_output2.weight" not in state:
+        sizes = [tuple(size for of_map in sizes for size in of_map)]
+    anchors = stated_anchors(sizes, (0.5, 1.0, 2.0))
     torch.save({"model": {**state, **more, **anchors}, "iteration": 9}, path)
 
 
@@ -140,7 +183,9 @@ def test_every_tensor_of_detectron2_has_its_place(
             own["roi_head.box_head.conv5.0.downsample.0.weight"],
             state["roi_heads.res5.0.shortcut.weight"],
         )
-    assert ("anchors, which follow from" in " ".join(imported.notes)) is (write is write_pth)
+    assert ("anchors, which are in the" in " ".join(imported.notes)) is (write is write_pth)
+    assert model.anchors.sizes == (32, 64, 128, 256, 512)
+    assert model.anchors.aspect_ratios == (0.5, 1, 2)
 
 
 # --- Detectron
@@ -371,8 +416,106 @@ def test_pixels_are_those_that_the_file_states(
     assert (given.channel_order, list(given.mean), list(given.std)) == (order, mean, std)
     assert imported.config.model.backbone.stride_placement == stride
     assert ("in the 3x3" in imported.notes[-1]) is (stride == "torchvision")
-    torch.save({**small_state, **stated, "pixel_std": torch.zeros(3)}, tmp_path / "m.pth")
-    with pytest.raises(CheckpointError, match=r"m\.pth: pixel_mean .* are no means and deviations"):
+    for bad in ([0.0] * 3, [1.0, torch.inf, 1.0], [torch.nan] * 3, [1.0]):
+        torch.save({**small_state, **stated, "pixel_std": torch.tensor(bad)}, tmp_path / "m.pth")
+        with pytest.raises(CheckpointError, match=r"m\.pth: pixel_mean .* are no means and devi"):
+            import_detector(tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ratios", "dtype"),
+    [
+        ([(8.0,), (16.0,), (32.0,), (64.0,), (91.25,)], (1.0, 2.0, 3.0), torch.float32),
+        ([(32.0,), (64.0,), (128.0,), (256.0,), (512.0,)], (1 / 3, 1.0, 3.0), torch.float32),
+        ([(8.0,), (16.0,), (32.0,), (64.0,), (128.0,)], (0.5, 1.0, 2.0), torch.float16),
+    ],
+)
+def test_anchors_are_those_that_the_file_states(
+    small_state, tmp_path: Path, sizes: list, ratios: tuple, dtype: torch.dtype
+) -> None:
+    stated = stated_anchors(sizes, ratios)
+    kept = {name: each.to(dtype) for name, each in {**small_state, **stated}.items()}
+    torch.save({"model": kept}, tmp_path / "m.pth")
+    imported = import_detector(tmp_path / "m.pth")
+    assert imported.config.model.anchors.sizes == tuple(size for (size,) in sizes)
+    assert imported.config.model.anchors.aspect_ratios == pytest.approx(ratios, rel=1e-6)
+    own = [anchors.cell for anchors in imported.detector.rpn.anchors.values()]
+    for mine, wanted in zip(own, stated.values(), strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=2e-6, atol=0)
+
+
+def test_anchors_of_one_map_have_sizes_of_their_own(tmp_path: Path) -> None:
+    state = detectron2_state("resnet50", pyramid=False, num_classes=2)
+    stated = stated_anchors([(8.0, 20.0, 50.0, 128.0, 300.0)], (1.0, 2.0, 4.0))
+    torch.save({**state, **stated}, tmp_path / "m.pth")
+    found = import_detector(tmp_path / "m.pth").config.model.anchors
+    assert (found.sizes, found.aspect_ratios) == ((8, 20, 50, 128, 300), (1, 2, 4))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cells: cells + 8,  # not centred
+        lambda cells: torch.cat((cells, cells * 1.5)),  # two sizes a level
+        lambda cells: torch.cat((cells, cells[:, :1]), dim=1),  # rotated
+        lambda cells: cells[[0, 0, 2]],
+        torch.zeros_like,
+        lambda cells: cells.int(),
+        lambda cells: cells[0],
+        lambda cells: cells[:0],
+    ],
+)
+def test_anchors_of_another_kind_are_refused(small_state, tmp_path: Path, change: Callable) -> None:
+    stated = stated_anchors([(8.0,), (16.0,), (32.0,), (64.0,), (128.0,)], (0.5, 1.0, 2.0))
+    first = next(iter(stated))
+    changed = {**stated, first: change(stated[first])}
+    torch.save({**small_state, **changed}, tmp_path / "m.pth")
+    with pytest.raises(
+        CheckpointError, match=r"m\.pth states other anchors than are known"
+    ) as said:
+        import_detector(tmp_path / "m.pth")
+    assert "\n" not in str(said.value)
+
+
+def test_anchors_of_too_few_maps_are_refused_in_one_line(small_state, tmp_path: Path) -> None:
+    torch.save({**small_state, **stated_anchors([(8.0,)], (1.0,))}, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=r"m\.pth: model: .* give 5 anchors") as said:
+        import_detector(tmp_path / "m.pth")
+    assert "\n" not in str(said.value)
+
+
+# --- several detectors in one file
+
+
+def test_of_several_the_average_of_weights_is_taken(small_state, tmp_path: Path) -> None:
+    """As of backbones; the model's own tensors are 1 more, so that what was taken can be told."""
+    own = {name: tensor + 1 for name, tensor in small_state.items()}
+    shadow = {f"module.{name}": tensor for name, tensor in small_state.items()}
+    content = {"model": own, "model_ema": {"n_averaged": torch.tensor(3), **shadow}}
+    torch.save(content, tmp_path / "m.pth")
+    imported = import_detector(tmp_path / "m.pth")
+    name = "roi_heads.box_predictor.bbox_pred.bias"
+    moved = imported.detector.state_dict()["roi_head.predictor.bbox_pred.bias"]
+    assert torch.equal(moved, small_state[name])
+    assert imported.notes[-1].endswith(
+        "m.pth: taken from model_ema.module, which is evaluated, and not from model"
+    )
+    flat = {**own, **{f"ema.{name}": tensor for name, tensor in small_state.items()}}
+    torch.save(flat, tmp_path / "m.pth")
+    moved = import_detector(tmp_path / "m.pth").detector.state_dict()
+    assert torch.equal(moved["roi_head.predictor.bbox_pred.bias"], small_state[name])
+
+
+def test_of_several_of_one_rank_equal_ones_are_taken_and_others_refused(
+    small_state, tmp_path: Path
+) -> None:
+    torch.save({"one": small_state, "two": dict(small_state)}, tmp_path / "m.pth")
+    assert len(import_detector(tmp_path / "m.pth").notes) == 1
+    other = {name: tensor + 1 for name, tensor in small_state.items()}
+    torch.save({"one": small_state, "two": other}, tmp_path / "m.pth")
+    with pytest.raises(
+        CheckpointError, match=r"m\.pth holds 2 detectors .*to take: one, two\. Save"
+    ):
         import_detector(tmp_path / "m.pth")
 
 
@@ -414,7 +557,33 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         ),
         (
             lambda s: without(s, "roi_heads.box_predictor.cls_score.weight"),
-            "holds a detector of another backbone, which is not read",
+            "lacks roi_head.predictor.cls_score.weight: half a file",
+        ),
+        (
+            lambda s: {f"model.{k}": v for k, v in s.items() if "cls_score.weight" not in k},
+            "lacks roi_head.predictor.cls_score.weight: half a file",
+        ),
+        (
+            lambda s: {**s, "roi_heads.box_predictor.cls_score.weight": torch.tensor(1.0)},
+            "predictor.cls_score.weight is a single number",
+        ),
+        (
+            lambda s: {**s, "roi_heads.box_predictor.cls_score.bias": torch.tensor(1.0)},
+            "shape of roi_head.predictor.cls_score.bias",
+        ),
+        (
+            lambda s: {**s, "roi_heads.box_predictor.bbox_pred.weight": torch.tensor(1.0)},
+            "predictor.bbox_pred.weight is a single number",
+        ),
+        (
+            lambda s: {k: v[:, :8] if "res2.0.conv2.w" in k else v for k, v in s.items()},
+            r"its convolutions are grouped \(ResNeXt\), 64 x 8 in conv2_x, expected 64 x 64",
+        ),
+        (
+            lambda s: {
+                k: v.repeat(2, 2, 1, 1) if "res2.0.conv2.w" in k else v for k, v in s.items()
+            },
+            r"are of another width \(a wide ResNet\), 128 x 128 in conv2_x",
         ),
     ],
 )
@@ -437,7 +606,7 @@ def test_other_kinds_of_files_are_called_by_their_names(tmp_path: Path) -> None:
     for file, content, message in (
         ("retina.pth", None, "holds torchvision's RetinaNet, which is not read; read are"),
         ("net.pth", {"conv1.weight": torch.zeros(1)}, "holds no detector that is known, by its"),
-        ("none.pth", {"a": 1}, "holds no detector that is known"),
+        ("none.pth", {"a": 1}, "holds no tensors, so no detector; read are"),
     ):
         if content is not None:
             torch.save(content, tmp_path / file)

@@ -136,6 +136,19 @@ def test_without_a_network_one_line_says_what_goes_where(
     )
 
 
+@pytest.mark.usefixtures("server")
+def test_a_cache_that_cannot_be_written_says_what_can_be_done(hub: Path) -> None:
+    """Where a folder stands in the place of our weights, which stops an administrator too."""
+    path = published_file(NAME)
+    PUBLISHED_DETECTORS[NAME].converted_path(hub.parents[2]).mkdir()
+    with pytest.raises(CheckpointError) as caught:
+        weights_called(NAME)
+    said = str(caught.value)
+    assert said.startswith(f"{NAME}: our weights of it cannot be kept at {path.parent}")
+    assert f"`convert {NAME} --out FILE.safetensors` writes them elsewhere" in said
+    assert "\n" not in said
+
+
 def test_a_path_that_is_there_comes_first_and_others_are_as_they_were(
     server: FileServer,
 ) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models.detection import faster_rcnn, keypoint_rcnn, mask_rcnn
 from torchvision.models.detection.faster_rcnn import (
     FasterRCNN_ResNet50_FPN_V2_Weights,
     FasterRCNN_ResNet50_FPN_Weights,
 )
 
 from backbones import PUBLISHED
-from detres.detection.import_weights import PUBLISHED_V1
+from detres.detection.import_weights import WITHOUT_EPSILON
 from detres.detection.published import (
     COCO_AP,
     PUBLISHED_DETECTORS,
@@ -32,7 +35,20 @@ def test_what_torchvision_says_of_its_own_is_what_the_table_says() -> None:
         assert entry.score == theirs.meta["_metrics"]["COCO-val2017"]["box_map"]
         assert entry.metric == COCO_AP
         assert entry.digest == "sha256"
-    assert PUBLISHED_V1 in PUBLISHED_DETECTORS["torchvision/fasterrcnn_resnet50_fpn.coco"].file
+    first = PUBLISHED_DETECTORS["torchvision/fasterrcnn_resnet50_fpn.coco"]
+    assert first.digest_prefix in WITHOUT_EPSILON
+
+
+def test_the_files_without_an_epsilon_are_those_torchvision_loads_so() -> None:
+    """By its sources: the weights for which it calls overwrite_eps, of two-stage detectors."""
+    found = {}
+    for module in (faster_rcnn, mask_rcnn, keypoint_rcnn):
+        source = inspect.getsource(module)
+        (weights,) = re.findall(r"if weights == (\w+)\.COCO_V1:\s+overwrite_eps", source)
+        file = getattr(module, weights).COCO_V1.url.rpartition("/")[2]
+        model, _, digits = file.removesuffix(".pth").rpartition("_coco-")
+        found[digits] = model
+    assert found == WITHOUT_EPSILON
 
 
 def test_files_and_names_are_distinct_and_no_backbone_s() -> None:

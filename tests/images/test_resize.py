@@ -10,7 +10,13 @@ from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import Resize
 
-from detres.images.resize import resize_image, resized_size, resized_window, scaled_size
+from detres.images.resize import (
+    Resizing,
+    resize_image,
+    resized_size,
+    resized_window,
+    scaled_size,
+)
 from tests.images.pixels import SHIFT, noise, off_by, smooth, steps_of
 
 
@@ -67,6 +73,16 @@ def random_window(seed: int, side: int) -> tuple[tuple[int, int], tuple[int, int
 )
 def test_resized_size_by_hand(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert resized_size(*size, short_side=600, max_side=1000) == expected
+
+
+@pytest.mark.parametrize("resizing", ["cv2", "pillow", "torchvision"])
+def test_a_strip_keeps_a_pixel(resizing: Resizing) -> None:
+    """1333 / 4000 of a pixel, by each one's rounding: none."""
+    for size in ((4000, 1), (1, 4000)):
+        new = resized_size(*size, short_side=800, max_side=1333, resizing=resizing)
+        assert new == tuple(min(side, 1333) for side in size)
+        image = np.full((*size, 3), 7, dtype=np.uint8)
+        assert (resize_image(image, new, resizing) == 7).all()
 
 
 def test_resized_size_never_exceeds_the_cap_and_keeps_the_shape() -> None:

@@ -14,7 +14,7 @@ from detres.detection.annotations import Annotations
 from detres.detection.inference.detect import detect_batch
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.models.rpn import ProposalCounts
-from detres.detection.structures import ImageBatch, Predictions, Proposals, Target
+from detres.detection.structures import ImageBatch, Predictions, Proposals, Target, label_of
 from detres.eval_mode import evaluating
 from detres.waiting import PASS_S, counted
 
@@ -26,19 +26,21 @@ def detect_dataset(
     device: torch.device,
 ) -> Predictions:
     """Run `model` in eval mode over all batches and return what it finds, boxes in the pixels of
-    the original files.
+    the original files; of gaps of the class map, which no data have, nothing.
 
     model: called with an ImageBatch, returns one Detections an image. Its train/eval state is put
     back afterwards. No image or no detection: Predictions of length 0.
     """
     seen, image_ids, boxes, scores, labels = [], [], [], [], []
+    gaps = torch.tensor([label_of(index) for index in class_map.gaps], dtype=torch.int64)
     for images, _ in counted(batches, "evaluating", "batches", soon=PASS_S):
         seen.extend(images.ids)
         for image_id, found in zip(images.ids, detect_batch(model, images, device), strict=True):
-            image_ids.extend([image_id] * len(found))
-            boxes.append(found.boxes.numpy())
-            scores.append(found.scores.numpy())
-            labels.append(found.labels.numpy())
+            kept = ~torch.isin(found.labels, gaps)
+            image_ids.extend([image_id] * int(kept.sum()))
+            boxes.append(found.boxes[kept].numpy())
+            scores.append(found.scores[kept].numpy())
+            labels.append(found.labels[kept].numpy())
     return Predictions(
         class_map=class_map,
         image_ids=np.asarray(image_ids),

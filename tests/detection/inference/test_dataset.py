@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from detres.class_map import ClassMap
 from detres.config import check
 from detres.detection.annotations import Annotations
 from detres.detection.build import build_detector, build_val_set, eval_loader
@@ -63,6 +64,17 @@ def test_rows_by_hand(ids):
     assert found.labels.tolist() == [1, 2, 1, 2, 3]
     assert (found.boxes.dtype, found.scores.dtype) == (np.float32, np.float32)
     assert found.labels.dtype == np.int64
+
+
+def test_of_a_gap_nothing_is_found():
+    """Labels 1, 2, 3, 1, 2, of which 2 is none."""
+    classes = ClassMap(("cat", "N/A 2", "owl"), (1, 2, 3))
+    batches = [batch_of((7, (40, 64), (10, 50)), (8, (40, 64), (10, 20)))]
+    found = detect_dataset(FindsByWidth(), batches, classes, CPU)
+    assert found.labels.tolist() == [1, 3, 1, 1]
+    assert found.scores.tolist() == [1, 0.5, 0.25, 1]
+    assert found.image_ids.tolist() == [7, 7, 7, 8]
+    assert found.boxes.shape == (4, 4)
 
 
 @pytest.mark.parametrize("batches", [[], [batch_of((1, (64, 64), (5, 5)))]])
