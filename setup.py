@@ -49,12 +49,21 @@ setup(
         "pyyaml>=6.0",
         "pydantic>=2.7",
         "safetensors>=0.4.5",
+        "msgspec>=0.20",
         "defusedxml>=0.7.1",
         "fsspec>=2023.5",
         "tqdm>=4.66",
         "matplotlib>=3.8",
-        "tensorboard>=2.16",
     ],
-    extras_require={"dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.8"]},
+    extras_require={
+        "tensorboard": ["tensorboard>=2.16"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "ruff>=0.8",
+            "tensorboard>=2.16",
+        ],
+    },
     entry_points={"console_scripts": ["detres = detres.cli:main"]},
 )

@@ -80,7 +80,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         | {"detres.config", "detres.held_out", "detres.user_files", "detres.values"}
         | {"detres.waiting"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.config"},
-        BASE | {"cv2", "albumentations", "defusedxml", "tqdm", "yaml"},
+        BASE | {"cv2", "albumentations", "defusedxml", "msgspec", "tqdm", "yaml"},
     ),
     # the boxes that anchors are, which know no network
     f"{D}.data.anchor_fit": (

@@ -9,7 +9,7 @@ import argparse
 from detres.cli.command import carry_out
 from detres.cli.flags import CommandParser, add_device_flag
 
-JOBS = ("detector", "pyramid", "padding", "backbone", "cifar", "crops")
+JOBS = ("detector", "pyramid", "padding", "backbone", "cifar", "crops", "annotations")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from detres.benchmarks.annotations import benchmark_annotations
 from detres.benchmarks.backbone import benchmark_backbone
 from detres.benchmarks.cifar import benchmark_cifar
 from detres.benchmarks.crops import benchmark_crops
@@ -32,6 +33,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
         benchmark_cifar(timing)
     elif arguments.what == "crops":
         benchmark_crops(timing, Path(arguments.images) if arguments.images else None)
+    elif arguments.what == "annotations":
+        benchmark_annotations(timing)
     elif arguments.what == "pyramid":
         benchmark_pyramid(timing, arguments.short_side)
     elif arguments.what == "padding":

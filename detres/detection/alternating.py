@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from detres.detection.training import (
     keep_detector,
 )
 from detres.detection.weights_file import Origin, learnt_images_of, load_detector, save_detector
+from detres.engine.writers import Writer
 from detres.files import CheckpointError, first_line, write_text
 from detres.runs import folder as names
 from detres.runs.environment import write_environment
@@ -203,7 +205,8 @@ class AlternatingRun:
 
     lock: of the folder. saved: the state it goes on from. resume_line: the command line that goes
     on with it. first: what the first step trains, where that is made already. accept_data_change:
-    whether it may go on with other data than it has learned from.
+    whether it may go on with other data than it has learned from. writers: told the numbers of each
+    step, a run of its own.
     """
 
     def __init__(
@@ -215,11 +218,12 @@ class AlternatingRun:
         resume_line: ResumeLine,
         first: DetectionTraining | None = None,
         accept_data_change: bool = False,
+        writers: Sequence[Writer] = (),
     ) -> None:
         self.lock, self.folder, self.config = lock, lock.folder, saved.config
         self.phase, self.init_from, self.data = saved.phase, saved.init_from, dict(saved.data)
         self.device, self.accept_data_change = device, accept_data_change
-        self.resume_line, self.first = resume_line, first
+        self.resume_line, self.first, self.writers = resume_line, first, writers
         self.in_a_step, self.started = False, time.monotonic()
         self.earlier_s = saved.seconds  # that the run has taken before
         self.configs = configs_of_phases(self.config, self.folder)
@@ -233,6 +237,7 @@ class AlternatingRun:
         device: torch.device,
         resume_line: ResumeLine,
         init_from: str | None = None,
+        writers: Sequence[Writer] = (),
     ) -> AlternatingRun:
         """Begin a run in a new folder: `out`, or the next free one of its name under runs/.
 
@@ -248,7 +253,14 @@ class AlternatingRun:
         try:
             path = None if init_from is None else str(Path(init_from).absolute())
             saved = SavedAlternating(lock.folder, 0, config, config, path, {})
-            run = cls(lock, saved, device=device, resume_line=resume_line, first=training)
+            run = cls(
+                lock,
+                saved,
+                device=device,
+                resume_line=resume_line,
+                first=training,
+                writers=writers,
+            )
             write_text(run.folder / names.CONFIG, to_yaml(config))
             write_environment(run.folder / names.ENVIRONMENT, device)
             run.save()
@@ -369,13 +381,20 @@ class AlternatingRun:
                 device=self.device,
                 resume_line=resume_line,
                 accept_data_change=self.accept_data_change,
+                writers=self.writers,
             )
         training, self.first = self.first, None
         if training is None:
             training = kind.start(config, self.device, self._weights_before())
             training.init_from = self.init_from  # the last two start from the run's own weights
         self._compare_data(training)
-        return TrainingRun.start(training, folder, device=self.device, resume_line=resume_line)
+        return TrainingRun.start(
+            training,
+            folder,
+            device=self.device,
+            resume_line=resume_line,
+            writers=self.writers,
+        )
 
     def _weights_before(self) -> str | None:
         """What the step starts from: the pretrained backbone in the first two, then the detector of

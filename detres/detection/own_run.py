@@ -22,6 +22,7 @@ from detres.detection.named_weights import weights_called
 from detres.detection.own_data import OwnData
 from detres.detection.time_budget import pace_of, with_time
 from detres.engine.distributed import Group
+from detres.engine.writers import Writer, require_writers
 from detres.runs.run import ResumeLine, TrainingRun
 
 Say = Callable[[str], None]
@@ -100,11 +101,15 @@ class NewRun:
         return replace(self, config=config, read=(data.train, data.val))
 
     def begin(
-        self, out: str | Path | None, *, resume_line: ResumeLine
+        self,
+        out: str | Path | None,
+        *,
+        resume_line: ResumeLine,
+        writers: Sequence[Writer] = (),
     ) -> TrainingRun | AlternatingRun:
         """Return the run, begun in a new folder: `out`, or the next free one of its name under
-        runs/; raises what new_run_folder raises, ValueError for several processes and alternating
-        training.
+        runs/; writers: told its numbers. Raises what new_run_folder raises, ValueError for several
+        processes and alternating training.
         """
         config, device, group = self.config, self.device, self.group
         if config.train.scheme == "alternating" and group.size > 1:
@@ -113,14 +118,24 @@ class NewRun:
             )
         if config.train.scheme == "alternating":
             return AlternatingRun.start(
-                config, out, device=device, resume_line=resume_line, init_from=self.init_from
+                config,
+                out,
+                device=device,
+                resume_line=resume_line,
+                init_from=self.init_from,
+                writers=writers,
             )
         with group.together():
             training = TRAININGS[config.train.scheme].start(
                 config, device, self.init_from, self.read, group
             )
         return TrainingRun.start(
-            training, out, device=device, resume_line=resume_line, settings_said=self.said
+            training,
+            out,
+            device=device,
+            resume_line=resume_line,
+            settings_said=self.said,
+            writers=writers,
         )
 
 
@@ -139,6 +154,7 @@ def train(
     init_from: str | Path | None = None,
     out: str | Path | None = None,
     device: torch.device | str | None = None,
+    writers: Sequence[Writer] = (),
 ) -> Detector:
     """Train a detector on annotated images, as `detres train DATA` does, and return it, on the CPU.
 
@@ -146,12 +162,14 @@ def train(
     and the settings chosen for it are printed. settings: others, such as {"train.steps": 500}.
     time: that it may take, such as "30m". init_from: a detector to start from, by its weights
     file, the folder or name of its run, or its published name. out: the run folder, by default the
-    next free one under runs/. device: by default the GPU where there is one.
+    next free one under runs/. device: by default the GPU where there is one. writers: told the
+    numbers beside metrics.jsonl, see engine.writers.Writer.
 
     Raises UnrecognisedDataError for data that are of no known format, ConfigError for settings that
-    do not fit, RunFolderError for an `out` that holds files, and what the readers raise; Ctrl-C
-    saves the run and raises Interrupted.
+    do not fit, TypeError for an object that is no writer, RunFolderError for an `out` that holds
+    files, and what the readers raise; Ctrl-C saves the run and raises Interrupted.
     """
+    require_writers(writers)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     overrides = [f"{key}={in_yaml(value)}" for key, value in (settings or {}).items()]
     new = NewRun.on(
@@ -162,7 +180,7 @@ def train(
         seconds=None if time is None else seconds_of(time),
         say=write_line,
     )
-    with new.begin(out, resume_line=_resume_line) as run:
+    with new.begin(out, resume_line=_resume_line, writers=writers) as run:
         run.train()
     return Detector.load(run.folder)
 

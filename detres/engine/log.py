@@ -1,10 +1,11 @@
-"""The log of a run: records in a file, events for TensorBoard, progress on the console."""
+"""The log of a run: records in a file, the same to writers, progress on the console."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -14,8 +15,14 @@ from detres.console import clock, printable, write_line
 from detres.engine.memory import most_memory
 from detres.engine.meter import Meter
 from detres.engine.progress import Progress
-from detres.engine.record_files import EventFile, RecordFile
+from detres.engine.record_files import RecordFile
+from detres.engine.writers import Writer, Writers
 from detres.files import write_text
+
+try:
+    from detres.engine.event_files import TensorBoardWriter
+except ModuleNotFoundError:  # tensorboard is an extra
+    TensorBoardWriter = None
 
 _SILENT_S = 30.0
 """After so long without a line there is one, between two records too."""
@@ -34,17 +41,27 @@ def without_nan(value: object) -> object:
 
 
 class RunLog:
-    """Writes records (one JSON object a line), TensorBoard events and progress on the console.
+    """Writes records (one JSON object a line), tells them to writers, and shows progress on the
+    console.
 
-    records, tensorboard: the file and the folder they go to. console: a terminal gets one progress
-    bar with the time that is left, images a second and memory, anything else plain lines, one every
-    30 s at least. steps: of the whole run. progress: what was done before; records
-    of other steps and evaluations, left by an interrupted run, are cut away so that none is there
-    twice.
+    records: the file they go to, in the run's folder. tensorboard: the folder of TensorBoard's
+    events, which are one writer's where that is installed; a line says where it is not. console: a
+    terminal gets one progress bar with the time that is left, images a second and memory, anything
+    else plain lines, one every 30 s at least. steps: of the whole run. progress: what was done
+    before; records of other steps and evaluations, left by an interrupted run, are cut away so that
+    none is there twice. writers: told the same. config: what they are told of the settings.
     """
 
     def __init__(
-        self, records: Path, tensorboard: Path, *, console: TextIO, steps: int, progress: Progress
+        self,
+        records: Path,
+        tensorboard: Path,
+        *,
+        console: TextIO,
+        steps: int,
+        progress: Progress,
+        writers: Sequence[Writer] = (),
+        config: Mapping[str, object] | None = None,
     ) -> None:
         self.console = console
         self.steps = steps
@@ -55,11 +72,15 @@ class RunLog:
             kept = [line.decode("utf-8") for line in lines if _is_of(line, progress)]
             write_text(records, "".join(f"{line}\n" for line in kept))
         self.records = RecordFile(records)
-        purge_step = self.start_step + 1 if self.start_step else None
-        self.tensorboard = EventFile(tensorboard, purge_step=purge_step)
         self.bar = None
         if console.isatty():
             self.bar = tqdm(total=steps, initial=self.start_step, file=console, dynamic_ncols=True)
+        if TensorBoardWriter is None:
+            self.line(f"the curves are in {records}; for TensorBoard: pip install tensorboard")
+        else:
+            writers = (TensorBoardWriter(tensorboard), *writers)
+        self.writers = Writers(writers, self.line)
+        self.writers.started(config or {}, records.parent, self.start_step)
 
     def step_done(self, step: int, meter: Meter, *, lr: float, every: int) -> None:
         """Show that `step` steps are done; log what `meter` holds every `every` steps and after the
@@ -130,17 +151,16 @@ class RunLog:
 
     def close(self) -> None:
         """Close everything; the log cannot be used afterwards."""
+        self.writers.closed()
         if self.bar is not None:
             self.bar.close()
         self.records.close()
-        self.tensorboard.close()
 
     def _write(self, kind: str, step: int, record: dict) -> None:
-        line = json.dumps(without_nan({"step": step, "kind": kind, **record}))
+        finite = without_nan(record)
+        line = json.dumps({"step": step, "kind": kind, **finite})
         self.records.write(f"{line}\n".encode())
-        for name, value in record.items():
-            if isinstance(value, (int, float)):
-                self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        self.writers.numbers(kind, step, finite)
 
 
 class QuietLog:

@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +30,7 @@ from detres.engine.probes import native_precision
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
 from detres.engine.stop import Interrupted
+from detres.engine.writers import Writer
 from detres.files import write_text
 from detres.runs import folder as names
 from detres.runs.environment import facts_of, other_facts, write_environment
@@ -167,7 +168,7 @@ class TrainingRun:
     lock: of the folder. resume_line: the command line that goes on with a run folder, some settings
     otherwise; None: it cannot be resumed. saved: of a resumed run; the optimizer is then put where
     it was, the model must be there already. accept_data_change: whether a resumed run may go on
-    with other data than it has learned from.
+    with other data than it has learned from. writers: told the numbers beside metrics.jsonl.
 
     Raises DataChangedError for other data, which would change its order and its schedule, and
     CheckpointError when the state does not fit; nothing is written then.
@@ -182,6 +183,7 @@ class TrainingRun:
         resume_line: ResumeLine | None,
         saved: SavedRun | None = None,
         accept_data_change: bool = False,
+        writers: Sequence[Writer] = (),
     ) -> None:
         self.lock, self.folder, self.group = lock, lock.folder, training.group
         self.training, self.device, self.resume_line = training, device, resume_line
@@ -213,6 +215,8 @@ class TrainingRun:
             console=sys.stdout,
             steps=self.schedule.steps,
             progress=self.progress,
+            writers=writers,
+            config=json.loads(self.config.model_dump_json()),
         )
 
     @classmethod
@@ -224,6 +228,7 @@ class TrainingRun:
         device: torch.device,
         resume_line: ResumeLine | None,
         settings_said: bool = False,
+        writers: Sequence[Writer] = (),
     ) -> TrainingRun:
         """Begin a run in a new folder: `out`, or the next free one of its name under runs/.
 
@@ -242,7 +247,7 @@ class TrainingRun:
                     config, _ = _settled(training.config, device)
                     write_text(lock.folder / names.CONFIG, to_yaml(config))
                     training.begin(lock.folder)
-                run = cls(lock, training, device=device, resume_line=resume_line)
+                run = cls(lock, training, device=device, resume_line=resume_line, writers=writers)
             run.require_same_everywhere()
             run.settings_said = settings_said
             return run
@@ -259,6 +264,7 @@ class TrainingRun:
         device: torch.device,
         resume_line: ResumeLine,
         accept_data_change: bool = False,
+        writers: Sequence[Writer] = (),
     ) -> TrainingRun:
         """Go on with a run where its last.pt left it; raises as the constructor does, and what
         SavedRun.take_over raises.
@@ -276,6 +282,7 @@ class TrainingRun:
                     resume_line=resume_line,
                     saved=saved,
                     accept_data_change=accept_data_change,
+                    writers=writers,
                 )
             run.require_same_everywhere()
             return run

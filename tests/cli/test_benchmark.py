@@ -44,3 +44,10 @@ def test_benchmark_of_the_classifier_s_input(what, jobs, capsys):
     assert benchmark.main([what, "--repeats", "1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
     assert [" ".join(row.split()[:2]) for row in rows] == jobs
+
+
+@pytest.mark.slow
+def test_benchmark_of_reading_annotations(capsys):
+    assert benchmark.main(["annotations", "--repeats", "1"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
+    assert "860,000 boxes" in row

@@ -6,6 +6,7 @@ import ast
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,11 +106,22 @@ SMALL = {
 def test_training_leaves_a_run_and_returns_its_detector(
     coco_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    detector = detres.train(coco_folder, settings=SMALL, device="cpu")
+    told: list[tuple] = []
+    writer = SimpleNamespace(
+        started=lambda config, folder, step: told.append((config["train"]["steps"], folder, step)),
+        numbers=lambda kind, step, record: told.append((kind, step, record)),
+        closed=lambda: told.append(()),
+    )
+    detector = detres.train(coco_folder, settings=SMALL, device="cpu", writers=[writer])
     shown = capsys.readouterr().out
     assert f"data {coco_folder}: " in shown
     assert "chosen, each to be overridden" in shown
     (folder,) = Path("runs").iterdir()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert told[0] == (2, folder, 0)
+    assert [{"kind": kind, "step": step, **each} for kind, step, each in told[1:-1]] == records
+    assert told[-1] == ()
     saved = read_json(folder / "metrics.json")
     numbers = detector.evaluate().metrics
     assert numbers == {name: saved[name] for name in numbers}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from detres.engine.log import RunLog, without_nan
 from detres.engine.meter import Meter
 from detres.engine.progress import Progress
+from detres.engine.writers import Writer
 
 RECORD = {"loss": 1.5, "loss_a": 1.0, "loss_b": 0.5, "step_s": 0.1, "lr": 0.01}
 
@@ -32,6 +36,7 @@ def run_log(
     *,
     steps: int,
     progress: Progress | None = None,
+    writers: Sequence[Writer] = (),
 ) -> RunLog:
     return RunLog(
         folder / "metrics.jsonl",
@@ -39,6 +44,8 @@ def run_log(
         console=console or io.StringIO(),
         steps=steps,
         progress=progress or Progress(),
+        writers=writers,
+        config={"seed": 3},
     )
 
 
@@ -247,3 +254,130 @@ def test_a_resumed_run_shows_its_own_first_step(tmp_path, clock):
     log.close()
     assert console.getvalue() == "step 7/9  loss 2.000  3.0 s to start\n"
     assert records(tmp_path) == []
+
+
+NO_ANSWER = ConnectionError("no answer\nfrom the service")
+
+
+class Told:
+    """A writer that keeps what it is told, and fails in one of its methods."""
+
+    def __init__(
+        self,
+        fails_in: str | None = None,
+        error: BaseException = NO_ANSWER,
+    ) -> None:
+        self.told: list[tuple] = []
+        self.fails_in, self.error = fails_in, error
+
+    def _tell(self, method: str, *what: object) -> None:
+        self.told.append((method, *what))
+        if method == self.fails_in:
+            raise self.error
+
+    def started(self, config: Mapping[str, object], folder: Path, step: int) -> None:
+        self._tell("started", dict(config), folder, step)
+
+    def numbers(self, kind: str, step: int, record: Mapping[str, float | None]) -> None:
+        self._tell("numbers", kind, step, record)
+
+    def closed(self) -> None:
+        self._tell("closed")
+
+
+def test_writers_are_told_what_the_records_hold(tmp_path):
+    writers = [Told(), Told()]
+    log = run_log(tmp_path, steps=10, writers=writers)
+    log.train(5, RECORD)
+    log.evaluation(5, {"AP": math.nan, "APs": None})
+    log.averaged(10, {"top1": 0.5})
+    log.close()
+    for writer in writers:
+        assert writer.told == [
+            ("started", {"seed": 3}, tmp_path, 0),
+            *(
+                ("numbers", record.pop("kind"), record.pop("step"), record)
+                for record in records(tmp_path)
+            ),
+            ("closed",),
+        ]
+
+
+def test_a_writer_sees_a_record_that_is_there_already_and_cannot_change_it(tmp_path):
+    class Reading(Told):
+        def numbers(self, kind: str, step: int, record: dict) -> None:
+            super().numbers(kind, step, records(tmp_path)[-1])
+            record.clear()
+
+    first, second = Reading(), Told()
+    log = run_log(tmp_path, steps=9, writers=[first, second])
+    log.train(3, RECORD)
+    log.close()
+    assert first.told[1] == ("numbers", "train", 3, {"step": 3, "kind": "train", **RECORD})
+    assert second.told[1] == ("numbers", "train", 3, RECORD)
+
+
+@pytest.mark.parametrize("method", ["started", "numbers", "closed"])
+def test_a_writer_that_fails_is_said_once_and_left_out(tmp_path, method):
+    console, failing, sound = io.StringIO(), Told(fails_in=method), Told()
+    log = run_log(tmp_path, console, steps=10, writers=[failing, sound])
+    for step in (5, 10):
+        log.train(step, RECORD)
+    log.close()
+    said = [line for line in console.getvalue().splitlines() if "Told" in line]
+    assert said == [
+        "Told failed and is left out from here on, all numbers are in metrics.jsonl: "
+        "ConnectionError: no answer from the service"
+    ]
+    assert [entry[0] for entry in failing.told].count(method) == 1
+    assert failing.told[-1][0] == method
+    assert [entry[0] for entry in sound.told] == ["started", "numbers", "numbers", "closed"]
+    assert [record["step"] for record in records(tmp_path)] == [5, 10]
+
+
+def test_a_stop_by_the_user_is_no_failure_of_a_writer(tmp_path):
+    stopped = Told(fails_in="numbers", error=KeyboardInterrupt())
+    log = run_log(tmp_path, steps=10, writers=[stopped])
+    with pytest.raises(KeyboardInterrupt):
+        log.train(5, RECORD)
+    log.close()
+
+
+def test_a_resumed_run_tells_no_step_again_that_its_records_keep(tmp_path):
+    first, second = Told(), Told()
+    for writer, start, steps in ((first, 0, (10, 20, 30)), (second, 20, (30, 40))):
+        log = run_log(tmp_path, steps=40, progress=Progress(start), writers=[writer])
+        for step in steps:
+            log.train(step, RECORD)
+        log.close()
+    assert second.told[0] == ("started", {"seed": 3}, tmp_path, 20)
+    kept = [each[2] for each in first.told if each[0] == "numbers" and each[2] <= 20]
+    told = kept + [each[2] for each in second.told if each[0] == "numbers"]
+    assert told == [record["step"] for record in records(tmp_path)] == [10, 20, 30, 40]
+
+
+WITHOUT_TENSORBOARD = """
+import sys
+sys.modules["tensorboard"] = None  # as where it is not installed
+from pathlib import Path
+from detres.engine.log import RunLog
+from detres.engine.progress import Progress
+folder = Path(sys.argv[1])
+log = RunLog(folder / "metrics.jsonl", folder / "tensorboard", console=sys.stdout, steps=1,
+             progress=Progress())
+log.evaluation(1, {"AP": 0.5})
+log.close()
+"""
+
+
+def test_without_tensorboard_a_run_says_where_its_curves_are(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TENSORBOARD, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    file = tmp_path / "metrics.jsonl"
+    assert done.stdout == f"the curves are in {file}; for TensorBoard: pip install tensorboard\n"
+    assert records(tmp_path) == [{"step": 1, "kind": "eval", "AP": 0.5}]
+    assert not (tmp_path / "tensorboard").exists()

@@ -7,9 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from detres.engine.record_files import EventFile, RecordFile
+from detres.engine.record_files import RecordFile
 
 
 def test_records_are_there_at_once_behind_what_was(tmp_path):
@@ -25,25 +24,11 @@ def test_records_are_there_at_once_behind_what_was(tmp_path):
         RecordFile(path, new=True)
 
 
-def test_events_are_read_back_by_tensorboard_and_void_ones_are_not(tmp_path):
-    first = EventFile(tmp_path / "events")
-    for step in (1, 2, 3):
-        first.add_scalar("train/loss", step / 4, step)
-    second = EventFile(tmp_path / "events", purge_step=3)
-    second.add_scalar("train/loss", 7.5, 3)
-    assert len(list((tmp_path / "events").iterdir())) == 2
-    read = EventAccumulator(str(tmp_path / "events"))
-    read.Reload()
-    found = {event.step: event.value for event in read.Scalars("train/loss")}
-    assert found == {1: 0.25, 2: 0.5, 3: 7.5}
-    first.close()
-    second.close()
-
-
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from detres.engine.record_files import EventFile, RecordFile
+from detres.engine.event_files import EventFile
+from detres.engine.record_files import RecordFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path(sys.argv[1])
 file = RecordFile(folder / "records") if sys.argv[2] == "records" else EventFile(folder)
