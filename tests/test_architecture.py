@@ -117,6 +117,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         {"numpy", "matplotlib"},
     ),
     f"{D}.evaluation_files": (SHARED | {D}, {"numpy"}),
+    f"{D}.replay": (SHARED | {D}, {"torch"}),
     f"{D}.transfer": (SHARED | {D}, {"torch"}),
     f"{D}.pretrained": ({"backbones", "detres.user_files"}, set()),
     f"{D}.chosen_settings": (SHARED | {D}, BASE),

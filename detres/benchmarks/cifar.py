@@ -21,6 +21,8 @@ from detres.benchmarks.timing import Timing
 from detres.class_map import ClassMap
 from detres.classification.data.in_memory import ArrayTrainBatches
 from detres.classification.model import ClassificationModel
+from detres.engine.distributed import Group
+from detres.engine.flight_recorder import FlightRecorder
 from detres.engine.log import RunLog
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
@@ -38,7 +40,7 @@ class UnkeptRun:
 
     def __init__(self, folder: Path) -> None:
         self.progress, self.meter = Progress(), Meter()
-        self.average = None
+        self.average, self.recorder = None, FlightRecorder()
         self.log = RunLog(
             folder / "records.jsonl",
             folder / "tensorboard",
@@ -88,6 +90,7 @@ def benchmark_cifar(timing: Timing) -> None:
                 settings=settings,
                 run=run,
                 device=device,
+                group=Group(),
             )
             run.log.close()
 

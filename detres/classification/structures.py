@@ -7,6 +7,7 @@ no background.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,10 @@ class CropBatch:
     def to(self, device: torch.device | str) -> CropBatch:
         """Return it on `device`; from pinned memory the copy overlaps with computing."""
         return CropBatch(self.pixels.to(device, non_blocking=True), self.ids, self.damaged)
+
+    def select(self, rows: Sequence[int]) -> CropBatch:
+        """Return the batch of these of its images, in this order; raises IndexError for others."""
+        return CropBatch(self.pixels[list(rows)], tuple(self.ids[n] for n in rows))
 
     def pin_memory(self) -> CropBatch:
         """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by

@@ -120,6 +120,11 @@ class ClassificationTraining:
     def begin(self, folder: Path) -> None:
         """Write nothing: the settings say all."""
 
+    def file_of(self, image_id: int | str) -> str:
+        """Return the name of a training image, of one in memory its row."""
+        in_memory = isinstance(self.train, ImageArrays)
+        return f"row {image_id} of {self.train.source}" if in_memory else str(image_id)
+
     def state(self) -> dict:
         """Return what last.pt holds of the classes and the input."""
         spec = self.model.net.input_spec

@@ -112,13 +112,22 @@ def model_of_state(
     """Return the classifier, on the CPU, whose training state was read from `path`; raises
     CheckpointError when its weights or its input do not fit.
     """
-    with reading_field(path, "input"):
-        spec = InputSpec.from_json(state["input"])
-        spec = replace(spec, mean_image=_checked_mean(state["mean_image"]))
-    model = build_model(config, len(class_map), resumed=spec)
+    model = unfilled_model(path, state, config, class_map)
     with reading_field(path, "model"):
         load_model_state(model, state["model"], path)
     return model
+
+
+def unfilled_model(
+    path: Path, state: dict, config: ClassificationConfig, class_map: ClassMap
+) -> ClassificationModel:
+    """Return the same with random weights, but with the input of the state; raises CheckpointError
+    when that does not fit.
+    """
+    with reading_field(path, "input"):
+        spec = InputSpec.from_json(state["input"])
+        spec = replace(spec, mean_image=_checked_mean(state["mean_image"]))
+    return build_model(config, len(class_map), resumed=spec)
 
 
 def _checked_mean(mean_image: object) -> Tensor | None:

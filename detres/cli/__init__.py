@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "make our weights of a detector of torchvision or detectron2",
     "settings": "list the settings: values, defaults, meaning",
     "reproduce": "list the paper's tables, what was measured of them here, and how it is",
+    "replay": "say which image, box or layer is at fault where a training failed",
     "plot": "draw error curves and layer responses",
     "benchmark": "time parts of the toolkit against torchvision's",
     "compare-torchvision": "train the detector and one made of torchvision's parts by the same "

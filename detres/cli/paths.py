@@ -40,6 +40,7 @@ WHAT = {
     "--detections": "detections file or folder",
     "--annotations": "annotation file or folder",
     "--proposals": "proposals file",
+    "bundle": "bundle at",
     "data": "data at",
     "source": "weights file at",
     "images": "image or folder",

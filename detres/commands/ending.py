@@ -17,7 +17,7 @@ from detres.console import accept_any_text, shortened, write_line
 from detres.detection.annotations import NoTruthError
 from detres.detection.data.read import NoSplitError
 from detres.engine.distributed import ElsewhereError, LostProcessError, own_name
-from detres.engine.flight_recorder import NonFiniteLossError
+from detres.engine.flight_recorder import NonFiniteLossError, kind_of, message_of
 from detres.engine.stop import Interrupted
 from detres.files import TakenFolderError
 from detres.images.locate import OutsideFolderError
@@ -173,12 +173,13 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
         write_line(f"error: {own_name()}{_message(error, parser)}", sys.stderr)
         end.status = 1
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):
+        kind = kind_of(error)
+        if kind == "worker":
             write_line(
                 f"error: {error}. Too little memory is the usual cause: try a smaller data.workers",
                 sys.stderr,
             )
-        elif _NO_MEMORY in str(error):
+        elif kind == "memory":
             write_line(f"error: {_message(MemoryError(_asked_for(error)), parser)}", sys.stderr)
         else:
             error.add_note(_REPORT)
@@ -193,9 +194,6 @@ _REPORT = (
     "This is a fault of detres, not of what it was given: please report it with the lines above."
 )
 
-_NO_MEMORY = "DefaultCPUAllocator"
-"""In the RuntimeError that PyTorch has for a processor without memory."""
-
 
 def _asked_for(error: RuntimeError) -> str:
     """How much memory PyTorch's allocator did not get."""
@@ -204,12 +202,8 @@ def _asked_for(error: RuntimeError) -> str:
 
 
 def _message(error: Exception, parser: argparse.ArgumentParser) -> str:
-    """The message, with what flags can do about it; of an error in a loader's worker, whose
-    traceback PyTorch puts into it, the message the worker raised.
-    """
-    text = str(error)
-    if "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
+    """The message, with what flags can do about it."""
+    text = message_of(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         said = next(iter(text.splitlines()), "")
         text = "the memory is used up" + (f" ({said.rstrip('.')})" if said else "")

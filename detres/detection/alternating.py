@@ -57,9 +57,10 @@ FORMAT = "detres-alternating-1"
 class ProposalTraining(DetectionTraining):
     """An RPN alone: what it learns is to propose, and the recall of its proposals judges it."""
 
-    def trained_part(self) -> nn.Module:
+    @staticmethod
+    def trained_part(detector: FasterRCNN) -> nn.Module:
         """Return the RPN on the shared layers."""
-        return ProposalNetwork(self.detector)
+        return ProposalNetwork(detector)
 
     def find(self, truth: Annotations, batches: Batches) -> Proposals:
         """Return what is proposed for the images of `truth`, which come in `batches`."""
@@ -88,9 +89,10 @@ class ProposalTraining(DetectionTraining):
 class FastRCNNTraining(DetectionTraining):
     """Fast R-CNN: the RoI head on proposals that were saved, in training and in evaluation."""
 
-    def trained_part(self) -> nn.Module:
+    @staticmethod
+    def trained_part(detector: FasterRCNN) -> nn.Module:
         """Return the detector without its RPN."""
-        return FastRCNN(self.detector)
+        return FastRCNN(detector)
 
 
 TRAININGS = {"joint": DetectionTraining, "rpn": ProposalTraining, "fast_rcnn": FastRCNNTraining}

@@ -140,6 +140,11 @@ class Annotations:
         found[rows, self.class_indices] = True
         return found
 
+    def file_of(self, image_id: int | str) -> str:
+        """Return the file of an image; of an id that no image has, the id."""
+        (rows,) = np.nonzero(self.image_ids == image_id)
+        return str(self.image_files[rows[0]] if len(rows) else image_id)
+
     def describe(self, said: Sequence[str] = ()) -> str:
         """Return one paragraph: where from, how many images, objects and classes, and what the box
         policy left out; then the notes but those that are `said` already, a line each.

@@ -12,6 +12,7 @@ from detres.detection.config import DetectionConfig, DetectionTrainConfig
 from detres.detection.duration import in_units
 from detres.detection.judging import WithLosses
 from detres.detection.training import DetectionTraining
+from detres.engine.flight_recorder import FlightRecorder
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
 from detres.engine.progress import Progress
@@ -41,6 +42,7 @@ class _Trial:
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
     average: None = None
+    recorder: FlightRecorder = field(default_factory=FlightRecorder)
     ends: list[float] = field(default_factory=list)
     image: float = 0.0
 

@@ -111,7 +111,7 @@ class DetectionTraining:
         self.detector = detector.to(device)
         if config.train.shared_layers == "fixed":
             detector.backbone.freeze(len(detector.backbone.channels))
-        self.model = self.trained_part()
+        self.model = self.trained_part(detector)
         self.num_images = len(data.train)
         self.optimizer = build_optimizer(config.train, self.model)
         self.schedule = build_schedule(config.train, len(data.train))
@@ -135,9 +135,10 @@ class DetectionTraining:
             share=self.group.share,
         )
 
-    def trained_part(self) -> nn.Module:
-        """Return what of the detector learns, as the loop calls it: of (images, targets)."""
-        return self.detector
+    @staticmethod
+    def trained_part(detector: FasterRCNN) -> nn.Module:
+        """Return what of a detector learns, as the loop calls it: of (images, targets)."""
+        return detector
 
     @classmethod
     def start(
@@ -267,6 +268,10 @@ class DetectionTraining:
         """What the weights come from."""
         learnt = LearntImages.of(*self.data.files()) if self.config.data.is_drawn else None
         return Origin(self.init_from, learnt)
+
+    def file_of(self, image_id: int | str) -> str:
+        """Return the file of a training image."""
+        return self.data.train.file_of(image_id)
 
     def state(self) -> dict:
         """Return what last.pt holds of the classes, of what the run started from and learned from,

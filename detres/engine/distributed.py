@@ -71,6 +71,8 @@ class Group:
     """
 
     rank, size = 0, 1
+    now = ""
+    """What this process has said that it is doing."""
 
     @property
     def share(self) -> Share:
@@ -86,6 +88,7 @@ class Group:
         """Say what this process is about to do, so that the others can name it should it be
         late.
         """
+        self.now = what
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` holds in any process."""
@@ -158,6 +161,7 @@ class _Launched(Group):
         self.control = dist.new_group(backend="gloo", timeout=waits) if backend == "nccl" else None
 
     def doing(self, what: str) -> None:
+        self.now = what
         self.stage += 1
         self.store.set(f"doing/{self.rank}", f"{self.stage} {time.time():.1f} {what}")
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from detres.engine.distributed import Group
 from detres.engine.ema import WeightAverage
-from detres.engine.flight_recorder import NonFiniteLossError
+from detres.engine.flight_recorder import FlightRecorder, NonFiniteLossError
 from detres.engine.log import RunLog
 from detres.engine.meter import Meter
 from detres.engine.optimizers import clip_gradients, gradient_norm, set_rate
@@ -53,6 +53,7 @@ class Run(Protocol):
     meter: Meter
     log: RunLog
     average: WeightAverage | None
+    recorder: FlightRecorder
 
     def evaluate(self) -> None:
         """Evaluate at this step, log it, keep what is the best, and save."""
@@ -81,7 +82,8 @@ def fit(
     NonFiniteLossError before the weights are touched, Interrupted after saving, ValueError when
     `batches` ends early.
     """
-    progress, meter, end = run.progress, run.meter, (schedule.steps, settings.early_stopping)
+    progress, meter, recorder = run.progress, run.meter, run.recorder
+    end = schedule.steps, settings.early_stopping
     gradients = GradientStep(model, group.wrapped(model), group, device, settings.precision)
     with StopSignals(group) as stop:
         model.train()
@@ -93,14 +95,16 @@ def fit(
         meter.wait_for_data()
         group.doing(f"waiting for the images of step {progress.step + 1}")
         for parts in in_steps(batches, settings.accumulate):
-            meter.data_ready()
+            waited = meter.data_ready()
             group.doing(f"step {progress.step + 1}, images {_named(parts)}")
             lr = set_rate(optimizer, schedule.at(progress))
+            seed = (settings.seed * 1_000_003 + progress.step) % 2**63
+            recorder.begin(progress.step, parts, lr=lr, seed=seed, data_s=waited)
             optimizer.zero_grad(set_to_none=True)  # before the forward, which needs the memory
-            total, terms = gradients.take(
-                parts, (settings.seed * 1_000_003 + progress.step) % 2**63
-            )
+            total, terms = gradients.take(parts, seed)
             norm = gradient_norm(model)
+            values = {"loss": total, **terms, "grad_norm": norm}
+            recorder.computed(values)
             # The step's one wait for the device: nothing non-finite may reach the weights.
             if not torch.isfinite(total + norm):
                 raise NonFiniteLossError(model, terms, parts, step=progress.step, lr=lr)
@@ -109,10 +113,8 @@ def fit(
             schedule.advance(progress, terms)
             if run.average is not None:
                 run.average.update(model, progress.step)
-            meter.step_done(
-                {"loss": total, **terms, "grad_norm": norm},
-                group.size * sum(len(i) for i, _ in parts),
-            )
+            took = meter.step_done(values, group.size * sum(len(i) for i, _ in parts))
+            recorder.end(took)
             run.log.step_done(progress.step, meter, lr=lr, every=settings.log_every)
             due = progress.evaluation_is_due(settings.eval_every, *end)
             stopping = stop.asked_anywhere()

@@ -24,17 +24,21 @@ class Meter:
         """The clock of `data_s` runs from here."""
         self.mark = time.monotonic()
 
-    def data_ready(self) -> None:
-        """A batch is there: the clock of `step_s` runs from here."""
-        self.data_s += self._lap()
+    def data_ready(self) -> float:
+        """A batch is there: the clock of `step_s` runs from here; returns the s of waiting."""
+        waited = self._lap()
+        self.data_s += waited
+        return waited
 
-    def step_done(self, values: dict[str, Tensor], num_images: int) -> None:
-        """Take in one step: name -> scalar tensor, and how many images it saw."""
+    def step_done(self, values: dict[str, Tensor], num_images: int) -> float:
+        """Take in one step: name -> scalar tensor, and how many images it saw; returns its s."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
         self.steps += 1
         self.images += num_images
-        self.step_s += self._lap()
+        took = self._lap()
+        self.step_s += took
+        return took
 
     def mean(self, name: str) -> float:
         """Return the mean of a value since the last record; raises KeyError for an unknown name."""

@@ -65,15 +65,9 @@ class GradientStep:
         """
         sums: dict[str, Tensor] = {}
         seen: dict[str, float] = {}
-        for number, (images, targets) in enumerate(parts):
-            images, targets = images.to(self.device), targets_to(self.device, targets)
-            last = number == len(parts) - 1
-            torch.manual_seed(_mixed(seed, number * self.group.size + self.group.rank))
-            with self._averaging(last):
-                with torch.autocast(
-                    self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
-                ):
-                    losses: Losses = self.wrapped(images, targets)
+        for number, part in enumerate(parts):
+            with self._averaging(last=number == len(parts) - 1):
+                losses = self.forward(part, number, seed)
                 counted = self.group.add(losses.counts)
                 if counts is None:
                     counts = {name: number * len(parts) for name, number in counted.items()}
@@ -86,6 +80,13 @@ class GradientStep:
             for name, count in counted.items():
                 seen[name] = seen.get(name, 0.0) + count
         return sums, seen, counts
+
+    def forward(self, part: Batch, number: int, seed: int) -> Losses:
+        """Return the losses of the `number`-th part that this process looks at, by `wrapped`."""
+        images, targets = part[0].to(self.device), targets_to(self.device, part[1])
+        torch.manual_seed(_mixed(seed, number * self.group.size + self.group.rank))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.wrapped(images, targets)
 
     def _averaging(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients are averaged over the processes in the backward pass of the last part."""

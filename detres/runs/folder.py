@@ -21,7 +21,6 @@ STATE = "last.pt"
 PREVIOUS = "previous.pt"
 DAMAGED = "damaged.pt"
 LOCK = "lock.json"
-NONFINITE = "nonfinite.json"
 SKIPPED = "skipped.txt"
 METRICS = "metrics.json"
 DETECTOR_WEIGHTS = "best.safetensors"
@@ -41,13 +40,14 @@ SPLIT = "split.json"
 _BEFORE_A_STATE = {LOCK, CONFIG, ENVIRONMENT, RECORDS, TENSORBOARD, SPLIT}
 """What a run writes before its first state."""
 
-_WRITTEN = (CONFIG, ENVIRONMENT, RECORDS, STATE, PREVIOUS, NONFINITE, SKIPPED, METRICS)
+_WRITTEN = (CONFIG, ENVIRONMENT, RECORDS, STATE, PREVIOUS, SKIPPED, METRICS)
 _WRITTEN += (DETECTOR_WEIGHTS, CLASSIFIER_WEIGHTS, PREDICTIONS, PICTURE)
 _WRITTEN += (CURVES_PICTURE, CURVES_TABLE, PR_PICTURE, PR_TABLE, PR_JSON, CLASSES_TABLE)
 _WRITTEN += (CONFUSION_PICTURE, CONFUSION_TABLE, CONFUSION_JSON)
 _WRITTEN += (PHASE, TRAIN_PROPOSALS, VAL_PROPOSALS, SPLIT)
 _UNFINISHED = re.compile(
-    rf"\.({'|'.join(map(re.escape, _WRITTEN))}|config-until-step-\d+\.yaml)\.\d+\.tmp"
+    rf"\.({'|'.join(map(re.escape, _WRITTEN))}|config-until-step-\d+\.yaml|bundle-step-[\w-]+)"
+    r"\.\d+\.tmp"
 )
 
 
@@ -150,7 +150,11 @@ def remove_unfinished(folder: Path) -> None:
     lock of `folder`.
     """
     for path in folder.iterdir():
-        if _UNFINISHED.fullmatch(path.name):
+        if not _UNFINISHED.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
             path.unlink()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,20 +20,22 @@ from torch import nn
 
 from detres.config import by_key, to_yaml, what_differs
 from detres.console import plural
-from detres.engine.distributed import Group
+from detres.engine.distributed import ElsewhereError, Group
 from detres.engine.ema import WeightAverage, having
-from detres.engine.flight_recorder import NonFiniteLossError
-from detres.engine.log import QuietLog, RunLog, without_nan
+from detres.engine.flight_recorder import FlightRecorder, NonFiniteLossError
+from detres.engine.log import QuietLog, RunLog
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
 from detres.engine.optimizers import restore, saved_state
 from detres.engine.probes import native_precision
 from detres.engine.progress import Progress
 from detres.engine.schedule import Schedule
+from detres.engine.step import GradientStep
 from detres.engine.stop import Interrupted
 from detres.engine.writers import Writer
-from detres.files import write_text
+from detres.files import first_line, write_text
 from detres.runs import folder as names
+from detres.runs.bundle import write_bundle
 from detres.runs.environment import facts_of, other_facts, write_environment
 from detres.runs.fingerprint import DataChangedError, Fingerprint
 from detres.runs.lock import FolderLock, FollowedFolder
@@ -142,6 +145,9 @@ class Training(Protocol):
     def begin(self, folder: Path) -> None:
         """Write into a new run folder what it has from the start beside its settings."""
 
+    def file_of(self, image_id: int | str) -> str:
+        """Return the file that an image of a batch is from, or where else it is."""
+
     def state(self) -> dict:
         """Return what last.pt holds beside the STATE_KEYS that a run knows; "classes" at least."""
 
@@ -192,7 +198,7 @@ class TrainingRun:
         if reason is not None:
             self.notes.append(f"precision {self.config.train.precision}: {reason}")
         self.schedule = training.schedule
-        self.progress, self.meter = Progress(), Meter()
+        self.progress, self.meter, self.recorder = Progress(), Meter(), FlightRecorder()
         decay = self.config.train.ema_decay
         self.average = None if decay is None else WeightAverage(training.model, decay)
         self.earlier_s = 0.0  # that a resumed run has taken before
@@ -337,15 +343,38 @@ class TrainingRun:
                 device=self.device,
                 group=self.group,
             )
-        except NonFiniteLossError as error:
-            if self.group.is_first:
-                report = self.folder / names.NONFINITE
-                write_text(report, json.dumps(without_nan(error.record)) + "\n")
-                error.written_to(report)
+        except (Interrupted, ElsewhereError):
             raise
-        except RuntimeError as error:
-            raise self.group.explained(error) from error
+        except Exception as error:
+            is_ours = isinstance(error, NonFiniteLossError) or not isinstance(error, RuntimeError)
+            told = error if is_ours else self.group.explained(error)
+            self._write_bundle(told)
+            raise told from (None if told is error else error)
         return self.evaluation
+
+    def _write_bundle(self, error: Exception) -> None:
+        """Write what is known of an error, and say where it is; what hinders that is said too."""
+        model = self.training.model
+        precision = self.config.train.precision
+        try:
+            self.lock.require_held()
+            place = write_bundle(
+                self.folder,
+                error,
+                self.training,
+                self.config,
+                recorder=self.recorder,
+                gradients=GradientStep(model, model, self.group, self.device, precision),
+                step=self.progress.step,
+            )
+        except Exception as hindrance:  # the first error is the one to be told
+            self.log.line(f"no bundle of it could be written: {first_line(hindrance)}")
+        else:
+            if place is not None:
+                self.log.line(
+                    f"written: {place}; what is at fault says: python -m detres replay "
+                    f"{shlex.quote(str(place))}"
+                )
 
     def evaluate(self) -> None:
         """Evaluate at this step, log it, let the training keep what it keeps, and save; the

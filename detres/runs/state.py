@@ -43,8 +43,10 @@ def save_state(path: Path, state: dict, *, previous: Path | None = None) -> None
             os.replace(path, previous)
 
 
-def load_state(path: Path, keys: tuple[str, ...]) -> dict:
+def load_state(path: Path, keys: tuple[str, ...], *, finite: bool = True) -> dict:
     """Read a training state written by `save_state` onto the CPU; `keys` are those it must have.
+
+    finite: whether all of its tensors must be.
 
     Every byte is checked against the checksums of the archive. Raises DamagedStateError when it is
     cut short or changed, CheckpointError when it is missing, holds code (which is never run) or a
@@ -57,7 +59,8 @@ def load_state(path: Path, keys: tuple[str, ...]) -> dict:
         raise CheckpointError(f"{path} is not a training state: it holds a {type(state).__name__}")
     _require_known_format(path, state.get("format", 1))
     require_keys(path, state, keys)
-    _require_finite(path, state)
+    if finite:
+        _require_finite(path, state)
     return state
 
 

@@ -54,6 +54,7 @@ USAGE_ERRORS = {
         ["detectron2/faster_rcnn_R_9", "--out", "x.safetensors"],
     ),
     "settings": (["lrr"], ["device"], ["train.lr", "--markdown"]),
+    "replay": ([], ["nowhere"], ["a", "b"]),
     "predict": (
         [],
         ["a.jpg"],

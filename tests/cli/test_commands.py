@@ -23,7 +23,7 @@ NO_COMMANDS = {"__init__", "flags", "paths", "proposal_flags", "advice", "settin
 NO_COMMANDS |= {"command", "listing"}
 """Files of detres/cli that are not a command each."""
 
-PARTS = {"__init__", "ending", "configured", "own_data", "submission"} | EVALS
+PARTS = {"__init__", "ending", "configured", "own_data", "several", "submission"} | EVALS
 """Files of detres/commands that are not the work of a command each."""
 
 

@@ -121,7 +121,7 @@ def end_with(error: BaseException | None, parser: argparse.ArgumentParser | None
 def nonfinite() -> NonFiniteLossError:
     images = SimpleNamespace(ids=(7, 9))
     terms = {"loss": torch.tensor(math.nan)}
-    return NonFiniteLossError(nn.Linear(1, 1), terms, images, [], step=4, lr=0.5)
+    return NonFiniteLossError(nn.Linear(1, 1), terms, [(images, [])], step=4, lr=0.5)
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_culprit(
     error = capsys.readouterr().err
     assert error.startswith("error: non-finite loss in step 2: loss_rpn_cls = nan")
     assert error.count("\n") == 1
-    assert read_json(Path("runs/tiny/nonfinite.json"))["step"] == 1
+    assert read_json(Path("runs/tiny/bundle-step-2/bundle.json"))["step"] == 1
     assert state_of(Path("runs/tiny"))["progress"]["step"] == 0
 
 

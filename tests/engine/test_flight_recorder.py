@@ -1,61 +1,36 @@
-"""What is kept of a step that is not finite, enough to repeat it, and what its message names."""
+"""What is kept of the last steps, and what the message of one that is not finite names."""
 
 from __future__ import annotations
 
+import gc
 import math
-from dataclasses import dataclass
+import weakref
 from types import SimpleNamespace
 
+import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from detres.engine.flight_recorder import NonFiniteLossError
+from detres.detection.structures import ImageBatch
+from detres.engine.distributed import LostProcessError
+from detres.engine.flight_recorder import (
+    FlightRecorder,
+    NonFiniteLossError,
+    kind_of,
+    message_of,
+)
 from tests.helpers import make_target
 
 IMAGES = SimpleNamespace(ids=(7, "b.jpg"))
 
 
-def test_the_record_has_the_step_as_plain_values():
-    target = make_target([[1, 2, 3, 4]], [2], image_id=7)
+def test_the_message_has_the_terms_that_are_not_finite_and_the_images():
     terms = {"loss_a": torch.tensor(math.inf), "loss_b": torch.tensor(0.5, requires_grad=True)}
-    error = NonFiniteLossError(nn.Linear(1, 1), terms, [(IMAGES, [target])], step=4, lr=0.25)
-    assert error.record == {
-        "step": 4,
-        "lr": 0.25,
-        "terms": {"loss_a": math.inf, "loss_b": 0.5},
-        "images": [7, "b.jpg"],
-        "targets": [
-            {
-                "image_id": 7,
-                "boxes": [[1.0, 2.0, 3.0, 4.0]],
-                "labels": [2],
-                "crowd": [False],
-                "difficult": [False],
-            }
-        ],
-    }
+    error = NonFiniteLossError(nn.Linear(1, 1), terms, [(IMAGES, [])], step=4, lr=0.25)
     assert str(error) == (
         "non-finite loss in step 5: loss_a = inf; images 7, b.jpg; lr 0.25. Nothing was saved "
         "after it"
     )
-
-
-@dataclass(frozen=True)
-class ClassesOfABatch:
-    labels: Tensor
-    weights: Tensor | None = None
-
-
-def test_targets_of_a_whole_batch_are_plain_too():
-    terms, targets = {"loss": torch.tensor(math.nan)}, ClassesOfABatch(torch.tensor([3, 1]))
-    error = NonFiniteLossError(nn.Linear(1, 1), terms, [(IMAGES, targets)], step=0, lr=1.0)
-    assert error.record["targets"] == [{"labels": [3, 1], "weights": None}]
-    tensor = NonFiniteLossError(nn.Linear(1, 1), terms, [(IMAGES, torch.ones(2))], step=0, lr=1.0)
-    assert tensor.record["targets"] == [[1.0, 1.0]]
-    nothing = NonFiniteLossError(
-        nn.Linear(1, 1), terms, [(SimpleNamespace(ids=()), [])], step=0, lr=1.0
-    )
-    assert (nothing.record["images"], nothing.record["targets"]) == ([], [])
 
 
 def test_a_gradient_is_named_by_its_parameter_and_only_four_of_many():
@@ -69,3 +44,86 @@ def test_a_gradient_is_named_by_its_parameter_and_only_four_of_many():
         "finite loss but non-finite gradient in step 1: 0.bias, 1.weight, 1.bias, 2.weight and 2 "
         "more; images 7"
     )
+
+
+def pictures(*ids: object, height: int = 40) -> ImageBatch:
+    size = (height, 50)
+    pixels = torch.zeros(len(ids), 3, *size, dtype=torch.uint8)
+    return ImageBatch(pixels, (size,) * len(ids), (size,) * len(ids), ids)
+
+
+def step_of(recorder: FlightRecorder, number: int, parts: list) -> None:
+    recorder.begin(number, parts, lr=0.5, seed=number, data_s=0.25)
+    recorder.computed({"loss": torch.tensor(float(number))})
+    recorder.end(0.75)
+
+
+def test_it_keeps_the_last_twenty_steps_and_the_pixels_of_none_that_is_done():
+    recorder, seen = FlightRecorder(), []
+    for number in range(33):
+        images = pictures(number)
+        seen.append(weakref.ref(images.pixels))
+        step_of(recorder, number, [(images, [make_target([[1, 2, 3, 4]], [1])])])
+    del images
+    assert [each.step for each in recorder.records] == list(range(13, 33))
+    assert [each.values["loss"].item() for each in recorder.records] == list(range(13, 33))
+    assert recorder.parts is None
+    gc.collect()
+    assert [each() for each in seen] == [None] * 33
+
+
+def test_a_record_has_what_the_step_was_of():
+    recorder = FlightRecorder()
+    parts = [
+        (
+            pictures("a", "b"),
+            [make_target([[1, 2, 3, 4]], [1]), make_target([[1, 2, 3, 4]] * 3, [1] * 3)],
+        ),
+        (pictures("c", height=60), [make_target([], [])]),
+    ]
+    step_of(recorder, 4, parts)
+    found = recorder.records[0].to_dict()
+    assert found.pop("memory") > 0
+    assert found == {
+        "step": 4,
+        "ids": ["a", "b", "c"],
+        "sizes": [(40, 50), (40, 50), (60, 50)],
+        "padded": [(40, 50), (60, 50)],
+        "boxes": [1, 3, 0],
+        "lr": 0.5,
+        "seed": 4,
+        "data_s": 0.25,
+        "values": {"loss": 4.0},
+        "step_s": 0.75,
+    }
+
+
+def test_the_batch_that_is_computed_is_held_until_its_step_is_done():
+    recorder, parts = FlightRecorder(), [(IMAGES, torch.ones(2))]
+    recorder.begin(0, parts, lr=1.0, seed=0, data_s=0.0)
+    assert recorder.parts is parts
+    assert recorder.records[0].boxes == recorder.records[0].sizes == []
+    recorder.end(0.0)
+    assert recorder.parts is None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory"),
+        (MemoryError(), "memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "worker"),
+        (LostProcessError("lost: process 1", told_here=True), "lost"),
+        (ValueError("DataLoader worker"), "error"),
+        (OSError("a.jpg"), "error"),
+    ],
+)
+def test_what_an_error_is(error: Exception, kind: str):
+    assert kind_of(error) == kind
+
+
+def test_the_message_of_a_worker_s_error_is_what_the_worker_said():
+    said = "Caught E in DataLoader worker.\nOriginal Traceback (most ...)\n  x\na.E: b.jpg: cut off"
+    assert message_of(ValueError(said)) == "b.jpg: cut off"
+    assert message_of(ValueError("a: b")) == "a: b"

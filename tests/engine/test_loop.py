@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from detres.engine.distributed import Group
 from detres.engine.ema import WeightAverage
-from detres.engine.flight_recorder import NonFiniteLossError
+from detres.engine.flight_recorder import FlightRecorder, NonFiniteLossError
 from detres.engine.log import RunLog
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
@@ -56,6 +56,7 @@ class Run:
     meter: Meter = field(default_factory=Meter)
     metric: Callable[[int], float | None] = lambda step: float(step)
     average: WeightAverage | None = None
+    recorder: FlightRecorder = field(default_factory=FlightRecorder)
     asked: list[tuple[str, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -379,17 +380,20 @@ def test_a_non_finite_loss_names_term_and_images_and_spoils_nothing(tmp_path):
     with pytest.raises(
         NonFiniteLossError,
         match=r"non-finite loss in step 6: loss_fit = nan; images 5-0, 5-1, .*; lr 0\.05\.",
-    ) as caught:
+    ):
         run.fit(poisoned(at=5), save_every=5)
     assert run.asked == [("save", 5)]
     assert same_tensors(
         run.model.state_dict(), load_state(tmp_path / "last.pt", ("model",))["model"]
     )
-    record = caught.value.record
-    assert (record["step"], record["lr"], record["images"][7]) == (5, 0.05, "5-7")
-    assert [math.isnan(target) for target in record["targets"]] == [True] * 8
-    assert math.isnan(record["terms"]["loss_fit"])
-    assert record["terms"]["loss_size"] > 0
+    assert [record.step for record in run.recorder.records] == [0, 1, 2, 3, 4, 5]
+    last = run.recorder.records[-1]
+    assert (last.step, last.lr, last.ids[7]) == (5, 0.05, "5-7")
+    assert math.isnan(last.values["loss_fit"])
+    assert last.values["loss_size"] > 0
+    ((images, targets),) = run.recorder.parts
+    assert images.ids == tuple(last.ids)
+    assert [math.isnan(target) for target in targets] == [True] * 8
 
 
 class RootAtZero(Regression):

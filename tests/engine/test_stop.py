@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from detres.engine.batches import make_loader
 from detres.engine.distributed import Group
+from detres.engine.flight_recorder import FlightRecorder
 from detres.engine.log import RunLog
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
@@ -57,7 +58,7 @@ class Model(torch.nn.Linear):
 class Run:
     def __init__(self, folder):
         self.folder, self.progress, self.meter = folder, Progress(), Meter()
-        self.average = None
+        self.average, self.recorder = None, FlightRecorder()
         self.log = RunLog(folder / "metrics.jsonl", folder / "tensorboard", console=sys.stderr,
                           steps=1000, progress=self.progress)
     def evaluate(self):

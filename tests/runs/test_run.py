@@ -118,6 +118,9 @@ class Fitting:
     def begin(self, folder: Path) -> None:
         (folder / "begun.txt").write_text("by the training")
 
+    def file_of(self, image_id: str) -> str:
+        return f"{image_id}.jpg"
+
     def state(self) -> dict:
         return {"classes": ["one"], "more": 7}
 
@@ -458,15 +461,15 @@ def test_an_end_without_an_error_says_nothing(tmp_path, capsys):
 def test_a_non_finite_step_is_written_down_and_a_smaller_rate_advised(tmp_path, capsys):
     training = Fitting(save_every=5)
     training.given = poisoned(at=5)
-    with pytest.raises(NonFiniteLossError) as caught:
+    with pytest.raises(NonFiniteLossError, match="non-finite loss in step 6: loss_fit = nan"):
         trained(training, tmp_path)
-    assert "non-finite loss in step 6: loss_fit = nan" in str(caught.value)
-    assert str(caught.value).endswith(f"; the batch is in {tmp_path / 'nonfinite.json'}")
-    record = json.loads((tmp_path / "nonfinite.json").read_text())
-    assert (record["step"], record["images"][7], record["targets"]) == (5, "5-7", [None] * 8)
+    facts = json.loads((tmp_path / "bundle-step-6" / "bundle.json").read_text())
+    assert (facts["kind"], facts["step"], len(facts["records"])) == ("non-finite", 5, 6)
+    record = facts["records"][-1]
+    assert (record["step"], record["ids"][7], record["files"][7]) == (5, "5-7", "5-7.jpg")
     assert record["lr"] == 0.05
-    assert record["terms"]["loss_fit"] is None
-    assert record["terms"]["loss_size"] > 0
+    assert record["values"]["loss_fit"] is None
+    assert record["values"]["loss_size"] > 0
     saved = load_state(tmp_path / "last.pt", ("model", "progress"))
     assert same_tensors(training.model.state_dict(), saved["model"])
     assert saved["progress"]["step"] == 5
@@ -492,14 +495,10 @@ def test_the_boxes_of_a_non_finite_step_are_written_down(tmp_path, capsys):
     training.given = iter([(Batch(torch.ones(1, 3), ("a",)), [target])])
     with pytest.raises(NonFiniteLossError, match="images a"):
         trained(training, tmp_path)
-    (written,) = json.loads((tmp_path / "nonfinite.json").read_text())["targets"]
-    assert written == {
-        "image_id": 7,
-        "boxes": [[1.0, 2.0, None, 4.0]],
-        "labels": [2],
-        "crowd": [False],
-        "difficult": [True],
-    }
+    state = torch.load(tmp_path / "bundle-step-1" / "step.pt", weights_only=True)
+    ((_, (written,)),) = state["parts"]
+    assert (written["image_id"], written["boxes"].tolist()) == (7, boxes.tolist())
+    assert same_tensors(state["model"], training.model.state_dict())
     assert last_line(capsys) == (
         f"stopped; continue with: {resume_line(tmp_path, {'train.lr': 0.005})}"
     )

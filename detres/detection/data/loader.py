@@ -64,8 +64,8 @@ class DetectionDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         """Return the item of key (index, seed).
 
-        Raises ImageReadError or ValueError naming the file when it cannot be read or has another
-        size than annotated.
+        Raises ImageReadError or ValueError naming the file when it cannot be read, has another
+        size than annotated, or a box that the transform leaves without finite corners.
         """
         index, seed = key
         return self._item(self._read(index), self.transform, index, seed, self._proposals(index))
@@ -80,8 +80,16 @@ class DetectionDataset(Dataset):
     ) -> Item:
         target = self.annotations.target(index)
         if proposals is None:
-            return Item(*transform(image, target, seed), image.shape[:2], seed=seed)
-        changed, target, proposals = transform.with_proposals(image, target, proposals, seed)
+            changed, target = transform(image, target, seed)
+        else:
+            changed, target, proposals = transform.with_proposals(image, target, proposals, seed)
+        if not target.boxes.isfinite().all():  # no anchor matches it: it would pass unnoticed
+            row = int((~target.boxes.isfinite()).any(dim=1).nonzero()[0])
+            raise ValueError(
+                f"{self.annotations.image_files[index]}: box {row} of {len(target)} (counted from "
+                f"0) of image {target.image_id} is {target.boxes[row].tolist()} once transformed, "
+                "which is not finite"
+            )
         return Item(changed, target, image.shape[:2], proposals, seed)
 
     def _proposals(self, index: int) -> Tensor | None:

@@ -139,6 +139,10 @@ class LocalisationTraining:
     def begin(self, folder: Path) -> None:
         """Write nothing: the settings say all."""
 
+    def file_of(self, image_id: int | str) -> str:
+        """Return the file of a training image."""
+        return self.data.train.file_of(image_id)
+
     def state(self) -> dict:
         """Return what last.pt holds of the classes and, of an R-CNN, of its per-class RPN."""
         proposer = None if self.proposer is None else self.proposer.model_dump_json()
