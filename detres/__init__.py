@@ -16,6 +16,7 @@ _HOMES = {
     "Detections": "detres.detection.structures",
     "Detector": "detres.detection.detector",
     "Predictions": "detres.detection.structures",
+    "Predictor": "detres.detection.predictor",
     "Results": "detres.detection.inference.results",
     "evaluate_coco": "detres.detection.evaluation.coco_ap",
     "evaluate_voc": "detres.detection.evaluation.voc_ap",

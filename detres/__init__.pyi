@@ -8,6 +8,7 @@ from detres.detection.evaluation.coco_ap import evaluate_coco as evaluate_coco
 from detres.detection.evaluation.voc_ap import evaluate_voc as evaluate_voc
 from detres.detection.inference.results import Results as Results
 from detres.detection.own_run import train as train
+from detres.detection.predictor import Predictor as Predictor
 from detres.detection.structures import Detections as Detections
 from detres.detection.structures import Predictions as Predictions
 from detres.predictors import load as load

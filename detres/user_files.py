@@ -42,6 +42,11 @@ def expanded(path: str) -> str:
     return os.path.expanduser(path)
 
 
+def is_url(place: str) -> bool:
+    """Return whether a file or folder is given as a URL, s3://bucket/a.jpg, and not as a path."""
+    return "://" in place
+
+
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is passed over for its name, which starts with a dot: macOS
     leaves ._a.xml beside a.xml.

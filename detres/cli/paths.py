@@ -14,7 +14,7 @@ from detres.cli.flags import CONFIGS, DETECTION_CONFIG
 from detres.detection.published import PUBLISHED_DETECTORS, fault_of_name
 from detres.runs.place import RUNS, folders_called
 from detres.runs.resumable import AUTO
-from detres.user_files import expanded, fault_of
+from detres.user_files import expanded, fault_of, is_url
 
 
 def config_path(cfg: str | None, default: Path = DETECTION_CONFIG) -> Path:
@@ -69,6 +69,8 @@ def _fault_of(flag: str, path: str) -> str | None:
     """What to say of a path that is not there, with what was probably meant; None: it is."""
     if flag == "--cfg":
         found, others = config_path(path), CONFIGS.glob("*.yaml")
+    elif flag == "images" and is_url(path):
+        return None
     elif flag in _OF_DETECTORS and (path in PUBLISHED_DETECTORS or fault_of_name(path)):
         return fault_of_name(path)
     elif _is_known_by_name(flag, path):

@@ -18,6 +18,7 @@ from detres.classification.classifier import Classifier
 from detres.classification.weights_file import is_classifier
 from detres.cli.flags import notice, say
 from detres.commands.configured import require_free, weights_of
+from detres.commands.predict_shard import predict_shard
 from detres.console import one_line, plural
 from detres.detection.choices import DRAWN_SCORE
 from detres.detection.detector import Detector
@@ -46,11 +47,15 @@ Images = Iterator[tuple[Path, np.ndarray, float]]
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Detect or classify, by what the weights are of, in every image and video named.
+    """Detect or classify, by what the weights are of, in every image and video named, or detect in
+    a shard of the images.
 
     Raises ImageReadError at the end when some could not be read, or end early; the others, and what
     there is of these, are written by then.
     """
+    if arguments.shard is not None:
+        predict_shard(arguments)
+        return
     named = [Path(item) for item in arguments.images]
     if others := left_out(named):
         listed = ", ".join(one_line(file.name) for file in others[:LISTED])

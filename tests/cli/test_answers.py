@@ -62,6 +62,9 @@ USAGE_ERRORS = {
         ["a.jpg", "--weight", "w"],
         ["setup.py", "--weights", "torchvision/fasterrcnn_resnet50"],
         ["a.jpg", "--score", "x"],
+        *(["a.jpg", "--weights", "w", "--shard", of] for of in ("3", "a/b", "0/8", "9/8", "1/0")),
+        ["s3://bucket/a.jpg", "--weights", "setup.py"],
+        ["setup.py", "--weights", "setup.py", "--out", "s3://bucket/out"],
     ),
     "reproduce": (["--table", "99"], ["--data"]),
     "plot": (

@@ -23,7 +23,8 @@ NO_COMMANDS = {"__init__", "flags", "paths", "proposal_flags", "advice", "settin
 NO_COMMANDS |= {"command", "listing"}
 """Files of detres/cli that are not a command each."""
 
-PARTS = {"__init__", "ending", "configured", "own_data", "several", "submission"} | EVALS
+PARTS = {"__init__", "ending", "configured", "own_data", "predict_shard"}
+PARTS |= {"several", "submission"} | EVALS
 """Files of detres/commands that are not the work of a command each."""
 
 

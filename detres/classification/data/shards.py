@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import fsspec
 import numpy as np
 
 from detres.class_map import ClassMap
 from detres.files import cache_folder
 from detres.images.decode import IMAGE_SUFFIXES
 from detres.images.source import ImageShards
+from detres.storage import filesystem_of
 from detres.user_files import TextError, is_hidden, text_of
 
 _INDEX_VERSION = 2
@@ -188,7 +188,7 @@ def _find(root: str, name: str) -> list[str]:
         ):  # also a compressed one, to say so, and one with a query behind
             return [root + name]
         name = f"{posixpath.normpath(name.strip('/'))}/*.tar".removeprefix("./")
-    files, path = _filesystem(glob.escape(root) + name)
+    files, path = filesystem_of(glob.escape(root) + name)
     try:
         found = sorted(file for file in files.glob(path) if not is_hidden(file.rpartition("/")[2]))
     except FileNotFoundError:
@@ -205,16 +205,9 @@ def _find(root: str, name: str) -> list[str]:
     return [caches + files.unstrip_protocol(file) if "://" in root else file for file in found]
 
 
-def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"{url} cannot be opened: {error}") from None
-
-
 def _info(url: str) -> dict | FileNotFoundError:
     """What its file system says of a shard, or why there is none."""
-    files, path = _filesystem(url)
+    files, path = filesystem_of(url)
     try:
         return files.info(path)
     except FileNotFoundError as error:
@@ -247,7 +240,7 @@ def _load_index(path: Path) -> _Index | None:
 
 
 def _make_index(url: str, path: Path) -> _Index:
-    files, where = _filesystem(url)
+    files, where = filesystem_of(url)
     try:
         with files.open(where, "rb") as file:
             index = _index(file, url)
