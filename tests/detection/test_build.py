@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import torch
 from torch import nn
 
 from backbones import InputSpec, resnet18, save_weights, vgg16
+from detres.benchmarks.annotations import write_annotations
 from detres.config import ConfigError, check
 from detres.detection.annotations import Annotations
 from detres.detection.build import (
@@ -288,3 +293,34 @@ def test_evaluation_sees_every_image_once_in_order(annotations: Annotations) -> 
         assert [len(images) for images, _ in batches] == [4, 4, 4, 4, 4, 1]
         assert [i for images, _ in batches for i in images.ids] == annotations.image_ids.tolist()
     assert_same(batches, list(eval_loader(dataset, batch_size=4)))
+
+
+class Blank(DetectionDataset):
+    """Images that cost nothing to read."""
+
+    def _read(self, index: int) -> np.ndarray:
+        assert self.annotations.image_files[index]
+        return np.zeros((16, 16, 3), np.uint8)
+
+
+def memory_of_all() -> int:
+    """Bytes of this process and its workers, what several of them share counted once."""
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    assert len(pids) == 3
+    texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    return (
+        sum(int(re.search(r"^Pss: +([0-9]+) kB", text, re.MULTILINE)[1]) for text in texts) * 1024
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is told by /proc")
+def test_workers_share_the_annotations_of_120_000_images_for_2_000_batches(tmp_path):
+    """Python objects would be copied page by page, as workers count the references to them."""
+    path = tmp_path / "instances.json"
+    write_annotations(path, num_images=120_000, num_boxes=860_000)
+    dataset = Blank(read_coco(path, None), EvalTransform(short_side=16, max_side=16))
+    loader = train_loader(dataset, batch_size=16, steps=2000, seed=0, num_workers=2)
+    found = [memory_of_all() for step, _ in enumerate(loader) if step % 100 == 50]
+    assert len(found) == 20
+    assert max(found) - found[0] < 30e6
