@@ -349,7 +349,9 @@ class TrainingRun:
             is_ours = isinstance(error, NonFiniteLossError) or not isinstance(error, RuntimeError)
             told = error if is_ours else self.group.explained(error)
             self._write_bundle(told)
-            raise told from (None if told is error else error)
+            if told is error:
+                raise
+            raise told from error
         return self.evaluation
 
     def _write_bundle(self, error: Exception) -> None:
