@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def train_set(annotations: Annotations) -> DetectionDataset:
 
 def test_item_is_the_image_its_target_and_its_size_on_disk(annotations: Annotations) -> None:
     dataset = DetectionDataset(annotations, EvalTransform(short_side=96, max_side=200))
-    image, target, original_size, proposals = dataset[4, 0]
+    image, target, original_size, proposals, _ = dataset[4, 0]
     assert proposals is None
     height, width = annotations.image_sizes[4]
     assert original_size == (height, width)
@@ -43,6 +44,17 @@ def test_item_is_the_image_its_target_and_its_size_on_disk(annotations: Annotati
     )
     torch.testing.assert_close(target.boxes, annotations.target(4).boxes * ratios)
     assert dataset.aspect_ratios()[4] == pytest.approx(width / height)
+
+
+def test_a_box_that_the_transform_leaves_infinite_is_named(annotations: Annotations) -> None:
+    def spoiling(image: np.ndarray, target: Target, _seed: int) -> tuple[np.ndarray, Target]:
+        target.boxes[1, 2] = torch.inf
+        return image, target
+
+    (index, *_) = np.nonzero(np.diff(annotations.offsets) > 1)[0]
+    message = re.escape(f"{annotations.image_files[index]}: box 1 of ")
+    with pytest.raises(ValueError, match=rf"^{message}.* is \[.*, inf, .*which is not finite$"):
+        DetectionDataset(annotations, spoiling)[index, 0]
 
 
 def test_unknown_sizes_count_as_square(annotations: Annotations) -> None:
@@ -110,8 +122,8 @@ def test_loading_leaves_the_global_random_state_alone(annotations: Annotations) 
 
 def test_a_data_set_survives_pickling_for_spawned_workers(annotations: Annotations) -> None:
     dataset = train_set(annotations)
-    image, target, _, _ = pickle.loads(pickle.dumps(dataset))[2, 11]
-    expected_image, expected_target, _, _ = dataset[2, 11]
+    image, target, *_ = pickle.loads(pickle.dumps(dataset))[2, 11]
+    expected_image, expected_target, *_ = dataset[2, 11]
     assert np.array_equal(image, expected_image)
     assert torch.equal(target.boxes, expected_target.boxes)
 
