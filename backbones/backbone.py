@@ -265,15 +265,7 @@ class Backbone(nn.Module):
         if stage not in self.checkpointed_stages or not torch.is_grad_enabled():
             # a module's own call runs its hooks
             return blocks(x) if isinstance(blocks, nn.Module) else _run(blocks, x)
-        size = math.isqrt(len(blocks) - 1) + 1
-        contexts = functools.partial(_contexts, self.stage_modules(stage))
-        for start in range(0, len(blocks), size):
-            # A stage draws no random numbers, so there is no generator to put back.
-            segment = functools.partial(_run, blocks[start : start + size])
-            x = checkpoint(
-                segment, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-            )
-        return x
+        return run_checkpointed(blocks, x, self.stage_modules(stage))
 
 
 class ResidualBackbone(Backbone):
@@ -359,6 +351,22 @@ def require_images(x: Tensor, channels: int, stage: str, stride: int) -> None:
             f"images {tuple(x.shape)} are too small: {stage} has a stride of {stride}, give at "
             f"least {stride}x{stride} px"
         )
+
+
+def run_checkpointed(
+    blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor, modules: list[nn.Module]
+) -> Tensor:
+    """Return `x`, (N, C, H, W), after all `blocks`, which draw no random numbers, the activations
+    within about sqrt(n) of n blocks computed again in the backward; modules: what they are made of.
+    """
+    size = math.isqrt(len(blocks) - 1) + 1
+    contexts = functools.partial(_contexts, modules)
+    for start in range(0, len(blocks), size):
+        segment = functools.partial(_run, blocks[start : start + size])
+        x = checkpoint(
+            segment, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )
+    return x
 
 
 def _run(blocks: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:

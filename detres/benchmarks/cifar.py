@@ -41,6 +41,7 @@ class UnkeptRun:
     def __init__(self, folder: Path) -> None:
         self.progress, self.meter = Progress(), Meter()
         self.average, self.recorder = None, FlightRecorder()
+        self.scaler = torch.amp.GradScaler(enabled=False)
         self.log = RunLog(
             folder / "records.jsonl",
             folder / "tensorboard",
@@ -48,6 +49,9 @@ class UnkeptRun:
             steps=STEPS,
             progress=self.progress,
         )
+
+    def saw(self, parts: list) -> None:
+        """Nothing is remembered."""
 
     def evaluate(self) -> None:
         """Nothing is measured."""

@@ -85,7 +85,7 @@ class ClassificationTrainConfig(TrainConfig):
     fb.resnet.torch.
     """
 
-    batch_size: Positive = 256  # images a step
+    batch_size: Positive | Literal["auto"] = 256  # images at once; auto: as many as fit
     lr: PositiveFloat = 0.1
     reference_batch: Positive = 256  # the batch that lr is stated for
     bias_lr_scale: PositiveFloat = 1.0  # fb.resnet.torch

@@ -30,6 +30,8 @@ class ClassificationModel(nn.Module):
         self.label_smoothing = label_smoothing
         self.mixup = mixup
         self.compiled: Callable[[Tensor], Tensor] | None = None
+        # what of a batch depends on all its images, beside batch norm; None: nothing
+        self.indivisible = None if mixup is None else "mixup mixes the images at once"
         self.take_input(net.input_spec)
 
     def take_input(self, spec: InputSpec) -> None:

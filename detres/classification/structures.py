@@ -35,7 +35,9 @@ class CropBatch:
 
     def select(self, rows: Sequence[int]) -> CropBatch:
         """Return the batch of these of its images, in this order; raises IndexError for others."""
-        return CropBatch(self.pixels[list(rows)], tuple(self.ids[n] for n in rows))
+        return CropBatch(
+            self.pixels[list(rows)], tuple(self.ids[row] for row in rows), self.damaged
+        )
 
     def pin_memory(self) -> CropBatch:
         """Return it in memory from which a GPU copies while it computes; a DataLoader calls this by
@@ -53,6 +55,10 @@ class ClassTargets:
     def to(self, device: torch.device | str) -> ClassTargets:
         """Return it on `device`; from pinned memory the copy overlaps with computing."""
         return ClassTargets(self.labels.to(device, non_blocking=True))
+
+    def select(self, rows: Sequence[int]) -> ClassTargets:
+        """Return those of these images, in this order; raises IndexError for others."""
+        return ClassTargets(self.labels[list(rows)])
 
     def pin_memory(self) -> ClassTargets:
         """As CropBatch's."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -24,16 +23,16 @@ from detres.classification.evaluation.top_k import ClassResult
 from detres.classification.model import ClassificationModel
 from detres.classification.structures import ClassTargets, CropBatch
 from detres.classification.weights_file import WING, model_of_state, save_classifier
+from detres.console import write_line
 from detres.engine.batches import WHOLE, Share
 from detres.engine.distributed import Group
-from detres.engine.probes import compile_failure
 from detres.files import write_text
 from detres.images.source import ImageArrays, ImageShards, LabelledImages
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import CLASSIFIER_WEIGHTS, METRICS
 from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
-from detres.runs.settings import share_of
+from detres.runs.settings import compile_where_asked, share_of, with_batch_that_fits
 from detres.runs.state import reading_field
 
 Show = Callable[[str], None]
@@ -60,10 +59,16 @@ class ClassificationTraining:
     ) -> None:
         self.config, self.model, self.train, self.val = config, model, train, val
         self.device, self.group = device, group
-        self.share = share_of(config.train, group)
+        if config.train.checkpoint_activations:
+            model.net.checkpoint_activations(tuple(model.net.channels))
         self.num_images = len(train)
         self.optimizer = build_class_optimizer(config.train, model)
         self.schedule = build_class_schedule(config.train, len(train))
+        fitting = with_batch_that_fits(
+            config.train, model, self.worst_batch, device, group, write_line
+        )
+        self.config = config.model_copy(update={"train": fitting})
+        self.share = share_of(self.config.train, group)
         self.loaded = None if model.net.load_report is None else str(model.net.load_report)
 
     @classmethod
@@ -80,11 +85,12 @@ class ClassificationTraining:
         something that takes long, and where compiling does not work. Raises what the readers and
         build_model raise, ValueError for a compilation that was asked for and does not work.
         """
+        config.train.require_possible(device)
         torch.manual_seed(config.seed)
         train, val = read_class_splits(config.data, show)
         model = build_model(config, len(train.class_map))
         model.take_input(input_of(config, train, model.net.input_spec))
-        compile_where_asked(config.train.compile, model, device, show)
+        compile_where_asked(config.train.compile, model.to(device), device, show)
         return cls(config, model, train, val, device, group or Group())
 
     @classmethod
@@ -95,13 +101,14 @@ class ClassificationTraining:
         ClassMismatchError when the data have other classes now.
         """
         config, state = saved.config, saved.state
+        config.train.require_possible(device)
         train, val = read_class_splits(config.data, show)
         path = saved.path
         with reading_field(path, "classes"):
             class_map = ClassMap.from_dict(state["classes"])
         class_map.require_same(train.class_map, str(path), train.source)
         model = model_of_state(path, state, config, class_map)
-        compile_where_asked(config.train.compile, model, device, show)
+        compile_where_asked(config.train.compile, model.to(device), device, show)
         return cls(config, model, train, val, device, group or Group())
 
     def describe_data(self) -> str:
@@ -133,6 +140,14 @@ class ClassificationTraining:
             "input": spec.to_json(),
             "mean_image": spec.mean_image,
         }
+
+    def worst_batch(self, number: int) -> tuple[CropBatch, ClassTargets]:
+        """Return `number` crops, all of which have one size."""
+        side = self.config.data.crop_side if self.train.size is None else self.train.size
+        sides = (side, side) if isinstance(side, int) else side
+        pixels = torch.zeros((number, 3, *sides), dtype=torch.uint8)
+        labels = torch.zeros(number, dtype=torch.int64)
+        return CropBatch(pixels, tuple(range(number))), ClassTargets(labels)
 
     def batches(self, run: TrainingRun) -> Batches:
         """Return the batches of the run's steps that are not done; images that cannot be read are
@@ -222,27 +237,3 @@ def fingerprint_of(images: LabelledImages) -> Fingerprint:
     else:
         files = file_hashes(images.files.tolist())
     return Fingerprint(records, files, images.name)
-
-
-def compile_where_asked(
-    asked: bool | Literal["auto"], model: ClassificationModel, device: torch.device, show: Show
-) -> None:
-    """Move the model to its device and compile its training steps if `asked`, "auto" being on a GPU
-    where that works.
-
-    show: called with a line where "auto" does not work. Raises ValueError with the cause when True
-    is asked and it does not work.
-    """
-    model.to(device)
-    if asked is False or (asked == "auto" and device.type != "cuda"):
-        return
-    failure = compile_failure(device)
-    if failure is None:
-        model.compile_training()
-    elif asked is True:
-        raise ValueError(
-            f"train.compile: torch.compile does not work here: {failure}; train.compile=false goes "
-            "without it"
-        )
-    else:
-        show(f"note: training steps are not compiled, torch.compile does not work here: {failure}")

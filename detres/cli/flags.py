@@ -214,9 +214,23 @@ def add_training_flags(
         "named (default 1800)",
     )
     parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="equal weights for equal seeds, on a GPU too, or an error that names the operation",
+    )
+    parser.add_argument(
         "--accept-data-change",
         action="store_true",
         help="with --resume: go on although the data are not those that the run was trained on",
+    )
+
+
+def add_probe_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --probe-memory."""
+    parser.add_argument(
+        "--probe-memory",
+        action="store_true",
+        help="before the first step, say how much memory the largest batch takes",
     )
 
 

@@ -8,6 +8,7 @@ from detres.cli.command import carry_out
 from detres.cli.flags import (
     CLASSIFICATION_CONFIG,
     CommandParser,
+    add_probe_flag,
     add_training_flags,
     require_resumable,
     settle_data,
@@ -27,4 +28,5 @@ def make_parser() -> CommandParser:
     """Return the parser of this command's flags."""
     parser = CommandParser(description="train a classifier")
     add_training_flags(parser, CLASSIFICATION_CONFIG)
+    add_probe_flag(parser)
     return parser

@@ -12,6 +12,7 @@ from detres.cli.flags import (
     OF_THE_DATA,
     CommandParser,
     add_offline_flag,
+    add_probe_flag,
     add_training_flags,
     data_to_be_there,
     require_resumable,
@@ -45,6 +46,7 @@ def make_parser() -> CommandParser:
         "classes with the same name moves over",
     )
     add_time_flag(parser)
+    add_probe_flag(parser)
     add_offline_flag(parser)
     return parser
 

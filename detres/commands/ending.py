@@ -16,8 +16,10 @@ from detres.cli.flags import LONGEST_MESSAGE
 from detres.console import accept_any_text, shortened, write_line
 from detres.detection.annotations import NoTruthError
 from detres.detection.data.read import NoSplitError
+from detres.engine.determinism import DeterminismError
 from detres.engine.distributed import ElsewhereError, LostProcessError, own_name
 from detres.engine.flight_recorder import NonFiniteLossError, kind_of, message_of
+from detres.engine.memory import StepMemoryError
 from detres.engine.stop import Interrupted
 from detres.files import TakenFolderError
 from detres.images.locate import OutsideFolderError
@@ -56,6 +58,15 @@ HINTS = {
     DataChangedError: (
         "put them back as they were, or give --resume DIR --accept-data-change to go on with them "
         "as they are now",
+    ),
+    DeterminismError: (
+        "leave --deterministic out, or choose other settings (model.roi.pool, train.precision), or "
+        "--device cpu",
+    ),
+    StepMemoryError: (
+        "a smaller train.batch_size with train.accumulate for the rest, smaller images "
+        "(model.input.short_side, data.crop_side), train.precision=bf16 or "
+        "train.checkpoint_activations=true need less",
     ),
     MemoryError: (_LESS_MEMORY,),
     torch.OutOfMemoryError: (_LESS_MEMORY,),

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from detres.engine.determinism import compute_alike
 from detres.engine.distributed import WAITS_S, Group, LaunchError, is_launched, joined
 from detres.runs.folder import NoRunError, is_saved, newest_run
 from detres.runs.resumable import AUTO
@@ -16,8 +17,10 @@ from detres.runs.resumable import AUTO
 @contextlib.contextmanager
 def several(arguments: argparse.Namespace) -> Iterator[Group]:
     """Give the group that this process is of; --device becomes its own, and all but the first print
-    nothing but errors.
+    nothing but errors. --deterministic takes effect.
     """
+    if arguments.deterministic:
+        compute_alike()
     group, arguments.device = joined(arguments.device, arguments.timeout or WAITS_S)
     with contextlib.ExitStack() as stack:
         if not group.is_first:

@@ -20,6 +20,8 @@ from detres.runs.run import TrainingRun
 def train(arguments: argparse.Namespace) -> None:
     """Train to the configured end, in a new run folder or a resumed one."""
     with several(arguments) as group, run_of(arguments, group) as run:
+        if arguments.probe_memory:
+            run.probe_memory()
         run.train()
         run.training.average_batch_norm(run)
         say(f"done in {run.duration()}; weights {run.folder / CLASSIFIER_WEIGHTS}")

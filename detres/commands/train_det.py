@@ -31,6 +31,8 @@ def train(arguments: argparse.Namespace) -> None:
     """Train to the configured end, in a new run folder or a resumed one."""
     with several(arguments) as group:
         with run_of(arguments, group) as run:
+            if arguments.probe_memory:
+                run.probe_memory()
             run.train()
         say(_done(run))
 

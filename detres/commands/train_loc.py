@@ -12,6 +12,7 @@ from detres.commands.several import require_one_process, settle_resume
 from detres.detection.localisation.config import LocalisationConfig
 from detres.detection.localisation.training import LocalisationTraining
 from detres.detection.localisation.weights_file import WING
+from detres.engine.determinism import compute_alike
 from detres.engine.distributed import Group
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
@@ -20,6 +21,8 @@ from detres.runs.run import TrainingRun
 def train(arguments: argparse.Namespace) -> None:
     """Train to the configured end, in a new run folder or a resumed one."""
     require_one_process("train-loc")
+    if arguments.deterministic:
+        compute_alike()
     device, resume_line = arguments.device, resume_line_of("train-loc")
     settle_resume(
         arguments,

@@ -349,6 +349,13 @@ class AlternatingRun:
             self.phase += 1
             self.save()
 
+    def probe_memory(self) -> None:
+        """Raise ValueError: each of the steps has a model of its own."""
+        raise ValueError(
+            "--probe-memory goes with one model, and train.scheme=alternating trains four: leave "
+            "it out"
+        )
+
     def _train_step(self) -> None:
         """Train the step the run is in to its end, and save what its RPN proposes."""
         config, number = self.configs[self.phase], self.phase + 1

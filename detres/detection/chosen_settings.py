@@ -448,7 +448,10 @@ def _choose_training(
     while batch > 1 and (batch > num_images or batch * recipe.gib_an_image * scale > room):
         batch //= 2
     found.pick("train.batch_size", batch, f"{machine.memory:.0f} GiB of memory")
-    batch = int(found["train.batch_size"])
+    batch = found["train.batch_size"]
+    if batch == "auto":  # then a step has the reference batch
+        batch = found["train.reference_batch"] or recipe.train["reference_batch"]
+    batch = int(batch)
     if found["train.epochs"] is None:
         length, why = _length(recipe, num_images, batch, tuned)
         if steps is not None:

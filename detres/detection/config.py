@@ -537,6 +537,8 @@ class DetectionTrainConfig(TrainConfig):
     # steps; 0: only at the end; auto: a fifth of the run, where that is 20 steps or more. Of scheme
     # alternating that is 0: each of its steps goes on from the last weights of the one before
     eval_every: Count | Literal["auto"] = "auto"
+    # backbone and heads by torch.compile; auto: on a GPU
+    compile: bool | Literal["auto"] = False
     # held-out images of an evaluation on the way, always the same; the one at the end is of all.
     # auto: so many that evaluations take about a tenth of the time, 50 at least
     eval_images: Positive | Literal["auto", "all"] = "auto"

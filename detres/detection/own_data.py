@@ -90,6 +90,7 @@ class OwnData:
                 say(line)
             tree = recognised.data.model_dump(mode="json", exclude_defaults=True)
         alone = _checked_alone(tree, overrides, given, f"data {path or 'shapes'}")
+        alone.train.require_possible(device)
         settings = by_key(alone.model_dump(mode="json"))
         given = {key: settings.get(key) for key in given}
         data = with_data_root(alone.data, None)

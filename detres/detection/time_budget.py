@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from detres.detection.build import train_loader
 from detres.detection.config import DetectionConfig, DetectionTrainConfig
@@ -16,6 +17,7 @@ from detres.engine.flight_recorder import FlightRecorder
 from detres.engine.loop import LoopSettings, fit
 from detres.engine.meter import Meter
 from detres.engine.progress import Progress
+from detres.engine.scaling import scaler_of
 from detres.runs.settings import share_of
 
 LEAST_STEPS = 20
@@ -39,6 +41,7 @@ class _Trial:
     """
 
     training: DetectionTraining
+    scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
     average: None = None
@@ -55,6 +58,9 @@ class _Trial:
         """Note the time."""
         del step, meter, lr, every
         self.ends.append(time.monotonic())
+
+    def saw(self, parts: list) -> None:
+        """Remember nothing."""
 
     def evaluate(self) -> None:
         """Time the first batch of held-out images, their losses included."""
@@ -100,8 +106,8 @@ def pace_of(training: DetectionTraining, *, began: float, building: float) -> Pa
     be thrown away. began: time.monotonic() at the begin of the command. building: s that making
     `training` took, and takes once more.
     """
-    trial = _Trial(training)
     settings = training.config.train.settled(training.device)[0]
+    trial = _Trial(training, scaler_of(settings.precision, training.device))
     batches = train_loader(
         training.data.train_set,
         batch_size=settings.images_per_step,

@@ -6,11 +6,13 @@ import functools
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from detres.class_map import ClassMap
+from detres.console import write_line
 from detres.detection.annotations import Annotations
 from detres.detection.build import (
     build_detector,
@@ -22,6 +24,7 @@ from detres.detection.build import (
 from detres.detection.config import DetectionConfig
 from detres.detection.data.anchor_fit import describe_fit
 from detres.detection.data.audit import audit_briefly
+from detres.detection.data.batch import worst_batch
 from detres.detection.data.box_policy import require_objects
 from detres.detection.data.digest import training_digest
 from detres.detection.data.learnt_images import LearntImages
@@ -33,7 +36,7 @@ from detres.detection.evaluation_files import write_evaluation, write_training_c
 from detres.detection.inference.dataset import detect_dataset, joined_predictions
 from detres.detection.judging import Batches, HeldOut, WithLosses
 from detres.detection.models.faster_rcnn import FasterRCNN
-from detres.detection.structures import Predictions, Proposals, Scale
+from detres.detection.structures import ImageBatch, Predictions, Proposals, Scale, Target
 from detres.detection.transfer import start_from
 from detres.detection.weights_file import (
     LEARNT,
@@ -58,7 +61,13 @@ from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PREDICTIONS, SPLIT
 from detres.runs.run import Judgement, TrainingRun
 from detres.runs.saved import SavedRun
-from detres.runs.settings import build_optimizer, build_schedule, share_of
+from detres.runs.settings import (
+    build_optimizer,
+    build_schedule,
+    compile_where_asked,
+    share_of,
+    with_batch_that_fits,
+)
 from detres.runs.state import reading_field
 from detres.waiting import counted
 
@@ -105,16 +114,23 @@ class DetectionTraining:
         group: Group,
     ) -> None:
         self.config, self.data, self.device, self.group = config, data, device, group
-        self.share = share_of(config.train, group)
         if group.size > 1 and config.train.scheme == "rpn":
             raise ValueError("train.scheme=rpn trains on one process: start it without torchrun")
         self.detector = detector.to(device)
+        if config.train.checkpoint_activations:
+            detector.checkpoint_activations()
+        compile_where_asked(config.train.compile, detector, device, write_line)
         if config.train.shared_layers == "fixed":
             detector.backbone.freeze(len(detector.backbone.channels))
         self.model = self.trained_part(detector)
         self.num_images = len(data.train)
         self.optimizer = build_optimizer(config.train, self.model)
         self.schedule = build_schedule(config.train, len(data.train))
+        train = with_batch_that_fits(
+            config.train, self.model, self.worst_batch, device, group, write_line
+        )
+        self.config = config = config.model_copy(update={"train": train})
+        self.share = share_of(config.train, group)
         self.loaded: str | None = None
         self.init_from: str | None = None  # the trained detector that it started from
         improvements = build_ensemble([(detector, config.model)], config.eval).describe()
@@ -156,6 +172,7 @@ class DetectionTraining:
         train, None: one alone. Raises what DetectionData,
         build_detector and start_from raise, ValueError for shared layers that are random and fixed.
         """
+        config.train.require_possible(device)
         fixed = config.train.shared_layers == "fixed"
         if fixed and init_from is None and config.model.backbone.weights is None:
             raise ValueError(
@@ -185,6 +202,7 @@ class DetectionTraining:
         Raises what DetectionData raises, ClassMismatchError when the data have other classes now,
         CheckpointError when the weights do not fit.
         """
+        saved.config.train.require_possible(device)
         data = DetectionData(saved.config)
         path, train = saved.path, data.train
         with reading_field(path, "classes"):
@@ -284,6 +302,20 @@ class DetectionTraining:
             LEARNT: None if learnt is None else learnt.to_dict(),
             "eval_images": len(self.held_out.part),
         }
+
+    def worst_batch(self, number: int) -> tuple[ImageBatch, list[Target]]:
+        """Return `number` images of the largest size that the settings allow, each with the boxes
+        of the most crowded image.
+        """
+        given, proposals = self.config.model.input, self.data.train_proposals
+        short_side = max((given.short_side, *given.train_short_sides))
+        num_proposals = None if proposals is None else int(np.diff(proposals.offsets).max())
+        return worst_batch(
+            number,
+            (short_side, given.max_side),
+            num_boxes=int(np.diff(self.data.train.offsets).max()),
+            num_proposals=num_proposals,
+        )
 
     def batches(self, run: TrainingRun) -> DataLoader:
         """Return the batches of the run's steps that are not done."""

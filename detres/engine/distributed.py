@@ -24,6 +24,9 @@ Item = TypeVar("Item")
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun, or whoever starts the processes, tells each of them in its environment."""
 
+_LINGERS_S = 3.0
+"""Seconds that the first process stays after it knows of a lost one."""
+
 WAITS_S = 1800
 """Seconds that processes wait for each other by default: torch's own value."""
 
@@ -235,6 +238,8 @@ class _Launched(Group):
         waited = [rank for rank in others if self.store.check([f"waited/{rank}"])]
         lost = [rank for rank in others if rank not in waited]
         said = "; ".join(self._what_it_did(rank, how) for rank in lost)
+        if self.is_first:
+            time.sleep(_LINGERS_S)  # its end may be that of the store, which the others still ask
         return LostProcessError(
             said or f"the connection between the {self.size} processes broke",
             told_here=self.rank == waited[0],

@@ -7,11 +7,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from detres.engine.distributed import LostProcessError
-from detres.engine.memory import most_bytes
+from detres.engine.memory import is_out_of_memory, most_bytes
 from detres.engine.step import Batch
 
 LAST = 20
@@ -21,9 +20,6 @@ Kind = Literal["non-finite", "memory", "worker", "lost", "error"]
 """What an error that ends a training is: of the numbers, of memory, of a loader's worker, of
 another process, or any other.
 """
-
-_NO_MEMORY = "DefaultCPUAllocator"
-"""In the RuntimeError that PyTorch has for a processor without memory."""
 
 _DEAD_WORKER = "DataLoader worker"
 """In the RuntimeError that PyTorch has for a worker that ended."""
@@ -68,7 +64,7 @@ def kind_of(error: BaseException) -> Kind:
         return "non-finite"
     if isinstance(error, LostProcessError):
         return "lost"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY in str(error):
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
         return "memory"
     if isinstance(error, RuntimeError) and _DEAD_WORKER in str(error):
         return "worker"

@@ -17,6 +17,7 @@ from detres.engine.meter import Meter
 from detres.engine.optimizers import clip_gradients, gradient_norm, set_rate
 from detres.engine.probes import Precision
 from detres.engine.progress import Progress
+from detres.engine.scaling import only_scaled_too_far
 from detres.engine.schedule import Schedule
 from detres.engine.step import Batch, GradientStep, in_steps
 from detres.engine.stop import Interrupted, StopSignals
@@ -33,7 +34,7 @@ class LoopSettings:
     resumed run repeats a straight one. accumulate: batches a step. log_every, save_every: steps.
     eval_every: steps, 0: only at the end. early_stopping: evaluations in a row without a better
     one, after which the run is over, 0: never. clip_grad_norm: largest 2-norm of all gradients
-    together, None: no limit. precision: "bf16" runs the forward under autocast.
+    together, None: no limit. precision: "bf16" and "fp16" run the forward under autocast.
     """
 
     seed: int
@@ -54,6 +55,10 @@ class Run(Protocol):
     log: RunLog
     average: WeightAverage | None
     recorder: FlightRecorder
+    scaler: torch.amp.GradScaler
+
+    def saw(self, parts: list[Batch]) -> None:
+        """Take in the images of the step that is done."""
 
     def evaluate(self) -> None:
         """Evaluate at this step, log it, keep what is the best, and save."""
@@ -82,9 +87,11 @@ def fit(
     NonFiniteLossError before the weights are touched, Interrupted after saving, ValueError when
     `batches` ends early.
     """
-    progress, meter, recorder = run.progress, run.meter, run.recorder
+    progress, meter, recorder, scaler = run.progress, run.meter, run.recorder, run.scaler
     end = schedule.steps, settings.early_stopping
-    gradients = GradientStep(model, group.wrapped(model), group, device, settings.precision)
+    gradients = GradientStep(
+        *(model, group.wrapped(model), group, device, settings.precision, scaler, run.log.line)
+    )
     with StopSignals(group) as stop:
         model.train()
         if progress.evaluation_is_due(settings.eval_every, *end):
@@ -102,15 +109,20 @@ def fit(
             recorder.begin(progress.step, parts, lr=lr, seed=seed, data_s=waited)
             optimizer.zero_grad(set_to_none=True)  # before the forward, which needs the memory
             total, terms = gradients.take(parts, seed)
+            scaler.unscale_(optimizer)
             norm = gradient_norm(model)
             values = {"loss": total, **terms, "grad_norm": norm}
             recorder.computed(values)
             # The step's one wait for the device: nothing non-finite may reach the weights.
             if not torch.isfinite(total + norm):
-                raise NonFiniteLossError(model, terms, parts, step=progress.step, lr=lr)
+                if not only_scaled_too_far(scaler, total):
+                    raise NonFiniteLossError(model, terms, parts, step=progress.step, lr=lr)
+                norm = values["grad_norm"] = torch.zeros_like(norm)  # the scaler skips this step
             clip_gradients(model, settings.clip_grad_norm, norm)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             schedule.advance(progress, terms)
+            run.saw(parts)
             if run.average is not None:
                 run.average.update(model, progress.step)
             took = meter.step_done(values, group.size * sum(len(i) for i, _ in parts))

@@ -7,7 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The type in which a forward pass computes what it can; None: that of its tensors."""
 
 _BF16_CAPABILITY = (8, 0)
 """Compute capability from which NVIDIA's GPUs have bf16 instructions: Ampere."""
@@ -35,6 +38,15 @@ def native_precision(device: torch.device) -> tuple[Precision, str]:
     if found:
         return "bf16", f"the processor has bf16 instructions, {found[0]}"
     return "fp32", "the processor has no bf16 instructions"
+
+
+def precision_failure(precision: Precision, device: torch.device) -> str | None:
+    """Return in one line why a training cannot be of this precision on `device`, None where it can:
+    processors have no instructions for fp16's gradients, and need no more than bf16.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        return "fp16 needs a GPU: bf16 is for processors"
+    return None
 
 
 def _cpu_instructions() -> set[str]:

@@ -37,6 +37,7 @@ TRAINED = "metrics"
 
 NEUTRAL = {"name", "seed", "data.root", "data.workers", "data.test", "data.test_images"}
 NEUTRAL |= {"train.log_every", "train.save_every", "train.compile", "eval.batch_size"}
+NEUTRAL |= {"train.checkpoint_activations"}
 """Settings that change no result, and the seed, which is recorded."""
 
 KEEPS_WEIGHTS = {"eval.protocol", "eval.improved_in_training"}

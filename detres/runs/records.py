@@ -52,7 +52,11 @@ def read_records(folder: Path) -> RunRecords:
             record = json.loads(line)
             of_kind = series.setdefault(record.pop("kind"), {})
             step = operator.index(record.pop("step"))
-            values = {name: float(value) for name, value in record.items() if value is not None}
+            values = {
+                name: float(value)
+                for name, value in record.items()
+                if value is not None and not name.endswith("_digest")
+            }
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise RecordsError(f"{path}, line {number} is no record of a run ({error})") from None
         except RecursionError:

@@ -20,17 +20,21 @@ from torch import nn
 
 from detres.config import by_key, to_yaml, what_differs
 from detres.console import plural
+from detres.engine.determinism import OrderDigest, explained, shown, weights_digest
 from detres.engine.distributed import ElsewhereError, Group
 from detres.engine.ema import WeightAverage, having
 from detres.engine.flight_recorder import FlightRecorder, NonFiniteLossError
 from detres.engine.log import QuietLog, RunLog
 from detres.engine.loop import LoopSettings, fit
+from detres.engine.memory import StepMemoryError, described, is_out_of_memory
+from detres.engine.memory_probe import in_gib, memory_of, step_peak
 from detres.engine.meter import Meter
 from detres.engine.optimizers import restore, saved_state
 from detres.engine.probes import native_precision
 from detres.engine.progress import Progress
+from detres.engine.scaling import restore_scaler, scaler_of
 from detres.engine.schedule import Schedule
-from detres.engine.step import GradientStep
+from detres.engine.step import Batch, GradientStep
 from detres.engine.stop import Interrupted
 from detres.engine.writers import Writer
 from detres.files import first_line, write_text
@@ -154,6 +158,9 @@ class Training(Protocol):
     def batches(self, run: TrainingRun) -> Iterable:
         """Return the batches of the run's steps that are not done yet."""
 
+    def worst_batch(self, number: int) -> Batch:
+        """Return a batch of `number` images that takes more memory than any of the data."""
+
     def judge(self, *, whole: bool) -> Judgement:
         """Judge the model as it is, on the `whole` of the held-out images or on the way; writes
         nothing.
@@ -201,6 +208,8 @@ class TrainingRun:
         self.progress, self.meter, self.recorder = Progress(), Meter(), FlightRecorder()
         decay = self.config.train.ema_decay
         self.average = None if decay is None else WeightAverage(training.model, decay)
+        self.order = OrderDigest()
+        self.scaler = scaler_of(self.config.train.precision, device)
         self.earlier_s = 0.0  # that a resumed run has taken before
         self.evaluation: Evaluation | None = None
         self.skipped: set[str] | None = None
@@ -347,7 +356,7 @@ class TrainingRun:
             raise
         except Exception as error:
             is_ours = isinstance(error, NonFiniteLossError) or not isinstance(error, RuntimeError)
-            told = error if is_ours else self.group.explained(error)
+            told = error if is_ours else explained(error) or self.group.explained(error)
             self._write_bundle(told)
             if told is error:
                 raise
@@ -378,6 +387,22 @@ class TrainingRun:
                     f"{shlex.quote(str(place))}"
                 )
 
+    def probe_memory(self) -> None:
+        """Say how much memory the worst batch that the settings allow takes at most, of those that
+        are gone through at once; raises StepMemoryError where there is not enough.
+        """
+        train = self.config.train
+        batch = self.training.worst_batch(train.batch_size // self.group.size)
+        try:
+            peak = step_peak(self.training.model, batch, self.device, train.precision)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise StepMemoryError(f"the worst batch, {described([batch])}") from error
+        limit = memory_of(self.device)
+        of = "" if limit is None else f" of {in_gib(limit)}"
+        self.log.line(f"worst batch, {described([batch])}: {in_gib(peak)}{of} at the peak")
+
     def evaluate(self) -> None:
         """Evaluate at this step, log it, let the training keep what it keeps, and save; the
         processes of the group do so together.
@@ -388,6 +413,10 @@ class TrainingRun:
         """
         self.group.doing(f"evaluating after step {self.progress.step}")
         self.group.same_buffers(self.training.model)
+        digests = {
+            "weights_digest": weights_digest(self.training.model.state_dict()),
+            "order_digest": shown(self.order.of_all(self.group)),
+        }
         with self._averaged():
             whole = self._is_over
             judgement = self._judged(whole=whole)
@@ -401,9 +430,13 @@ class TrainingRun:
             if whole:
                 self.progress.whole = self.progress.step
             self.lock.require_held()
-            self.log.evaluation(self.progress.step, judgement.record())
+            self.log.evaluation(self.progress.step, judgement.record() | digests)
             self.training.keep(self, judgement, improved=improved, whole=whole)
         self.save()
+
+    def saw(self, parts: list[Batch]) -> None:
+        """Take in the images of the step that is done into the digest of their order."""
+        self.order.see(self.progress.step, parts, self.group)
 
     def save(self) -> None:
         """Write last.pt, from which the run goes on; nothing for a run that cannot be resumed. All
@@ -411,7 +444,7 @@ class TrainingRun:
         """
         for unlisted in self.group.gather(self.unlisted):
             self._list(unlisted)
-        self.unlisted = []
+        self.unlisted, order = [], self.order.of_all(self.group)
         if self.resume_line is None or not self.group.is_first:
             return
         self.lock.require_held()
@@ -427,9 +460,11 @@ class TrainingRun:
             "progress": self.progress.to_dict(),
             "meter": self.meter.state(),
             "seconds": self._seconds(),
+            "order": order,
             "model": {name: tensor.contiguous() for name, tensor in model.items()},
             "optimizer": saved_state(self.training.optimizer),
             **({} if self.average is None else {"average": self.average.state()}),
+            **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
             **self.training.state(),
         }
         save_state(self.folder / names.STATE, state, previous=self.folder / names.PREVIOUS)
@@ -526,9 +561,15 @@ class TrainingRun:
         if "seconds" in state:  # earlier versions did not keep them
             with reading_field(path, "seconds"):
                 self.earlier_s = _checked_seconds(state["seconds"])
+        if "order" in state:  # earlier versions did not keep it
+            with reading_field(path, "order"):
+                self.order.restore(state["order"], self.group)
         if self.average is not None:
             with reading_field(path, "average"):
                 self.average.restore(state["average"])
+        if self.scaler.is_enabled():
+            with reading_field(path, "scaler"):
+                restore_scaler(self.scaler, state["scaler"])
         with reading_field(path, "optimizer"):
             complete = not saved.is_of_format_1
             restore(self.training.optimizer, state["optimizer"], complete=complete)

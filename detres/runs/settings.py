@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
@@ -16,9 +17,11 @@ from torch import nn
 from detres.config import Count, Fraction, Positive, PositiveFloat, Section
 from detres.engine.batches import Share
 from detres.engine.distributed import Group
+from detres.engine.memory_probe import largest_that_fits, memory_of, step_peak
 from detres.engine.optimizers import adamw, sgd
-from detres.engine.probes import native_precision
+from detres.engine.probes import compile_failure, native_precision, precision_failure
 from detres.engine.schedule import Schedule
+from detres.engine.step import Batch
 from detres.user_files import expanded
 
 
@@ -42,7 +45,9 @@ class TrainConfig(Section):
     `steps` makes the milestones epochs too.
     """
 
-    batch_size: Positive = 2  # images at once, in all processes together
+    # images at once, in all processes together; auto: the largest divisor of `reference_batch` that
+    # fits into the memory, and `accumulate` the rest, settled at the start
+    batch_size: Positive | Literal["auto"] = 2
     # batches that make one step, whose losses are those of all their images: a larger batch in the
     # memory of a small one (py-faster-rcnn's iter_size)
     accumulate: Positive = 1
@@ -69,8 +74,12 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4  # of weights and, with sgd, of biases
     # largest 2-norm of all gradients together; null: no limit
     clip_grad_norm: PositiveFloat | None = None
-    # of the forward pass; auto: bf16 where the device has instructions for it, settled at the start
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    # of the forward pass; auto: bf16 where the device has instructions for it, settled at the
+    # start; fp16: on GPUs, with scaled losses
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    # whether most activations are computed again in the backward instead of kept: less memory for
+    # about a third more time, and the same result
+    checkpoint_activations: bool = False
     log_every: Positive = 20  # steps
     # steps; 0: only at the end; auto: a fifth of the run, where that is 20 steps or more
     eval_every: Count | Literal["auto"] = 0
@@ -123,6 +132,15 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _parts_follow(self) -> TrainConfig:
+        if self.batch_size == "auto" and self.accumulate != 1:
+            raise ValueError(
+                "batch_size auto settles accumulate, so that a step has reference_batch images: "
+                "leave accumulate out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _early_stopping_has_evaluations(self) -> TrainConfig:
         if self.early_stopping and self.eval_every == 0:
             raise ValueError(
@@ -159,9 +177,17 @@ class TrainConfig(Section):
         precision, reason = native_precision(device)
         return self.model_copy(update={"precision": precision}), reason
 
+    def require_possible(self, device: torch.device) -> None:
+        """Raise ValueError where `device` cannot train by these settings."""
+        failure = precision_failure(self.precision, device)
+        if failure is not None:
+            raise ValueError(f"train.precision: {failure}")
+
     @property
     def images_per_step(self) -> int:
         """How many images a step learns from."""
+        if self.batch_size == "auto":
+            return self.reference_batch
         return self.batch_size * self.accumulate
 
     @property
@@ -254,6 +280,82 @@ def share_of(settings: TrainConfig, group: Group) -> Share:
             f"processes: give a multiple of {group.size}, or start as many processes as divide it"
         )
     return replace(group.share, parts=settings.accumulate)
+
+
+def with_batch_that_fits(
+    settings: TrainConfig,
+    model: nn.Module,
+    worst_batch: Callable[[int], Batch],
+    device: torch.device,
+    group: Group,
+    show: Callable[[str], None],
+) -> TrainConfig:
+    """Return `settings` with numbers in the place of batch_size "auto": the largest divisor of
+    reference_batch whose worst batch goes forward and backward on `device`, in every process of
+    `group`, and accumulate the rest; any others as they are.
+
+    worst_batch: number of images -> the batch. show: called with a line. Raises ValueError where a
+    step cannot be shared out, and where one image does not fit.
+    """
+    if settings.batch_size != "auto":
+        return settings
+    whole, rest = divmod(settings.reference_batch, group.size)
+    if rest:
+        raise ValueError(
+            f"train.batch_size=auto: {settings.reference_batch} images (train.reference_batch) "
+            f"cannot be divided among {group.size} processes"
+        )
+    precision = settings.settled(device)[0].precision
+    each, why = largest_that_fits(
+        [size for size in range(1, whole + 1) if whole % size == 0],
+        lambda size: step_peak(model, worst_batch(size), device, precision),
+        memory_of(device),
+    )
+    each = min(group.gather(each or 0))
+    if each == 0:
+        raise ValueError(
+            f"train.batch_size=auto: not even one image fits into the memory ({why}): give smaller "
+            "images or train.checkpoint_activations=true"
+        )
+    update = {"batch_size": each * group.size, "accumulate": whole // each}
+    show(
+        f"train.batch_size=auto: {update['batch_size']}, train.accumulate={update['accumulate']} "
+        f"for the {settings.reference_batch} images of a step: {why}"
+    )
+    return settings.model_copy(update=update)
+
+
+class Compilable(Protocol):
+    """A model whose training steps torch.compile can be asked to make faster."""
+
+    def compile_training(self) -> None:
+        """Compile what training steps consist of."""
+
+
+def compile_where_asked(
+    asked: bool | Literal["auto"],
+    model: Compilable,
+    device: torch.device,
+    show: Callable[[str], None],
+) -> None:
+    """Compile the training steps of `model`, which is on its `device`, if `asked`, "auto" being on
+    a GPU where that works.
+
+    show: called with a line where "auto" does not work. Raises ValueError with the cause when True
+    is asked and it does not work.
+    """
+    if asked is False or (asked == "auto" and device.type != "cuda"):
+        return
+    failure = compile_failure(device)
+    if failure is None:
+        model.compile_training()
+    elif asked is True:
+        raise ValueError(
+            f"train.compile: torch.compile does not work here: {failure}; train.compile=false goes "
+            "without it"
+        )
+    else:
+        show(f"note: training steps are not compiled, torch.compile does not work here: {failure}")
 
 
 def build_schedule(settings: TrainConfig, num_images: int) -> Schedule:

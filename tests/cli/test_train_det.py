@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -164,6 +164,67 @@ def test_same_seed_same_run_and_the_first_is_left_as_it_is(train: Train) -> None
     assert load_config(other / "config.yaml", DetectionConfig).seed == 4
     assert not same_tensors(tensors(first), tensors(other))
     assert records(first, "train")[0]["loss"] != records(other, "train")[0]["loss"]
+
+
+@pytest.fixture
+def _not_deterministic_after() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+
+
+@pytest.mark.usefixtures("_not_deterministic_after")
+def test_equal_seeds_give_equal_weights_with_loader_workers_too(train: Train) -> None:
+    settings = ("data.workers=2", "train.steps=4", "train.eval_every=2")
+    first, second = (train(*settings, flags=("--deterministic",)) for _ in range(2))
+    assert same_outcome(first, second)
+    plain = train("data.workers=0", *settings[1:])
+    digests = [
+        [(each["weights_digest"], each["order_digest"]) for each in records(folder, "eval")]
+        for folder in (first, plain)
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests[0])) == 2
+
+
+def test_a_batch_that_fits_is_found_and_written_as_numbers(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("train.batch_size=auto", "train.reference_batch=4")
+    folder = train(*settings, flags=("--probe-memory",))
+    said = capsys.readouterr().out
+    assert "train.batch_size=auto: 4, train.accumulate=1 for the 4 images of a step" in said
+    assert re.search(r"worst batch, 4 of 128x96 px with [\d, ]+ boxes: \d+\.\d GiB", said)
+    written = load_config(folder / "config.yaml", DetectionConfig).train
+    assert (written.batch_size, written.accumulate) == (4, 1)
+    same = train("train.batch_size=4", "train.reference_batch=4")
+    assert same_outcome(folder, same)  # the probe leaves nothing behind
+
+
+def test_checkpointed_activations_change_no_bit_of_the_run(train: Train) -> None:
+    assert same_outcome(train(), train("train.checkpoint_activations=true"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "train.precision=fp16"], "fp16 needs a GPU: bf16 is for processors"),
+        (
+            ["--set", "train.scheme=alternating", "train.steps=8", "--probe-memory"],
+            "--probe-memory goes with one model",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_for_is_said_in_a_line(
+    tiny: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert train_det.main(["--cfg", str(tiny), *arguments, *out]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_before_learning_the_losses_are_those_of_guessing(finished: FinishedRun) -> None:

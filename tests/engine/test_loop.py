@@ -57,6 +57,9 @@ class Run:
     metric: Callable[[int], float | None] = lambda step: float(step)
     average: WeightAverage | None = None
     recorder: FlightRecorder = field(default_factory=FlightRecorder)
+    scaler: torch.amp.GradScaler = field(
+        default_factory=lambda: torch.amp.GradScaler(enabled=False)
+    )
     asked: list[tuple[str, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -74,6 +77,9 @@ class Run:
         run.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         return run
+
+    def saw(self, parts: list) -> None:
+        self.seen = [*getattr(self, "seen", []), *(images.ids[0] for images, _ in parts)]
 
     def save(self) -> None:
         self.asked.append(("save", self.progress.step))

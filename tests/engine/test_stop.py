@@ -59,8 +59,11 @@ class Run:
     def __init__(self, folder):
         self.folder, self.progress, self.meter = folder, Progress(), Meter()
         self.average, self.recorder = None, FlightRecorder()
+        self.scaler = torch.amp.GradScaler(enabled=False)
         self.log = RunLog(folder / "metrics.jsonl", folder / "tensorboard", console=sys.stderr,
                           steps=1000, progress=self.progress)
+    def saw(self, parts):
+        pass
     def evaluate(self):
         raise AssertionError("no evaluation is due")
     def save(self):

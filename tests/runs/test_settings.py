@@ -9,15 +9,21 @@ import torch
 from torch import nn
 
 from detres.config import ConfigError, Section, check
+from detres.engine.distributed import Group
 from detres.engine.progress import Progress
+from detres.losses import Losses
 from detres.runs.settings import (
     DataRootError,
     ShapesRootError,
     TrainConfig,
     build_optimizer,
     build_schedule,
+    with_batch_that_fits,
     with_data_root,
 )
+from tests.engine.regression import Batch
+
+CPU = torch.device("cpu")
 
 
 class Data(Section):
@@ -43,6 +49,7 @@ def train_config(**settings: object) -> TrainConfig:
             {"steps": 100, "milestones": [50], "schedule": "cosine"},
             "schedule cosine has no milestones",
         ),
+        ({"steps": 9, "batch_size": "auto", "accumulate": 2}, "leave accumulate out"),
         ({"steps": 100, "schedule": "plateau"}, r"waits for evaluations: give train\.eval_every"),
         (
             {"steps": 100, "schedule": "plateau", "eval_every": 20},
@@ -53,6 +60,81 @@ def train_config(**settings: object) -> TrainConfig:
 def test_lengths_and_schedules_that_cannot_be(settings, message):
     with pytest.raises(ConfigError, match=message):
         train_config(**settings)
+
+
+def test_fp16_is_refused_on_a_processor() -> None:
+    with pytest.raises(ValueError, match=r"train\.precision: fp16 needs a GPU: bf16 is for proc"):
+        train_config(steps=9, precision="fp16").require_possible(CPU)
+    train_config(steps=9, precision="fp16").require_possible(torch.device("cuda"))
+    train_config(steps=9, precision="bf16").require_possible(CPU)
+
+
+def tried(
+    most: int, reference: int, group: Group | None = None
+) -> tuple[TrainConfig, list[int], list[str]]:
+    """Settings with a batch that fits a model for `most` images, what was tried, what was said."""
+    asked: list[int] = []
+    said: list[str] = []
+
+    class Small(nn.Linear):
+        def forward(self, images: Batch, _: list) -> Losses:
+            asked.append(len(images))
+            if len(images) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            value = super().forward(images.values).sum()
+            return Losses({"loss": value}, {"loss": len(images)})
+
+    settings = train_config(steps=9, batch_size="auto", reference_batch=reference)
+    found = with_batch_that_fits(
+        settings,
+        Small(3, 1),
+        lambda number: (Batch(torch.zeros(number, 3), tuple(map(str, range(number)))), []),
+        CPU,
+        group or Group(),
+        said.append,
+    )
+    return found, asked, said
+
+
+@pytest.mark.parametrize(
+    ("most", "reference", "batch", "parts", "asked"),
+    [(3, 16, 2, 8, [1, 2, 4]), (99, 16, 16, 1, [1, 2, 4, 8, 16]), (5, 12, 4, 3, [1, 2, 3, 4, 6])],
+)
+def test_the_largest_batch_that_fits_and_the_rest_in_parts(most, reference, batch, parts, asked):
+    found, tries, said = tried(most, reference)
+    assert (found.batch_size, found.accumulate) == (batch, parts)
+    assert found.images_per_step == reference
+    assert tries == asked
+    assert said[0].startswith(
+        f"train.batch_size=auto: {batch}, train.accumulate={parts} for the {reference} images"
+    )
+    assert found.model_copy(update={"batch_size": "auto"}).images_per_step == reference
+
+
+class Narrow(Group):
+    """Of two processes, of which the other has memory for a single image."""
+
+    size = 2
+
+    def gather(self, value: int) -> list[int]:
+        return [value, 1]
+
+
+def test_processes_take_what_fits_all_of_them() -> None:
+    found, _, _ = tried(99, 8, Narrow())
+    assert (found.batch_size, found.accumulate) == (2, 4)
+    with pytest.raises(ValueError, match=r"7 images .* cannot be divided among 2 processes"):
+        tried(99, 7, Narrow())
+
+
+def test_where_not_one_image_fits_it_is_said() -> None:
+    with pytest.raises(ValueError, match=r"not even one image fits .* \(1 does not fit\)"):
+        tried(0, 8)
+
+
+def test_a_number_of_images_stays() -> None:
+    settings = train_config(steps=9, batch_size=3)
+    assert with_batch_that_fits(settings, None, None, CPU, Group(), None) is settings
 
 
 def test_by_default_a_run_is_evaluated_at_its_end():

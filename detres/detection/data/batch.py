@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detres.detection.structures import ImageBatch, ImageId
+from detres.detection.structures import ImageBatch, ImageId, Target
+
+_BOX = 16.0
+"""Px of the least side of a box of `worst_batch`."""
 
 MIN_SIDE = 32
 """Px of a batch's sides, conv5's stride: a smaller image would leave a stage without a cell."""
@@ -60,3 +63,33 @@ def pad_images(
         ids=tuple(ids),
         proposals=None if proposals is None else tuple(proposals),
     )
+
+
+def worst_batch(
+    number: int, size: tuple[int, int], *, num_boxes: int, num_proposals: int | None
+) -> tuple[ImageBatch, list[Target]]:
+    """Return `number` images of `size` (h, w) px, made up, with as many boxes each, and proposals;
+    num_proposals None: there are none. Always the same; num_boxes may be 0.
+    """
+    generator = torch.Generator().manual_seed(0)
+    height, width = size
+
+    def boxes(count: int) -> Tensor:
+        room = torch.tensor([max(0.0, width - _BOX), max(0.0, height - _BOX)])
+        corners = torch.rand((2, count, 2), generator=generator) * room
+        return torch.cat((corners.amin(0), corners.amax(0) + _BOX), dim=1)  # (count, 4)
+
+    nothing = torch.zeros(num_boxes, dtype=torch.bool)
+    labels = torch.ones(num_boxes, dtype=torch.int64)
+    rows = range(number)
+    images = ImageBatch(
+        pixels=torch.randint(0, 256, (number, *size, 3), generator=generator)
+        .byte()
+        .permute(0, 3, 1, 2),  # channels last in memory
+        sizes=(size,) * number,
+        original_sizes=(size,) * number,
+        ids=tuple(rows),
+        proposals=None if num_proposals is None else tuple(boxes(num_proposals) for _ in rows),
+        seeds=tuple(rows),
+    )
+    return images, [Target(row, boxes(num_boxes), labels, nothing, nothing) for row in rows]

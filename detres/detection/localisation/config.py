@@ -125,7 +125,7 @@ class LocalisationModelConfig(Section):
 class LocalisationTrainConfig(TrainConfig):
     """The optimisation. The paper gives the batch; the rest is that of its classification."""
 
-    batch_size: Positive = 256  # crops a step
+    batch_size: Positive = 256  # crops at once
     reference_batch: Positive = 256  # the batch that lr is stated for
     lr: PositiveFloat = 0.01  # not in the paper
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # that of the paper's classification

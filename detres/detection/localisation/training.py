@@ -85,6 +85,9 @@ class LocalisationTraining:
         self.config, self.data, self.device, self.proposer = config, data, device, proposer
         self.group = Group()  # one process by itself
         self.model = model.to(device)
+        if config.train.checkpoint_activations:
+            net = model.net if isinstance(model, RCNN) else model.backbone
+            net.checkpoint_activations(tuple(net.channels))
         self.num_images = len(data.train)
         self.optimizer = build_optimizer(config.train, model)
         self.schedule = build_schedule(config.train, len(data.train))
@@ -99,6 +102,7 @@ class LocalisationTraining:
         Raises what LocalisationData, the builders and load_proposer raise, ClassMismatchError for
         proposals of other classes.
         """
+        config.train.require_possible(device)
         torch.manual_seed(config.seed)
         data = LocalisationData(config)
         model, proposer = _build(config, data.train)
@@ -116,6 +120,7 @@ class LocalisationTraining:
         Raises what LocalisationData raises, ClassMismatchError when the data have other classes
         now, CheckpointError when the weights do not fit.
         """
+        saved.config.train.require_possible(device)
         data = LocalisationData(saved.config)
         path, train = saved.path, data.train
         with reading_field(path, "classes"):

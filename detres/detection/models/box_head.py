@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.backbone import run_checkpointed
 from backbones.norm import conv_norm
 
 
@@ -27,16 +29,23 @@ class Conv5BoxHead(nn.Module):
     appendix A).
 
     conv5: the stage taken out of the backbone (`pop_stage`). out_channels: D, of its output.
+    checkpointed: whether its activations are computed again in the backward, as of a stage of
+    Backbone.checkpoint_activations.
     """
 
     def __init__(self, *, conv5: nn.Module, out_channels: int) -> None:
         super().__init__()
         self.conv5 = conv5
         self.out_channels = out_channels
+        self.checkpointed = False
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return features (R, D) for pooled grids (R, C, S, S); R > 0."""
-        return self.conv5(pooled).mean(dim=(2, 3))  # (R, D, S', S') -> (R, D)
+        if self.checkpointed and torch.is_grad_enabled():
+            grid = run_checkpointed(self.conv5, pooled, [self.conv5])
+        else:
+            grid = self.conv5(pooled)
+        return grid.mean(dim=(2, 3))  # (R, D, S', S') -> (R, D)
 
 
 class FcBoxHead(nn.Module):

@@ -7,12 +7,14 @@ P proposals of an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detres.detection.models.box_head import Conv5BoxHead
 from detres.detection.models.fpn import FPN
 from detres.detection.models.roi_head import RoIHead
 from detres.detection.models.rpn import RPN, ProposalCounts
@@ -70,6 +72,7 @@ class FasterRCNN(nn.Module):
         self.fpn = fpn
         self.rpn = rpn
         self.roi_head = roi_head
+        self.compiled: Callable[..., dict[str, Tensor]] | None = None
 
     def forward(
         self,
@@ -109,10 +112,34 @@ class FasterRCNN(nn.Module):
         """Return the shared maps by stage, strides in `backbone.strides`, or by level of the
         pyramid; an image's cells do not depend on what it shares the batch with.
         """
+        compiled = self.compiled if torch.is_grad_enabled() else None
         maps = shared_maps(
-            images, self.normalizer, self.backbone, self.stages, multiple_of=self.multiple_of
+            images,
+            self.normalizer,
+            self.backbone,
+            self.stages,
+            multiple_of=self.multiple_of,
+            compiled=compiled,
         )
         return maps if self.fpn is None else self.fpn(maps)
+
+    def checkpoint_activations(self) -> None:
+        """Keep fewer activations of the backbone, and of a conv5 that goes over regions, in
+        training, computing them again in the backward; `backbone` is one of backbones.
+        """
+        self.backbone.checkpoint_activations(tuple(self.backbone.channels))
+        if isinstance(self.roi_head.box_head, Conv5BoxHead):
+            self.roi_head.box_head.checkpointed = True
+
+    def compile_training(self) -> None:
+        """Compile backbone, RPN head and box head for images and regions of any number and size;
+        batches with padding, and evaluation, go through the plain backbone.
+
+        The first steps then take a minute or so. Weights and their names do not change.
+        """
+        self.compiled = torch.compile(self.backbone.feature_maps, dynamic=True)
+        self.rpn.head.compile(dynamic=True)
+        self.roi_head.box_head.compile(dynamic=True)
 
 
 def shared_maps(
@@ -122,16 +149,22 @@ def shared_maps(
     stages: Sequence[str],
     *,
     multiple_of: int | None = None,
+    compiled: Callable[..., dict[str, Tensor]] | None = None,
 ) -> dict[str, FeatureMap]:
     """Return the maps of a batch by stage, each with the cells that are an image's own;
-    multiple_of: as of FasterRCNN.
+    multiple_of: as of FasterRCNN; compiled: what takes the place of the backbone's feature_maps
+    where no image is padded.
     """
     pixels, sizes = normalizer(images.pixels, images.sizes), images.sizes
     if multiple_of is not None:
         sizes = tuple(_lengthened(size, multiple_of) for size in sizes)
         height, width = _lengthened(pixels.shape[2:], multiple_of)
         pixels = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
-    maps = backbone.feature_maps(pixels, stages=stages, sizes=sizes)
+    whole = all(tuple(size) == tuple(pixels.shape[2:]) for size in sizes)
+    if compiled is not None and whole:
+        maps = compiled(pixels, stages=stages, sizes=None)
+    else:
+        maps = backbone.feature_maps(pixels, stages=stages, sizes=sizes)
     return {
         stage: FeatureMap(values, tuple(backbone.map_size(stage, size) for size in sizes))
         for stage, values in maps.items()

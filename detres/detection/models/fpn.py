@@ -67,7 +67,7 @@ class FPN(nn.Module):
         last, level = next(iter(found.values())), list(self.levels)[-1]
         stride = self.levels[level] // 2
         extra = FeatureMap(
-            last.values[:, :, ::2, ::2],
+            last.values[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last),
             sizes=tuple((-(-height // 2), -(-width // 2)) for height, width in last.sizes),
             spans=tuple((height * stride, width * stride) for height, width in last.sizes),
         )
