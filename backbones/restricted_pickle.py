@@ -50,6 +50,8 @@ def load_arrays(path: Path) -> object:
             return to_plain(ArrayUnpickler(file, room).load(), room)
         except ForbiddenPickleError:
             raise
+        except EOFError:
+            raise ValueError("damaged or not a pickle: it ends too early") from None
         except (
             Exception
         ) as error:  # what a damaged or hostile stream makes the unpickler raise has no bounds

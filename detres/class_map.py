@@ -14,8 +14,8 @@ class ClassMismatchError(ValueError):
 
 
 GAP = "N/A "
-"""How the name of a class begins that is none: an output that a detector has for an id that nothing
-has, as torchvision's have for those that COCO leaves out.
+"""How the name of a class begins, before a number, that is none: an output that a detector has for
+an id that nothing has, as torchvision's have for those that COCO leaves out.
 """
 
 LISTED_CLASSES = 20
@@ -83,7 +83,11 @@ class ClassMap:
     @cached_property
     def gaps(self) -> tuple[int, ...]:
         """The indices of classes that are none, see GAP: no data have them."""
-        return tuple(index for index, name in enumerate(self.names) if name.startswith(GAP))
+        return tuple(
+            index
+            for index, name in enumerate(self.names)
+            if name.startswith(GAP) and name.removeprefix(GAP).isdecimal()
+        )
 
     def require_same(self, other: ClassMap, mine: str, theirs: str) -> None:
         """Raise ClassMismatchError printing both lists unless `other` is equal; `mine` and `theirs`

@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from backbones import Backbone, WeightsError, create_backbone, require_known
+from backbones import PUBLISHED, Backbone, WeightsError, create_backbone, require_known
+from backbones.weights import published_path
 from detres.config import Section, UserPath
 
 
@@ -94,3 +95,15 @@ def settings_named(settings: NetworkConfig) -> Iterator[None]:
         if not error.settings:
             raise
         raise NetworkWeightsError(error, settings.at) from None
+
+
+def require_downloaded(weights: object, *, offline: bool) -> None:
+    """Raise WeightsError where `weights`, of a backbone or a classifier, is a published name whose
+    file would have to be downloaded, and `offline` says that nothing is.
+    """
+    named = isinstance(weights, str) and weights in PUBLISHED
+    if offline and named and not published_path(weights).is_file():
+        raise WeightsError(
+            f"{weights} is not here, and offline nothing is downloaded: it would be "
+            f"{published_path(weights)}; put the file of {PUBLISHED[weights].url} there"
+        )

@@ -33,6 +33,13 @@ def test_classes_known_by_their_names_are_numbered_from_one():
         ClassMap.of_names(["cat", "dog", "cat"])
 
 
+def test_only_numbers_make_gaps():
+    """What begins alike is a class of somebody's own, and what is found of it is kept."""
+    named = ClassMap(("cat", "N/A 5", "N/A", "N/A sign", "N/A ", "N/A 12"), (1, 5, 7, 8, 9, 13))
+    assert named.gaps == (1, 5)
+    assert CLASSES.gaps == ()
+
+
 def test_no_classes_have_no_index():
     none = ClassMap.of_names([])
     assert len(none) == 0

@@ -8,6 +8,7 @@ from detres.cli.command import carry_out
 from detres.cli.flags import (
     CLASSIFICATION_CONFIG,
     CommandParser,
+    add_offline_flag,
     add_probe_flag,
     add_training_flags,
     require_resumable,
@@ -29,4 +30,5 @@ def make_parser() -> CommandParser:
     parser = CommandParser(description="train a classifier")
     add_training_flags(parser, CLASSIFICATION_CONFIG)
     add_probe_flag(parser)
+    add_offline_flag(parser)
     return parser

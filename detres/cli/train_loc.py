@@ -8,6 +8,7 @@ from detres.cli.command import carry_out
 from detres.cli.flags import (
     LOCALISATION_CONFIG,
     CommandParser,
+    add_offline_flag,
     add_training_flags,
     require_resumable,
     settle_data,
@@ -29,4 +30,5 @@ def make_parser() -> CommandParser:
         description="train a localiser: a per-class RPN, or R-CNN on its proposals"
     )
     add_training_flags(parser, LOCALISATION_CONFIG)
+    add_offline_flag(parser)
     return parser

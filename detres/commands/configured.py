@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from backbones import PUBLISHED
-from backbones.weights import published_path
 from detres.cli.flags import called_as, notice, resume_line_of
 from detres.cli.paths import config_path
 from detres.config import Section, load_config, with_overrides
@@ -167,15 +165,3 @@ def weights_of(given: str, *, offline: bool) -> str:
         notice(f"{given}: {chosen}")
         return str(chosen)
     return given
-
-
-def require_downloaded(weights: object, *, offline: bool) -> None:
-    """Raise ValueError where `weights`, of a backbone or a classifier, is a published name whose
-    file would have to be downloaded, and is not to be.
-    """
-    named = isinstance(weights, str) and weights in PUBLISHED
-    if offline and named and not published_path(weights).is_file():
-        raise ValueError(
-            f"{weights} is not here, and --offline downloads nothing: it would be "
-            f"{published_path(weights)}; put the file of {PUBLISHED[weights].url} there"
-        )

@@ -6,11 +6,14 @@ import argparse
 from pathlib import Path
 
 from detres.cli.flags import notice, say
-from detres.console import shortened
+from detres.console import plural
 from detres.detection.import_weights import import_detector
 from detres.detection.named_weights import published_file
 from detres.detection.published import PUBLISHED_DETECTORS
 from detres.detection.weights_file import save_detector
+
+NAMED = 10
+"""Of more classes the first are said."""
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -28,9 +31,10 @@ def convert(arguments: argparse.Namespace) -> None:
         notice(note)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_detector(out, imported.detector, imported.config, imported.class_map, step=0)
-    model, names = imported.config.model, ", ".join(imported.class_map.names)
+    model, names = imported.config.model, imported.class_map.names
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     say(
-        f"{model.backbone.name}, layout {model.layout}, {len(imported.class_map)} classes: "
-        f"{shortened(names, 100)}"
+        f"{model.backbone.name}, layout {model.layout}, {plural(len(names), 'class', 'classes')}: "
+        f"{', '.join(names[:NAMED])}{more}"
     )
     say(f"written: {out}; predict with it, or train it further: --init-from {out}")

@@ -13,7 +13,7 @@ from detres.classification.config import is_classification
 from detres.classification.weights_file import is_classifier
 from detres.cli.paths import config_path
 from detres.cli.proposal_flags import OWN
-from detres.commands.configured import require_downloaded, weights_of
+from detres.commands.configured import weights_of
 from detres.commands.eval_classifier import evaluate_classifiers
 from detres.commands.eval_detections import evaluate_detections, read_truth
 from detres.commands.eval_detector import evaluate_detectors
@@ -22,8 +22,10 @@ from detres.commands.eval_proposals import (
     evaluate_own_proposals,
     evaluate_saved_proposals,
 )
+from detres.detection.import_weights import holds_detector
 from detres.detection.localisation.weights_file import is_localiser
 from detres.detection.weights_file import is_detector
+from detres.network import require_downloaded
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -84,9 +86,14 @@ def require_no_pictures(arguments: argparse.Namespace, why: str) -> None:
 
 
 def require_said(weights: str) -> None:
-    """Raise ValueError for the bare weights of a network, naming it and what is needed to evaluate
-    it; WeightsError for a file that cannot be read.
+    """Raise ValueError for a detector of others, and for the bare weights of a network, naming it
+    and what is needed to evaluate it; WeightsError for a file that cannot be read.
     """
+    if holds_detector(Path(weights)):
+        raise ValueError(
+            f"{weights} holds a detector of others, of which `convert` makes weights: these are "
+            "evaluated"
+        )
     looks_like = recognise_file(weights)
     if looks_like is not None:
         what = f"{weights} holds the weights of a network alone, by its tensors {looks_like.words}"

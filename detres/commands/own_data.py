@@ -14,13 +14,13 @@ from detres.commands.configured import (
     config_from,
     overrides_of,
     read_config,
-    require_downloaded,
     weights_of,
 )
 from detres.config import given_settings
 from detres.detection.config import DetectionConfig
 from detres.detection.own_data import described, name_of, replaced_data
 from detres.detection.own_run import NewRun
+from detres.network import require_downloaded
 from detres.runs.settings import holds_shapes, with_data_root
 
 
@@ -47,16 +47,13 @@ def new_run(arguments: argparse.Namespace) -> NewRun:
     if arguments.init_from is not None:
         init_from = weights_of(arguments.init_from, offline=offline)
     if is_own(arguments):
-        overrides = overrides_of(arguments)
-        if init_from is None:
-            given = given_settings(DetectionConfig, overrides)
-            require_downloaded(given.get("model.backbone.weights"), offline=offline)
         return NewRun.on(
             arguments.data,
-            overrides,
+            overrides_of(arguments),
             device=device,
             init_from=init_from,
             seconds=seconds,
+            offline=offline,
             say=say,
         )
     began = time.monotonic()

@@ -13,6 +13,7 @@ from detres.cli.flags import CLASSIFICATION_CONFIG, resume_line_of, say
 from detres.commands.configured import config_from, configured_name, saved_run
 from detres.commands.several import settle_resume, several
 from detres.engine.distributed import Group
+from detres.network import require_downloaded
 from detres.runs.folder import CLASSIFIER_WEIGHTS
 from detres.runs.run import TrainingRun
 
@@ -38,6 +39,7 @@ def run_of(arguments: argparse.Namespace, group: Group) -> TrainingRun:
     if arguments.resume is None:
         with group.together():
             config = config_from(arguments, ClassificationConfig, CLASSIFICATION_CONFIG)
+            require_downloaded(config.model.network.weights, offline=arguments.offline)
             training = ClassificationTraining.start(config, device, say, group)
         return TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
     with group.together():

@@ -14,6 +14,7 @@ from detres.detection.localisation.training import LocalisationTraining
 from detres.detection.localisation.weights_file import WING
 from detres.engine.determinism import compute_alike
 from detres.engine.distributed import Group
+from detres.network import require_downloaded
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
 
@@ -31,6 +32,7 @@ def train(arguments: argparse.Namespace) -> None:
     )
     if arguments.resume is None:
         config = config_from(arguments, LocalisationConfig, LOCALISATION_CONFIG)
+        require_downloaded(config.model.backbone.weights, offline=arguments.offline)
         training = LocalisationTraining.start(config, device)
         run = TrainingRun.start(training, arguments.out, device=device, resume_line=resume_line)
     else:

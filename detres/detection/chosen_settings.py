@@ -290,12 +290,28 @@ def _as_trained(found: _Chooser, start: Trained) -> None:
     tree = start.model.model_dump(mode="json", exclude_defaults=True)
     why = f"as {start.path} was trained"
     found.pick("model.layout", start.model.layout, why)
+    sizes = _sizes_in_proportion(found, start.model.input)
     for section in ("fpn", "input", "anchors", "rpn", "roi"):
-        found.pick_section(f"model.{section}", tree.get(section, {}), why)
+        values = tree.get(section, {})
+        if section == "input" and sizes:
+            found.pick_section("model.input", sizes, "as model.input.short_side, in proportion")
+            values = {key: value for key, value in values.items() if key not in sizes}
+        found.pick_section(f"model.{section}", values, why)
     backbone = start.model.backbone.model_dump(mode="json", exclude_none=True)
     backbone |= {"weights": str(start.path), "freeze_at": max(2, start.model.backbone.freeze_at)}
     why = f"{why}; conv1 and conv2_x stay as they are: what edges look like is learnt already"
     found.pick_section("model.backbone", backbone, why)
+
+
+def _sizes_in_proportion(found: _Chooser, trained: InputConfig) -> dict[str, object]:
+    """The other sizes of images where the user gives the short side alone; none where not."""
+    told = found["model.input.short_side"]
+    if told is None or int(told) == trained.short_side:
+        return {}
+    factor = int(told) / trained.short_side
+    cap = int(found["model.input.max_side"] or max(1, round(trained.max_side * factor)))
+    sides = sorted({min(cap, max(1, round(side * factor))) for side in trained.train_short_sides})
+    return {"max_side": cap, "train_short_sides": sides} if sides else {"max_side": cap}
 
 
 def _choose_model(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from backbones.state_search import Contents, preferred
 from backbones.weights import read_contents
 from detres.class_map import GAP, ClassMap
 from detres.config import ConfigError, check
+from detres.console import plural, shortened
 from detres.detection.build import build_detector
 from detres.detection.config import DetectionConfig
 from detres.detection.data.coco_classes import COCO_CLASSES
@@ -30,7 +32,7 @@ from detres.detection.data.voc import VOC_CLASSES
 from detres.detection.import_detectron import Blobs, read_blobs, settings_of
 from detres.detection.models.anchors import cell_anchors
 from detres.detection.models.faster_rcnn import FasterRCNN
-from detres.files import CheckpointError, load_model_state
+from detres.files import WHAT_FILES_HOLD, CheckpointError, load_model_state
 
 LISTED = 4
 """Of more names a message has the first."""
@@ -68,16 +70,27 @@ def import_detector(path: Path, classes: Sequence[str] | None = None) -> Importe
     torch.save, wrapped or not, and .pkl of the last two.
 
     classes: its class names in its order; by default, of 80 (torchvision: 90) COCO's, of 20
-    PASCAL VOC's, of others "class 1", ....
+    PASCAL VOC's, of others "class 1", ..., which is said.
 
     Raises CheckpointError naming the file when it is no detector of these, or one of another kind
-    (RetinaNet, a cascade, a dilated conv5, other anchors), when tensors are missing, unknown or
-    mis-shaped, and for another number of `classes`; nothing that a pickle names is run.
+    (RetinaNet, a cascade, a dilated conv5, other anchors), one of ours, or a whole pickled module,
+    when tensors are missing, unknown or mis-shaped, and for another number of `classes` or a name
+    that is there twice; nothing that a pickle names is run.
     """
     try:
-        contents, _, _ = read_contents(path)
+        contents, metadata, _ = read_contents(path)
     except WeightsError as error:
         raise CheckpointError(str(error)) from None
+    if metadata.keys() >= {*WHAT_FILES_HOLD["a detector"]}:
+        raise CheckpointError(
+            f"{path} holds a detector of detres already: it predicts, and others start from it, as "
+            "it is"
+        )
+    if contents.modules and not contents.tensors:
+        raise CheckpointError(
+            f"{path} holds a whole pickled module ({', '.join(contents.modules)}), whose code is "
+            "not run: where it was made, save torch.save(model.state_dict(), FILE), and give that"
+        )
     tensors, taken = _of_one_detector(contents, path)
     reading = _read(tensors, path)
     reading.notes += taken
@@ -96,7 +109,7 @@ def import_detector(path: Path, classes: Sequence[str] | None = None) -> Importe
     load_model_state(detector, _with_counters(reading.tensors, detector), path)
     left = dict.fromkeys(reading.left.values())
     notes = [f"{path}: a detector of {reading.project}, {len(reading.tensors)} tensors"]
-    notes += [f"{path}: left out: {', '.join(left)}"] if left else []
+    notes += [f"{path}: left out: {'; '.join(left)}"] if left else []
     notes += [f"{path}: {note}" for note in reading.notes]
     return Imported(detector.eval(), config, class_map, tuple(notes))
 
@@ -105,13 +118,26 @@ _ENTRIES = ("train", "train_images", "val", "val_images")
 """Of a configuration, what nobody knows of a detector of others."""
 
 
+def holds_detector(path: Path) -> bool:
+    """Whether a file holds detectors of others, by the names of its tensors, such as
+    import_detector reads or refuses by their kind; raises WeightsError for one that cannot be read.
+    """
+    tensors = read_contents(path)[0].tensors
+    return bool(_prefixes(tensors)) or read_blobs(tensors) is not None
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """What torchvision's or detectron2's names of detectors are behind, once each."""
+    matches = (re.fullmatch(rf"(|.*\.){_PREDICTOR}", name) for name in names)
+    return list(dict.fromkeys(match[1] for match in matches if match))
+
+
 def _of_one_detector(contents: Contents, path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors below the wrapper that the detector is in, "model." in detectron2's files, and
     what is to be said where there are several: as of backbones, an average of weights is taken
     before what is averaged.
     """
-    matches = [re.fullmatch(rf"(|.*\.){_PREDICTOR}", name) for name in contents.tensors]
-    prefixes = list(dict.fromkeys(match[1] for match in matches if match))
+    prefixes = _prefixes(contents.tensors)
     if not prefixes:
         return dict(contents.tensors), []
     chosen = preferred(prefixes, contents.swapped)
@@ -602,7 +628,14 @@ def _classes(reading: _Reading, given: Sequence[str] | None, path: Path) -> Clas
     num = _rows(reading.tensors, "roi_head.predictor.cls_score.weight", path) - 1
     if given is not None:
         if len(given) != num:
-            raise CheckpointError(f"{path} has {num} classes, {len(given)} names were given")
+            raise CheckpointError(
+                f"{path} has {plural(num, 'class', 'classes')} beside background, and "
+                f"{plural(len(given), 'name')} given: {shortened(', '.join(map(repr, given)))}"
+            )
+        if twice := [name for name, count in Counter(given).items() if count > 1]:
+            raise CheckpointError(
+                f"{path}: of the names for its classes, {twice[0]} is there twice"
+            )
         return ClassMap.of_names(given)
     if num == len(COCO_CLASSES):
         return COCO_CLASSES
@@ -612,4 +645,5 @@ def _classes(reading: _Reading, given: Sequence[str] | None, path: Path) -> Clas
         return ClassMap(tuple(names.get(n, f"{GAP}{n}") for n in numbers), tuple(numbers))
     if num == len(VOC_CLASSES):
         return ClassMap.of_names(VOC_CLASSES)
+    reading.notes.append("its classes are not named in it: they are called class 1, class 2, ...")
     return ClassMap.of_names([f"class {number}" for number in range(1, num + 1)])

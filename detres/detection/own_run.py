@@ -10,7 +10,7 @@ from time import monotonic
 
 import torch
 
-from detres.config import in_yaml
+from detres.config import given_settings, in_yaml
 from detres.console import write_line
 from detres.detection.alternating import TRAININGS, AlternatingRun
 from detres.detection.annotations import Annotations
@@ -23,6 +23,7 @@ from detres.detection.own_data import OwnData
 from detres.detection.time_budget import pace_of, with_time
 from detres.engine.distributed import Group
 from detres.engine.writers import Writer, require_writers
+from detres.network import require_downloaded
 from detres.runs.run import ResumeLine, TrainingRun
 
 Say = Callable[[str], None]
@@ -53,18 +54,23 @@ class NewRun:
         device: torch.device,
         init_from: str | None = None,
         seconds: int | None = None,
+        offline: bool = False,
         say: Say,
     ) -> NewRun:
         """Return a run on data that no configuration describes, its settings chosen from them.
 
         data: where they are, None: the embedded shapes. overrides: settings KEY=VALUE of the user.
-        seconds: that the run may take, None: as long as the choice says. say: what was found and
-        chosen. Raises what OwnData.read and `within` raise.
+        seconds: that the run may take, None: as long as the choice says. offline: no backbone
+        is downloaded. say: what was found and chosen. Raises what require_downloaded, OwnData.read
+        and `within` raise.
         """
         began = monotonic()
         keys = [setting.partition("=")[0].strip() for setting in overrides]
         if seconds is not None and (given := [key for key in keys if key in LENGTHS]):
             raise ValueError(f"a time says how many steps there are, and so does {given[0]}")
+        if init_from is None:
+            given = given_settings(DetectionConfig, overrides)
+            require_downloaded(given.get("model.backbone.weights"), offline=offline)
         own = OwnData.read(data, overrides, device=device, init_from=init_from, say=say)
         config, choices = own.configured()
         new = cls(config, device, init_from, (own.train, own.val))
@@ -154,6 +160,7 @@ def train(
     init_from: str | Path | None = None,
     out: str | Path | None = None,
     device: torch.device | str | None = None,
+    offline: bool = False,
     writers: Sequence[Writer] = (),
 ) -> Detector:
     """Train a detector on annotated images, as `detres train DATA` does, and return it, on the CPU.
@@ -162,8 +169,8 @@ def train(
     and the settings chosen for it are printed. settings: others, such as {"train.steps": 500}.
     time: that it may take, such as "30m". init_from: a detector to start from, by its weights
     file, the folder or name of its run, or its published name. out: the run folder, by default the
-    next free one under runs/. device: by default the GPU where there is one. writers: told the
-    numbers beside metrics.jsonl, see engine.writers.Writer.
+    next free one under runs/. device: by default the GPU where there is one. offline: nothing is
+    downloaded. writers: told the numbers beside metrics.jsonl, see engine.writers.Writer.
 
     Raises UnrecognisedDataError for data that are of no known format, ConfigError for settings that
     do not fit, TypeError for an object that is no writer, RunFolderError for an `out` that holds
@@ -172,12 +179,15 @@ def train(
     require_writers(writers)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     overrides = [f"{key}={in_yaml(value)}" for key, value in (settings or {}).items()]
+    if init_from is not None:
+        init_from = str(weights_called(init_from, offline=offline, notice=write_line))
     new = NewRun.on(
         data,
         overrides,
         device=chosen,
-        init_from=None if init_from is None else str(weights_called(init_from, notice=write_line)),
+        init_from=init_from,
         seconds=None if time is None else seconds_of(time),
+        offline=offline,
         say=write_line,
     )
     with new.begin(out, resume_line=_resume_line, writers=writers) as run:

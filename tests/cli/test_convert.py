@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+import detres
 from backbones import PUBLISHED
-from detres.cli import convert, eval, predict, train_det
+from detres.cli import convert, eval, predict, train_cls, train_det, train_loc
 from detres.detection.detector import Detector
 from detres.detection.inference.pictures import write_jpeg
 from detres.detection.published import PUBLISHED_DETECTORS
@@ -147,9 +149,50 @@ def test_offline_goes_for_backbones_and_classifiers_too(
         (eval.main, ["--weights", name]),
         (train_det.main, ["--data", str(coco_folder), *own]),
         (train_det.main, ["--cfg", "shapes_r18", *own]),
+        (train_cls.main, ["--set", f"model.network.weights={name}"]),
+        (train_loc.main, own),
     ):
         assert main([*given, "--offline"]) == 2
         said = capsys.readouterr().err
-        assert f"error: {name} is not here, and --offline downloads nothing: it would be " in said
+        assert f"error: {name} is not here, and offline nothing is downloaded: it would be " in said
         assert f"put the file of {PUBLISHED[name].url} there" in said
     assert published.starts == []
+
+
+def test_offline_goes_for_python_too(published: FileServer, coco_folder: Path) -> None:
+    backbone = "torchvision/resnet18.v1"
+    for name, given in (
+        (NAME, {"init_from": NAME}),
+        (backbone, {"settings": {"model.backbone.weights": backbone}}),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} is not here, and offline nothing is "):
+            detres.train(coco_folder, **given, device="cpu", offline=True)
+    assert published.starts == []
+    assert not Path("runs").exists()
+
+
+def test_a_detector_of_others_given_where_ours_belong_is_to_be_converted(
+    source: Path, coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pickled = tmp_path / "model_final.pkl"
+    pickled.write_bytes(pickle.dumps({"model": {}}))
+    data = ["--data", str(coco_folder), "--device", "cpu"]
+    for main, given in (
+        (predict.main, [str(coco_folder / "val"), "--weights", str(source)]),
+        (predict.main, [str(coco_folder / "val"), "--weights", str(pickled)]),
+        (eval.main, ["--weights", str(source), *data]),
+        (train_det.main, ["--init-from", str(source), *data]),
+    ):
+        assert main(given) == 2
+        assert "`convert` makes weights" in capsys.readouterr().err
+
+
+def test_of_many_classes_the_first_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = detectron2_state("resnet50", pyramid=True, num_classes=20)
+    torch.save(state, tmp_path / "m.pth")
+    assert convert.main([str(tmp_path / "m.pth"), "--out", str(tmp_path / "w.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert "20 classes: aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, c" in said
+    assert "chair, cow and 10 more\n" in said

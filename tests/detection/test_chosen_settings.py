@@ -286,7 +286,33 @@ def test_fine_tuning_keeps_the_model_and_goes_gently(norm: str) -> None:
     assert found.train.steps == pytest.approx(scratch.train.steps / 2, abs=5)
     told = chosen(cells(), start=start, given={"model.input.short_side": 150, "train.lr": 0.5})
     assert (told.model.input.short_side, told.train.lr) == (150, 0.5)
-    assert told.model.input.max_side == 222
+    assert told.model.input.max_side == 300
+
+
+@pytest.mark.parametrize(
+    ("given", "short_side", "max_side", "train_short_sides"),
+    [
+        ({}, 800, 1333, (640, 720, 800)),
+        ({"short_side": 800}, 800, 1333, (640, 720, 800)),
+        ({"short_side": 320}, 320, 533, (256, 288, 320)),
+        ({"short_side": 1600}, 1600, 2666, (1280, 1440, 1600)),  # above the old max_side
+        ({"short_side": 900, "max_side": 900}, 900, 900, (720, 810, 900)),
+        ({"short_side": 320, "train_short_sides": [99]}, 320, 533, (99,)),
+        ({"max_side": 900}, 800, 900, (640, 720, 800)),
+    ],
+)
+def test_fine_tuning_at_another_size_has_all_sizes_in_proportion(
+    given: dict, short_side: int, max_side: int, train_short_sides: tuple[int, ...]
+) -> None:
+    sizes = {"short_side": 800, "max_side": 1333, "train_short_sides": (640, 720, 800)}
+    model = trained_model("frozen")
+    model = model.model_copy(update={"input": InputConfig(**sizes, channel_order="bgr")})
+    start = Trained(Path("/runs/a/best.safetensors"), model)
+    told = {f"model.input.{key}": value for key, value in given.items()}
+    found = chosen(cells(), start=start, given=told).model.input
+    assert (found.short_side, found.max_side) == (short_side, max_side)
+    assert found.train_short_sides == train_short_sides
+    assert found.channel_order == "bgr"
 
 
 def test_a_choice_is_a_line_that_a_shell_takes() -> None:

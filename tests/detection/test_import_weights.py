@@ -19,8 +19,14 @@ from torchvision.models.detection.retinanet import retinanet_resnet50_fpn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from detres.detection.data.coco_classes import COCO_CLASSES
-from detres.detection.import_weights import WITHOUT_EPSILON, Imported, import_detector
+from detres.detection.import_weights import (
+    WITHOUT_EPSILON,
+    Imported,
+    holds_detector,
+    import_detector,
+)
 from detres.detection.inference.detect import batch_of
+from detres.detection.weights_file import save_detector
 from detres.files import CheckpointError
 from tests.detection.detectron2_files import detectron2_state, layer_of
 from tests.detection.models.test_pyramid_parity import with_livelier_outputs
@@ -415,7 +421,7 @@ def test_pixels_are_those_that_the_file_states(
     given = imported.config.model.input
     assert (given.channel_order, list(given.mean), list(given.std)) == (order, mean, std)
     assert imported.config.model.backbone.stride_placement == stride
-    assert ("in the 3x3" in imported.notes[-1]) is (stride == "torchvision")
+    assert ("in the 3x3" in " ".join(imported.notes)) is (stride == "torchvision")
     for bad in ([0.0] * 3, [1.0, torch.inf, 1.0], [torch.nan] * 3, [1.0]):
         torch.save({**small_state, **stated, "pixel_std": torch.tensor(bad)}, tmp_path / "m.pth")
         with pytest.raises(CheckpointError, match=r"m\.pth: pixel_mean .* are no means and devi"):
@@ -525,8 +531,10 @@ def test_masks_are_left_out_and_said(small_state, tmp_path: Path) -> None:
     imported = import_detector(tmp_path / "m.pth", classes=list("abcde"))
     assert imported.class_map.names == tuple("abcde")
     assert imported.notes[1].endswith("m.pth: left out: the mask head")
+    assert len(imported.notes) == 2
     unnamed = import_detector(tmp_path / "m.pth")
     assert unnamed.class_map.names[-1] == "class 5"
+    assert "its classes are not named in it: they are called class 1" in unnamed.notes[-1]
 
 
 def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -596,8 +604,13 @@ def test_a_file_that_is_not_whole_is_refused(small_state, tmp_path, change, mess
 
 def test_other_class_names_than_there_are_classes_are_refused(small_state, tmp_path) -> None:
     torch.save(small_state, tmp_path / "m.pth")
-    with pytest.raises(CheckpointError, match="has 5 classes, 2 names were given"):
-        import_detector(tmp_path / "m.pth", classes=["a", "b"])
+    for names, message in (
+        (["a", "b"], r"m\.pth has 5 classes beside background, and 2 names given: 'a', 'b'$"),
+        (["a,b,c,d,e"], r"beside background, and 1 name given: 'a,b,c,d,e'$"),
+        (["a", "b", "c", "a", "e"], r"m\.pth: of the names for its classes, a is there twice"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            import_detector(tmp_path / "m.pth", classes=names)
 
 
 def test_other_kinds_of_files_are_called_by_their_names(tmp_path: Path) -> None:
@@ -607,11 +620,27 @@ def test_other_kinds_of_files_are_called_by_their_names(tmp_path: Path) -> None:
         ("retina.pth", None, "holds torchvision's RetinaNet, which is not read; read are"),
         ("net.pth", {"conv1.weight": torch.zeros(1)}, "holds no detector that is known, by its"),
         ("none.pth", {"a": 1}, "holds no tensors, so no detector; read are"),
+        (
+            "whole.pth",
+            torch.nn.Linear(2, 2),
+            r"holds a whole pickled module \(.*Linear\), whose co",
+        ),
     ):
         if content is not None:
             torch.save(content, tmp_path / file)
         with pytest.raises(CheckpointError, match=message):
             import_detector(tmp_path / file)
+        assert not holds_detector(tmp_path / file)
+
+
+def test_a_detector_of_ones_own_is_not_read_again(small_state, tmp_path: Path) -> None:
+    torch.save(small_state, tmp_path / "m.pth")
+    assert holds_detector(tmp_path / "m.pth")
+    one = import_detector(tmp_path / "m.pth")
+    save_detector(tmp_path / "m.safetensors", one.detector, one.config, one.class_map, step=0)
+    assert not holds_detector(tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match=r"m\.safetensors holds a detector of detres already"):
+        import_detector(tmp_path / "m.safetensors")
 
 
 class _Runs:
