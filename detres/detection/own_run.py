@@ -118,10 +118,11 @@ class NewRun:
         processes and alternating training.
         """
         config, device, group = self.config, self.device, self.group
-        if config.train.scheme == "alternating" and group.size > 1:
-            raise ValueError(
-                "train.scheme=alternating trains on one process: start it without torchrun"
-            )
+        with group.together():
+            if config.train.scheme == "alternating" and group.size > 1:
+                raise ValueError(
+                    "train.scheme=alternating trains on one process: start it without torchrun"
+                )
         if config.train.scheme == "alternating":
             return AlternatingRun.start(
                 config,
