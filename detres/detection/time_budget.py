@@ -59,6 +59,9 @@ class _Trial:
         del step, meter, lr, every
         self.ends.append(time.monotonic())
 
+    def line(self, text: str) -> None:
+        """Say nothing."""
+
     def saw(self, parts: list) -> None:
         """Remember nothing."""
 
