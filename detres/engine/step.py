@@ -125,8 +125,8 @@ class GradientStep:
                 losses = self.forward(part, number, seed)
                 counted = self.group.add(losses.counts)
                 if counts is None:
-                    share = len(part[0]) / size
-                    counts = {name: each / share for name, each in counted.items()}
+                    own = len(part[0])
+                    counts = {name: each * size / own for name, each in counted.items()}
                 total = losses.total(counts)
                 # gradients are averaged over the processes, and the sum is wanted
                 scaled = self.scaler.scale(total * self.group.size)
