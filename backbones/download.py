@@ -201,7 +201,7 @@ def _answer(url: str, start: int) -> tuple[http.client.HTTPResponse | None, int]
             raise DownloadError(
                 f"{url} is answered with a web page, not with a file: the network may want a login"
             )
-    if response.status == http.client.OK:
+    if response.status in (http.client.OK, None):  # a file:// has none
         return response, 0
     if response.status != http.client.PARTIAL_CONTENT:
         with response:

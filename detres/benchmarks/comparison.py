@@ -16,6 +16,7 @@ from detres.detection.config import DetectionConfig, ModelConfig
 from detres.detection.evaluation.protocol import DetectionEvaluation
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.training import DetectionData, DetectionTraining
+from detres.engine.distributed import Group
 from detres.files import write_text
 from detres.runs.environment import write_environment
 from detres.runs.folder import CONFIG, ENVIRONMENT, new_run_folder
@@ -95,7 +96,8 @@ def train_one(
     config = config.model_copy(update={"train": train})
     data = DetectionData(config)
     num_classes = len(data.train.class_map)
-    training = UnkeptTraining(config, build_one(name, config.model, num_classes), data, device)
+    network = build_one(name, config.model, num_classes)
+    training = UnkeptTraining(config, network, data, device, Group())
     run = TrainingRun.start(training, folder / name, device=device, resume_line=None)
     started = time.monotonic()
     with run:

@@ -168,7 +168,8 @@ def test_memory_that_is_used_up(said: Said, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(FasterRCNN, "features", limited)
     error, lines = said()
-    assert error.startswith("error: the memory is used up (1073741824.0 GiB were asked for)")
+    assert error.startswith("error: the memory is used up (images at once: 2 of ")
+    assert "batch norm takes its statistics from the images at once" in error
     assert lines[0].startswith("at fault: the size of the step, 2 images padded to ")
     assert lines[-1].startswith("what needs less: a smaller train.batch_size")
     assert "model.input.max_side" in lines[-1]

@@ -357,6 +357,14 @@ PHOTOS = [
 ]
 
 
+def evaluations(folder: Path) -> list[dict]:
+    """Those of a run but for the digest of its order, in which images go by their names."""
+    return [
+        {name: value for name, value in record.items() if name != "order_digest"}
+        for record in records(folder, "eval")
+    ]
+
+
 def test_shards_train_as_the_same_files_in_folders_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,7 +399,7 @@ def test_shards_train_as_the_same_files_in_folders_do(
     for other in ("shards", "remote"):
         two = load_file(f"{other}/weights.safetensors")
         assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
-        assert records(Path("folders"), "eval") == records(Path(other), "eval")
+        assert evaluations(Path("folders")) == evaluations(Path(other))
     assert (
         evaluate.main(
             ["--weights", "remote/weights.safetensors", "--json", "out.json", "--device", "cpu"]

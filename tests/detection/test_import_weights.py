@@ -503,9 +503,8 @@ def test_of_several_the_average_of_weights_is_taken(small_state, tmp_path: Path)
     name = "roi_heads.box_predictor.bbox_pred.bias"
     moved = imported.detector.state_dict()["roi_head.predictor.bbox_pred.bias"]
     assert torch.equal(moved, small_state[name])
-    assert imported.notes[-1].endswith(
-        "m.pth: taken from model_ema.module, which is evaluated, and not from model"
-    )
+    said = "m.pth: taken from model_ema.module, which is evaluated, and not from model"
+    assert any(note.endswith(said) for note in imported.notes)
     flat = {**own, **{f"ema.{name}": tensor for name, tensor in small_state.items()}}
     torch.save(flat, tmp_path / "m.pth")
     moved = import_detector(tmp_path / "m.pth").detector.state_dict()
@@ -516,7 +515,7 @@ def test_of_several_of_one_rank_equal_ones_are_taken_and_others_refused(
     small_state, tmp_path: Path
 ) -> None:
     torch.save({"one": small_state, "two": dict(small_state)}, tmp_path / "m.pth")
-    assert len(import_detector(tmp_path / "m.pth").notes) == 1
+    assert not any("taken from" in note for note in import_detector(tmp_path / "m.pth").notes)
     other = {name: tensor + 1 for name, tensor in small_state.items()}
     torch.save({"one": small_state, "two": other}, tmp_path / "m.pth")
     with pytest.raises(
