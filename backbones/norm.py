@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -68,6 +69,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d)
+_OWN_NORMS = (FrozenBatchNorm2d, nn.GroupNorm, *_BATCH_NORMS)
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -101,7 +103,7 @@ def conv_norm(
         _is_plain(conv)
         and conv.bias is None
         and _has_fixed_statistics(norm)
-        and not (_has_hooks(conv) or _has_hooks(norm))
+        and not (has_hooks(conv) or has_hooks(norm))
     ):
         scale, shift = scale_and_shift(norm)
         weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(conv.weight.dtype)
@@ -110,6 +112,39 @@ def conv_norm(
         )
     y = conv(x)
     return norm(y) if padding is None else _norm_of_images(norm, y, padding)
+
+
+def pointwise_norm(conv: nn.Conv2d, norm: nn.Module) -> PointwiseNorm:
+    """Return norm(conv(x)) of a 1x1 convolution without bias in two steps; see PointwiseNorm."""
+    if _has_fixed_statistics(norm):
+        scale, shift = scale_and_shift(norm)
+        weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(conv.weight.dtype)
+        return PointwiseNorm(weight, lambda x: x + shift.view(1, -1, 1, 1).to(x.dtype))
+    return PointwiseNorm(conv.weight, norm)
+
+
+@dataclass(frozen=True)
+class PointwiseNorm:
+    """norm(conv(x)) of a 1x1 convolution in two steps, the first of which is linear in `x`, so that
+    what is linear in space (RoIAlign) may stand before it, behind it or between the two.
+
+    weight: (K, C, 1, 1). finish: what makes the result, (N, K, H, W), of the first step's.
+    """
+
+    weight: Tensor
+    finish: Callable[[Tensor], Tensor]
+
+    def mix(self, x: Tensor) -> Tensor:
+        """Return the first step, (N, K, H, W), of every cell of `x`, (N, C, H, W)."""
+        return F.conv2d(x, self.weight)
+
+
+def has_batch_statistics(module: nn.Module) -> bool:
+    """Return whether some norm of `module` takes statistics from the batch, as it is set now."""
+    return any(
+        isinstance(norm, _BatchNorm) and (norm.training or norm.running_var is None)
+        for norm in module.modules()
+    )
 
 
 def _norm_of_images(norm: nn.Module, x: Tensor, padding: Padding) -> Tensor:
@@ -226,6 +261,14 @@ class _ImagesBatchNorm(torch.autograd.Function):
         return by_itself - through_all, of_weight, of_bias, None, None, None, None
 
 
+def is_own_layer(layer: nn.Module) -> bool:
+    """Return whether `layer`, a convolution or a norm of a network of this package, is the one it
+    was made with, without hooks, so that its arithmetic may be done in another way.
+    """
+    plain = _is_plain(layer) if isinstance(layer, nn.Conv2d) else type(layer) in _OWN_NORMS
+    return plain and not has_hooks(layer)
+
+
 def _is_plain(conv: nn.Module) -> bool:
     return type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
 
@@ -236,7 +279,8 @@ def _has_fixed_statistics(norm: nn.Module) -> bool:
     return type(norm) in _BATCH_NORMS and not norm.training and norm.running_var is not None
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether something waits for `module` to be called."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

@@ -9,6 +9,7 @@ channels, (H, W) pixels.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +18,16 @@ from torch.nn import functional as F
 
 from backbones.backbone import ResidualBackbone
 from backbones.catalogue import IMAGENET
-from backbones.norm import NormKind, conv_norm, make_norm
+from backbones.norm import (
+    NormKind,
+    PointwiseNorm,
+    conv_norm,
+    is_own_layer,
+    make_norm,
+    pointwise_norm,
+)
 from backbones.padding import Padding, zero_padding_
-from backbones.shortcuts import ShortcutKind, ShortcutRule
+from backbones.shortcuts import ProjectionShortcut, ShortcutKind, ShortcutRule
 from backbones.weights import load_weights
 
 StridePlacement = Literal["original", "torchvision"]
@@ -112,11 +120,55 @@ class Bottleneck(nn.Module):
         """
         within = before if self.conv1.stride == (1, 1) else after
         y = conv_norm(self.conv1, self.bn1, x, within)
+        shortcut = x if self.downsample is None else self.downsample(x, after)
+        return self.forward_rest(y, shortcut, within, after)
+
+    def forward_rest(
+        self,
+        y: Tensor,
+        shortcut: Tensor,
+        within: Padding | None = None,
+        after: Padding | None = None,
+    ) -> Tensor:
+        """Return the block's output (N, C', H', W') from what its first layers make of the input:
+        `y`, (N, width, H, W), the first norm's output, and the shortcut (N, C', H', W').
+
+        within, after: padding of `y` and of the output.
+        """
         y = F.relu(zero_padding_(y, within), inplace=True)
         y = F.relu(conv_norm(self.conv2, self.bn2, y, after), inplace=True)
         y = conv_norm(self.conv3, self.bn3, y, after)
-        y += x if self.downsample is None else self.downsample(x, after)
+        y += shortcut
         return F.relu(y, inplace=True)
+
+    def entry(self) -> BlockEntry | None:
+        """Return what the block does to its input first; None where its shortcut is no projection.
+
+        Layers that were replaced, wrapped or given hooks: None too.
+        """
+        if not isinstance(self.downsample, ProjectionShortcut):
+            return None
+        pairs = ((self.conv1, self.bn1), (self.downsample[0], self.downsample[1]))
+        if not all(is_own_layer(conv) and is_own_layer(norm) for conv, norm in pairs):
+            return None
+        return BlockEntry(
+            main=pointwise_norm(*pairs[0]),
+            main_stride=self.conv1.stride[0],
+            shortcut=pointwise_norm(*pairs[1]),
+            shortcut_stride=self.downsample[0].stride[0],
+        )
+
+
+@dataclass(frozen=True)
+class BlockEntry:
+    """The two 1x1 convolutions that read a bottleneck's input, the first of its main path and its
+    shortcut's, and which cells they read: every `stride`-th of a row and of a column.
+    """
+
+    main: PointwiseNorm
+    main_stride: int
+    shortcut: PointwiseNorm
+    shortcut_stride: int
 
 
 def initialize_convolutions(net: nn.Module) -> None:

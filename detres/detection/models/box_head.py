@@ -5,26 +5,39 @@ Shapes: R regions, C channels of the shared map, S x S pooled cells, D features 
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.backbone import run_checkpointed
-from backbones.norm import conv_norm
+from backbones.norm import conv_norm, has_batch_statistics, has_hooks
+from backbones.resnet import BlockEntry, Bottleneck
+from detres.detection.models.roi_bags import RegionBags
+from detres.detection.models.roi_pool import RoIPooler
+from detres.detection.structures import FeatureMap
 
 
-class BoxHead(Protocol):
-    """What can be a box head: a module that makes features (R, D) of pooled grids (R, C, S, S)."""
+class BoxHead(nn.Module):
+    """What can be a box head: a module that makes features (R, D) of pooled grids (R, C, S, S)
+    (`forward`), or of regions of the map (`of_regions`).
+
+    out_channels: D.
+    """
 
     out_channels: int
 
-    def __call__(self, pooled: Tensor) -> Tensor:
-        """Return features (R, D) for pooled grids (R, C, S, S); R > 0."""
+    def of_regions(
+        self, pooler: RoIPooler, features: dict[str, FeatureMap], rois: list[Tensor]
+    ) -> Tensor:
+        """Return features (R, D) of regions, N tensors (R_n, 4) xyxy px, that `pooler` pools from
+        the maps by stage; R > 0.
+        """
+        return self(pooler(features, rois))
 
 
-class Conv5BoxHead(nn.Module):
+class Conv5BoxHead(BoxHead):
     """conv5 of a residual network on every region, then the average over its grid (paper,
     appendix A).
 
@@ -47,8 +60,126 @@ class Conv5BoxHead(nn.Module):
             grid = self.conv5(pooled)
         return grid.mean(dim=(2, 3))  # (R, D, S', S') -> (R, D)
 
+    def of_regions(
+        self, pooler: RoIPooler, features: dict[str, FeatureMap], rois: list[Tensor]
+    ) -> Tensor:
+        """Return features (R, D) of regions, N tensors (R_n, 4) xyxy px; R > 0.
 
-class FcBoxHead(nn.Module):
+        What `forward` makes of their pooled grids, with less work on a CPU: bins that the first
+        block's strides skip are not pooled; and where regions overlap so much that there are more
+        of their cells than of the map's, the 1x1 convolutions that read them come before the
+        pooling, which like them is linear (RoIAlign). Without a gradient regions go through in
+        groups whose activations stay in the cache.
+        """
+        entry = self._entry(features)
+        if entry is None:
+            return super().of_regions(pooler, features, rois)
+        ((_, feature),) = features.items()
+        num_regions = sum(map(len, rois))
+        mixed = None
+        if pooler.linear and _mixing_first_pays(entry, pooler, feature, num_regions):
+            mixed = entry.main.mix(feature.values), entry.shortcut.mix(feature.values)
+        together = num_regions
+        if not (torch.is_grad_enabled() or has_batch_statistics(self.conv5)):
+            together = _regions_together(pooler.output_size, self.out_channels, feature)
+        found = [
+            self._of_bags(entry, pooler.bags(feature, some), feature.values, mixed)
+            for some in _split(rois, together)
+        ]
+        return torch.cat(found)
+
+    def _entry(self, features: dict[str, FeatureMap]) -> BlockEntry | None:
+        """How conv5 begins, where that may be used: None where it is to run as it stands."""
+        first = next(self.conv5.children(), None)
+        as_it_stands = (
+            not isinstance(first, Bottleneck)
+            or len(features) > 1
+            or any(feature.values.is_cuda for feature in features.values())
+            or (self.checkpointed and torch.is_grad_enabled())
+            or self._compiled_call_impl is not None  # set by nn.Module.compile
+            or any(has_hooks(module) for module in self.modules())
+        )
+        return None if as_it_stands else first.entry()
+
+    def _of_bags(
+        self,
+        entry: BlockEntry,
+        bags: RegionBags,
+        feature: Tensor,
+        mixed: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Return features (R, D) of some regions; mixed: of both 1x1 convolutions of `entry`, what
+        they make of the map `feature`, (N, C, H, W).
+        """
+        steps = entry.main_stride, entry.shortcut_stride
+        of_main, of_shortcut = (bags.every(step) for step in steps)
+        if mixed is not None:
+            y, shortcut = of_main.pool(mixed[0]), of_shortcut.pool(mixed[1])
+        else:
+            pooled = of_main.pool(feature)
+            skipped = steps[1] // steps[0]
+            y = entry.main.mix(pooled)
+            shortcut = entry.shortcut.mix(pooled[:, :, ::skipped, ::skipped])
+        first, *others = self.conv5
+        x = first.forward_rest(entry.main.finish(y), entry.shortcut.finish(shortcut))
+        for block in others:
+            x = block(x)
+        return x.mean(dim=(2, 3))
+
+
+_TAPS = 9
+"""Cells that a bin reads, at two samples a side."""
+
+_MIXING_RATE = 28
+"""Multiply-adds of a convolution in the time of one of pooling, on x86 cores with AVX-512."""
+
+
+def _mixing_first_pays(
+    entry: BlockEntry, pooler: RoIPooler, feature: FeatureMap, num_regions: int
+) -> bool:
+    """Whether the 1x1 convolutions of `entry` on the whole map, and pooling what they make, are
+    less work than pooling the map for `num_regions` regions and the convolutions on that.
+    """
+    images, channels, height, width = feature.values.shape
+    cells = [
+        num_regions * math.ceil(pooler.output_size / step) ** 2
+        for step in (entry.main_stride, entry.shortcut_stride)
+    ]
+    made = [len(each.weight) for each in (entry.main, entry.shortcut)]
+    of_regions = sum(n * k for n, k in zip(cells, made, strict=True))
+    first = images * height * width * channels * sum(made) / _MIXING_RATE + of_regions * _TAPS
+    after = cells[0] * channels * _TAPS + of_regions * channels / _MIXING_RATE
+    return first < after
+
+
+_CACHE = 20 * 2**20
+"""Bytes of the widest activations of the regions that go through conv5 together."""
+
+
+def _regions_together(output_size: int, channels: int, feature: FeatureMap) -> int:
+    cells = -((-output_size // 2) ** 2)
+    return max(1, _CACHE // (cells * channels * feature.values.element_size()))
+
+
+def _split(rois: list[Tensor], size: int) -> list[list[Tensor]]:
+    """N tensors (R_n, 4) in turns of at most `size` regions of all images together, each again N
+    tensors; in their order.
+    """
+    counts = [len(boxes) for boxes in rois]
+    total = sum(counts)
+    if total <= size:
+        return [rois]
+    starts = [sum(counts[:n]) for n in range(len(counts))]
+    return [
+        [
+            boxes[max(0, start - first) : max(0, start + size - first)]
+            for boxes, first in zip(rois, starts, strict=True)
+        ]
+        for start in range(0, total, size)
+    ]
+
+
+class FcBoxHead(BoxHead):
     """Fully connected layers on every region, each with its ReLU: fc6 and fc7 of a VGG, with
     dropout (Ren et al. 2015; He et al. 2016, appendix A: the baseline that ResNet-101 is compared
     with), or those of a feature pyramid's head (Lin et al. 2017, section 4.2).
@@ -67,7 +198,7 @@ class FcBoxHead(nn.Module):
         return self.layers(pooled.flatten(1))  # (R, C, S, S) -> (R, C * S * S) -> (R, D)
 
 
-class ConvFcBoxHead(nn.Module):
+class ConvFcBoxHead(BoxHead):
     """3x3 convolutions with batch norm, then fully connected layers, each with its ReLU (the head
     of torchvision's second version of its pyramid detector).
 

@@ -118,7 +118,7 @@ class RoIHead(nn.Module):
 
     def region_features(self, features: dict[str, FeatureMap], rois: list[Tensor]) -> Tensor:
         """Return (R, D) of RoIs, N tensors (R_n, 4) xyxy px, by the layers after pooling; R > 0."""
-        return self.box_head(self.pooler(features, rois))
+        return self.box_head.of_regions(self.pooler, features, rois)
 
     def score(
         self,

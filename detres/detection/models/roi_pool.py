@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torchvision import ops
 
 from detres.detection.models.fpn import levels_of
+from detres.detection.models.roi_bags import RegionBags, align_bags, max_bags
 from detres.detection.structures import FeatureMap
 
 PoolKind = Literal["roi_pool", "roi_align", "roi_align_aligned"]
@@ -66,27 +67,20 @@ class RoIPooler(nn.Module):
             own = [boxes[of == number] for boxes, of in zip(rois, levels, strict=True)]
             if pooled is not None and sum(map(len, own)) == 0:
                 continue
-            part = self._of_map(features[stage], stride, own)
+            part = self._of_map(features[stage], stride, own).permute(0, 2, 3, 1)
             if pooled is None:
-                pooled = part.new_zeros((len(level), *part.shape[1:]))
-                pooled = pooled.contiguous(memory_format=torch.channels_last)
-            pooled = pooled.index_put((torch.nonzero(level == number).flatten(),), part)
-        return pooled
+                pooled = part.new_empty((len(level), *part.shape[1:]))
+            # of rows of one axis: ten times as fast as of (R', S, S, C)
+            rows = torch.nonzero(level == number).flatten()
+            pooled.flatten(1).index_copy_(0, rows, part.flatten(1))
+        return pooled.permute(0, 3, 1, 2)  # (R, S, S, C) -> (R, C, S, S)
 
     def _of_map(self, feature: FeatureMap, stride: int, rois: list[Tensor]) -> Tensor:
         """Return (R, C, S, S) of regions, N tensors (R_n, 4), all from one map."""
         of_image = [F.pad(boxes, (1, 0), value=n) for n, boxes in enumerate(rois)]
         indexed = torch.cat(of_image)  # N x (R_n, 4) -> (R, 5): image, x1, y1, x2, y2
-        if self.kind != "roi_pool" and not feature.values.is_cuda:
-            return roi_align(
-                feature.values,
-                indexed,
-                output_size=self.output_size,
-                spatial_scale=1 / stride,
-                sampling_ratio=self.sampling_ratio,
-                aligned=self.kind == "roi_align_aligned",
-                sizes=feature.sizes if feature.padded else None,
-            )
+        if not feature.values.is_cuda:
+            return self._bags(feature, stride, indexed).pool(feature.values)
         if not feature.padded:
             return self._operator(feature.values, stride, indexed)
         own = [
@@ -112,6 +106,37 @@ class RoIPooler(nn.Module):
         )
         return pooled.to(feature.dtype)
 
+    @property
+    def linear(self) -> bool:
+        """Whether a pooled grid is linear in the map."""
+        return self.kind != "roi_pool"
+
+    def bags(self, feature: FeatureMap, rois: list[Tensor]) -> RegionBags:
+        """Return what the bins of regions, N tensors (R_n, 4) xyxy px, read of the one map that
+        they are all pooled from, in their order.
+        """
+        (stride,) = self.strides.values()
+        of_image = [F.pad(boxes, (1, 0), value=n) for n, boxes in enumerate(rois)]
+        return self._bags(feature, stride, torch.cat(of_image))
+
+    def _bags(self, feature: FeatureMap, stride: int, rois: Tensor) -> RegionBags:
+        images, _, height, width = feature.values.shape
+        sizes = feature.sizes if feature.padded else None
+        shape, scale = (images, height, width), 1 / stride
+        if self.kind == "roi_pool":
+            return max_bags(
+                rois, shape, output_size=self.output_size, spatial_scale=scale, sizes=sizes
+            )
+        return align_bags(
+            rois,
+            shape,
+            output_size=self.output_size,
+            spatial_scale=scale,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.kind == "roi_align_aligned",
+            sizes=sizes,
+        )
+
 
 def roi_align(
     feature: Tensor,
@@ -121,100 +146,19 @@ def roi_align(
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
-    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
-    """Return (R, C, S, S), channels last: torchvision.ops.roi_align written as a weighted sum of
-    feature rows.
+    """Return (R, C, S, S), channels last: torchvision.ops.roi_align as a weighted sum of the rows
+    of a map (N, C, H, W), for rois (R, 5): image index, then xyxy px; R may be 0.
 
-    feature (N, C, H, W); rois (R, 5): image index, then xyxy px. sampling_ratio: samples along each
-    side of a bin; 0: as many as the bin is cells wide, rounded up. sizes: N (h, w) cells that each
-    image fills, beyond which nothing is read; None: all of them. Every output cell is a fixed
-    combination of a few positions, so the whole is an embedding_bag over the map laid out
-    (N * H * W, C): on the CPU 4 times faster than the operator, 17 times with the gradient. No
-    gradient to the RoIs.
+    On the CPU several times faster than the operator, more so with the gradient. No gradient to the
+    RoIs. sampling_ratio, aligned: see roi_bags.align_bags.
     """
-    channels, height, width = feature.shape[1:]
-    # No copy of a channels_last map; but a bf16 one is widened, for its gradient is a sum over all
-    # regions.
-    table = (
-        feature.permute(0, 2, 3, 1)
-        .reshape(-1, channels)
-        .to(torch.promote_types(feature.dtype, torch.float32))
-        .contiguous()
-    )
-    boxes = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    if not aligned:
-        sides = sides.clamp(min=1.0)  # as the operator: a RoI is at least one cell
-    images = rois[:, 0].long()
-    filled = [(height, width)] * len(feature) if sizes is None else sizes
-    limits = torch.tensor(filled, device=boxes.device).view(-1, 2)[images]  # (N, 2) -> (R, 2)
-    first_row = images * height  # of the RoI's own image
-
-    def of_rows(rows: Tensor | slice, samples: tuple[int, int]) -> Tensor:
-        """The pooled cells (R', S, S, C) of some RoIs with so many samples in x and in y."""
-        axes = [
-            _taps(
-                boxes[rows, axis],
-                sides[rows, axis],
-                output_size,
-                samples[axis],
-                limits[rows, 1 - axis, None],
-                dense=sampling_ratio == 0,
-            )
-            for axis in (0, 1)
-        ]
-        # (R', S, T), (R', S, T), T cells that a bin reads along one axis
-        (columns, column_weights), (lines, line_weights) = axes
-        lines = (lines + first_row[rows, None, None]) * width  # now of the line's first cell
-        index = lines[:, :, None, :, None] + columns[:, None, :, None, :]  # (R', S, S, Ty, Tx)
-        weight = line_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-        bag = index.shape[-1] * index.shape[-2]
-        pooled = F.embedding_bag(
-            index.reshape(-1, bag),
-            table,
-            per_sample_weights=weight.reshape(-1, bag).to(table.dtype),
-            mode="sum",
-        )
-        return pooled.view(-1, output_size, output_size, channels)
-
-    if sampling_ratio > 0:
-        pooled = of_rows(slice(None), (sampling_ratio, sampling_ratio))
-    else:
-        pooled = table.new_zeros((len(rois), output_size, output_size, channels))
-        wanted = (sides / output_size).ceil().long()  # (R, 2), x and y; 0 for a box without extent
-        for samples in wanted.unique(dim=0).tolist():
-            rows = torch.nonzero((wanted == wanted.new_tensor(samples)).all(dim=1)).flatten()
-            if min(samples) > 0:
-                pooled = pooled.index_put((rows,), of_rows(rows, tuple(samples)))
-    return pooled.permute(0, 3, 1, 2).to(feature.dtype)
-
-
-def _taps(
-    start: Tensor, side: Tensor, bins: int, samples: int, limits: Tensor, *, dense: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Return the cells (R, S, T) that each bin reads along one axis and their weights, T = 2 *
-    samples; limits (R, 1): the cells there are.
-
-    dense: the samples are at most a cell apart, so that they read `samples` + 1 cells in a row,
-    T of them.
-    """
-    offset = (torch.arange(bins * samples, device=start.device, dtype=start.dtype) + 0.5) / samples
-    point = start[:, None] + side[:, None] / bins * offset  # (R, S * samples)
-    outside = (point < -1) | (point > limits)
-    point = point.clamp(min=0).minimum((limits - 1).to(point))
-    low = point.floor()
-    fraction = point - low
-    low = low.long()
-    cells = torch.stack((low, (low + 1).minimum(limits - 1)), dim=-1)
-    weights = torch.stack((1 - fraction, fraction), dim=-1) / samples
-    weights = weights.masked_fill(outside[..., None], 0.0)
-    cells, weights = cells.view(-1, bins, 2 * samples), weights.view(-1, bins, 2 * samples)
-    if not dense:
-        return cells, weights
-    first = cells[..., :1]
-    summed = weights.new_zeros((*cells.shape[:2], samples + 1))
-    # a sample that rounding puts a cell too far has next to no weight there
-    summed.scatter_add_(2, (cells - first).clamp(max=samples), weights)
-    row = first + torch.arange(samples + 1, device=cells.device)
-    return row.minimum(limits[..., None] - 1), summed
+    images, _, height, width = feature.shape
+    return align_bags(
+        rois,
+        (images, height, width),
+        output_size=output_size,
+        spatial_scale=spatial_scale,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+    ).pool(feature)
