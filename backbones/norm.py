@@ -5,6 +5,7 @@ them.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -116,11 +117,17 @@ def conv_norm(
 
 def pointwise_norm(conv: nn.Conv2d, norm: nn.Module) -> PointwiseNorm:
     """Return norm(conv(x)) of a 1x1 convolution without bias in two steps; see PointwiseNorm."""
+    weight, finish = conv.weight, norm
     if _has_fixed_statistics(norm):
         scale, shift = scale_and_shift(norm)
-        weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(conv.weight.dtype)
-        return PointwiseNorm(weight, lambda x: x + shift.view(1, -1, 1, 1).to(x.dtype))
-    return PointwiseNorm(conv.weight, norm)
+        weight = (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
+        shift = shift.view(1, -1, 1, 1)
+        finish = functools.partial(_shifted, shift)
+    return PointwiseNorm(conv.out_channels, functools.partial(F.conv2d, weight=weight), finish)
+
+
+def _shifted(shift: Tensor, x: Tensor) -> Tensor:
+    return x + shift.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -128,15 +135,13 @@ class PointwiseNorm:
     """norm(conv(x)) of a 1x1 convolution in two steps, the first of which is linear in `x`, so that
     what is linear in space (RoIAlign) may stand before it, behind it or between the two.
 
-    weight: (K, C, 1, 1). finish: what makes the result, (N, K, H, W), of the first step's.
+    channels: K of the result. mix: the first step, of every cell of (N, C, H, W). finish: what
+    makes the result, (N, K, H, W), of that of the first; it may change it in place.
     """
 
-    weight: Tensor
+    channels: int
+    mix: Callable[[Tensor], Tensor]
     finish: Callable[[Tensor], Tensor]
-
-    def mix(self, x: Tensor) -> Tensor:
-        """Return the first step, (N, K, H, W), of every cell of `x`, (N, C, H, W)."""
-        return F.conv2d(x, self.weight)
 
 
 def has_batch_statistics(module: nn.Module) -> bool:
@@ -323,6 +328,31 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
+class FoldError(ValueError):
+    """A norm that cannot be folded into the convolution before it."""
+
+
+def folded_weight(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    """Return weight (K, C, h, w) and bias (K,), or None, of the one convolution that norm(conv(x))
+    is; norm None: those of `conv`, copied.
+
+    Raises FoldError for layers that were replaced, wrapped or given hooks, and for a norm without
+    fixed statistics.
+    """
+    for layer in (conv, norm):
+        if layer is not None and not is_own_layer(layer):
+            raise FoldError(f"{layer} was replaced or has hooks, so that it has to be called")
+    with torch.no_grad():
+        weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+        if norm is None:
+            return weight.clone(), bias if bias is None else bias.clone()
+        if not _has_fixed_statistics(norm):
+            raise FoldError(f"the statistics of {norm} are not fixed")
+        scale, shift = scale_and_shift(norm)
+        bias = shift if bias is None else bias * scale + shift
+        return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype), bias.to(weight.dtype)
+
+
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """Return a copy of `module` for inference, in eval mode, its batch norms folded into the
     convolutions before them.
@@ -384,13 +414,9 @@ def _named_pairs(parent: nn.Module) -> list[tuple[tuple[str, nn.Module], tuple[s
 
 
 def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d | _BatchNorm) -> None:
-    scale, shift = scale_and_shift(norm)
-    bias = shift if conv.bias is None else conv.bias * scale + shift
-    dtype = conv.weight.dtype
-    conv.weight = nn.Parameter(
-        (conv.weight * scale.view(-1, 1, 1, 1)).detach().to(dtype), requires_grad=False
-    )
-    conv.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+    weight, bias = folded_weight(conv, norm)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    conv.bias = nn.Parameter(bias, requires_grad=False)
 
 
 @torch.no_grad()

@@ -94,11 +94,13 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         | {f"{D}.structures"},
         {"torch", "torchvision"},
     ),
+    f"{D}.inference.fast": ({"backbones", "detres.engine.probes", f"{D}.models"}, {"torch"}),
     f"{D}.inference": (
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files", "detres.images"}
         | {"detres.eval_mode", "detres.user_files", "detres.waiting"}
         | {f"{D}.evaluation.result_files", f"{D}.evaluation.curves", f"{D}.evaluation.matches"}
-        | {f"{D}.structures", f"{D}.choices", f"{D}.annotations", f"{D}.models", f"{D}.data.batch"},
+        | {f"{D}.structures", f"{D}.choices", f"{D}.annotations", f"{D}.models", f"{D}.data.batch"}
+        | {f"{D}.inference.fast"},
         BASE | {"cv2", "PIL"},
     ),
     f"{D}.evaluation": (

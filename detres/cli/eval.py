@@ -9,7 +9,13 @@ from pathlib import Path
 
 from detres.cli.advice import EVALUATION
 from detres.cli.command import carry_out
-from detres.cli.flags import CommandParser, add_config_flags, add_offline_flag, given_of
+from detres.cli.flags import (
+    CommandParser,
+    add_config_flags,
+    add_offline_flag,
+    add_precision_flag,
+    given_of,
+)
 from detres.cli.proposal_flags import OWN, add_proposal_flags, fault_of
 from detres.detection.choices import PROTOCOLS, SPLITS
 from detres.user_files import expanded
@@ -148,6 +154,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_proposal_flags(parser)
     add_config_flags(parser, without="the weights' own")
+    add_precision_flag(parser)
     add_offline_flag(parser)
     parser.settings = EVALUATION
     return parser

@@ -264,6 +264,16 @@ def add_device_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --precision, None where it is not given."""
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "auto"),
+        help="of a detector's networks; bf16 takes about half the time where the processor or GPU "
+        "has instructions for it, which auto finds out (default: the run's eval.precision, fp32)",
+    )
+
+
 def add_offline_flag(parser: argparse.ArgumentParser) -> None:
     """Add --offline."""
     parser.add_argument(

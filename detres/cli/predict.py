@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 
 from detres.cli.command import carry_out
-from detres.cli.flags import CommandParser, add_device_flag, add_offline_flag
+from detres.cli.flags import CommandParser, add_device_flag, add_offline_flag, add_precision_flag
 from detres.detection.choices import DRAWN_SCORE, TILE_OVERLAP, VIDEO_SUFFIXES
 from detres.user_files import expanded, is_url
 
@@ -85,6 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tiles-only", action="store_true", help="with --tile: leave the whole image out"
     )
+    add_precision_flag(parser)
     add_device_flag(parser)
     add_offline_flag(parser)
     return parser

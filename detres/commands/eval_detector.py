@@ -175,5 +175,7 @@ def detect(
         batch_size=config.eval.batch_size,
         num_workers=config.data.workers,
     )
-    device = arguments.device
-    return detect_dataset(detecting.to(device), batches, truth.class_map, device)
+    device, precision = arguments.device, arguments.precision or config.eval.precision
+    if precision != "fp32":
+        say(f"precision {precision}: AP differs from float32's by some thousandths")
+    return detect_dataset(detecting.to(device), batches, truth.class_map, device, precision)

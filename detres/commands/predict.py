@@ -74,6 +74,8 @@ def predict(arguments: argparse.Namespace) -> None:
         require_a_detectors(arguments, files)
     require_free(out, [*([] if classifies else names.values()), PREDICTIONS])
     predictor = load(weights, notice).to(arguments.device)
+    if arguments.precision is not None and not classifies:
+        predictor.precision = arguments.precision
     work = Work(len(files))
     if classifies:
         name_classes(predictor, out, files, work)
@@ -108,7 +110,12 @@ def tiling_of(arguments: argparse.Namespace) -> Tiling | None:
 
 def require_a_detectors(arguments: argparse.Namespace, files: list[Path]) -> None:
     """Raise ValueError for what a classifier cannot do: flags of boxes, and videos."""
-    for flag, given in (("--score", arguments.score), ("--tile", arguments.tile)):
+    given_flags = {
+        "--score": arguments.score,
+        "--tile": arguments.tile,
+        "--precision": arguments.precision,
+    }
+    for flag, given in given_flags.items():
         if given is not None:
             raise ValueError(
                 f"{flag} goes with a detector's boxes; {arguments.weights} is a classifier"

@@ -34,5 +34,6 @@ def predict_shard(arguments: argparse.Namespace) -> None:
         tile=arguments.tile,
         overlap=TILE_OVERLAP if arguments.overlap is None else arguments.overlap,
         whole=not arguments.tiles_only,
+        precision=arguments.precision,
     )
     sharding.predict_shard(predictor, images, sharding.Shard(*arguments.shard), out, say)

@@ -486,7 +486,8 @@ class AlternatingRun:
             batch_size=self.config.eval.batch_size,
             num_workers=self.config.data.workers,
         )
-        found = detect_dataset(detecting, loader, class_map, self.device)
+        precision = self.config.eval.precision
+        found = detect_dataset(detecting, loader, class_map, self.device, precision)
         evaluation = evaluate(self.config.eval.protocol, val, found)
         write_line(evaluation.table())
         if not (self.folder / names.DETECTOR_WEIGHTS).exists():

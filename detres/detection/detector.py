@@ -18,6 +18,7 @@ from detres.detection.data.read import read_to_detect
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.detect import batch_of, detect_batch
+from detres.detection.inference.fast import Precision, fast_copy, weights_stamp
 from detres.detection.inference.results import Results
 from detres.detection.inference.tiles import Tiling, View, Window, merge_views
 from detres.detection.named_weights import weights_called
@@ -43,8 +44,9 @@ class Detector:
     other_scales: further such pairs at which the model wants to see every image. resizing: see
     images.resize. nms_thresh: IoU, of NMS over what was found in the tiles of a picture.
     score_thresholds: for each class the score from which it is best taken, found on held-out
-    images; None: it was not measured. config: of the run that trained it, which only `evaluate`
-    needs; learnt: which images it learned from, where val was drawn from them.
+    images; None: it was not measured. precision: of the networks, see inference.fast; the model is
+    rewritten for inference when it is first used. config: of the run that trained it, which only
+    `evaluate` needs; learnt: which images it learned from, where val was drawn from them.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Detector:
         resizing: Resizing = "cv2",
         nms_thresh: float = 0.3,
         score_thresholds: Sequence[float] | None = None,
+        precision: Precision = "fp32",
         config: DetectionConfig | None = None,
         learnt: LearntImages | None = None,
     ) -> None:
@@ -69,9 +72,11 @@ class Detector:
         self.resizing = resizing
         self.nms_thresh = nms_thresh
         self.score_thresholds = None if score_thresholds is None else tuple(score_thresholds)
+        self.precision = precision
         self.config = config
         self.learnt = learnt
         self.device = torch.device("cpu")
+        self._fast: tuple[tuple[object, ...], nn.Module] | None = None
 
     @classmethod
     def load(
@@ -80,6 +85,7 @@ class Detector:
         notice: Notice = lambda _: None,
         *,
         offline: bool = False,
+        precision: Precision | None = None,
     ) -> Detector:
         """Return the detector that a run has learned, or a published one, on the CPU; it detects as
         the `eval` settings of its training say.
@@ -88,8 +94,9 @@ class Detector:
         name (runs/NAME, of several the one saved last), of which it is what find_weights chooses;
         or the name of a published detector, see weights_called. notice: called with a line when the
         file, of an earlier version, carries no checksum, and when it is a state. offline: nothing
-        is downloaded. Raises CheckpointError naming the file when it is missing, damaged, or
-        no detector's, and saying what it is; OtherWingError for the state of another wing.
+        is downloaded. precision: of the networks, by default that of the `eval` settings.
+        Raises CheckpointError naming the file when it is missing, damaged, or no detector's, and
+        saying what it is; OtherWingError for the state of another wing.
         """
         path = weights_called(file_or_name, offline=offline, notice=notice)
         model, config, class_map = load_detector(path, notice)
@@ -104,6 +111,7 @@ class Detector:
             resizing=size.resize,
             nms_thresh=config.model.roi.nms_thresh,
             config=config,
+            precision=precision or config.eval.precision,
             score_thresholds=score_thresholds_of(path, class_map),
             learnt=learnt_images_of(path),
         )
@@ -189,19 +197,27 @@ class Detector:
             batch_size=config.eval.batch_size,
             num_workers=config.data.workers,
         )
-        found = detect_dataset(self.model, batches, truth.class_map, self.device)
+        found = detect_dataset(self.model, batches, truth.class_map, self.device, self.precision)
         return evaluate(protocol or config.eval.protocol, truth, found)
 
     def names_of(self, detections: Detections | Results) -> list[str]:
         """Return the class name of every one of D detections."""
         return names_of(self.class_map, detections.labels)
 
+    @property
+    def _model(self) -> nn.Module:
+        """The model rewritten for inference, anew where it has changed since."""
+        stamp = (self.precision, self.device, *weights_stamp(self.model))
+        if self._fast is None or self._fast[0] != stamp:
+            self._fast = stamp, fast_copy(self.model, self.precision)
+        return self._fast[1]
+
     def _detect(self, pixels: Sequence[np.ndarray], first: int) -> list[Detections]:
         """What is in N images, whose ids count from `first`."""
         ids = range(first, first + len(pixels))
         scale = (self.short_side, self.max_side)
         batch = batch_of(pixels, ids, scale, self.other_scales, self.resizing)
-        return detect_batch(self.model, batch, self.device)
+        return detect_batch(self._model, batch, self.device)
 
     def _detect_tiled(self, pixels: np.ndarray, tiling: Tiling, batch_size: int) -> Detections:
         """What is in one picture (H, W, 3), by its tiles where it is larger than one."""
@@ -224,5 +240,5 @@ class Detector:
         tiles = [pixels[y1:y2, x1:x2] for x1, y1, x2, y2 in windows]
         ids = range(first, first + len(tiles))
         batch = batch_of(tiles, ids, None, self.other_scales, self.resizing)
-        found = detect_batch(self.model, batch, self.device)
+        found = detect_batch(self._model, batch, self.device)
         return [View(window, own) for window, own in zip(windows, found, strict=True)]

@@ -13,6 +13,7 @@ import torch
 
 from detres.detection.choices import TILE_OVERLAP
 from detres.detection.detector import Detector
+from detres.detection.inference.fast import Precision
 from detres.detection.inference.results import Results
 from detres.detection.inference.tiles import Tiling
 from detres.detection.named_weights import weights_called
@@ -32,9 +33,9 @@ class Predictor:
     weights: a weights file, a run's folder or its name, found at once, and by its full path, which
     must be there on every machine; or the name of a published detector, fetched where it is called.
     score: the lowest that is returned. device: by default the GPU, where it is called, if there is
-    one. batch_size: so many images go through the model at once. tile, overlap, whole: see
-    Detector.predict. Raises CheckpointError naming weights that are not there, ValueError as Tiling
-    and Detector.predict do.
+    one. precision: of the networks, by default that of the `eval` settings. batch_size: so many
+    images go through the model at once. tile, overlap, whole: see Detector.predict. Raises
+    CheckpointError naming weights that are not there, ValueError as Tiling and Detector.predict do.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Predictor:
         *,
         score: float = 0.0,
         device: str | None = None,
+        precision: Precision | None = None,
         batch_size: int = 1,
         tile: int | None = None,
         overlap: float = TILE_OVERLAP,
@@ -59,6 +61,7 @@ class Predictor:
                 raise CheckpointError(f"no weights file at {path}")
             self.weights = str(path.resolve())
         self.score, self.device, self.batch_size = score, device, batch_size
+        self.precision = precision
         self.tile, self.overlap, self.whole = tile, overlap, whole
         self._detector: Detector | None = None
 
@@ -73,7 +76,8 @@ class Predictor:
         """The detector, loaded when it is first asked for; raises what Detector.load raises."""
         if self._detector is None:
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            self._detector = Detector.load(self.weights).to(device)
+            detector = Detector.load(self.weights, precision=self.precision)
+            self._detector = detector.to(device)
         return self._detector
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:

@@ -371,7 +371,8 @@ class DetectionTraining:
 
     def find(self, truth: Annotations, batches: Batches) -> Predictions:
         """Return what is found in the images of `truth`, which come in `batches`."""
-        return detect_dataset(self.detecting, batches, truth.class_map, self.device)
+        precision = self.config.eval.precision
+        return detect_dataset(self.detecting, batches, truth.class_map, self.device, precision)
 
     def measure(self, truth: Annotations, found: Predictions) -> DetectionEvaluation:
         """Return the numbers of what was `found` in the images of `truth`."""

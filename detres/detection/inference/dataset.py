@@ -12,6 +12,7 @@ from detres.boxes import scale_boxes
 from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
 from detres.detection.inference.detect import detect_batch
+from detres.detection.inference.fast import Precision, fast_copy
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.models.rpn import ProposalCounts
 from detres.detection.structures import ImageBatch, Predictions, Proposals, Target, label_of
@@ -24,13 +25,16 @@ def detect_dataset(
     batches: Iterable[tuple[ImageBatch, list[Target]]],
     class_map: ClassMap,
     device: torch.device,
+    precision: Precision = "fp32",
 ) -> Predictions:
-    """Run `model` in eval mode over all batches and return what it finds, boxes in the pixels of
-    the original files; of gaps of the class map, which no data have, nothing.
+    """Run `model` in eval mode, rewritten for inference, over all batches and return what it finds,
+    boxes in the pixels of the original files; of gaps of the class map, which no data have,
+    nothing.
 
-    model: called with an ImageBatch, returns one Detections an image. Its train/eval state is put
-    back afterwards. No image or no detection: Predictions of length 0.
+    model: on `device`, called with an ImageBatch, returns one Detections an image; it is left as it
+    is. precision: see inference.fast. No image or no detection: Predictions of length 0.
     """
+    model = fast_copy(model, precision)
     seen, image_ids, boxes, scores, labels = [], [], [], [], []
     gaps = torch.tensor([label_of(index) for index in class_map.gaps], dtype=torch.int64)
     for images, _ in counted(batches, "evaluating", "batches", soon=PASS_S):
@@ -79,9 +83,10 @@ def propose_dataset(
     """Run the RPN of `detector`, in eval mode, over all batches and return what it proposes, boxes
     in the pixels of the original files.
 
-    batches: of the images of `truth`, once and in their order. Its train/eval state is put back
-    afterwards.
+    batches: of the images of `truth`, once and in their order. It is rewritten for inference, and
+    itself left as it is.
     """
+    detector = fast_copy(detector)
     boxes, scores = [np.zeros((0, 4))], [np.zeros(0, np.float32)]
     with evaluating(detector):
         for images, _ in counted(batches, "proposing", "batches", soon=PASS_S):

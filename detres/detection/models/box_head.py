@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.backbone import run_checkpointed
+from backbones.fused import FusedBottleneck
 from backbones.norm import conv_norm, has_batch_statistics, has_hooks
 from backbones.resnet import BlockEntry, Bottleneck
 from detres.detection.models.roi_bags import RegionBags
@@ -71,17 +72,18 @@ class Conv5BoxHead(BoxHead):
         pooling, which like them is linear (RoIAlign). Without a gradient regions go through in
         groups whose activations stay in the cache.
         """
+        feature = next(iter(features.values()))
+        num_regions = together = sum(map(len, rois))
+        alone = not (torch.is_grad_enabled() or has_batch_statistics(self.conv5))
+        if alone and not feature.values.is_cuda:
+            together = _regions_together(pooler.output_size, self.out_channels, feature)
         entry = self._entry(features)
         if entry is None:
-            return super().of_regions(pooler, features, rois)
-        ((_, feature),) = features.items()
-        num_regions = sum(map(len, rois))
+            groups = _split(rois, together)
+            return torch.cat([self(pooler(features, some)) for some in groups])
         mixed = None
         if pooler.linear and _mixing_first_pays(entry, pooler, feature, num_regions):
             mixed = entry.main.mix(feature.values), entry.shortcut.mix(feature.values)
-        together = num_regions
-        if not (torch.is_grad_enabled() or has_batch_statistics(self.conv5)):
-            together = _regions_together(pooler.output_size, self.out_channels, feature)
         found = [
             self._of_bags(entry, pooler.bags(feature, some), feature.values, mixed)
             for some in _split(rois, together)
@@ -92,7 +94,7 @@ class Conv5BoxHead(BoxHead):
         """How conv5 begins, where that may be used: None where it is to run as it stands."""
         first = next(self.conv5.children(), None)
         as_it_stands = (
-            not isinstance(first, Bottleneck)
+            not isinstance(first, (Bottleneck, FusedBottleneck))
             or len(features) > 1
             or any(feature.values.is_cuda for feature in features.values())
             or (self.checkpointed and torch.is_grad_enabled())
@@ -145,7 +147,7 @@ def _mixing_first_pays(
         num_regions * math.ceil(pooler.output_size / step) ** 2
         for step in (entry.main_stride, entry.shortcut_stride)
     ]
-    made = [len(each.weight) for each in (entry.main, entry.shortcut)]
+    made = [entry.main.channels, entry.shortcut.channels]
     of_regions = sum(n * k for n, k in zip(cells, made, strict=True))
     first = images * height * width * channels * sum(made) / _MIXING_RATE + of_regions * _TAPS
     after = cells[0] * channels * _TAPS + of_regions * channels / _MIXING_RATE
@@ -157,7 +159,7 @@ _CACHE = 20 * 2**20
 
 
 def _regions_together(output_size: int, channels: int, feature: FeatureMap) -> int:
-    cells = -((-output_size // 2) ** 2)
+    cells = math.ceil(output_size / 2) ** 2
     return max(1, _CACHE // (cells * channels * feature.values.element_size()))
 
 

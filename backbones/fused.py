@@ -1,0 +1,271 @@
+"""Networks for inference alone: norms folded into the convolutions, and what follows a convolution
+(ReLU, an addition) done with it, in one pass over memory.
+
+Shapes: N images, C channels, (H, W) cells.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.norm import FoldError, PointwiseNorm, folded_weight, has_hooks
+from backbones.padding import Padding, zero_padding_
+from backbones.resnet import BasicBlock, BlockEntry, Bottleneck, ResNet
+from backbones.shortcuts import ProjectionShortcut
+from backbones.vgg import VGG
+
+_ONEDNN = torch.ops.mkldnn
+"""torch's own operators of oneDNN, which torch.compile lowers to on CPUs. They are not part of
+torch's documented interface: where one is missing, plain operators do the same."""
+
+
+def _is_fusable(weight: Tensor) -> bool:
+    """Whether oneDNN's operators there are, and take a weight (...) of this kind."""
+    names = (
+        "_convolution_pointwise",
+        "_convolution_pointwise_",
+        "_reorder_convolution_weight",
+        "_linear_pointwise",
+        "_reorder_linear_weight",
+    )
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    known = weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return known and all(hasattr(_ONEDNN, name) for name in names)
+
+
+class FusedConv2d(nn.Module):
+    """A convolution with its norm, and a ReLU where `relu` is set; for inference, on one device, in
+    one dtype.
+
+    conv, norm: what it does the work of; norm None: there is none. dtype: float32, bfloat16 or
+    float64, of the weights and of the result. with_bias: False leaves out what is added to the
+    channels, a norm's shift among it, to be added later. stride: another than the convolution's. It
+    has no parameters and cannot be moved. Raises FoldError for layers that were replaced or
+    wrapped, given hooks, or have no fixed statistics.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        norm: nn.Module | None,
+        dtype: torch.dtype,
+        *,
+        relu: bool,
+        with_bias: bool = True,
+        stride: int | None = None,
+    ) -> None:
+        super().__init__()
+        weight, bias = folded_weight(conv, norm)
+        weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        self.bias = bias.to(dtype) if with_bias and bias is not None else None
+        self.out_channels, self.dtype, self.relu = conv.out_channels, dtype, relu
+        self.stride = list(conv.stride) if stride is None else [stride, stride]
+        self.padding, self.dilation = list(conv.padding), list(conv.dilation)
+        self.groups = conv.groups
+        self.fused, self.weight = _is_fusable(weight), weight
+        if self.fused:
+            self.weight = _ONEDNN._reorder_convolution_weight(
+                weight, self.padding, self.stride, self.dilation, self.groups, []
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, K, H', W') of the layer's dtype, channels last, for `x`, (N, C, H, W)."""
+        x = x.to(self.dtype)
+        if self.fused:
+            after = "relu" if self.relu else "none"
+            return _ONEDNN._convolution_pointwise(x, *self._arguments(), after, [], "")
+        y = self._plain(x)
+        return F.relu_(y) if self.relu else y
+
+    def add_(self, x: Tensor, into: Tensor) -> Tensor:
+        """Return `into`, (N, K, H', W') of the layer's dtype, changed in place: the layer's result
+        for `x`, (N, C, H, W), is added, and then there is a ReLU, whatever `relu` is.
+        """
+        x = x.to(self.dtype)
+        if self.fused:
+            return _ONEDNN._convolution_pointwise_.binary(
+                into, x, *self._arguments(), "add", 1.0, "relu", [], ""
+            )
+        return F.relu_(into.add_(self._plain(x)))
+
+    def _plain(self, x: Tensor) -> Tensor:
+        how = self.stride, self.padding, self.dilation, self.groups
+        return F.conv2d(x, self.weight, self.bias, *how)
+
+    def _arguments(self) -> tuple[object, ...]:
+        # these operators want the padding before the stride
+        how = self.padding, self.stride, self.dilation, self.groups
+        return self.weight, self.bias, *how
+
+
+class FusedLinear(nn.Module):
+    """A fully connected layer, and a ReLU where `relu` is set; for inference, on one device, in one
+    dtype.
+
+    weight (D, C), bias (D,) or None: of the layer whose work it does. dtype: see FusedConv2d.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, relu: bool
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.dtype, self.relu = dtype, relu
+        weight = weight.detach().to(dtype, copy=True).contiguous()
+        self.bias = None if bias is None else bias.detach().to(dtype, copy=True)
+        self.fused, self.weight = _is_fusable(weight), weight
+        if self.fused:
+            self.weight = _ONEDNN._reorder_linear_weight(weight, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (R, D) of the layer's dtype for `x`, (R, C)."""
+        x = x.to(self.dtype)
+        if self.fused:
+            after = "relu" if self.relu else "none"
+            return _ONEDNN._linear_pointwise(x, self.weight, self.bias, after, [], "")
+        y = F.linear(x, self.weight, self.bias)
+        return F.relu_(y) if self.relu else y
+
+
+class FusedBottleneck(nn.Module):
+    """A bottleneck for inference. Its input may be overwritten where it is the shortcut."""
+
+    def __init__(self, block: Bottleneck, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv1 = FusedConv2d(block.conv1, block.bn1, dtype, relu=True)
+        self.conv2 = FusedConv2d(block.conv2, block.bn2, dtype, relu=True)
+        self.conv3 = FusedConv2d(block.conv3, block.bn3, dtype, relu=True)
+        self.downsample = _fused_shortcut(block.downsample, self.conv3, dtype)
+        self._entry: BlockEntry | None = None
+        if isinstance(block.downsample, ProjectionShortcut):
+            main, shortcut = (
+                FusedConv2d(conv, norm, dtype, relu=False, with_bias=False, stride=1)
+                for conv, norm in ((block.conv1, block.bn1), block.downsample)
+            )
+            self._entry = BlockEntry(
+                main=PointwiseNorm(
+                    main.out_channels, main, functools.partial(_add_bias_, self.conv1.bias)
+                ),
+                main_stride=block.conv1.stride[0],
+                # whose bias is in that of conv3
+                shortcut=PointwiseNorm(shortcut.out_channels, shortcut, nn.Identity()),
+                shortcut_stride=block.downsample[0].stride[0],
+            )
+
+    def forward(
+        self, x: Tensor, before: Padding | None = None, after: Padding | None = None
+    ) -> Tensor:
+        """Return the block's output (N, C', H', W') for (N, C, H, W); see Bottleneck."""
+        within = before if self.conv1.stride == [1, 1] else after
+        y = zero_padding_(self.conv1(x), within)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.conv3.add_(self.conv2(y), shortcut)
+
+    def forward_rest(self, y: Tensor, shortcut: Tensor) -> Tensor:
+        """Return the block's output from what `entry` makes of its input, which is overwritten; see
+        Bottleneck.
+        """
+        return self.conv3.add_(self.conv2(F.relu_(y)), shortcut)
+
+    def entry(self) -> BlockEntry | None:
+        """Return what it does to its input first; None where its shortcut is no projection."""
+        return self._entry
+
+
+class FusedBasicBlock(nn.Module):
+    """A block of two 3x3 convolutions for inference. Its input may be overwritten where it is the
+    shortcut.
+    """
+
+    def __init__(self, block: BasicBlock, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.residual = block.residual
+        self.conv1 = FusedConv2d(block.conv1, block.bn1, dtype, relu=True)
+        self.conv2 = FusedConv2d(block.conv2, block.bn2, dtype, relu=True)
+        self.downsample = _fused_shortcut(block.downsample, self.conv2, dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        before: Padding | None = None,  # noqa: ARG002
+        after: Padding | None = None,
+    ) -> Tensor:
+        """Return the block's output (N, C', H', W') for (N, C, H, W); see BasicBlock."""
+        y = zero_padding_(self.conv1(x), after)
+        if not self.residual:
+            return zero_padding_(self.conv2(y), after)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return zero_padding_(self.conv2.add_(y, shortcut), after)
+
+
+def _fused_shortcut(
+    shortcut: nn.Module | None, last: FusedConv2d, dtype: torch.dtype
+) -> nn.Module | None:
+    """What makes a block's shortcut; the bias of a projection goes to that of the block's `last`
+    convolution.
+    """
+    if not isinstance(shortcut, ProjectionShortcut):
+        return shortcut
+    conv, norm = shortcut
+    _, bias = folded_weight(conv, norm)
+    last.bias = (last.bias.to(bias.dtype) + bias).to(dtype)
+    return FusedConv2d(conv, norm, dtype, relu=False, with_bias=False)
+
+
+def _add_bias_(bias: Tensor, x: Tensor) -> Tensor:
+    return x.add_(bias.view(1, -1, 1, 1))
+
+
+class _DoneReLU(nn.ReLU):
+    """Where a ReLU stood that the convolution before it does now."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def fuse_blocks_(blocks: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
+    """Return `blocks`, a stage of a ResNet, changed in place for inference in `dtype`; raises
+    FoldError as FusedConv2d does, and for other blocks.
+    """
+    kinds = {Bottleneck: FusedBottleneck, BasicBlock: FusedBasicBlock}
+    for name, block in list(blocks.named_children()):
+        if type(block) not in kinds or has_hooks(block):
+            raise FoldError(f"{type(block).__name__} is no block of a ResNet, or has hooks")
+        setattr(blocks, name, kinds[type(block)](block, dtype))
+    return blocks
+
+
+def fuse_network_(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return `net`, a ResNet or a VGG in eval mode, changed in place for inference: its maps are
+    those it gave, up to float rounding, in `dtype`, in less time.
+
+    It stays on its device, learns no more and has no state. Raises FoldError as FusedConv2d does,
+    and for other networks, which are then changed in part.
+    """
+    if type(net) is ResNet:
+        net.conv1, net.bn1, net.relu = (
+            FusedConv2d(net.conv1, net.bn1, dtype, relu=True),
+            nn.Identity(),
+            nn.Identity(),
+        )
+        for stage in list(net.channels)[1:]:
+            fuse_blocks_(getattr(net, net.output_module(stage)), dtype)
+    elif type(net) is VGG:
+        layers = list(net.features)
+        for number, layer in enumerate(layers):
+            if isinstance(layer, nn.Conv2d):
+                norm = None if isinstance(layers[number + 1], nn.ReLU) else layers[number + 1]
+                net.features[number] = FusedConv2d(layer, norm, dtype, relu=True)
+                if norm is not None:
+                    net.features[number + 1] = nn.Identity()
+                net.features[number + (1 if norm is None else 2)] = _DoneReLU()
+    else:
+        raise FoldError(f"{type(net).__name__} is neither a ResNet nor a VGG of this package")
+    return net

@@ -1,0 +1,186 @@
+"""A detector rewritten for inference: the same detections in less time.
+
+Norms are folded, each convolution does the ReLU or the addition that follows it, weights are laid
+out once as the processor wants them, and the numbers may be bf16. What is left of the network's
+code, the padding of a batch, proposals, pooling, suppression, is that of the detector itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from backbones.fused import FusedConv2d, FusedLinear, fuse_blocks_, fuse_network_
+from backbones.norm import FoldError, has_hooks
+from backbones.padding import Padding, zero_padding_
+from detres.detection.models.box_head import BoxHead, Conv5BoxHead, ConvFcBoxHead, FcBoxHead
+from detres.detection.models.faster_rcnn import FasterRCNN
+from detres.detection.models.fpn import FPN
+from detres.detection.models.rpn import RPNHead
+from detres.engine.probes import native_precision
+
+Precision = Literal["fp32", "bf16", "auto"]
+"""auto: bf16 where the processor or GPU has instructions for it."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def fast_copy(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
+    """Return a copy of `model`, called as it is, with each detector in it rewritten for inference
+    on its device; its weights are those of now, and it learns no more.
+
+    precision: of the networks; boxes and scores are float32. Equal to the model in eval mode up to
+    rounding. A detector that cannot be rewritten (group norm, layers of one's own or with hooks)
+    comes as it is, in bf16 under autocast; a model without detectors of this package, itself.
+    """
+    if not any(isinstance(module, FasterRCNN) for module in model.modules()):
+        return model
+    if precision == "auto":
+        precision, _ = native_precision(next(model.parameters()).device)
+    twin = copy.deepcopy(model).eval()
+    try:
+        for module in list(twin.modules()):
+            if isinstance(module, FasterRCNN):
+                _rewrite_(module, _DTYPES[precision])
+    except FoldError:
+        plain = copy.deepcopy(model).eval()
+        return plain if precision == "fp32" else _Autocast(plain)
+    return twin
+
+
+def weights_stamp(model: nn.Module) -> tuple[object, ...]:
+    """Return what differs once weights of `model`, or the settings of a detector in it, have
+    changed.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    detectors = [module for module in model.modules() if isinstance(module, FasterRCNN)]
+    return (
+        *((each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors),
+        *((each.rpn.settings, each.roi_head.settings) for each in detectors),
+    )
+
+
+def _rewrite_(detector: FasterRCNN, dtype: torch.dtype) -> None:
+    if any(has_hooks(module) for module in detector.modules()):
+        raise FoldError("a layer has hooks, so that it has to be called")
+    fuse_network_(detector.backbone, dtype)
+    if detector.fpn is not None:
+        _fuse_pyramid_(detector.fpn, dtype)
+    detector.rpn.head = _FusedRPNHead(detector.rpn.head, dtype)
+    head = detector.roi_head
+    head.box_head = _fused_box_head(head.box_head, head.pooler.output_size, dtype)
+    # scores and boxes are made in float32, of few numbers
+    predictor = head.predictor
+    for name in ("cls_score", "bbox_pred"):
+        layer = getattr(predictor, name)
+        fused = FusedLinear(layer.weight, layer.bias, _wide(dtype), relu=False)
+        setattr(predictor, name, fused)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _fuse_pyramid_(fpn: FPN, dtype: torch.dtype) -> None:
+    for layer in (*fpn.lateral.values(), *fpn.output.values()):
+        layer.conv, layer.norm = FusedConv2d(layer.conv, layer.norm, dtype, relu=False), None
+
+
+def _fused_box_head(head: nn.Module, grid: int, dtype: torch.dtype) -> BoxHead:
+    """head: of pooled grids of `grid` x `grid` cells."""
+    if type(head) is Conv5BoxHead:
+        if not isinstance(head.conv5, nn.Sequential):
+            raise FoldError("conv5 is no stage of a ResNet")
+        fuse_blocks_(head.conv5, dtype)
+        return head
+    if type(head) is FcBoxHead:
+        return _FusedFcBoxHead(head, grid, dtype)
+    if type(head) is ConvFcBoxHead:
+        return _FusedConvFcBoxHead(head, grid, dtype)
+    raise FoldError(f"{type(head).__name__} is no box head of this package")
+
+
+class _FusedRPNHead(nn.Module):
+    """An RPN head whose two sibling layers are one convolution."""
+
+    def __init__(self, head: RPNHead, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_anchors, self.two_way = head.num_anchors, head.two_way
+        convs = (head.conv, *head.more_convs)
+        self.convs = nn.ModuleList(FusedConv2d(conv, None, dtype, relu=True) for conv in convs)
+        siblings = (head.objectness, head.deltas)
+        both = nn.Conv2d(head.conv.out_channels, sum(each.out_channels for each in siblings), 1)
+        both = both.to(head.conv.weight)
+        with torch.no_grad():
+            both.weight.copy_(torch.cat([each.weight for each in siblings]))
+            both.bias.copy_(torch.cat([each.bias for each in siblings]))
+        self.siblings = FusedConv2d(both, None, dtype, relu=False)
+        self.num_logits = head.objectness.out_channels
+
+    def forward(self, feature: Tensor, padding: Padding | None = None) -> tuple[Tensor, Tensor]:
+        """Return what RPNHead does."""
+        hidden = feature
+        for number, conv in enumerate(self.convs):
+            hidden = conv(zero_padding_(hidden, padding) if number else hidden)
+        found = self.siblings(hidden)
+        found = found.to(_wide(found.dtype)).permute(0, 2, 3, 1)  # (N, H, W, A or 2A + 4A)
+        logits, deltas = found.tensor_split((self.num_logits,), dim=-1)
+        if self.two_way:
+            logits = logits[..., self.num_anchors :] - logits[..., : self.num_anchors]
+        return logits.flatten(1), deltas.reshape(len(feature), -1, 4)
+
+
+class _FusedFcBoxHead(BoxHead):
+    """Fully connected layers that read the grid cell by cell, as it lies in memory."""
+
+    def __init__(self, head: FcBoxHead, grid: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.out_channels = head.out_channels
+        linear = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
+        others = [layer for layer in head.layers if not isinstance(layer, nn.Linear)]
+        if not all(isinstance(layer, (nn.ReLU, nn.Dropout)) for layer in others):
+            raise FoldError("a box head has layers of another kind")
+        if sum(isinstance(layer, nn.ReLU) for layer in others) != len(linear):
+            raise FoldError("a fully connected layer without its ReLU")
+        self.layers = nn.Sequential()
+        for number, layer in enumerate(linear):
+            weight = layer.weight
+            if number == 0:  # (D, C * S * S) -> (D, S * S * C)
+                by_channel = weight.view(len(weight), -1, grid, grid)
+                weight = by_channel.permute(0, 2, 3, 1).flatten(1)
+            self.layers.append(FusedLinear(weight, layer.bias, dtype, relu=True))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return features (R, D) for pooled grids (R, C, S, S)."""
+        return self.layers(pooled.permute(0, 2, 3, 1).flatten(1))
+
+
+class _FusedConvFcBoxHead(BoxHead):
+    """3x3 convolutions, then fully connected layers."""
+
+    def __init__(self, head: ConvFcBoxHead, grid: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.out_channels = head.out_channels
+        pairs = zip(head.convs, head.norms, strict=True)
+        self.convs = nn.Sequential(*(FusedConv2d(*pair, dtype, relu=True) for pair in pairs))
+        self.fc = _FusedFcBoxHead(head.fc, grid, dtype)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return features (R, D) for pooled grids (R, C, S, S)."""
+        return self.fc(self.convs(pooled))
+
+
+class _Autocast(nn.Module):
+    """A model whose forward is in bf16 where torch's autocast has it so."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        """Return what the model does."""
+        with torch.autocast(images.pixels.device.type, torch.bfloat16):
+            return self.model(images)
