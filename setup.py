@@ -57,12 +57,14 @@ setup(
     ],
     extras_require={
         "tensorboard": ["tensorboard>=2.16"],
+        "fast": ["hotcoco>=1.3,<2"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.8",
             "tensorboard>=2.16",
+            "hotcoco>=1.3,<2",
         ],
     },
     entry_points={"console_scripts": ["detres = detres.cli:main"]},

@@ -107,7 +107,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         {"detres.boxes", "detres.class_map", "detres.console", "detres.files"}
         | {"detres.images.decode", "detres.user_files", "detres.values"}
         | {f"{D}.structures", f"{D}.annotations", f"{D}.choices"},
-        BASE | {"pycocotools"},
+        BASE | {"pycocotools", "hotcoco", "msgspec"},
     ),
     f"{D}.localisation": (SHARED | {D}, BASE | {"pydantic"}),
     f"{D}.build": (SHARED | {D}, {"torch"}),

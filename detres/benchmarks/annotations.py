@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from detres.benchmarks.process_cost import cost_of, require_memory_told
 from detres.benchmarks.timing import Timing
 from detres.console import write_line
 from detres.detection.data.coco_classes import COCO_CLASSES
@@ -18,16 +17,6 @@ IMAGES, BOXES = 118_287, 860_000
 """Of COCO 2017 train; with the polygons drawn here the file is 289 MB."""
 
 _CROWD_SHARE = 0.012
-
-_MEASURED = """
-import resource, sys, time
-{imports}
-began = time.process_time()
-found = {call}
-seconds = time.process_time() - began
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(f"\\n{{seconds}} {{most if sys.platform == 'darwin' else most * 1024}}")
-"""
 
 _READERS = {
     "ours": ("from detres.detection.data.coco import read_coco", "read_coco({path!r}, None)"),
@@ -41,16 +30,15 @@ def benchmark_annotations(timing: Timing) -> None:
 
     Raises ValueError where the system does not tell the memory of a process.
     """
-    if sys.platform == "win32":
-        raise ValueError("annotations: the memory of a process is not told on Windows")
+    require_memory_told("annotations")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "instances_train.json"
         write_annotations(path)
         size = path.stat().st_size
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in _READERS}
         for _ in range(timing.repeats):
-            for name in _READERS:
-                found[name].append(_measured(name, path))
+            for name, (imports, call) in _READERS.items():
+                found[name].append(cost_of(imports, call.format(path=str(path))))
     rows = {name: np.median(each, axis=0) for name, each in found.items()}
     shown = "  ".join(
         f"{name} {seconds:.2f} s, {most / 2**30:.2f} GiB" for name, (seconds, most) in rows.items()
@@ -58,17 +46,6 @@ def benchmark_annotations(timing: Timing) -> None:
     faster = rows["pycocotools"][0] / rows["ours"][0]
     job = f"reading annotations, {size / 1e6:.0f} MB of JSON, {BOXES:,} boxes"
     write_line(f"{job:<58}  {shown}  {faster:.2f} times as fast")
-
-
-def _measured(name: str, path: Path) -> tuple[float, float]:
-    """Seconds of one core and the most bytes of memory of a process that reads the file."""
-    imports, call = _READERS[name]
-    program = _MEASURED.format(imports=imports, call=call.format(path=str(path)))
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
-    )
-    seconds, most = done.stdout.split()[-2:]
-    return float(seconds), float(most)
 
 
 def write_annotations(

@@ -31,7 +31,8 @@ class UnkeptTraining(DetectionTraining):
         in eval mode.
         """
         val = self.held_out.val
-        return Judgement.of_all(self.measure(val, self.find(val, self.held_out.all_batches)))
+        found = self.find(val, self.held_out.all_batches)
+        return Judgement.of_all(self.measure(val, found, whole=True))
 
     def anchor_lines(self) -> list[str]:
         """Return nothing: both have the same anchors, and torchvision's parts no maps of ours."""

@@ -58,10 +58,10 @@ def benchmark_crops(timing: Timing, folder: Path | None) -> None:
         torch.set_num_threads(threads)
 
 
-def drawn_photographs(folder: Path) -> Path:
-    """Write 200 drawn images of 500x375 px as JPEG files of one class, and return the folder."""
+def drawn_photographs(folder: Path, size: tuple[int, int] = (375, 500), number: int = 200) -> Path:
+    """Write drawn images of `size` (h, w) px as JPEG files of one class, and return the folder."""
     (folder / "drawn").mkdir()
-    for number in range(200):
-        pixels = resize_image(draw_shapes_image(0, "val", number)[0], (375, 500))
-        Image.fromarray(pixels).save(folder / "drawn" / f"{number:03d}.jpg", quality=90)
+    for row in range(number):
+        pixels = resize_image(draw_shapes_image(0, "val", row)[0], size)
+        Image.fromarray(pixels).save(folder / "drawn" / f"{row:03d}.jpg", quality=90)
     return folder

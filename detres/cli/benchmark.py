@@ -1,5 +1,5 @@
-"""Time a detector, a backbone, or the input and training of a classifier against torchvision's,
-and what padding costs: `benchmark WHAT`.
+"""Time a detector, its input and evaluation, a backbone, or the input and training of a classifier
+against torchvision's and pycocotools, and what padding costs: `benchmark WHAT`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,17 @@ import argparse
 from detres.cli.command import carry_out
 from detres.cli.flags import CommandParser, add_device_flag
 
-JOBS = ("detector", "pyramid", "padding", "backbone", "cifar", "crops", "annotations")
+JOBS = (
+    "detector",
+    "pyramid",
+    "padding",
+    "backbone",
+    "cifar",
+    "crops",
+    "data",
+    "annotations",
+    "eval",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         "--short",
         type=int,
         default=600,
-        help="detector, pyramid, padding: px of the image's short side (default: %(default)s)",
+        help="detector, pyramid, padding, data: px of the image's short side (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--rois",

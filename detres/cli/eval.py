@@ -17,7 +17,7 @@ from detres.cli.flags import (
     given_of,
 )
 from detres.cli.proposal_flags import OWN, add_proposal_flags, fault_of
-from detres.detection.choices import PROTOCOLS, SPLITS
+from detres.detection.choices import BACKENDS, PROTOCOLS, SPLITS
 from detres.user_files import expanded
 
 WEIGHTS_FLAGS = ("--cfg", "--set", "--data", "--save-detections", "--save-probabilities")
@@ -103,6 +103,12 @@ def make_parser() -> argparse.ArgumentParser:
         choices=PROTOCOLS,
         help="default: the weights' own; coco for JSON; voc07 or voc12 by the year of a VOC "
         "folder, imagenet_det for an ILSVRC one",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="protocol coco: who counts, with the same numbers: auto is pycocotools; hotcoco is an "
+        "extra and faster (default: the weights' own, auto)",
     )
     parser.add_argument(
         "--iou",

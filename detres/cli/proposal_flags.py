@@ -64,7 +64,7 @@ def fault_of(arguments: argparse.Namespace) -> str | None:
         )
     if arguments.proposals == OWN and not arguments.weights:
         return "--proposals without a FILE are made by --weights"
-    others = ("--protocol", "--iou", "--save-detections", "--save-probabilities")
+    others = ("--protocol", "--backend", "--iou", "--save-detections", "--save-probabilities")
     others += ("--submission", "--classifier", "--out")
     if arguments.proposals != OWN:
         others += ("--save-proposals", "--pre-nms")

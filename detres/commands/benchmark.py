@@ -1,5 +1,5 @@
-"""Time a detector, a backbone, or the input and training of a classifier against torchvision's,
-and what padding costs: `benchmark WHAT`.
+"""Time a detector, its input and evaluation, a backbone, or the input and training of a classifier
+against torchvision's and pycocotools, and what padding costs: `benchmark WHAT`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from detres.benchmarks.backbone import benchmark_backbone
 from detres.benchmarks.cifar import benchmark_cifar
 from detres.benchmarks.crops import benchmark_crops
 from detres.benchmarks.detector import benchmark_detector, benchmark_padding
+from detres.benchmarks.evaluation import benchmark_evaluation
+from detres.benchmarks.loading import benchmark_loading
 from detres.benchmarks.pyramid import benchmark_pyramid
 from detres.benchmarks.timing import Timing
 from detres.cli.flags import say
@@ -33,8 +35,12 @@ def benchmark(arguments: argparse.Namespace) -> None:
         benchmark_cifar(timing)
     elif arguments.what == "crops":
         benchmark_crops(timing, Path(arguments.images) if arguments.images else None)
+    elif arguments.what == "data":
+        benchmark_loading(timing, arguments.short_side)
     elif arguments.what == "annotations":
         benchmark_annotations(timing)
+    elif arguments.what == "eval":
+        benchmark_evaluation(timing)
     elif arguments.what == "pyramid":
         benchmark_pyramid(timing, arguments.short_side)
     elif arguments.what == "padding":

@@ -85,7 +85,7 @@ def require_classifier_flags(arguments: argparse.Namespace, bare: list[str]) -> 
     """Raise ValueError for flags that do not go with classifiers, and without --cfg where the
     weights, `bare` ones among them, need it.
     """
-    others = ("--protocol", "--iou", "--save-detections", "--split", "--submission")
+    others = ("--protocol", "--backend", "--iou", "--save-detections", "--split", "--submission")
     if given := given_of(arguments, others):
         raise ValueError(
             f"{given[0]} goes with detectors; a classifier's protocol is set by --set "

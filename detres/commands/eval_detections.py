@@ -14,9 +14,11 @@ from detres.cli.flags import notice, say
 from detres.commands.configured import require_free
 from detres.console import one_line
 from detres.detection.annotations import Annotations
+from detres.detection.choices import CocoBackend
 from detres.detection.data.coco import read_coco
 from detres.detection.data.ilsvrc import read_ilsvrc
 from detres.detection.data.voc import read_voc
+from detres.detection.evaluation.coco_backends import require_backend
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import read_coco_results, read_voc_results
 from detres.detection.evaluation_files import NUMBER_FILES, write_evaluation
@@ -33,6 +35,7 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
     others = {path.stem for path in (annotations / "Annotations").glob("[!.]*.[xX][mM][lL]")}
     protocol = arguments.protocol or usual_protocol
     iou_thresh = own_iou(protocol, arguments.iou)
+    backend = own_backend(protocol, arguments.backend, "auto")
     if detections.is_dir():
         predictions, notes, of_split = read_voc_results(detections, truth, others=others)
         if of_split != split:
@@ -44,7 +47,7 @@ def evaluate_detections(arguments: argparse.Namespace) -> None:
         predictions, notes = read_coco_results(detections, truth, others=others)
     for note in notes:
         say(f"note: {note}")
-    result = evaluate(protocol, truth, predictions, iou_thresh=iou_thresh)
+    result = evaluate(protocol, truth, predictions, iou_thresh=iou_thresh, backend=backend)
     report(truth, result, arguments.json)
     show(result, arguments.out)
 
@@ -98,6 +101,18 @@ def own_iou(protocol: str, given: float | None) -> float:
     if given is not None and not 0 < given <= 1:
         raise ValueError(f"--iou {given:g}: expected a number above 0, and at most 1")
     return 0.5 if given is None else given
+
+
+def own_backend(protocol: str, given: CocoBackend | None, usual: CocoBackend) -> CocoBackend:
+    """Return who counts COCO's numbers, `usual` unless it is given; raises ValueError for one that
+    is given with another protocol, BackendError for one that is not installed.
+    """
+    if given is not None and protocol != "coco":
+        raise ValueError(f"--backend goes with --protocol coco, not with {protocol}")
+    backend = given or usual
+    if protocol == "coco":
+        require_backend(backend)
+    return backend
 
 
 def require_room(out: str | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from detres.class_map import ClassMap
 from detres.cli.flags import notice, say
 from detres.commands.configured import evaluated_by, require_settings_of
-from detres.commands.eval_detections import own_iou, report, require_room, show
+from detres.commands.eval_detections import own_backend, own_iou, report, require_room, show
 from detres.commands.submission import (
     plan_submission,
     require_competition,
@@ -54,6 +54,7 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
     detecting = build_ensemble([(model, own.model) for model, own in members], config.eval)
     protocol = arguments.protocol or config.eval.protocol
     iou_thresh = own_iou(protocol, arguments.iou)
+    backend = own_backend(protocol, arguments.backend, config.eval.backend)
     images = read_to_detect(config.data, arguments.split or "val", class_map, known)
     require_wanted(arguments, images)
     if arguments.out:
@@ -73,7 +74,7 @@ def evaluate_detectors(arguments: argparse.Namespace) -> None:
     if truth.without_truth is not None:
         say(f"{truth.describe()}\n{len(found)} detections, not evaluated here")
         return
-    result = evaluate(protocol, truth, found, iou_thresh=iou_thresh)
+    result = evaluate(protocol, truth, found, iou_thresh=iou_thresh, backend=backend)
     evaluation = config.eval.model_copy(update={"protocol": protocol})
     of = evaluated(
         arguments.weights,

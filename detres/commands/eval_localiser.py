@@ -98,7 +98,7 @@ def evaluate_localisers(arguments: argparse.Namespace) -> None:
 
 def require_localiser_flags(arguments: argparse.Namespace) -> None:
     """Raise ValueError for flags and settings that do not go with a localiser."""
-    others = ("--protocol", "--iou", "--save-detections", "--save-probabilities")
+    others = ("--protocol", "--backend", "--iou", "--save-detections", "--save-probabilities")
     if given := given_of(arguments, others):
         raise ValueError(
             f"{given[0]} does not go with a localiser; its views are set by --set eval.views=dense "

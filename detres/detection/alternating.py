@@ -67,7 +67,13 @@ class ProposalTraining(DetectionTraining):
         counts = ProposalCounts(self.config.model.rpn.test_pre_nms_top_n, COUNTS[-1])
         return propose_dataset(self.detector, batches, truth, counts, self.device)
 
-    def measure(self, truth: Annotations, found: Proposals) -> RecallResult:
+    def measure(
+        self,
+        truth: Annotations,
+        found: Proposals,
+        *,
+        whole: bool,  # noqa: ARG002
+    ) -> RecallResult:
         """Return the recall of what was proposed for the images of `truth`."""
         return proposal_recall(truth, found)
 
@@ -488,7 +494,9 @@ class AlternatingRun:
         )
         precision = self.config.eval.precision
         found = detect_dataset(detecting, loader, class_map, self.device, precision)
-        evaluation = evaluate(self.config.eval.protocol, val, found)
+        evaluation = evaluate(
+            self.config.eval.protocol, val, found, backend=self.config.eval.backend
+        )
         write_line(evaluation.table())
         if not (self.folder / names.DETECTOR_WEIGHTS).exists():
             self.lock.require_held()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from detres.detection.config import (
     DETECTOR_BACKBONES,
     AnchorConfig,
     BackboneConfig,
+    DataConfig,
     DetectionConfig,
     EvalConfig,
     ModelConfig,
@@ -49,6 +51,7 @@ from detres.detection.models.rpn import RPN, ProposalCounts, RPNHead, RPNSetting
 from detres.detection.models.sampler import Sampler
 from detres.detection.structures import Proposals, Scale
 from detres.engine.batches import WHOLE, Share, StepSampler, make_loader, once_in_order
+from detres.images.cache import ImageCache
 from detres.images.normalize import PixelNormalizer
 from detres.network import NetworkWeightsError, build_network, settings_named
 
@@ -297,7 +300,27 @@ def build_train_set(
         resizing=given.resize,
     )
     proposals = saved_proposals(config.data.train_proposals, annotations)
-    return DetectionDataset(annotations, transform, proposals)
+    return DetectionDataset(
+        annotations,
+        transform,
+        proposals,
+        needed=transform.largest if config.data.reduced_decode else None,
+        cache=image_cache(config.data, len(annotations)),
+    )
+
+
+def image_cache(data: DataConfig, number: int) -> ImageCache | None:
+    """Return what keeps the decoded ones of `number` training images, None where that is not asked
+    for; raises ValueError where the workers could not share it.
+    """
+    if not data.cache_gib:
+        return None
+    if data.workers and multiprocessing.get_start_method() != "fork":
+        raise ValueError(
+            "data.cache_gib: the workers would not share it on this system, where they are not "
+            "forked: set data.workers=0 or data.cache_gib=0"
+        )
+    return ImageCache(number, max(1, round(data.cache_gib * 2**30)))
 
 
 def saved_proposals(path: str | None, annotations: Annotations) -> Proposals | None:

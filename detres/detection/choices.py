@@ -11,6 +11,10 @@ TRAINING_SPLITS = SPLITS[:2]
 ProtocolName = Literal["coco", "voc07", "voc12", "imagenet_det"]
 PROTOCOLS = get_args(ProtocolName)
 
+CocoBackend = Literal["auto", "pycocotools", "hotcoco"]
+BACKENDS = get_args(CocoBackend)
+"""Who counts COCO's numbers; see the setting eval.backend."""
+
 COUNTS = (100, 300, 1000)
 """Of the best proposals of an image: COCO's 100 and 1000, and 300, what the paper's detector looks
 at.

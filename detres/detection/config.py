@@ -24,7 +24,7 @@ from detres.config import (
     Triple,
     UserPath,
 )
-from detres.detection.choices import SPLITS, TRAINING_SPLITS, ProtocolName
+from detres.detection.choices import SPLITS, TRAINING_SPLITS, CocoBackend, ProtocolName
 from detres.network import NetworkConfig
 from detres.runs.settings import TrainConfig
 
@@ -347,6 +347,14 @@ class DataConfig(Section):
     # strength of the colour jitter; the paper's detector has none
     color: Annotated[float, Field(ge=0, le=1)] = 0.0
     workers: Count = 2  # processes that read images
+    # whether training images in JPEG that are at least twice as large as they will be trained on
+    # are decoded at a half, a quarter or an eighth: in less time, to pixels that are not quite the
+    # same. Held-out images are decoded whole, as those of a user will be
+    reduced_decode: bool = False
+    # GiB of RAM, at most, for training images once decoded, 1.4 MiB each of 800x600 px, so that
+    # files are read once; 0: none. All workers share it; of several processes that train
+    # (torchrun) each has its own. Batches are the same
+    cache_gib: Annotated[float, Field(ge=0, le=1e5)] = 0.0
 
     @classmethod
     def overridden(cls, settings: dict, given: set[str], earlier: dict) -> dict:
@@ -654,6 +662,11 @@ class EvalConfig(Section):
     """How held-out images are evaluated during training and after it."""
 
     protocol: ProtocolName = "coco"  # whose rules AP is computed by
+    # who counts COCO's numbers, the same to the last bit: pycocotools; or hotcoco, in a seventh of
+    # the time, an extra (pip install 'detres[fast]'). auto: hotcoco, where it is installed, for
+    # evaluations on the way; pycocotools for a run's last one and for what eval says. The
+    # protocol's line beside the numbers has its name
+    backend: CocoBackend = "auto"
     batch_size: Positive = 1  # images at once; detections do not depend on it
     # of the networks; auto: bf16 where the processor or GPU has instructions for it. bf16 takes
     # about half the time, and moves AP by some thousandths

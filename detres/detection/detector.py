@@ -198,7 +198,7 @@ class Detector:
             num_workers=config.data.workers,
         )
         found = detect_dataset(self.model, batches, truth.class_map, self.device, self.precision)
-        return evaluate(protocol or config.eval.protocol, truth, found)
+        return evaluate(protocol or config.eval.protocol, truth, found, backend=config.eval.backend)
 
     def names_of(self, detections: Detections | Results) -> list[str]:
         """Return the class name of every one of D detections."""

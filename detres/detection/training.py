@@ -30,6 +30,7 @@ from detres.detection.data.digest import training_digest
 from detres.detection.data.learnt_images import LearntImages
 from detres.detection.data.read import read_split
 from detres.detection.data.split import write_split
+from detres.detection.evaluation.coco_backends import backend_on_the_way, require_backend
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.evaluation_files import write_evaluation, write_training_curves
@@ -113,6 +114,7 @@ class DetectionTraining:
         device: torch.device,
         group: Group,
     ) -> None:
+        require_backend(config.eval.backend)
         self.config, self.data, self.device, self.group = config, data, device, group
         if group.size > 1 and config.train.scheme == "rpn":
             raise ValueError("train.scheme=rpn trains on one process: start it without torchrun")
@@ -244,6 +246,12 @@ class DetectionTraining:
                 "the end (train.eval_images)"
             )
         lines += self.anchor_lines()
+        cache = self.data.train_set.cache
+        if cache is not None:
+            lines.append(
+                f"      training images are kept decoded in up to {cache.budget / 2**30:g} GiB of "
+                "RAM, which all data.workers of a process share (data.cache_gib)"
+            )
         shared = self.data.train.num_shared_files(self.data.val)
         if shared:
             lines.append(
@@ -346,9 +354,9 @@ class DetectionTraining:
         losses = batches.means(self.group)
         if found is None:
             return self.group.broadcast(None)
-        evaluation = compared = self.measure(truth, found)
+        evaluation = compared = self.measure(truth, found, whole=whole)
         if whole and held_out.is_divided:
-            compared = self.measure(held_out.part, self.of_part(found))
+            compared = self.measure(held_out.part, self.of_part(found), whole=whole)
         return self.group.broadcast(
             Judgement(
                 evaluation,
@@ -374,9 +382,15 @@ class DetectionTraining:
         precision = self.config.eval.precision
         return detect_dataset(self.detecting, batches, truth.class_map, self.device, precision)
 
-    def measure(self, truth: Annotations, found: Predictions) -> DetectionEvaluation:
-        """Return the numbers of what was `found` in the images of `truth`."""
-        return evaluate(self.config.eval.protocol, truth, found)
+    def measure(
+        self, truth: Annotations, found: Predictions, *, whole: bool
+    ) -> DetectionEvaluation:
+        """Return the numbers of what was `found` in the images of `truth`; whole: at the end of the
+        run, not on the way.
+        """
+        given = self.config.eval
+        backend = given.backend if whole else backend_on_the_way(given.backend)
+        return evaluate(given.protocol, truth, found, backend=backend)
 
     def of_part(self, found: Predictions) -> Predictions:
         """Return what was found in the images that all evaluations look at."""
@@ -433,7 +447,7 @@ class DetectionTraining:
             found = self.found_together(self.held_out.val, self.held_out.all_batches)
             if found is None:  # the first process decides and writes
                 return self.group.broadcast(None)
-            earlier = self.measure(self.held_out.val, found)
+            earlier = self.measure(self.held_out.val, found, whole=True)
             best = earlier.best_metric
             ahead = is_better(earlier.metrics[best], last.metrics[best])
             if ahead:

@@ -8,13 +8,14 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from detres.console import shown
 from detres.user_files import fault_of
@@ -43,6 +44,16 @@ refuses, half a GiB as RGB); beyond it lie decompression bombs.
 """
 
 _EXIF_ORIENTATION = 0x0112
+
+_REDUCED = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+}
+"""The scales at which a JPEG file can be decoded from a part of its DCT coefficients."""
+
+Needed = Callable[[tuple[int, int]], tuple[int, int]]
+"""(h, w) px of a picture -> the (h, w) px that it will be resized to; of (w, h) px it is (w, h)."""
 
 # EXIF orientation -> (swap rows and columns, then flip rows, then flip columns) to show the picture
 # upright.
@@ -81,6 +92,37 @@ def read_image(path: str | Path, stated_size: tuple[int, int] | None = None) -> 
     cannot be opened.
     """
     return decode_image(read_bytes(path), str(path), stated_size)
+
+
+class DecodedImage(NamedTuple):
+    """Pixels (h, w, 3) uint8 RGB of a picture of `size` (H, W) px, of which one is `scale` wide and
+    high: h = ceil(H / scale), w = ceil(W / scale). They begin `before` (rows, columns) px of the
+    picture, 0 unless it was turned and its sides are no multiples of the scale.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    scale: int = 1
+    before: tuple[int, int] = (0, 0)
+
+    def carried(self, boxes: Tensor) -> Tensor:
+        """Return boxes (N, 4) xyxy px of the picture, on its pixels."""
+        if self.scale == 1:
+            return boxes
+        rows, columns = self.before
+        return (boxes + boxes.new_tensor((columns, rows, columns, rows))) / self.scale
+
+
+def read_reduced(
+    path: str | Path, stated_size: tuple[int, int] | None, needed: Needed
+) -> DecodedImage:
+    """Return an image file as `read_image` does, but one in JPEG that will be made smaller at an
+    eighth, a quarter or half of its size, the smallest that has as many pixels as are `needed`:
+    near the means of the pixels that they stand for, and quicker to be had.
+
+    Raises as `read_image` does.
+    """
+    return _decode(read_bytes(path), str(path), stated_size, needed)
 
 
 def as_rgb(image: Picture, name: str) -> np.ndarray:
@@ -153,9 +195,17 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
     DETRES_MAX_PIXELS allows; ValueError naming file and sizes when the stated size fits neither
     way.
     """
-    stored = decode_stored(data, name)
+    return _decode(data, name, stated_size, None).pixels
+
+
+def _decode(
+    data: bytes, name: str, stated_size: tuple[int, int] | None, needed: Needed | None
+) -> DecodedImage:
+    stored = decode_stored(data, name, needed)
     if stated_size is None or stored.fits_upright(stated_size):
-        return stored.upright()
+        return DecodedImage(
+            stored.upright(), stored.upright_size, stored.scale, stored.upright_before
+        )
     if not stored.fits_as_stored(stated_size):
         (height, width), (upright_height, upright_width) = stated_size, stored.upright_size
         raise ValueError(
@@ -163,22 +213,36 @@ def decode_image(data: bytes, name: str, stated_size: tuple[int, int] | None = N
             f"{upright_width}x{upright_height}; boxes would be misplaced. Correct the size in the "
             "annotations, or the file"
         )
-    return np.ascontiguousarray(stored.pixels)
+    return DecodedImage(np.ascontiguousarray(stored.pixels), stored.size, stored.scale)
 
 
 class StoredImage(NamedTuple):
-    """Pixels (H, W, 3) uint8 RGB as a file stores them, and the EXIF orientation, 1 (upright) to 8,
-    in which they are to be shown.
+    """Pixels uint8 RGB as a file of `size` (H, W) px stores them, (H, W, 3) or as a DecodedImage
+    has them at a `scale`, and the EXIF orientation, 1 (upright) to 8, in which they are to be
+    shown.
     """
 
     pixels: np.ndarray
     orientation: int
+    size: tuple[int, int]
+    scale: int = 1
 
     @property
     def upright_size(self) -> tuple[int, int]:
         """The (h, w) px of the picture upright."""
-        size = self.pixels.shape[:2]
-        return size[::-1] if _UPRIGHT[self.orientation][0] else size
+        return self.size[::-1] if _UPRIGHT[self.orientation][0] else self.size
+
+    @property
+    def upright_before(self) -> tuple[int, int]:
+        """The (rows, columns) px by which the pixels begin before the picture upright: what the
+        last of those stored have too much, where they come to be the first.
+        """
+        _, *flips = _UPRIGHT[self.orientation]
+        height, width = (
+            -side % self.scale if flip else 0
+            for side, flip in zip(self.upright_size, flips, strict=True)
+        )
+        return height, width
 
     def fits_upright(self, stated_size: tuple[int, int]) -> bool:
         """Whether a size (h, w) px that annotations state, 0 where they do not, is that of the
@@ -188,7 +252,7 @@ class StoredImage(NamedTuple):
 
     def fits_as_stored(self, stated_size: tuple[int, int]) -> bool:
         """Whether a size (h, w) px that annotations state is that of the pixels as stored."""
-        return tuple(stated_size) == self.pixels.shape[:2]
+        return tuple(stated_size) == self.size
 
     def upright(self) -> np.ndarray:
         """Return the pixels (h, w, 3) turned as the orientation says, C-contiguous."""
@@ -213,22 +277,23 @@ def upright_boxes(boxes: np.ndarray, size: tuple[int, int], orientation: int) ->
     return np.stack((x1, y1, x2, y2), axis=1)
 
 
-def decode_stored(data: bytes, name: str) -> StoredImage:
+def decode_stored(data: bytes, name: str, needed: Needed | None = None) -> StoredImage:
     """Return an encoded image as `decode_image` does, but its pixels as the file stores them; those
-    of TIFF files are turned and said upright. Raises ImageReadError as `decode_image` does.
+    of TIFF files are turned and said upright. needed: see read_reduced; None: at full size. Raises
+    ImageReadError as `decode_image` does.
     """
     try:
         with _own_settings(), Image.open(io.BytesIO(data)) as image:
             _require_size(*image.size)
-            pixels = (
-                _decode_jpeg(data)
-                if image.format == "JPEG" and image.mode in ("RGB", "L")
-                else None
-            )
+            size, scale, pixels = image.size[::-1], 1, None
+            if image.format == "JPEG" and image.mode in ("RGB", "L"):
+                scale = 1 if needed is None else _scale_for(size, needed(size))
+                pixels = _decode_jpeg(data, scale)
             if pixels is None:
                 pixels = _to_rgb(image)
+                size, scale = pixels.shape[:2], 1
             # Asked for after decoding: Pillow turns TIFF files by itself and then clears the tag.
-            return StoredImage(pixels, _orientation(image))
+            return StoredImage(pixels, _orientation(image), size, scale)
     except UnidentifiedImageError:
         raise ImageReadError(f"image file {name} cannot be read: {_what_it_is(data)}") from None
     except _DECODER_ERRORS as error:
@@ -241,7 +306,7 @@ def _of_pillow(image: Image.Image, name: str) -> np.ndarray:
         with _own_settings():
             _require_size(*image.size)
             pixels = _to_rgb(image)
-            return StoredImage(pixels, _orientation(image)).upright()
+            return StoredImage(pixels, _orientation(image), pixels.shape[:2]).upright()
     except _DECODER_ERRORS as error:
         raise ImageReadError(f"{name} cannot be read: {_reason(error)}") from None
 
@@ -306,16 +371,30 @@ def _reason(error: Exception) -> str:
     return re.sub(r"\s*<_io\.BytesIO[^>]*>", " data", text)
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
+def _scale_for(size: tuple[int, int], needed: tuple[int, int]) -> int:
+    """The largest scale at which an image of `size` has the pixels that are needed in both
+    directions; 1: none has.
+    """
+    fitting = (
+        scale
+        for scale in _REDUCED
+        if all(-(-side // scale) >= least for side, least in zip(size, needed, strict=True))
+    )
+    return next(fitting, 1)
+
+
+def _decode_jpeg(data: bytes, scale: int) -> np.ndarray | None:
     """OpenCV's decoder gives Pillow's pixels in less time, but fills up a truncated file: None
     unless the last scan has its end.
     """
     last_scan = data.rfind(b"\xff\xda")
     if last_scan < 0 or data.find(b"\xff\xd9", last_scan) < 0:
         return None
-    return cv2.imdecode(
-        np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    )
+    encoded = np.frombuffer(data, np.uint8)
+    if scale == 1:
+        return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    reduced = cv2.imdecode(encoded, _REDUCED[scale] | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if reduced is None else cv2.cvtColor(reduced, cv2.COLOR_BGR2RGB)
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 from detres.cli import benchmark
@@ -51,3 +53,26 @@ def test_benchmark_of_reading_annotations(capsys):
     assert benchmark.main(["annotations", "--repeats", "1"]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
     assert "860,000 boxes" in row
+
+
+@pytest.mark.slow
+def test_benchmark_of_the_evaluation(capsys):
+    assert benchmark.main(["eval", "--repeats", "1"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
+    assert [row.split("numbers")[1].split(" s,")[0].split()[1] for row in rows] == [
+        "pycocotools",
+        *(["hotcoco"] if importlib.util.find_spec("hotcoco") else []),
+    ]
+
+
+@pytest.mark.slow
+def test_benchmark_of_a_detector_s_input(capsys):
+    assert benchmark.main(["data", "--repeats", "1"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
+    assert [row[:58].rstrip() for row in rows] == [
+        "100 JPEG of 500x375 px to 600",
+        "100 JPEG of 500x375 px to 600, cached",
+        "20 JPEG of 1600x1200 px to 600",
+        "20 JPEG of 1600x1200 px to 600, reduced decoding",
+        "20 JPEG of 1600x1200 px to 600, cached",
+    ]

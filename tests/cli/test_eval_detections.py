@@ -330,6 +330,10 @@ def test_a_score_of_nothing_is_explained(
         ),
         (["--split", "val"], "error: --split goes with a VOC folder"),
         (["--protocol", "voc07", "--iou", "50"], "error: --iou 50: expected a number above"),
+        (
+            ["--protocol", "voc07", "--backend", "auto"],
+            "error: --backend goes with --protocol coco, not with voc07",
+        ),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(

@@ -179,7 +179,8 @@ def test_eval_predict_and_the_python_api_find_the_same(voc, weights, found, tmp_
 
 
 def test_a_run_with_context_is_trained_evaluated_and_goes_on(train, capsys):
-    folder = train("model.roi.context=true", "train.eval_every=1", "model.roi.score_thresh=0.01")
+    settings = ("train.eval_every=1", "model.roi.score_thresh=0.01", "eval.backend=pycocotools")
+    folder = train("model.roi.context=true", *settings)
     numbers = read_json(folder / "metrics.json")
     flags = ["--weights", str(folder / "best.safetensors"), "--device", "cpu", "--json", "n.json"]
     assert evaluate.main(flags) == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from backbones import InputSpec, resnet18, save_weights, vgg16
@@ -324,3 +325,32 @@ def test_workers_share_the_annotations_of_120_000_images_for_2_000_batches(tmp_p
     found = [memory_of_all() for step, _ in enumerate(loader) if step % 100 == 50]
     assert len(found) == 20
     assert max(found) - found[0] < 30e6
+
+
+@pytest.mark.parametrize(
+    ("data", "scale"), [({}, 1), ({"reduced_decode": True}, 2), ({"cache_gib": 0.001}, 1)]
+)
+def test_how_training_images_are_read_reaches_the_set(tmp_path, data, scale):
+    write_coco(tmp_path, [(150, 180)], [box(1)])
+    (file,) = (tmp_path / "images").iterdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 180, 3), np.uint8)
+    Image.fromarray(pixels).save(file, format="JPEG")
+    config = coco_config(tmp_path, data=data)
+    train = build_train_set(config)
+    for _ in range(2):
+        assert train._read(0).scale == scale  # to 64 px
+        assert train[0, 0].original_size == (150, 180)
+        assert train[0, 0].image.shape == (64, 77, 3)
+    assert (train.cache is not None) == ("cache_gib" in data)
+    assert train.cache is None or len(train.cache) == 1
+    val = build_val_set(config.model, read_split(config.data, "val"))
+    assert (val.needed, val.cache) == (None, None)
+
+
+def test_a_cache_that_workers_would_not_share_is_refused(tmp_path, monkeypatch):
+    write_coco(tmp_path, [(50, 60)], [box(1)])
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")
+    with pytest.raises(ValueError, match=r"^data.cache_gib: the workers would not share it"):
+        build_train_set(coco_config(tmp_path, data={"cache_gib": 0.5, "workers": 2}))
+    alone = build_train_set(coco_config(tmp_path, data={"cache_gib": 0.5, "workers": 0}))
+    assert alone.cache.budget == 2**29

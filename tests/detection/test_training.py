@@ -4,6 +4,7 @@ kept as the best.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -133,8 +134,10 @@ class Marked(DetectionTraining):
     def set_mark(self, value: float) -> None:
         torch.nn.init.constant_(self.mark, value)
 
-    def measure(self, truth: Annotations, found: Predictions) -> DetectionEvaluation:
-        evaluation = super().measure(truth, found)
+    def measure(
+        self, truth: Annotations, found: Predictions, *, whole: bool
+    ) -> DetectionEvaluation:
+        evaluation = super().measure(truth, found, whole=whole)
         own = self.table[len(truth), self.mark[0].item()]
         result = replace(evaluation.result, metrics={**evaluation.result.metrics, "AP": own})
         return replace(evaluation, result=result)
@@ -281,3 +284,23 @@ def test_what_is_looked_at_is_said_and_saved_and_restored(marked, tmp_path):
     for wrong in (0, "2", True, None):
         with pytest.raises(CheckpointError, match="its 'eval_images' is not what a run writes"):
             resumed(eval_images=wrong)
+
+
+@pytest.mark.parametrize(
+    ("backend", "on_the_way", "at_the_end"),
+    [
+        ("auto", "hotcoco", "pycocotools"),
+        ("pycocotools", "pycocotools", "pycocotools"),
+        ("hotcoco", "hotcoco", "hotcoco"),
+    ],
+)
+def test_who_counts_on_the_way_and_at_the_end(marked, backend, on_the_way, at_the_end):
+    pytest.importorskip("hotcoco", reason="the extra fast is missing")
+    marked.config = marked.config.model_copy(
+        update={"eval": marked.config.eval.model_copy(update={"backend": backend})}
+    )
+    marked.table = {(2, 1.0): 0.3, (3, 1.0): 0.4}
+    marked.set_mark(1.0)
+    for whole, who in ((False, on_the_way), (True, at_the_end)):
+        protocol = marked.judge(whole=whole).evaluation.result.protocol
+        assert protocol.split(", ")[-1] == f"{who} {importlib.metadata.version(who)}"

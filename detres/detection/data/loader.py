@@ -15,7 +15,8 @@ from detres.detection.annotations import Annotations
 from detres.detection.data.batch import pad_images
 from detres.detection.data.transforms import EvalTransform
 from detres.detection.structures import ImageBatch, Proposals, Scale, Target
-from detres.images.decode import read_image
+from detres.images.cache import ImageCache
+from detres.images.decode import DecodedImage, Needed, read_image, read_reduced
 from detres.images.resize import Resizing
 
 
@@ -45,18 +46,28 @@ class DetectionDataset(Dataset):
     """Images and targets of annotated data, read and transformed one by one; items are asked for
     with a seed.
 
-    proposals: of the same images in the same order, for Fast R-CNN; None: the RPN proposes. Raises
-    ValueError when there are no images, or not one for each of `proposals`.
+    proposals: of the same images in the same order, for Fast R-CNN; None: the RPN proposes.
+    needed: what the transform makes of an image at most, so that JPEG files are decoded at a
+    reduced scale where that is enough, see read_reduced; None: at full size. cache: where decoded
+    images are kept; items are the same with and without. Raises ValueError when there are no
+    images, or not one for each of `proposals`.
     """
 
     def __init__(
-        self, annotations: Annotations, transform: Transform, proposals: Proposals | None = None
+        self,
+        annotations: Annotations,
+        transform: Transform,
+        proposals: Proposals | None = None,
+        *,
+        needed: Needed | None = None,
+        cache: ImageCache | None = None,
     ) -> None:
         if len(annotations) == 0:
             raise ValueError(f"{annotations.source} has no images")
         if proposals is not None and not np.array_equal(proposals.image_ids, annotations.image_ids):
             raise ValueError(f"{proposals.source} are not of the images of {annotations.source}")
         self.annotations, self.transform, self.proposals = annotations, transform, proposals
+        self.needed, self.cache = needed, cache
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -72,17 +83,20 @@ class DetectionDataset(Dataset):
 
     def _item(
         self,
-        image: np.ndarray,
+        image: DecodedImage,
         transform: Transform,
         index: int,
         seed: int,
         proposals: Tensor | None,
     ) -> Item:
-        target = self.annotations.target(index)
+        target, pixels = self.annotations.target(index), image.pixels
+        target = replace(target, boxes=image.carried(target.boxes))
         if proposals is None:
-            changed, target = transform(image, target, seed)
+            changed, target = transform(pixels, target, seed)
         else:
-            changed, target, proposals = transform.with_proposals(image, target, proposals, seed)
+            changed, target, proposals = transform.with_proposals(
+                pixels, target, image.carried(proposals), seed
+            )
         if not target.boxes.isfinite().all():  # no anchor matches it: it would pass unnoticed
             row = int((~target.boxes.isfinite()).any(dim=1).nonzero()[0])
             raise ValueError(
@@ -90,7 +104,7 @@ class DetectionDataset(Dataset):
                 f"0) of image {target.image_id} is {target.boxes[row].tolist()} once transformed, "
                 "which is not finite"
             )
-        return Item(changed, target, image.shape[:2], proposals, seed)
+        return Item(changed, target, image.size, proposals, seed)
 
     def _proposals(self, index: int) -> Tensor | None:
         if self.proposals is None:
@@ -98,9 +112,20 @@ class DetectionDataset(Dataset):
         boxes = self.proposals.boxes[self.proposals.rows_of(index)]
         return torch.from_numpy(np.ascontiguousarray(boxes, np.float64))
 
-    def _read(self, index: int) -> np.ndarray:
-        stated = self.annotations.image_sizes[index]
-        return read_image(self.annotations.image_files[index], (int(stated[0]), int(stated[1])))
+    def _read(self, index: int) -> DecodedImage:
+        kept = None if self.cache is None else self.cache.get(index)
+        if kept is not None:
+            return kept
+        file = self.annotations.image_files[index]
+        height, width = self.annotations.image_sizes[index].tolist()
+        if self.needed is None:
+            pixels = read_image(file, (height, width))
+            image = DecodedImage(pixels, pixels.shape[:2])
+        else:
+            image = read_reduced(file, (height, width), self.needed)
+        if self.cache is not None:
+            self.cache.put(index, image)
+        return image
 
     def aspect_ratios(self) -> np.ndarray:
         """Return width / height (N,) float64 as annotated; 1 where the annotation does not state

@@ -66,6 +66,15 @@ class TrainTransform:
         )
         self._augment = albumentations.Compose(steps, bbox_params=boxes)
 
+    def largest(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (h, w) px that an image of `size` (h, w) is resized to at most."""
+        return resized_size(
+            *size,
+            short_side=max(self.short_sides),
+            max_side=self.max_side,
+            resizing=self.resizing,
+        )
+
     def __call__(self, image: np.ndarray, target: Target, seed: int) -> tuple[np.ndarray, Target]:
         """Return the changed image (h, w, 3) uint8 and target; a pure function of its arguments.
 

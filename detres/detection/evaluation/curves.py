@@ -22,7 +22,7 @@ from detres.detection.evaluation.matches import (
     recall_and_precision,
 )
 from detres.detection.evaluation.voc_ap import VocResult
-from detres.detection.structures import Predictions, index_of, label_of
+from detres.detection.structures import Predictions, index_of
 
 BACKGROUND = "background"
 """What the last row and column of a confusion matrix are called."""
@@ -75,19 +75,23 @@ def class_curves(
     Its area by the protocol's rule is the protocol's AP: of COCO that at IoU 0.5. No detections:
     curves of no points.
     """
+    names, matches = truth.class_map.names, result.matches
+    positives = np.bincount(truth.class_indices[~matches.ignored], minlength=len(names))
+    by_class = matches.by_class(predictions)
     return {
-        name: _class_curve(truth, predictions, result, index)
-        for index, name in enumerate(truth.class_map.names)
+        name: _class_curve(predictions, result, rows, num_objects)
+        for name, rows, num_objects in zip(names, by_class, positives.tolist(), strict=True)
     }
 
 
 def _class_curve(
-    truth: Annotations, predictions: Predictions, result: CocoResult | VocResult, index: int
+    predictions: Predictions,
+    result: CocoResult | VocResult,
+    rows: np.ndarray,
+    num_objects: int,
 ) -> Curve:
-    matches = result.matches
-    num_objects = int(((truth.labels == label_of(index)) & ~matches.ignored).sum())
-    rows = matches.of_class(predictions, index)
-    found, scores = matches.found[rows], predictions.scores[rows].astype(np.float64)
+    found = result.matches.objects[rows] != NONE
+    scores = predictions.scores[rows].astype(np.float64)
     recall, precision = recall_and_precision(found, num_objects)
     place = _best_place(found, scores, num_objects)
     nothing = None if num_objects == 0 else 0.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detres.detection.annotations import Annotations
-from detres.detection.structures import Predictions, label_of
+from detres.detection.structures import Predictions, index_of
 
 Match = Callable[..., tuple[np.ndarray, np.ndarray]]
 """(gt_boxes, gt_owners, ignored, boxes, owners) -> (objects, counted), as `match_voc` has them."""
@@ -41,10 +41,10 @@ class Matches:
         """(D,) bool: whether each detection is right."""
         return self.objects != NONE
 
-    def of_class(self, predictions: Predictions, index: int) -> np.ndarray:
-        """Return the rows (D',) of the counted detections of class `index`, in `order`."""
-        of_class = (predictions.labels == label_of(index)) & self.counted
-        return self.order[of_class[self.order]]
+    def by_class(self, predictions: Predictions) -> list[np.ndarray]:
+        """Return of each of K classes the rows (D',) of its counted detections, in `order`."""
+        rows = self.order[self.counted[self.order]]
+        return divided_by_class(rows, predictions.labels, len(predictions.class_map))
 
 
 def match_by_class(
@@ -68,15 +68,27 @@ def match_by_class(
     objects = np.full(len(predictions), NONE)
     counted = np.ones(len(predictions), bool)
     order = np.argsort(-predictions.scores, kind="stable")
-    for index in range(len(truth.class_map)):
-        gt = np.flatnonzero(truth.labels == label_of(index))
-        rows = order[predictions.labels[order] == label_of(index)]
+    num_classes = len(truth.class_map)
+    gt_of = divided_by_class(np.arange(truth.num_objects), truth.labels, num_classes)
+    rows_of = divided_by_class(order, predictions.labels, num_classes)
+    for gt, rows in zip(gt_of, rows_of, strict=True):
         own, counted[rows] = match(
             gt_boxes[gt], gt_owners[gt], ignored[gt], boxes[rows], owners[rows]
         )
         found = own != NONE
         objects[rows[found]] = gt[own[found]]
     return Matches(order, objects, counted, ignored, iou_threshs)
+
+
+def divided_by_class(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """Return of `rows` (R,) those of each of K classes, in the order given.
+
+    labels: (D,) int64 1..K, of what the rows are of. R and K may be 0.
+    """
+    indices = index_of(labels[rows])
+    by_class = np.argsort(indices, kind="stable")
+    ends = np.cumsum(np.bincount(indices, minlength=num_classes))
+    return np.split(rows[by_class], ends)[:num_classes]
 
 
 def owners_of(truth: Annotations) -> np.ndarray:

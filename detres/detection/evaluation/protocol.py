@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from detres.detection.annotations import Annotations
+from detres.detection.choices import CocoBackend
 from detres.detection.evaluation.coco_ap import CocoResult, evaluate_coco
 from detres.detection.evaluation.diagnose import explain
 from detres.detection.evaluation.imagenet_det import evaluate_imagenet_det
@@ -39,16 +40,22 @@ class DetectionEvaluation:
 
 
 def evaluate(
-    protocol: str, truth: Annotations, predictions: Predictions, *, iou_thresh: float = 0.5
+    protocol: str,
+    truth: Annotations,
+    predictions: Predictions,
+    *,
+    iou_thresh: float = 0.5,
+    backend: CocoBackend = "auto",
 ) -> DetectionEvaluation:
     """Evaluate predictions by "coco", "voc07", "voc12" or "imagenet_det".
 
-    iou_thresh: of the VOC protocols, from which a detection is right. Raises NoTruthError for a
+    iou_thresh: of the VOC protocols, from which a detection is right. backend: who counts COCO's
+    numbers, see evaluate_coco; of no other protocol. Raises NoTruthError for a
     test set without truth, and what evaluate_coco and evaluate_voc raise.
     """
     truth.require_truth()
     if protocol == "coco":
-        result = evaluate_coco(truth, predictions)
+        result = evaluate_coco(truth, predictions, backend=backend)
     elif protocol == "imagenet_det":
         result = evaluate_imagenet_det(truth, predictions)
     else:

@@ -4,26 +4,32 @@ of ILSVRC's tasks.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
 import reprlib
 import unicodedata
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from detres.detection.annotations import Annotations
 from detres.detection.evaluation.localisation import GUESSES
 from detres.detection.structures import Predictions, index_of, label_of
 from detres.images.decode import IMAGE_SUFFIXES
-from detres.user_files import JsonError, TextError, read_json, read_text
+from detres.user_files import JsonError, TextError, read_json, read_text, require_file
 from detres.values import integer_of, number_of
 
 LARGEST = 1e9
 """Px. No coordinate of a box is larger; areas and overlaps of larger ones would not be numbers."""
+
+_TOGETHER = 5000
+"""Records that are objects at a time."""
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
 _LISTED = 5
@@ -82,17 +88,11 @@ def read_coco_results(
     `truth` does not have or that may be one of several.
     """
     path = Path(path)
-    records = _load_records(path)
-
-    def where(index: int) -> str:
-        return f"{path}: record {index}"
-
-    found = [_read_record(record, where(index)) for index, record in enumerate(records)]
-    image_ids, notes = _ids_in(truth, [one.image_id for one in found], where, others)
-    labels, of_categories = _labels_of([one.category_id for one in found], truth)
+    found = _by_types(path) or _one_by_one(path)
+    image_ids, notes = _ids_in(truth, found.image_ids, partial(_record, path), others)
+    labels, of_categories = _labels_of(found.category_ids, truth)
     rows = [row for row, image_id in enumerate(image_ids) if image_id is not None and labels[row]]
-    xywh = np.array([found[row].box for row in rows], np.float64).reshape(-1, 4)
-    scores = np.array([found[row].score for row in rows], np.float64)
+    xywh, scores = found.xywh[rows], found.scores[rows]
     predictions = Predictions(
         class_map=truth.class_map,
         image_ids=np.array([image_ids[row] for row in rows], dtype=truth.image_ids.dtype),
@@ -101,17 +101,93 @@ def read_coco_results(
         labels=labels[rows],
         sides=xywh[:, 2:],
     )
-    given = [
-        (record[key], taken)
-        for row, record in enumerate(records)
-        for key, taken in (("image_id", image_ids[row]), ("category_id", found[row].category_id))
+    odd = [
+        value
+        for row, key, value in found.odd
+        if key == "category_id" or type(image_ids[row]) is int  # else the path of an image
     ]
-    odd = [value for value, taken in given if type(taken) is int and type(value) is not int]
-    odd = [value for value in odd if integer_of(value) is not None]  # else the path of an image
     if odd:
         form = "text" if isinstance(odd[0], str) else "decimals"
         notes.append(f"ids written as {form}, such as {odd[0]!r:.40}, are taken as whole numbers")
     return predictions, [*notes, *of_categories, *_of_scores(scores)]
+
+
+class _Detections(NamedTuple):
+    """What D records say: xywh (D, 4) float64 px, scores (D,) float64. odd: record, key and value
+    of every id that is an integer written as something else.
+    """
+
+    image_ids: list[int | str]
+    category_ids: list[int]
+    xywh: np.ndarray
+    scores: np.ndarray
+    odd: list[tuple[int, str, object]]
+
+
+def _record(path: Path, index: int) -> str:
+    """What a message calls a record."""
+    return f"{path}: record {index}"
+
+
+class _Typed(msgspec.Struct, gc=False):
+    """A record as COCO's own tools write it."""
+
+    image_id: int | str
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    score: float
+
+
+def _by_types(path: Path) -> _Detections | None:
+    """The records of a file; None unless all of them are such as COCO's own tools write, with
+    numbers that can be evaluated.
+    """
+    require_file(path, "detections file")
+    data = path.read_bytes()
+    decoder = msgspec.json.Decoder(list[_Typed])
+    image_ids, category_ids = [], []
+    try:
+        data.decode()  # what is not read is not looked at
+        raw = msgspec.json.decode(data, type=list[msgspec.Raw])
+        xywh, scores = np.empty((len(raw), 4)), np.empty(len(raw))
+        for start in range(0, len(raw), _TOGETHER):
+            rows = slice(start, start + _TOGETHER)
+            some = decoder.decode(b"[" + b",".join(raw[rows]) + b"]")
+            image_ids += [one.image_id for one in some]
+            category_ids += [one.category_id for one in some]
+            sides = itertools.chain.from_iterable(one.bbox for one in some)
+            xywh[rows] = np.fromiter(sides, np.float64).reshape(-1, 4)
+            scores[rows] = np.fromiter((one.score for one in some), np.float64)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return None
+    usable = (np.abs(xywh) <= LARGEST).all() and (xywh[:, 2:] >= 0).all()
+    ids = itertools.chain(set(image_ids), set(category_ids))
+    if not usable or any(type(one) is int and integer_of(one) is None for one in ids):
+        return None
+    odd = [
+        (row, "image_id", value)
+        for row, value in enumerate(image_ids)
+        if type(value) is str and integer_of(value) is not None
+    ]
+    return _Detections(image_ids, category_ids, xywh, scores, odd)
+
+
+def _one_by_one(path: Path) -> _Detections:
+    """The records of a file, whatever it is; raises DetectionFileError."""
+    records = _load_records(path)
+    found = [_read_record(record, _record(path, index)) for index, record in enumerate(records)]
+    return _Detections(
+        [one.image_id for one in found],
+        [one.category_id for one in found],
+        np.array([one.box for one in found], np.float64).reshape(-1, 4),
+        np.array([one.score for one in found], np.float64),
+        [
+            (row, key, record[key])
+            for row, record in enumerate(records)
+            for key in ("image_id", "category_id")
+            if type(record[key]) is not int and integer_of(record[key]) is not None
+        ],
+    )
 
 
 class _Record(NamedTuple):

@@ -19,7 +19,7 @@ from detres.detection.evaluation.matches import (
     pairs_of,
     recall_and_precision,
 )
-from detres.detection.structures import Predictions, label_of
+from detres.detection.structures import Predictions
 
 VocMetric = Literal["voc07", "voc12"]
 
@@ -128,10 +128,11 @@ def curves_of(
     None without an object that counts.
     """
     curves, per_class = {}, {}
-    for index, name in enumerate(truth.class_map.names):
-        num_positive = int(((truth.labels == label_of(index)) & ~matches.ignored).sum())
-        found = matches.found[matches.of_class(predictions, index)]
-        recall, precision = curves[name] = recall_and_precision(found, num_positive)
+    names, found = truth.class_map.names, matches.found
+    positives = np.bincount(truth.class_indices[~matches.ignored], minlength=len(names))
+    by_class = matches.by_class(predictions)
+    for name, num_positive, rows in zip(names, positives.tolist(), by_class, strict=True):
+        recall, precision = curves[name] = recall_and_precision(found[rows], num_positive)
         per_class[name] = average_precision(recall, precision, metric) if num_positive else None
     return curves, per_class
 

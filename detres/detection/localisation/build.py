@@ -10,7 +10,7 @@ import torch
 from backbones import VGG, Backbone
 from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations, offsets_of
-from detres.detection.build import build_backbone, build_rpn, input_spec_of
+from detres.detection.build import build_backbone, build_rpn, image_cache, input_spec_of
 from detres.detection.config import DataConfig
 from detres.detection.data.box_policy import require_objects
 from detres.detection.data.crops import ProposalsByImage, RandomCrop, WarpedProposal
@@ -177,4 +177,6 @@ def build_train_set(
             positive_fraction=config.model.rcnn.positive_fraction,
             fg_iou_thresh=config.model.rcnn.fg_iou_thresh,
         )
-    return DetectionDataset(annotations, transform)
+    return DetectionDataset(
+        annotations, transform, cache=image_cache(config.data, len(annotations))
+    )

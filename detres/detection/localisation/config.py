@@ -167,6 +167,8 @@ class LocalisationConfig(Section):
     def _settings_go_together(self) -> LocalisationConfig:
         if self.data.color:
             raise ValueError("data.color is the detector's: localisation leaves colours alone")
+        if self.data.reduced_decode:
+            raise ValueError("data.reduced_decode is the detector's: a crop may be of any scale")
         if self.data.train_proposals or self.data.val_proposals:
             raise ValueError(
                 "data.train_proposals and data.val_proposals are a detector's: R-CNN's are made by "

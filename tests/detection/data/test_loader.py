@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
 from detres.detection.build import eval_loader, train_loader
 from detres.detection.data.coco import read_coco
@@ -16,6 +18,7 @@ from detres.detection.data.loader import DetectionDataset, Item, PyramidDataset,
 from detres.detection.data.shapes import ensure_shapes
 from detres.detection.data.transforms import EvalTransform, TrainTransform
 from detres.detection.structures import Proposals, Target
+from detres.images.cache import ImageCache
 from detres.images.decode import ImageReadError
 
 
@@ -233,3 +236,139 @@ def test_proposals_of_other_images_are_refused(annotations: Annotations) -> None
     other = replace(other, image_ids=other.image_ids[::-1])
     with pytest.raises(ValueError, match="proposals are not of the images of"):
         DetectionDataset(annotations, EvalTransform(short_side=96, max_side=200), other)
+
+
+def same_item(one: Item, other: Item) -> None:
+    np.testing.assert_array_equal(one.image, other.image)
+    assert one.original_size == other.original_size
+    for name in ("boxes", "labels", "crowd", "difficult"):
+        assert torch.equal(getattr(one.target, name), getattr(other.target, name))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("share", [1.0, 0.4])  # of the bytes of all images
+def test_batches_are_the_same_with_a_cache(
+    annotations: Annotations, workers: int, share: float
+) -> None:
+    plain = train_set(annotations)
+    budget = round(share * 3 * int(annotations.image_sizes.prod(axis=1).sum()))
+    cache = ImageCache(len(annotations), budget)
+    cached = DetectionDataset(annotations, plain.transform, cache=cache)
+    loaders = [
+        train_loader(one, batch_size=3, steps=21, seed=5, num_workers=workers)
+        for one in (plain, cached)
+    ]
+    for (images, targets), (others, other_targets) in zip(*loaders, strict=True):
+        assert torch.equal(images.pixels, others.pixels)
+        assert (images.sizes, images.ids) == (others.sizes, others.ids)
+        assert images.original_sizes == others.original_sizes
+        for target, other in zip(targets, other_targets, strict=True):
+            assert torch.equal(target.boxes, other.boxes)
+    # three passes: what any worker has read is here, too
+    kept = len(cache)
+    assert kept == len(annotations) if share == 1 else 0 < kept < len(annotations)
+
+
+def test_a_kept_image_is_not_read_again_and_not_changed_by_its_user(
+    annotations: Annotations, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(Path(annotations.image_files[0]).read_bytes())
+    height, width = annotations.image_sizes[0].tolist()
+    one = replace(annotations.subset(np.array([0]), "one"), image_files=np.array([str(file)]))
+
+    def spoiling(image: np.ndarray, target: Target, _seed: int) -> tuple[np.ndarray, Target]:
+        changed = image.copy()
+        image[:] = 0
+        return changed, target
+
+    dataset = DetectionDataset(one, spoiling, cache=ImageCache(1, height * width * 3))
+    first = dataset[0, 0]
+    file.unlink()
+    same_item(first, dataset[0, 1])
+    assert first.image.any()
+    with pytest.raises(ImageReadError):
+        DetectionDataset(one, spoiling)[0, 0]
+
+
+BRIGHT = (240, 250, 230)
+WHERE = np.array([[400.0, 160, 720, 480]])
+
+
+@pytest.fixture(scope="module", params=[1, 3, 6])
+def large(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Annotations, np.ndarray]:
+    """A JPEG of 1201x903 px upright with a bright rectangle at WHERE, stored as its EXIF
+    orientation says; sides that no scale divides.
+    """
+    pixels = np.full((903, 1201, 3), 20, np.uint8)
+    pixels[160:480, 400:720] = BRIGHT
+    stored = {1: pixels, 3: np.rot90(pixels, 2), 6: np.rot90(pixels)}[request.param]
+    exif = Image.Exif()
+    exif[0x0112] = request.param
+    file = tmp_path_factory.mktemp("large") / "a.jpg"
+    Image.fromarray(np.ascontiguousarray(stored)).save(file, quality=95, exif=exif)
+    objects = Annotations(
+        source="large",
+        class_map=ClassMap(("box",), (1,)),
+        image_ids=np.array([1]),
+        image_files=np.array([str(file)]),
+        image_sizes=np.array([[903, 1201]], np.int32),
+        offsets=np.array([0, 1]),
+        boxes=WHERE,
+        labels=np.array([1]),
+        areas=np.array([320.0**2]),
+        crowd=np.zeros(1, bool),
+        difficult=np.zeros(1, bool),
+        ids=np.array([1]),
+        dropped={},
+    )
+    return objects, pixels
+
+
+def edges_of(image: np.ndarray) -> list[float]:
+    """x1, y1, x2, y2 of the bright rectangle, to a part of a pixel: where half of the way is."""
+    level = (image[..., 0].astype(float) - 20) / (BRIGHT[0] - 20)
+    middle = [int(np.median(np.nonzero(level > 0.5)[axis])) for axis in (0, 1)]
+    found = []
+    for line in (level[middle[0]], level[:, middle[1]]):
+        inside = np.nonzero(line > 0.5)[0]
+        first, last = inside[0], inside[-1]
+        found.append(
+            (
+                first - 0.5 + 1 - line[first - 1 : first + 1].sum() + 0.5,
+                last + line[last : last + 2].sum(),
+            )
+        )
+    (x1, x2), (y1, y2) = found
+    return [x1, y1, x2, y2]
+
+
+@pytest.mark.parametrize(("side", "scale"), [(600, 1), (400, 2), (225, 4), (100, 8)])
+@pytest.mark.parametrize("cached", [False, True])
+def test_boxes_fit_what_is_decoded_at_a_reduced_scale(
+    large: tuple[Annotations, np.ndarray], side: int, scale: int, cached: bool
+) -> None:
+    objects, _ = large
+    transform = TrainTransform(short_sides=(side // 2, side), max_side=2000, flip=0.0)
+    cache = ImageCache(1, 10**7) if cached else None
+    dataset = DetectionDataset(objects, transform, needed=transform.largest, cache=cache)
+    whole = DetectionDataset(objects, transform)
+    for seed in range(4):
+        item, expected = dataset[0, seed], whole[0, seed]
+        assert dataset._read(0).scale == scale
+        assert item.original_size == expected.original_size == (903, 1201)
+        difference = np.subtract(item.image.shape, expected.image.shape)
+        assert np.abs(difference).max() <= 1
+        np.testing.assert_allclose(item.target.boxes[0], edges_of(item.image), atol=0.5)
+        if scale == 1:
+            same_item(item, expected)
+
+
+def test_proposals_go_with_the_reduced_scale(large: tuple[Annotations, np.ndarray]) -> None:
+    objects, _ = large
+    given = Proposals("p", np.array([1]), np.array([0, 1]), WHERE, np.ones(1, np.float32))
+    transform = TrainTransform(short_sides=(200,), max_side=2000, flip=1.0)
+    item = DetectionDataset(objects, transform, given, needed=transform.largest)[0, 0]
+    torch.testing.assert_close(item.proposals, item.target.boxes, atol=1e-3, rtol=0)

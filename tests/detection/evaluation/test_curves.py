@@ -4,18 +4,14 @@ naive loop.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from pycocotools.cocoeval import COCOeval
 
 from detres.boxes import paired_iou
 from detres.class_map import ClassMap
 from detres.detection.choices import DRAWN_SCORE
-from detres.detection.evaluation import coco_ap
 from detres.detection.evaluation.coco_ap import evaluate_coco
 from detres.detection.evaluation.curves import (
     class_curves,
@@ -27,6 +23,7 @@ from detres.detection.evaluation.curves import (
 from detres.detection.evaluation.imagenet_det import evaluate_imagenet_det
 from detres.detection.evaluation.matches import NONE
 from detres.detection.evaluation.voc_ap import evaluate_voc
+from tests.detection.evaluation.by_pycocotools import by_dicts
 from tests.detection.evaluation.scenes import TWO, predictions_of, random_scene, truth_of
 
 A, B, C, D = (10, 10, 50, 50), (60, 60, 100, 100), (110, 10, 150, 50), (10, 110, 50, 150)
@@ -128,13 +125,7 @@ def test_the_area_under_a_curve_is_the_protocols_ap(evaluate, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_cocos_curve_is_that_of_pycocotools(seed):
     truth, found = random_scene(seed)
-    with contextlib.redirect_stdout(io.StringIO()):
-        owners = truth.rows_of(found)
-        evaluation = COCOeval(
-            coco_ap._ground_truth(truth), coco_ap._detections(truth, found, owners), "bbox"
-        )
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation = by_dicts(truth, found)
     curves = class_curves(truth, found, evaluate_coco(truth, found))
     for index, curve in enumerate(curves.values()):
         envelope = np.maximum.accumulate(curve.precision[::-1])[::-1]

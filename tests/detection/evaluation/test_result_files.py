@@ -16,6 +16,8 @@ from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
 from detres.detection.evaluation.result_files import (
     DetectionFileError,
+    _by_types,
+    _one_by_one,
     read_coco_results,
     read_voc_results,
     to_coco_results,
@@ -541,3 +543,60 @@ def test_scores_near_one_stay_apart_in_voc_files(seed: int) -> None:
         found = {line.split()[0]: line.split()[1] for line in text.splitlines()}
         assert [kind(found[f"i{n}"]) for n in range(len(rows))] == given.scores.tolist()
         assert all(re.fullmatch(r"[01]\.\d{6,}", score) for score in found.values())
+
+
+ODD = {
+    "image_id": (7, 9, "7", "a/7.jpg", 7.0, True, 2**70, None),
+    "category_id": (5, 17, "5", 5.0, False, -(2**63), 2**63),
+    "bbox": (
+        [1, 2.5, 3, 4],
+        [0, 0, 0, 0],
+        [1, 2, 3],
+        [1, 2, -3, 4],
+        [1, 2, 3e9, 4],
+        ["1", 2, 3, 4],
+    ),
+    "score": (0.1, 1, 2, "0.5", float("nan"), float("inf"), 10**400, None),
+    "extra": ({"deep": [1]}, "\u00e9", 1e999),
+}
+
+
+def test_read_by_types_is_as_read_one_by_one_or_not_at_all(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path, read = tmp_path / "d.json", 0
+    for _ in range(300):
+        records = [
+            {
+                key: values[int(rng.integers(len(values))) if rng.random() < 0.1 else 0]
+                for key, values in ODD.items()
+            }
+            for _ in range(int(rng.integers(0, 5)))
+        ]
+        write(path, records)
+        by_types = _by_types(path)
+        if by_types is None:
+            continue
+        read += 1
+        one_by_one = _one_by_one(path)
+        assert by_types.image_ids == one_by_one.image_ids
+        assert by_types.category_ids == one_by_one.category_ids
+        assert by_types.odd == one_by_one.odd
+        np.testing.assert_array_equal(by_types.xywh, one_by_one.xywh)
+        np.testing.assert_array_equal(by_types.scores, one_by_one.scores)
+    assert 100 < read < 280
+
+
+def test_more_records_than_are_read_together_stay_in_order(tmp_path: Path) -> None:
+    records = [RECORD | {"score": row / 20_000, "bbox": [row, 0, 1, 1]} for row in range(12_001)]
+    path = write(tmp_path / "d.json", records)
+    assert _by_types(path) is not None
+    found, notes = read_coco_results(path, TRUTH)
+    assert notes == []
+    assert to_coco_results(found) == records
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
+def test_other_encodings_are_read_too(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_bytes(json.dumps([RECORD]).encode(encoding))
+    same(read_coco_results(path, TRUTH)[0], predictions_of([HIT]))

@@ -13,6 +13,7 @@ from defusedxml.ElementTree import parse
 from detres.class_map import ClassMap, ClassMismatchError
 from detres.detection.annotations import Annotations
 from detres.detection.data.voc import read_voc
+from detres.detection.evaluation.matches import divided_by_class
 from detres.detection.evaluation.result_files import read_voc_results
 from detres.detection.evaluation.voc_ap import average_precision, evaluate_voc
 from detres.detection.structures import Predictions
@@ -464,3 +465,11 @@ def test_half_a_million_detections_take_seconds() -> None:
     )
     result = evaluate_voc(truth, predictions, metric="voc07")
     assert 0 < result.metrics["mAP"] < 0.2
+
+
+def test_rows_are_divided_by_class_in_their_order() -> None:
+    labels = np.array([2, 1, 2, 4, 1])
+    divided = divided_by_class(np.array([4, 2, 0, 3]), labels, 4)
+    assert [rows.tolist() for rows in divided] == [[4], [2, 0], [], [3]]
+    assert [len(rows) for rows in divided_by_class(np.zeros(0, np.int64), labels, 2)] == [0, 0]
+    assert divided_by_class(np.zeros(0, np.int64), labels, 0) == []

@@ -107,6 +107,12 @@ def test_what_is_learned_from(tmp_path: Path) -> None:
     write_coco(tmp_path, [(90, 120)], [box(1)])
     config = config_of(tmp_path)
     train = read_localisation(config.data, "train")
+    kept = config.model_copy(update={"data": config.data.model_copy(update={"cache_gib": 0.001})})
+    with_cache = build_train_set(kept, train)
+    for _ in range(2):
+        again = with_cache[0, 3].image
+        np.testing.assert_array_equal(again, build_train_set(config, train)[0, 3].image)
+    assert len(with_cache.cache) == 1
     image, target, original, _, seed = build_train_set(config, train)[0, 3]
     assert image.shape == (64, 64, 3)
     assert original == (90, 120)

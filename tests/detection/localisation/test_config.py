@@ -28,6 +28,7 @@ def test_the_papers_values_are_the_defaults() -> None:
     ("more", "message"),
     [
         ({"data": {"color": 0.5}}, "data.color is the detector's"),
+        ({"data": {"reduced_decode": True}}, "data.reduced_decode is the detector's"),
         ({"data": {"val_proposals": "x"}}, "R-CNN's are made by model.rcnn.proposals"),
         ({"eval": {"short_side": 48}}, "eval.short_side 48 px does not hold a crop"),
         ({"eval": {"max_side": 90}}, "max_side 90 px is less than a short side of 96 px"),
