@@ -21,6 +21,7 @@ _HOMES = {
     "evaluate_coco": "detres.detection.evaluation.coco_ap",
     "evaluate_voc": "detres.detection.evaluation.voc_ap",
     "load": "detres.predictors",
+    "resume": "detres.detection.resumed_run",
     "train": "detres.detection.own_run",
 }
 __all__ = sorted(_HOMES)

@@ -9,6 +9,7 @@ from detres.detection.evaluation.voc_ap import evaluate_voc as evaluate_voc
 from detres.detection.inference.results import Results as Results
 from detres.detection.own_run import train as train
 from detres.detection.predictor import Predictor as Predictor
+from detres.detection.resumed_run import resume as resume
 from detres.detection.structures import Detections as Detections
 from detres.detection.structures import Predictions as Predictions
 from detres.predictors import load as load

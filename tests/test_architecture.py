@@ -129,6 +129,7 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
     f"{D}.chosen_settings": (SHARED | {D}, BASE),
     f"{D}.own_data": (SHARED | {D}, {"torch"}),
     f"{D}.own_run": (SHARED | {D}, {"torch"}),
+    f"{D}.resumed_run": (SHARED | {D}, {"torch"}),
     f"{D}.time_budget": (SHARED | {D}, BASE),
     f"{D}.training": (SHARED | {D}, BASE),
     f"{D}.judging": (SHARED | {D}, BASE),

@@ -20,7 +20,8 @@ from detres.engine.distributed import Group
 from detres.files import write_text
 from detres.runs.environment import write_environment
 from detres.runs.folder import CONFIG, ENVIRONMENT, new_run_folder
-from detres.runs.run import Judgement, TrainingRun
+from detres.runs.judgement import Judgement
+from detres.runs.run import TrainingRun
 
 
 class UnkeptTraining(DetectionTraining):

@@ -30,7 +30,8 @@ from detres.files import write_text
 from detres.images.source import ImageArrays, ImageShards, LabelledImages
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import CLASSIFIER_WEIGHTS, METRICS
-from detres.runs.run import Judgement, TrainingRun
+from detres.runs.judgement import Judgement
+from detres.runs.run import TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import compile_where_asked, share_of, with_batch_that_fits
 from detres.runs.state import reading_field

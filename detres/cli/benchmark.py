@@ -1,5 +1,5 @@
 """Time a detector, its input and evaluation, a backbone, or the input and training of a classifier
-against torchvision's and pycocotools, and what padding costs: `benchmark WHAT`.
+against torchvision's and pycocotools, what padding costs, and what a run writes: `benchmark WHAT`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ JOBS = (
     "data",
     "annotations",
     "eval",
+    "recorder",
 )
 
 

@@ -215,8 +215,9 @@ def add_training_flags(
     )
     parser.add_argument(
         "--deterministic",
-        action="store_true",
-        help="equal weights for equal seeds, on a GPU too, or an error that names the operation",
+        action=argparse.BooleanOptionalAction,
+        help="equal weights for equal seeds, on a GPU too, or an error that names the operation "
+        "(default: no; with --resume: as the run was)",
     )
     parser.add_argument(
         "--accept-data-change",

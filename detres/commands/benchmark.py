@@ -1,5 +1,5 @@
 """Time a detector, its input and evaluation, a backbone, or the input and training of a classifier
-against torchvision's and pycocotools, and what padding costs: `benchmark WHAT`.
+against torchvision's and pycocotools, what padding costs, and what a run writes: `benchmark WHAT`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from detres.benchmarks.detector import benchmark_detector, benchmark_padding
 from detres.benchmarks.evaluation import benchmark_evaluation
 from detres.benchmarks.loading import benchmark_loading
 from detres.benchmarks.pyramid import benchmark_pyramid
+from detres.benchmarks.recorder import benchmark_recorder
 from detres.benchmarks.timing import Timing
-from detres.cli.flags import say
+from detres.cli.flags import DETECTION_CONFIG, say
+from detres.config import load_config
+from detres.detection.config import DetectionConfig
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
@@ -43,6 +46,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
         benchmark_evaluation(timing)
     elif arguments.what == "pyramid":
         benchmark_pyramid(timing, arguments.short_side)
+    elif arguments.what == "recorder":
+        benchmark_recorder(timing, load_config(DETECTION_CONFIG, DetectionConfig))
     elif arguments.what == "padding":
         benchmark_padding(timing, arguments.backbone, arguments.short_side, arguments.rois)
     else:

@@ -13,6 +13,7 @@ from detres.cli.flags import called_as, notice, resume_line_of
 from detres.cli.paths import config_path
 from detres.config import Section, load_config, with_overrides
 from detres.detection.named_weights import weights_called
+from detres.engine.determinism import compute_alike
 from detres.runs.environment import first_arguments
 from detres.runs.folder import (
     ENVIRONMENT,
@@ -92,9 +93,11 @@ def saved_run(
     alone, the one saved last, which is said: of those of that name, or called `name`, or as the
     configuration of --cfg, else of all.
 
-    wing: that it must be of. more: keys that its last.pt must have beside those of every run. read:
-    what reads its folder. Raises what newest_run and SavedRun.read raise, with the command that
-    does what was wanted; NoRunError where no run of the wing was saved.
+    A run that was deterministic is so from here on, see _as_alike. wing: that it must be of. more:
+    keys that its last.pt must have beside those of every run. read: what reads its folder.
+
+    Raises what newest_run and SavedRun.read raise, with the command that does what was wanted;
+    NoRunError where no run of the wing was saved.
     """
     if name is None and arguments.cfg:
         name = read_config(config_path(arguments.cfg), kind, []).name
@@ -110,11 +113,11 @@ def saved_run(
 
     try:
         if not given and name is None:
-            return _saved_last(read_run, wing)
+            return _as_alike(_saved_last(read_run, wing), arguments)
         if not given:
             folder = newest_run(name)
             notice(f"resuming {folder}")
-        return read_run(folder)
+        return _as_alike(read_run(folder), arguments)
     except NothingSavedError as error:
         begun = first_arguments(error.folder / ENVIRONMENT)
         again = "the command that began it"
@@ -126,6 +129,16 @@ def saved_run(
             raise
         line = resume_line_of(WINGS[error.wing])(folder, {})
         raise ValueError(f"{error}; it goes on with: {line}") from None
+
+
+def _as_alike(saved: AnySaved, arguments: argparse.Namespace) -> AnySaved:
+    """The run; what is computed from here on is deterministic where it was, which is said, unless
+    --deterministic or --no-deterministic is given.
+    """
+    if arguments.deterministic is None and saved.computes_alike:
+        compute_alike()
+        notice(f"{saved.folder} goes on with --deterministic; --no-deterministic ends that")
+    return saved
 
 
 def _is_name(given: str) -> bool:

@@ -60,8 +60,8 @@ HINTS = {
         "as they are now",
     ),
     DeterminismError: (
-        "leave --deterministic out, or choose other settings (model.roi.pool, train.precision), or "
-        "--device cpu",
+        "leave --deterministic out (--resume DIR: --no-deterministic), or choose other settings "
+        "(model.roi.pool, train.precision), or --device cpu",
     ),
     StepMemoryError: (
         "a smaller train.batch_size with train.accumulate for the rest, smaller images "
@@ -153,8 +153,8 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
 
     parser: of the command; hints name no flag that it does not have. Status 0, 2 after bad input, 1
     after a non-finite loss, the end of the memory or of a worker, 130 after Ctrl-C, 141 where
-    nobody reads any more what is said. Any other error is a fault of ours and goes on, with a line
-    that asks for a report.
+    nobody reads any more what is said. Any other error is a fault of ours and goes on, after a
+    line that asks for a report.
     """
     end = Ending()
     accept_any_text()
@@ -193,16 +193,16 @@ def ending(parser: argparse.ArgumentParser) -> Iterator[Ending]:
         elif kind == "memory":
             write_line(f"error: {_message(MemoryError(_asked_for(error)), parser)}", sys.stderr)
         else:
-            error.add_note(_REPORT)
+            write_line(_REPORT, sys.stderr)
             raise
         end.status = 1
-    except Exception as error:
-        error.add_note(_REPORT)
+    except Exception:
+        write_line(_REPORT, sys.stderr)
         raise
 
 
 _REPORT = (
-    "This is a fault of detres, not of what it was given: please report it with the lines above."
+    "This is a fault of detres, not of what it was given: please report it with the lines below."
 )
 
 

@@ -13,14 +13,10 @@ from detres.cli.flags import DETECTION_CONFIG, resume_line_of, say
 from detres.commands.configured import configured_name, saved_run
 from detres.commands.own_data import new_run, run_name
 from detres.commands.several import settle_resume, several
-from detres.detection.alternating import (
-    TRAININGS,
-    AlternatingRun,
-    SavedAlternating,
-    read_saved,
-)
+from detres.detection.alternating import AlternatingRun, read_saved
 from detres.detection.config import DetectionConfig
 from detres.detection.data.box_policy import AnnotationError
+from detres.detection.resumed_run import resumed
 from detres.detection.weights_file import WING
 from detres.engine.distributed import Group
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
@@ -76,15 +72,11 @@ def run_of(arguments: argparse.Namespace, group: Group) -> TrainingRun | Alterna
         return replace(new, group=group).begin(arguments.out, resume_line=resume_line)
     with group.together():
         saved = saved_run(arguments, DetectionConfig, WING, read=read_saved, name=own)
-        if isinstance(saved, SavedAlternating) and group.size > 1:
-            raise ValueError(f"{saved.folder} trains on one process: resume it without torchrun")
-    accepted = arguments.accept_data_change
-    if isinstance(saved, SavedAlternating):
-        return AlternatingRun.resume(
-            saved, device=device, resume_line=resume_line, accept_data_change=accepted
+    with resuming(arguments):
+        return resumed(
+            saved,
+            group,
+            device=device,
+            resume_line=resume_line,
+            accept_data_change=arguments.accept_data_change,
         )
-    with group.together(), resuming(arguments):
-        training = TRAININGS[saved.config.train.scheme].resume(saved, device, group)
-    return TrainingRun.resume(
-        saved, training, device=device, resume_line=resume_line, accept_data_change=accepted
-    )

@@ -136,7 +136,8 @@ class SavedAlternating:
 
     phase: the step it is in, 0..3. config: to go on with; earlier: as it was. init_from: weights
     that the first two steps start from. data: split -> a digest of what is learned from, {} before
-    the first step. seconds: that the steps before took.
+    the first step. seconds: that the steps before took. computes_alike: whether it was
+    deterministic.
     """
 
     folder: Path
@@ -146,6 +147,7 @@ class SavedAlternating:
     init_from: str | None
     data: dict[str, str]
     seconds: float = 0.0
+    computes_alike: bool = False
 
     @classmethod
     def read(
@@ -169,6 +171,9 @@ class SavedAlternating:
             seconds = found.get("seconds", 0.0)  # earlier versions did not keep them
             if type(seconds) is not float or not 0 <= seconds < math.inf:
                 raise ValueError(f"seconds {seconds!r:.40} are no time")
+            computes_alike = found.get("deterministic", False)  # nor this
+            if type(computes_alike) is not bool:
+                raise ValueError(f"deterministic {computes_alike!r:.40} is neither true nor false")
             tree = dict(found["config"])
         except (JsonError, TextError) as error:
             raise CheckpointError(str(error)) from None
@@ -186,7 +191,7 @@ class SavedAlternating:
                 )
         if root:
             config = config.model_copy(update={"data": with_data_root(config.data, root)})
-        return cls(folder, phase, config, earlier, init_from, data, seconds)
+        return cls(folder, phase, config, earlier, init_from, data, seconds, computes_alike)
 
 
 def read_saved(
@@ -287,6 +292,7 @@ class AlternatingRun:
         device: torch.device,
         resume_line: ResumeLine,
         accept_data_change: bool = False,
+        writers: Sequence[Writer] = (),
     ) -> AlternatingRun:
         """Go on with a run in the step that it is in; raises InUseError, and what the constructor
         raises.
@@ -300,6 +306,7 @@ class AlternatingRun:
                 device=device,
                 resume_line=resume_line,
                 accept_data_change=accept_data_change,
+                writers=writers,
             )
             done = sum(config.train.steps for config in run.configs[: saved.phase])
             write_environment(run.folder / names.ENVIRONMENT, device, start_step=done)
@@ -339,6 +346,7 @@ class AlternatingRun:
             "init_from": self.init_from,
             "data": self.data,
             "seconds": self._seconds(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
             "config": json.loads(self.config.model_dump_json()),
         }
         write_text(self.folder / names.PHASE, json.dumps(state, indent=2) + "\n")

@@ -117,18 +117,18 @@ class WithLosses:
             self._take(images, targets)
             yield images, targets
 
-    def means(self, group: Group) -> dict[str, float]:
+    def means(self, group: Group) -> tuple[dict[str, float], int]:
         """Return "val_loss", the total, and "val_" and the name of every term: means over the
-        images that have passed in all processes of `group`; empty without any.
+        images that have passed in all processes of `group`, empty without any; and their number.
         """
         own = {name: value.item() for name, value in self.sums.items()}
         found = group.gather((own, self.number))
-        self.number = sum(number for _, number in found)
+        number = sum(each for _, each in found)
         names = dict.fromkeys(name for sums, _ in found for name in sums)
-        return {
-            f"val_{name}": sum(sums.get(name, 0.0) for sums, _ in found) / self.number
-            for name in names
+        means = {
+            f"val_{name}": sum(sums.get(name, 0.0) for sums, _ in found) / number for name in names
         }
+        return means, number
 
     def _take(self, images: ImageBatch, targets: list[Target]) -> None:
         with evaluating(self.model):

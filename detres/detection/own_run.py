@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from detres.detection.detector import Detector
 from detres.detection.duration import LENGTHS, in_units, seconds_of
 from detres.detection.named_weights import weights_called
 from detres.detection.own_data import OwnData
+from detres.detection.resumed_run import resume_line_with
 from detres.detection.time_budget import pace_of, with_time
 from detres.engine.distributed import Group
 from detres.engine.writers import Writer, require_writers
@@ -191,13 +191,6 @@ def train(
         offline=offline,
         say=write_line,
     )
-    with new.begin(out, resume_line=_resume_line, writers=writers) as run:
+    with new.begin(out, resume_line=resume_line_with(writers), writers=writers) as run:
         run.train()
     return Detector.load(run.folder)
-
-
-def _resume_line(folder: Path, settings: dict[str, float]) -> str:
-    """The command that goes on with a run, where it is installed."""
-    changed = "".join(f" {key}={value:g}" for key, value in settings.items())
-    resumed = f"detres train-det --resume {shlex.quote(str(folder))}"
-    return f"{resumed} --set{changed}" if changed else resumed

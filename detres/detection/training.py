@@ -60,7 +60,8 @@ from detres.files import (
 )
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PREDICTIONS, SPLIT
-from detres.runs.run import Judgement, TrainingRun
+from detres.runs.judgement import Judgement
+from detres.runs.run import TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import (
     build_optimizer,
@@ -351,7 +352,7 @@ class DetectionTraining:
             device=self.device,
         )
         found = self.found_together(truth, batches)
-        losses = batches.means(self.group)
+        losses, loss_images = batches.means(self.group)
         if found is None:
             return self.group.broadcast(None)
         evaluation = compared = self.measure(truth, found, whole=whole)
@@ -363,7 +364,7 @@ class DetectionTraining:
                 compared.metrics[compared.best_metric],
                 images=(len(truth), len(held_out.val)),
                 losses=losses,
-                loss_images=batches.number,
+                loss_images=loss_images,
             )
         )
 

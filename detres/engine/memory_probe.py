@@ -12,7 +12,12 @@ import torch
 from torch import nn
 
 from detres.engine.distributed import Group
-from detres.engine.memory import is_out_of_memory, taken_at_most
+from detres.engine.memory import (
+    StepMemoryError,
+    described,
+    is_out_of_memory,
+    taken_at_most,
+)
 from detres.engine.probes import Precision
 from detres.engine.step import Batch, GradientStep
 
@@ -33,6 +38,24 @@ def step_peak(model: nn.Module, batch: Batch, device: torch.device, precision: P
         GradientStep(model, model, Group(), device, precision).whole([batch], seed=0)
         del momenta
     return peak.bytes
+
+
+def peak_in_words(
+    model: nn.Module, batch: Batch, device: torch.device, precision: Precision
+) -> str:
+    """Return how much one step on the worst batch takes at the peak, of how much there is; raises
+    StepMemoryError where there is not enough.
+    """
+    what = f"worst batch, {described([batch])}"
+    try:
+        peak = step_peak(model, batch, device, precision)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StepMemoryError(f"the {what}") from error
+    limit = memory_of(device)
+    of = "" if limit is None else f" of {in_gib(limit)}"
+    return f"{what}: {in_gib(peak)}{of} at the peak"
 
 
 def memory_of(device: torch.device) -> int | None:

@@ -52,6 +52,20 @@ def require_writers(writers: Sequence[object]) -> None:
             )
 
 
+def kinds_of(writers: Sequence[object]) -> list[str]:
+    """Return the classes of writers by name, as a state keeps them."""
+    return [type(writer).__name__ for writer in writers]
+
+
+def lacking(before: object, now: Sequence[str]) -> list[str]:
+    """Return the kinds that a state had before and that are not among those of now; raises
+    ValueError for what is no list of names.
+    """
+    if not isinstance(before, list) or not all(isinstance(kind, str) for kind in before):
+        raise ValueError(f"{before!r:.40} are no names of writers")
+    return [kind for kind in dict.fromkeys(before) if kind not in now]
+
+
 class Writers:
     """Several writers that are told the same, as a Writer is; say: called with a line about one
     that fails.

@@ -26,6 +26,7 @@ def facts_of(device: torch.device) -> dict[str, object]:
         "opencv": cv2.__version__,
         "threads": torch.get_num_threads(),
         "device": _device_name(device),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
 

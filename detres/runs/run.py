@@ -10,15 +10,14 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from detres.config import by_key, to_yaml, what_differs
+from detres.config import to_yaml, what_differs
 from detres.console import plural
 from detres.engine.determinism import OrderDigest, explained, shown, weights_digest
 from detres.engine.distributed import ElsewhereError, Group
@@ -26,8 +25,7 @@ from detres.engine.ema import WeightAverage, having
 from detres.engine.flight_recorder import FlightRecorder, NonFiniteLossError
 from detres.engine.log import QuietLog, RunLog
 from detres.engine.loop import LoopSettings, fit
-from detres.engine.memory import StepMemoryError, described, is_out_of_memory
-from detres.engine.memory_probe import in_gib, memory_of, step_peak
+from detres.engine.memory_probe import peak_in_words
 from detres.engine.meter import Meter
 from detres.engine.optimizers import restore, saved_state
 from detres.engine.probes import native_precision
@@ -36,15 +34,20 @@ from detres.engine.scaling import restore_scaler, scaler_of
 from detres.engine.schedule import Schedule
 from detres.engine.step import Batch, GradientStep
 from detres.engine.stop import Interrupted
-from detres.engine.writers import Writer
+from detres.engine.writers import Writer, kinds_of, lacking
 from detres.files import first_line, write_text
 from detres.runs import folder as names
+from detres.runs.advice import advice_on, batch_in_words
+from detres.runs.agreement import require_same_everywhere
 from detres.runs.bundle import write_bundle
+from detres.runs.changes import changed_data, changed_length
 from detres.runs.environment import facts_of, other_facts, write_environment
 from detres.runs.fingerprint import DataChangedError, Fingerprint
+from detres.runs.judgement import Evaluation, Judgement
 from detres.runs.lock import FolderLock, FollowedFolder
 from detres.runs.saved import SavedRun
 from detres.runs.settings import TrainConfig
+from detres.runs.skipped import SkippedImages
 from detres.runs.state import (
     FORMAT,
     reading_field,
@@ -55,72 +58,12 @@ ResumeLine = Callable[[Path, dict[str, float]], str]
 """Run folder and settings, key -> value, -> the command line that goes on with them."""
 
 
-LISTED = 4
-"""Of images that could not be read, so many are named in a line."""
-
-
 class RunConfig(Protocol):
     """What the configurations of both wings have in common."""
 
     name: str
     seed: int
     train: TrainConfig
-
-
-class Evaluation(Protocol):
-    """The numbers of one evaluation: metrics by name, None where there was nothing to measure."""
-
-    metrics: dict[str, float | None]
-    best_metric: str
-
-    def table(self) -> str:
-        """Return the numbers for people, with their protocol."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """One evaluation of a run, and what it can be compared by.
-
-    comparable: the deciding metric on the images that all evaluations of the run look at, None
-    where there was nothing to measure. images: of how many held-out images the evaluation is, and
-    how many there are; None: it is of all. losses: name -> mean loss on the `loss_images` that all
-    look at; empty where none is computed.
-    """
-
-    evaluation: Evaluation
-    comparable: float | None
-    images: tuple[int, int] | None = None
-    losses: Mapping[str, float] = field(default_factory=dict)
-    loss_images: int = 0
-
-    @classmethod
-    def of_all(cls, evaluation: Evaluation) -> Judgement:
-        """Return that of a training which looks at all held-out images every time."""
-        return cls(evaluation, evaluation.metrics[evaluation.best_metric])
-
-    def record(self) -> dict[str, float | None]:
-        """Return what metrics.jsonl holds of it, by name."""
-        found = {**self.evaluation.metrics, **self.losses}
-        if self.images is not None:
-            found["images"] = self.images[0]
-        own = self.evaluation.metrics[self.evaluation.best_metric]
-        return found if self.comparable == own else {**found, "compared_by": self.comparable}
-
-    def table(self) -> str:
-        """Return the numbers for people; first, where that is so, of how few images they are."""
-        lines = [self.evaluation.table()]
-        if self.images is not None and self.images[0] < self.images[1]:
-            lines.insert(
-                0,
-                f"on {self.images[0]} of {self.images[1]} held-out images, the same every time; on "
-                "all of them at the end",
-            )
-        if self.losses:
-            shown = "  ".join(f"{_short(name)} {each:.3f}" for name, each in self.losses.items())
-            fewer = self.images is not None and self.loss_images < self.images[0]
-            of = f"  (of the same {self.loss_images} images)" if fewer else ""
-            lines.append(f"held-out {shown}{of}")
-        return "\n".join(lines)
 
 
 class Training(Protocol):
@@ -212,9 +155,9 @@ class TrainingRun:
         self.scaler = scaler_of(self.config.train.precision, device)
         self.earlier_s = 0.0  # that a resumed run has taken before
         self.evaluation: Evaluation | None = None
-        self.skipped: set[str] | None = None
-        self.unlisted: list[str] = []  # images that could not be read, in this process
+        self.skipped = SkippedImages(self.folder / names.SKIPPED, self.group)
         self.settings_said = False
+        self.writers = kinds_of(writers)  # that it has, or had before it was resumed
         self.unsaved = saved is None  # what it begins with
         self.data = training.fingerprints() if resume_line is not None else {}
         if saved is not None:
@@ -263,7 +206,7 @@ class TrainingRun:
                     write_text(lock.folder / names.CONFIG, to_yaml(config))
                     training.begin(lock.folder)
                 run = cls(lock, training, device=device, resume_line=resume_line, writers=writers)
-            run.require_same_everywhere()
+            require_same_everywhere(group, run.config, run.data)
             run.settings_said = settings_said
             return run
         except BaseException:
@@ -299,7 +242,7 @@ class TrainingRun:
                     accept_data_change=accept_data_change,
                     writers=writers,
                 )
-            run.require_same_everywhere()
+            require_same_everywhere(group, run.config, run.data)
             return run
         except BaseException:
             lock.release()
@@ -391,17 +334,9 @@ class TrainingRun:
         """Say how much memory the worst batch that the settings allow takes at most, of those that
         are gone through at once; raises StepMemoryError where there is not enough.
         """
-        train = self.config.train
+        train, model = self.config.train, self.training.model
         batch = self.training.worst_batch(train.batch_size // self.group.size)
-        try:
-            peak = step_peak(self.training.model, batch, self.device, train.precision)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise StepMemoryError(f"the worst batch, {described([batch])}") from error
-        limit = memory_of(self.device)
-        of = "" if limit is None else f" of {in_gib(limit)}"
-        self.log.line(f"worst batch, {described([batch])}: {in_gib(peak)}{of} at the peak")
+        self.log.line(peak_in_words(model, batch, self.device, train.precision))
 
     def evaluate(self) -> None:
         """Evaluate at this step, log it, let the training keep what it keeps, and save; the
@@ -442,9 +377,8 @@ class TrainingRun:
         """Write last.pt, from which the run goes on; nothing for a run that cannot be resumed. All
         processes of the group call this, the first one writes.
         """
-        for unlisted in self.group.gather(self.unlisted):
-            self._list(unlisted)
-        self.unlisted, order = [], self.order.of_all(self.group)
+        self.skipped.list_of_all(self.log.line)
+        order = self.order.of_all(self.group)
         if self.resume_line is None or not self.group.is_first:
             return
         self.lock.require_held()
@@ -461,6 +395,7 @@ class TrainingRun:
             "meter": self.meter.state(),
             "seconds": self._seconds(),
             "order": order,
+            "writers": self.writers,
             "model": {name: tensor.contiguous() for name, tensor in model.items()},
             "optimizer": saved_state(self.training.optimizer),
             **({} if self.average is None else {"average": self.average.state()}),
@@ -473,53 +408,7 @@ class TrainingRun:
         """Add the names of images that could not be read to skipped.txt, each once, and say so; of
         several processes when the run is saved.
         """
-        if self.group.size > 1:
-            self.unlisted += files
-        else:
-            self._list(files)
-
-    def require_same_everywhere(self) -> None:
-        """Raise ValueError in the first process of the group, ElsewhereError in the others, where
-        they have other settings or data than the first.
-        """
-        settings = by_key(self.config.model_dump(mode="json"))
-        settings.pop("data.root", None)
-        data = {name: found.records for name, found in self.data.items()}
-        with self.group.together():
-            others = enumerate(self.group.gather((settings, data)))
-            if not self.group.is_first:
-                return
-            for rank, (other, other_data) in others:
-                keys = sorted(key for key in settings if settings[key] != other.get(key))
-                if keys:
-                    raise ValueError(
-                        f"process {rank} has {keys[0]} {other.get(keys[0])}, the first one "
-                        f"{settings[keys[0]]}: start all with the same settings"
-                    )
-                for name, records in data.items():
-                    if not torch.equal(records, other_data[name]):
-                        raise ValueError(
-                            f"process {rank} reads other data as {name} than the first one: give "
-                            "all the same"
-                        )
-
-    def _list(self, files: Iterable[str]) -> None:
-        if not self.group.is_first:
-            return
-        path = self.folder / names.SKIPPED
-        if self.skipped is None:
-            self.skipped = set(
-                path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()
-            )
-        new = [name for name in files if name not in self.skipped]
-        if new:
-            self.skipped.update(new)
-            write_text(path, "".join(f"{name}\n" for name in sorted(self.skipped)))
-            more = f" and {len(new) - LISTED} more" if len(new) > LISTED else ""
-            self.log.line(
-                f"damaged, skipped: {', '.join(new[:LISTED])}{more} "
-                f"({len(self.skipped)} so far, listed in {path})"
-            )
+        self.skipped.add(files, self.log.line)
 
     def duration(self) -> str:
         """Return in words the time that the run has taken, that before it was resumed included."""
@@ -564,6 +453,14 @@ class TrainingRun:
         if "order" in state:  # earlier versions did not keep it
             with reading_field(path, "order"):
                 self.order.restore(state["order"], self.group)
+        with reading_field(path, "writers"):  # earlier versions did not keep them
+            lacks = lacking(state.get("writers", []), self.writers)
+        if lacks:
+            self.writers += lacks
+            self.notes.append(
+                f"its numbers went to {', '.join(lacks)} too, and no more from here on: in Python, "
+                "resume takes writers"
+            )
         if self.average is not None:
             with reading_field(path, "average"):
                 self.average.restore(state["average"])
@@ -573,7 +470,8 @@ class TrainingRun:
         with reading_field(path, "optimizer"):
             complete = not saved.is_of_format_1
             restore(self.training.optimizer, state["optimizer"], complete=complete)
-        if (note := self._new_length(saved)) is not None:
+        note = changed_length(saved, self.schedule, self.progress, self.training.num_images)
+        if note is not None:
             self.notes.append(note)
         if not self.group.is_first:
             return
@@ -587,44 +485,23 @@ class TrainingRun:
         write_text(config, to_yaml(self.config))
         self.unsaved = True
 
-    def _new_length(self, saved: SavedRun) -> str | None:
-        """What is to be said where a resumed run is longer or shorter than it was to be."""
-        before, milestones = saved.earlier.train.in_steps(self.training.num_images)
-        now = self.schedule.steps
-        if now == before:
-            return None
-        earlier = replace(self.schedule, steps=before, milestones=milestones)
-        rates = [f"{each.at(self.progress):g}" for each in (self.schedule, earlier)]
-        return (
-            f"goes on to step {now}, where {before} was the end: the {self.schedule.shape} "
-            f"schedule is that of {now} steps from here on, lr "
-            f"{' in place of '.join(dict.fromkeys(rates))}"
-        )
-
     def _compare_data(self, saved: SavedRun, accepted: bool) -> None:
         """Raise DataChangedError when the data are not those of a saved run, unless `accepted`."""
-        before, now = saved.state["num_images"], self.training.num_images
-        changed = f"{before} training images then, {now} now" if before != now else None
         if "data" not in saved.state:
             self.notes.append(
                 f"{saved.path} is of an earlier version and does not say which data it was trained "
                 "on: only their number was compared"
             )
-        with reading_field(saved.path, "data"):
-            for split, now_there in (self.data if "data" in saved.state else {}).items():
-                found = now_there.what_changed(saved.state["data"][split])
-                changed = f"in {split}, {found}" if found is not None else changed
-                if found is not None:
-                    break
+        changed = changed_data(saved, self.data, self.training.num_images)
         if changed is None:
             with reading_field(saved.path, "progress"):
                 self._require_within_schedule()
-            return
-        if not accepted:
+        elif accepted:
+            self.notes.append(f"goes on with other data than it was trained on: {changed}")
+        else:
             raise DataChangedError(
                 f"the data are not those that {saved.path} was trained on: {changed}"
             )
-        self.notes.append(f"goes on with other data than it was trained on: {changed}")
 
     def _require_within_schedule(self) -> None:
         if self.progress.step > self.schedule.steps:
@@ -653,60 +530,13 @@ class TrainingRun:
             self.log.line(f"from  {self.training.loaded}")
         self.log.line(
             f"{self.folder}: steps {step}..{steps} ({epochs:.4g} epochs), lr "
-            f"{settings.effective_lr:g} at batch {self._batch()} (lr {settings.lr:g} for "
-            f"{settings.reference_batch}), device {self.device}, "
+            f"{settings.effective_lr:g} at batch {batch_in_words(settings, self.group.size)} "
+            f"(lr {settings.lr:g} for {settings.reference_batch}), device {self.device}, "
             f"{plural(torch.get_num_threads(), 'thread')}, {settings.precision}"
         )
-        warmup = self.schedule.warmup_steps
-        if warmup > steps and self.schedule.warmup_until_error is None:
-            self.notes.append(
-                f"the warm-up of {warmup} steps (train.warmup_steps) is longer than the run: its "
-                f"rate stays below {settings.effective_lr:g}"
-            )
-        if (note := self._of_batch_norm()) is not None:
-            self.notes.append(note)
-        every = settings.evaluated_every(steps)
-        on_the_way = (steps - 1) // every if every else 0
-        if settings.early_stopping >= max(on_the_way, 1):  # the first is better than none
-            self.notes.append(
-                f"train.early_stopping={settings.early_stopping} cannot act: there are "
-                f"{on_the_way} evaluations on the way, the first of them among these"
-            )
+        self.notes += advice_on(settings, self.schedule, self.training.model, self.group.size)
         for note in self.notes:
             self.log.line(f"note: {note}")
-
-    def _of_batch_norm(self) -> str | None:
-        """What is to be said of a batch norm that learns where a step is divided; None: nothing."""
-        size, parts = self.group.size, self.config.train.accumulate
-        norms = [
-            norm
-            for norm in self.training.model.modules()
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        ]
-        together = self.config.train.batch_size
-        if size > 1 and any(type(norm) is nn.BatchNorm2d for norm in norms):
-            return (
-                f"batch norm takes its statistics from the {together // size} images of each "
-                "process, so the result depends on their number: norm=sync takes them from all, "
-                "norm=frozen and norm=group need none"
-            )
-        if parts > 1 and norms:
-            return (
-                f"batch norm takes its statistics from {together} images at once, not from all "
-                f"{self.config.train.images_per_step} of a step: norm=frozen and norm=group need "
-                "none"
-            )
-        return None
-
-    def _batch(self) -> str:
-        """How many images a step has, and how they are divided."""
-        settings, size = self.config.train, self.group.size
-        divided = [] if size == 1 else [plural(size, "process", "processes")]
-        if settings.accumulate > 1:
-            divided.append(f"{settings.accumulate} parts one after the other")
-        each = settings.batch_size // size
-        said = f" ({' x '.join(divided)} of {plural(each, 'image')})" if divided else ""
-        return f"{settings.images_per_step}{said}"
 
     def _evaluated_once_more(self) -> Evaluation:
         step, steps = self.progress.step, self.schedule.steps
@@ -739,10 +569,6 @@ def in_words(duration: float) -> str:
     """Return a duration in s as minutes and seconds."""
     minutes, seconds = divmod(round(duration), 60)
     return f"{minutes} min {seconds} s"
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("val_").removeprefix("loss_")
 
 
 def _checked_seconds(value: object) -> float:

@@ -112,6 +112,12 @@ class SavedRun:
         return cls(folder, path, state, config, earlier, notes, stamp)
 
     @property
+    def computes_alike(self) -> bool:
+        """Whether it was deterministic: torch computed equal results from equal inputs."""
+        with reading_field(self.path, "environment"):
+            return self.state.get("environment", {}).get("deterministic") is True
+
+    @property
     def is_of_format_1(self) -> bool:
         """Whether an earlier version wrote the state."""
         return "format" not in self.state

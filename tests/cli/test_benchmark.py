@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import pytest
 
@@ -46,6 +47,16 @@ def test_benchmark_of_the_classifier_s_input(what, jobs, capsys):
     assert benchmark.main([what, "--repeats", "1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
     assert [" ".join(row.split()[:2]) for row in rows] == jobs
+
+
+@pytest.mark.slow
+def test_benchmark_of_what_a_run_keeps(capsys):
+    assert benchmark.main(["recorder", "--repeats", "1", "--device", "cpu"]) == 0
+    *_, row, parts = capsys.readouterr().out.splitlines()
+    assert row.startswith("a training step of shapes_r18")
+    assert "times as fast" in row
+    share = float(re.search(r"of a step: flight recorder .* together (\S+)%$", parts)[1])
+    assert share > 0
 
 
 @pytest.mark.slow

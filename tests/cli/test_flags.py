@@ -44,7 +44,7 @@ from detres.runs.state import save_state
 from tests.cli.conftest import TINY
 
 REPORT_LINE = (
-    "This is a fault of detres, not of what it was given: please report it with the lines above."
+    "This is a fault of detres, not of what it was given: please report it with the lines below."
 )
 
 LESS_MEMORY = (
@@ -237,12 +237,13 @@ def test_a_hint_names_no_flag_that_the_command_does_not_have(error, with_out, ba
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyError("x"), SystemExit(3)])
-def test_an_error_that_is_no_ones_input_is_not_hidden(error: BaseException) -> None:
+def test_an_error_that_is_no_ones_input_is_not_hidden(
+    error: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(type(error)) as caught:
         end_with(error)
     assert caught.value is error
-    asked = getattr(error, "__notes__", [])
-    assert asked == ([REPORT_LINE] if isinstance(error, Exception) else [])
+    assert capsys.readouterr().err == (f"{REPORT_LINE}\n" if isinstance(error, Exception) else "")
 
 
 def test_memory_that_a_tensor_does_not_get_is_no_fault_of_ours(capsys):

@@ -23,10 +23,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import detres
 from backbones.files import write_safetensors
 from detres.cli import eval as evaluate
 from detres.cli import train_det
 from detres.config import load_config
+from detres.detection.alternating import FOLDERS
 from detres.detection.config import DetectionConfig
 from detres.detection.data.shapes import SHAPES_CLASSES
 from detres.detection.weights_file import load_detector, score_thresholds_of
@@ -185,6 +187,65 @@ def test_equal_seeds_give_equal_weights_with_loader_workers_too(train: Train) ->
     ]
     assert digests[0] == digests[1]
     assert len(set(digests[0])) == 2
+
+
+@pytest.mark.usefixtures("_not_deterministic_after")
+def test_a_resumed_run_is_deterministic_where_it_was(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(flags=("--deterministic",))
+    said = f"note: {folder} goes on with --deterministic; --no-deterministic ends that\n"
+
+    def resumed(steps: int, *flags: str) -> tuple[bool, str, str]:
+        """Whether it was deterministic, in a process that is not, and what it said."""
+        torch.use_deterministic_algorithms(False)
+        capsys.readouterr()
+        longer = ["--set", f"train.steps={steps}"]
+        assert train_det.main(["--resume", str(folder), "--device", "cpu", *longer, *flags]) == 0
+        kept = load_state(folder / "last.pt", ())["environment"]["deterministic"]
+        assert kept == torch.are_deterministic_algorithms_enabled()
+        return kept, *capsys.readouterr()
+
+    for steps in (3, 4):
+        was, out, err = resumed(steps)
+        assert was
+        assert err == said
+        assert "(before:" not in out
+    was, out, err = resumed(5, "--no-deterministic")
+    assert not was
+    assert err == ""
+    assert "note: deterministic False (before: True): the last digits may differ" in out
+    was, out, err = resumed(6)
+    assert not was
+    assert "deterministic" not in out + err
+    assert resumed(7, "--deterministic")[0]
+
+
+@pytest.mark.usefixtures("_not_deterministic_after")
+def test_so_are_the_steps_of_alternating_training_that_have_not_begun(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("train.scheme=alternating", "train.steps=8", "train.phase_steps=[2,2,2,2]")
+    folder = train(*settings, flags=("--deterministic",))
+    shutil.rmtree(folder / FOLDERS[-1])  # as where it was stopped before the last
+    torch.use_deterministic_algorithms(False)
+    assert train_det.main(["--resume", str(folder), "--device", "cpu"]) == 0
+    assert f"note: {folder} goes on with --deterministic" in capsys.readouterr().err
+    last = load_state(folder / FOLDERS[-1] / "last.pt", ())
+    assert last["environment"]["deterministic"] is True
+
+
+@pytest.mark.usefixtures("_not_deterministic_after")
+def test_in_python_too(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(flags=("--deterministic",))
+    for given, expected in ((None, True), (False, False), (None, False), (True, True)):
+        torch.use_deterministic_algorithms(False)
+        capsys.readouterr()
+        steps = load_state(folder / "last.pt", ())["progress"]["step"] + 1
+        detres.resume(folder, settings={"train.steps": steps}, device="cpu", deterministic=given)
+        assert torch.are_deterministic_algorithms_enabled() == expected
+        said = f"note: {folder} goes on deterministically" in capsys.readouterr().out
+        assert said == expected
 
 
 def test_a_batch_that_fits_is_found_and_written_as_numbers(

@@ -343,6 +343,7 @@ def test_proposals_are_made_anew_for_other_images_that_are_accepted(tmp_path):
         ({"init_from": 3}, "is not what a run of four steps writes"),
         ({"seconds": -1.0}, "seconds -1.0 are no time"),
         ({"seconds": "1"}, "seconds '1' are no time"),
+        ({"deterministic": 1}, "deterministic 1 is neither true nor false"),
     ],
 )
 def test_a_state_that_no_run_writes(tmp_path, change, said):

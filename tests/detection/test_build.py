@@ -305,12 +305,16 @@ class Blank(DetectionDataset):
 
 
 def memory_of_all() -> int:
-    """Bytes of this process and its workers, what several of them share counted once."""
+    """Bytes of this process and its workers, what several of them share counted once; without the
+    files that are mapped (libraries), whose pages the system takes and brings back as it likes.
+    """
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     assert len(pids) == 3
     texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
-    return (
-        sum(int(re.search(r"^Pss: +([0-9]+) kB", text, re.MULTILINE)[1]) for text in texts) * 1024
+    return 1024 * sum(
+        int(re.search(rf"^{kind}: +([0-9]+) kB", text, re.MULTILINE)[1])
+        for text in texts
+        for kind in ("Pss_Anon", "Pss_Shmem")
     )
 
 

@@ -117,7 +117,10 @@ def losses(config: DetectionConfig, model, number: int, *, whole: bool, seed: in
     passing = WithLosses(batches, model, held_out.part.image_ids, seed=seed, device=CPU)
     passed = [images.ids for images, _ in passing]
     assert len(passing) == len(batches) == len(passed)
-    return passing.means(Group()), held_out
+    means, seen = passing.means(Group())
+    assert seen == len(held_out.part)
+    assert passing.means(Group()) == (means, seen)
+    return means, held_out
 
 
 def test_losses_are_those_of_the_model_alone_in_eval_mode(config):
@@ -162,4 +165,4 @@ def test_losses_use_up_no_random_number_of_the_training(config):
 def test_without_an_image_there_are_no_losses():
     passing = WithLosses([], torch.nn.Identity(), np.zeros(0, np.int64), seed=0, device=CPU)
     assert list(passing) == []
-    assert passing.means(Group()) == {}
+    assert passing.means(Group()) == ({}, 0)

@@ -30,8 +30,9 @@ from detres.files import CheckpointError
 from detres.losses import Losses
 from detres.runs.fingerprint import DataChangedError, Fingerprint, hashes_of
 from detres.runs.folder import RunFolderError
+from detres.runs.judgement import Judgement
 from detres.runs.lock import FolderMovedError, InUseError
-from detres.runs.run import Judgement, ResumeLine, TrainingRun
+from detres.runs.run import ResumeLine, TrainingRun
 from detres.runs.saved import STATE_KEYS, OtherWingError, SavedRun
 from detres.runs.settings import TrainConfig, build_optimizer, build_schedule
 from detres.runs.state import DamagedStateError, load_state, save_state
@@ -799,6 +800,7 @@ WRONG_FIELDS = {
     ],
     "data": [None, {}, {"train": {}}, {"train": {"records": 1, "files": 2}}],
     "environment": [None, "x", [1]],
+    "writers": [None, "x", [1], {"WandbWriter": 1}],
     "model": [None, [], {"a": 1}, {1: torch.ones(1)}],
     "optimizer": [None, {}, {"state": {}, "param_groups": []}, {"state": 1, "param_groups": 2}],
 }

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from detres.engine.distributed import Group
-from detres.runs.run import Judgement, TrainingRun
+from detres.runs.judgement import Judgement
+from detres.runs.run import TrainingRun
 from tests.engine.regression import Batch, Regression, same_tensors
 from tests.processes import alone, together
 from tests.runs.test_run import Evaluation, Fitting, records

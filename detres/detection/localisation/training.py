@@ -48,7 +48,8 @@ from detres.engine.distributed import Group
 from detres.files import load_model_state, write_text
 from detres.runs.fingerprint import Fingerprint
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE
-from detres.runs.run import Judgement, TrainingRun
+from detres.runs.judgement import Judgement
+from detres.runs.run import TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule, share_of
 from detres.runs.state import reading_field
