@@ -70,17 +70,13 @@ class FusedConv2d(nn.Module):
         self.padding, self.dilation = list(conv.padding), list(conv.dilation)
         self.groups = conv.groups
         self.fused, self.weight = _is_fusable(weight), weight
-        if self.fused:
-            self.weight = _ONEDNN._reorder_convolution_weight(
-                weight, self.padding, self.stride, self.dilation, self.groups, []
-            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, K, H', W') of the layer's dtype, channels last, for `x`, (N, C, H, W)."""
         x = x.to(self.dtype)
         if self.fused:
             after = "relu" if self.relu else "none"
-            return _ONEDNN._convolution_pointwise(x, *self._arguments(), after, [], "")
+            return _ONEDNN._convolution_pointwise(x, *self._arguments(x), after, [], "")
         y = self._plain(x)
         return F.relu_(y) if self.relu else y
 
@@ -91,7 +87,7 @@ class FusedConv2d(nn.Module):
         x = x.to(self.dtype)
         if self.fused:
             return _ONEDNN._convolution_pointwise_.binary(
-                into, x, *self._arguments(), "add", 1.0, "relu", [], ""
+                into, x, *self._arguments(x), "add", 1.0, "relu", [], ""
             )
         return F.relu_(into.add_(self._plain(x)))
 
@@ -99,9 +95,12 @@ class FusedConv2d(nn.Module):
         how = self.stride, self.padding, self.dilation, self.groups
         return F.conv2d(x, self.weight, self.bias, *how)
 
-    def _arguments(self) -> tuple[object, ...]:
+    def _arguments(self, x: Tensor) -> tuple[object, ...]:
         # these operators want the padding before the stride
         how = self.padding, self.stride, self.dilation, self.groups
+        if not self.weight.is_mkldnn and x.numel():
+            # laid out for the first input: told of none, oneDNN may choose one 4 times as slow
+            self.weight = _ONEDNN._reorder_convolution_weight(self.weight, *how, [*x.shape])
         return self.weight, self.bias, *how
 
 
