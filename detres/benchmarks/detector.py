@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import ops
 
+from backbones import FrozenBatchNorm2d
 from detres.benchmarks.timing import Timing
-from detres.benchmarks.torchvision_parts import TorchvisionParts
-from detres.boxes import nms
 from detres.config import check
 from detres.detection.build import build_detector
 from detres.detection.config import ModelConfig
@@ -22,52 +21,6 @@ from detres.images.resize import resize_image, resized_size
 NUM_CLASSES = 80
 MIXED_SHAPES = ((1, 4 / 3),) * 3 + ((1, 3 / 2),) * 2 + ((4 / 3, 1),) * 2 + ((1, 1),)
 """Height and width over the short side of 8 images, most of them landscape as in COCO and VOC."""
-
-
-def benchmark_detector(timing: Timing, backbone: str, short_side: int, num_rois: int) -> None:
-    """Time a C4 detector on one image of `short_side` px with `num_rois` proposals, and its
-    RoIAlign and NMS alone.
-    """
-    device, config = timing.device, model_config(backbone, short_side, num_rois)
-    ours = build_detector(config, NUM_CLASSES)
-    settle(ours)
-    theirs = TorchvisionParts(config, NUM_CLASSES)
-    theirs.copy_weights(ours)
-    ours, theirs = ours.to(device).eval(), theirs.to(device).eval()
-    images, targets = shapes_batch(config)
-    images, targets = images.to(device), [target.to(device) for target in targets]
-
-    def inference(model: nn.Module) -> None:
-        with torch.inference_mode():
-            model(images)
-
-    def step(model: nn.Module) -> None:
-        model(images, targets).total().backward()
-        model.zero_grad(set_to_none=True)
-
-    height, width = images.sizes[0]
-    job = f"{backbone}-C4, {height}x{width} px, {num_rois} RoIs"
-    timing.row(f"inference, {job}", lambda: inference(ours), lambda: inference(theirs))
-    ours.train()
-    theirs.train()
-    timing.row(f"forward + backward, {job}", lambda: step(ours), lambda: step(theirs))
-
-    feature = torch.randn((1, ours.backbone.channels["conv4"], 38, 57), device=device)
-    feature = feature.to(memory_format=torch.channels_last)
-    rois = random_rois(num_rois, device)
-    scale, size = 1 / 16, config.roi.pool_size
-    timing.row(
-        f"RoIAlign {size}x{size}, forward + backward",
-        lambda: pool_ours(feature, rois, size, scale),
-        lambda: pool_theirs(feature, rois, size, scale),
-    )
-    boxes = random_rois(6000, device)[:, 1:]
-    scores = torch.rand(len(boxes), device=device)
-    timing.row(
-        f"NMS, 6000 boxes, best {num_rois}",
-        lambda: nms(boxes, scores, 0.7, num_rois),
-        lambda: ops.nms(boxes, scores, 0.7)[:num_rois],
-    )
 
 
 def benchmark_padding(timing: Timing, backbone: str, short_side: int, num_rois: int) -> None:
@@ -132,8 +85,8 @@ def model_config(backbone: str, short_side: int, num_rois: int) -> ModelConfig:
 def settle(detector: nn.Module) -> None:
     """Scale the random weights so that activations and scores are of a trained network's size."""
     for module in detector.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.constant_(module.weight, 0.5)
+        if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+            module.weight.data.fill_(0.5)
     nn.init.normal_(detector.rpn.head.objectness.weight, std=0.05)
 
 

@@ -1,4 +1,4 @@
-"""A detector on a feature pyramid against torchvision's own model, with the same weights."""
+"""A detector on a feature pyramid as torchvision's own model is, and ours with its weights."""
 
 from __future__ import annotations
 
@@ -11,50 +11,8 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from detres.benchmarks.detector import NUM_CLASSES, model_config, shapes_batch
-from detres.benchmarks.timing import Timing
+from detres.benchmarks.detector import NUM_CLASSES
 from detres.detection.import_weights import import_detector
-
-ROIS = 1000
-"""Proposals an image that torchvision's model has, where there are as many."""
-
-
-def benchmark_pyramid(timing: Timing, short_side: int) -> None:
-    """Time what torchvision's fasterrcnn_resnet50_fpn is, and ours made of its file, on one image
-    of `short_side` px: inference, and forward and backward with conv1 and conv2_x frozen.
-    """
-    theirs = torchvisions_model(short_side)
-    ours = same_as(theirs)
-    device = timing.device
-    ours, theirs = ours.to(device).eval(), theirs.to(device).eval()
-    images, targets = shapes_batch(model_config("resnet50", short_side, ROIS))
-    images, targets = images.to(device), [target.to(device) for target in targets]
-    tensors = [images.pixels[0].float() / 255]
-    wanted = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
-    height, width = images.sizes[0]
-    job = f"resnet50-FPN, {height}x{width} px, {ROIS} RoIs"
-
-    def infer_ours() -> None:
-        with torch.inference_mode():
-            ours(images)
-
-    def infer_theirs() -> None:
-        with torch.inference_mode():
-            theirs(tensors)
-
-    timing.row(f"inference, {job}", infer_ours, infer_theirs)
-    ours.train()
-    theirs.train()
-
-    def step_ours() -> None:
-        ours(images, targets).total().backward()
-        ours.zero_grad(set_to_none=True)
-
-    def step_theirs() -> None:
-        sum(theirs(tensors, wanted).values()).backward()
-        theirs.zero_grad(set_to_none=True)
-
-    timing.row(f"forward + backward, resnet50-FPN, {height}x{width} px", step_ours, step_theirs)
 
 
 def same_as(theirs: nn.Module) -> nn.Module:

@@ -34,7 +34,6 @@ def require_expressible(config: ModelConfig) -> None:
         "model.roi.class_agnostic=false": not roi.class_agnostic,
         "model.roi.context=false": not roi.context,
         "model.roi.smooth_l1_beta=1/9": abs(roi.smooth_l1_beta - 1 / 9) < 1e-6,
-        "model.backbone.stride_placement=torchvision": backbone.stride_placement != "original",
         "model.backbone.norm=batch or frozen": backbone.norm in (None, "batch", "frozen"),
         # torchvision's VGGs have none that is fixed, and its frozen stages go on counting
         "model.backbone.norm=batch (of a VGG)": backbone.name not in VGGS
@@ -73,6 +72,8 @@ class TorchvisionParts(nn.Module):
         else:
             norm = nn.BatchNorm2d if backbone.norm == "batch" else FrozenBatchNorm2d
             net = getattr(torchvision.models, backbone.name)(norm_layer=norm)
+            if backbone.stride_placement == "original":
+                _stride_in_the_1x1_(net)
             trunk, head = _Trunk(net, backbone.freeze_at), _Conv5(net)
         anchors = AnchorGenerator((config.anchors.sizes,), (config.anchors.aspect_ratios,))
         self.model = TorchvisionFasterRCNN(
@@ -177,6 +178,14 @@ _NAMES = (
     ("roi_head.box_head.layers.", "roi_heads.box_head.layers."),
     ("roi_head.predictor.", "roi_heads.box_predictor."),
 )
+
+
+def _stride_in_the_1x1_(net: nn.Module) -> None:
+    """Move the strides of bottlenecks to where the paper has them."""
+    for stage in (net.layer2, net.layer3, net.layer4):
+        first = stage[0]
+        if hasattr(first, "conv3"):
+            first.conv1.stride, first.conv2.stride = first.conv2.stride, (1, 1)
 
 
 class _Trunk(nn.Module):

@@ -1,5 +1,5 @@
-"""Time a detector, its input and evaluation, a backbone, or the input and training of a classifier
-against torchvision's and pycocotools, what padding costs, and what a run writes: `benchmark WHAT`.
+"""Time detectors, their input and evaluation, classifiers and commands against those of other
+libraries, what padding costs, and what a run writes: `benchmark WHAT`.
 """
 
 from __future__ import annotations
@@ -8,31 +8,46 @@ import argparse
 
 from detres.cli.command import carry_out
 from detres.cli.flags import CommandParser, add_device_flag
+from detres.user_files import expanded
 
-JOBS = (
-    "detector",
-    "pyramid",
-    "padding",
-    "backbone",
-    "cifar",
-    "crops",
-    "data",
-    "annotations",
-    "eval",
-    "recorder",
+JOBS = ("infer", "train", "data", "eval", "cls", "start", "annotations", "padding", "recorder")
+
+NETWORKS = (
+    "r50-c4",
+    "r50-c4-3x3",
+    "r50-c4-roi-pool",
+    "r101-c4",
+    "r18-c4",
+    "r50-fpn",
+    "vgg16",
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Read the arguments, and time; returns the exit status."""
-    parser = CommandParser(description="time parts of this toolkit against torchvision's")
+    parser = CommandParser(description="time parts of this toolkit against other libraries")
     parser.add_argument(
-        "what", nargs="?", default="detector", choices=JOBS, help="default: %(default)s"
+        "what",
+        nargs="?",
+        default="infer",
+        choices=JOBS,
+        help="infer, train: detectors; data, annotations: reading; eval: COCO's numbers; cls: "
+        "classifiers; start: commands; padding: what it costs that it changes nothing; recorder: "
+        "what a run writes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--network",
+        nargs="+",
+        default=["r50-c4", "r50-c4-3x3"],
+        choices=NETWORKS,
+        help="infer, train: which detectors; stride in the 1x1 (the paper) but for -3x3 "
+        "(default: r50-c4 r50-c4-3x3)",
     )
     parser.add_argument(
         "--backbone",
         default="resnet50",
         choices=("resnet18", "resnet34", "resnet50", "resnet101"),
+        help="cls, padding (default: %(default)s)",
     )
     parser.add_argument(
         "--short-side",
@@ -40,28 +55,30 @@ def main(argv: list[str] | None = None) -> int:
         "--short",
         type=int,
         default=600,
-        help="detector, pyramid, padding, data: px of the image's short side (default: "
-        "%(default)s)",
+        help="infer, train, data, padding: px of the image's short side (default: %(default)s)",
     )
     parser.add_argument(
         "--rois",
         type=int,
         default=300,
-        help="detector, padding: proposals an image (default: %(default)s)",
+        help="infer, padding: proposals an image (default: %(default)s)",
     )
     parser.add_argument(
-        "--batch", type=int, default=8, help="backbone: images of 224 px (default: %(default)s)"
+        "--batch", type=int, default=8, help="cls: images of 224 px (default: %(default)s)"
     )
     parser.add_argument(
         "--images",
         metavar="DIR",
-        help="crops: JPEG files, a folder a class (default: drawn ones of 500x375 px)",
+        help="data: JPEG files to crop, a folder a class (default: drawn ones of 500x375 px)",
     )
     parser.add_argument(
         "--repeats",
         type=at_least_one,
         default=5,
         help="timed runs of each; the median counts (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--json", type=expanded, metavar="FILE", help="write the rows to this file too"
     )
     add_device_flag(parser)
     arguments = parser.parse_args(argv)

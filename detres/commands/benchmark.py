@@ -1,10 +1,11 @@
-"""Time a detector, its input and evaluation, a backbone, or the input and training of a classifier
-against torchvision's and pycocotools, what padding costs, and what a run writes: `benchmark WHAT`.
+"""Time detectors, their input and evaluation, classifiers and commands against those of other
+libraries, what padding costs, and what a run writes: `benchmark WHAT`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -13,42 +14,54 @@ from detres.benchmarks.annotations import benchmark_annotations
 from detres.benchmarks.backbone import benchmark_backbone
 from detres.benchmarks.cifar import benchmark_cifar
 from detres.benchmarks.crops import benchmark_crops
-from detres.benchmarks.detector import benchmark_detector, benchmark_padding
+from detres.benchmarks.detector import benchmark_padding
 from detres.benchmarks.evaluation import benchmark_evaluation
+from detres.benchmarks.inference import benchmark_inference, benchmark_training
 from detres.benchmarks.loading import benchmark_loading
-from detres.benchmarks.pyramid import benchmark_pyramid
+from detres.benchmarks.machine import machine
 from detres.benchmarks.recorder import benchmark_recorder
+from detres.benchmarks.start import benchmark_start
 from detres.benchmarks.timing import Timing
 from detres.cli.flags import DETECTION_CONFIG, say
 from detres.config import load_config
 from detres.detection.config import DetectionConfig
+from detres.files import write_text
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
-    """Print one row a job: seconds of both, and how many times as fast the first is."""
+    """Print one row a job: seconds of ours and of others, and how many times as fast it is; with
+    --json write them too.
+    """
     torch.manual_seed(0)
     timing = Timing(arguments.device, arguments.repeats)
-    say(
-        f"torch {torch.__version__}, {timing.device}, {torch.get_num_threads()} threads; medians "
-        f"of {timing.repeats}, both in turns"
-    )
-    if arguments.what == "backbone":
-        benchmark_backbone(timing, arguments.backbone, arguments.batch)
-    elif arguments.what == "cifar":
-        benchmark_cifar(timing)
-    elif arguments.what == "crops":
-        benchmark_crops(timing, Path(arguments.images) if arguments.images else None)
+    facts = f"torch {torch.__version__}, {machine(timing.device)}; medians of {timing.repeats}"
+    say(f"{facts}, in turns")
+    run(arguments, timing)
+    if arguments.json:
+        content = {"machine": facts, "rows": timing.rows}
+        write_text(Path(arguments.json), json.dumps(content, indent=1) + "\n")
+
+
+def run(arguments: argparse.Namespace, timing: Timing) -> None:
+    """Do what was asked for."""
+    side, backbone = arguments.short_side, arguments.backbone
+    if arguments.what == "infer":
+        benchmark_inference(timing, arguments.network, side, arguments.rois)
+    elif arguments.what == "train":
+        benchmark_training(timing, arguments.network, side)
     elif arguments.what == "data":
-        benchmark_loading(timing, arguments.short_side)
-    elif arguments.what == "annotations":
-        benchmark_annotations(timing)
+        benchmark_loading(timing, side)
+        benchmark_crops(timing, Path(arguments.images) if arguments.images else None)
     elif arguments.what == "eval":
         benchmark_evaluation(timing)
-    elif arguments.what == "pyramid":
-        benchmark_pyramid(timing, arguments.short_side)
-    elif arguments.what == "recorder":
-        benchmark_recorder(timing, load_config(DETECTION_CONFIG, DetectionConfig))
+    elif arguments.what == "cls":
+        benchmark_backbone(timing, backbone, arguments.batch)
+        benchmark_cifar(timing)
+    elif arguments.what == "start":
+        benchmark_start(timing)
+    elif arguments.what == "annotations":
+        benchmark_annotations(timing)
     elif arguments.what == "padding":
-        benchmark_padding(timing, arguments.backbone, arguments.short_side, arguments.rois)
+        benchmark_padding(timing, backbone, side, arguments.rois)
     else:
-        benchmark_detector(timing, arguments.backbone, arguments.short_side, arguments.rois)
+        benchmark_recorder(timing, load_config(DETECTION_CONFIG, DetectionConfig))
