@@ -120,14 +120,14 @@ class FusedLinear(nn.Module):
         weight = weight.detach().to(dtype, copy=True).contiguous()
         self.bias = None if bias is None else bias.detach().to(dtype, copy=True)
         self.fused, self.weight = _is_fusable(weight), weight
-        if self.fused:
-            self.weight = _ONEDNN._reorder_linear_weight(weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (R, D) of the layer's dtype for `x`, (R, C)."""
         x = x.to(self.dtype)
         if self.fused:
             after = "relu" if self.relu else "none"
+            if not self.weight.is_mkldnn and len(x):
+                self.weight = _ONEDNN._reorder_linear_weight(self.weight, len(x))
             return _ONEDNN._linear_pointwise(x, self.weight, self.bias, after, [], "")
         y = F.linear(x, self.weight, self.bias)
         return F.relu_(y) if self.relu else y

@@ -25,11 +25,13 @@ from detres.commands.eval_proposals import (
 from detres.detection.import_weights import holds_detector
 from detres.detection.localisation.weights_file import is_localiser
 from detres.detection.weights_file import is_detector
+from detres.engine.allocator import keep_pages
 from detres.network import require_downloaded
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Evaluate what was given: weights, detections or proposals."""
+    keep_pages()
     offline = arguments.offline
     for given in arguments.weights or ():
         require_downloaded(given, offline=offline)

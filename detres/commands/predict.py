@@ -32,6 +32,7 @@ from detres.detection.inference.video import (
     open_video,
     writing_video,
 )
+from detres.engine.allocator import keep_pages
 from detres.files import replacing, write_text
 from detres.images.decode import ImageReadError, read_image
 from detres.images.given import find_images, left_out
@@ -53,6 +54,7 @@ def predict(arguments: argparse.Namespace) -> None:
     Raises ImageReadError at the end when some could not be read, or end early; the others, and what
     there is of these, are written by then.
     """
+    keep_pages()
     if arguments.shard is not None:
         predict_shard(arguments)
         return

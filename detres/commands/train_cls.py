@@ -12,6 +12,7 @@ from detres.classification.weights_file import STATE_KEYS, WING
 from detres.cli.flags import CLASSIFICATION_CONFIG, resume_line_of, say
 from detres.commands.configured import config_from, configured_name, saved_run
 from detres.commands.several import settle_resume, several
+from detres.engine.allocator import keep_pages
 from detres.engine.distributed import Group
 from detres.network import require_downloaded
 from detres.runs.folder import CLASSIFIER_WEIGHTS
@@ -20,6 +21,7 @@ from detres.runs.run import TrainingRun
 
 def train(arguments: argparse.Namespace) -> None:
     """Train to the configured end, in a new run folder or a resumed one."""
+    keep_pages()
     with several(arguments) as group, run_of(arguments, group) as run:
         if arguments.probe_memory:
             run.probe_memory()

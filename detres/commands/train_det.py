@@ -18,6 +18,7 @@ from detres.detection.config import DetectionConfig
 from detres.detection.data.box_policy import AnnotationError
 from detres.detection.resumed_run import resumed
 from detres.detection.weights_file import WING
+from detres.engine.allocator import keep_pages
 from detres.engine.distributed import Group
 from detres.runs.folder import DETECTOR_WEIGHTS, PICTURE
 from detres.runs.run import TrainingRun
@@ -25,6 +26,7 @@ from detres.runs.run import TrainingRun
 
 def train(arguments: argparse.Namespace) -> None:
     """Train to the configured end, in a new run folder or a resumed one."""
+    keep_pages()
     with several(arguments) as group:
         with run_of(arguments, group) as run:
             if arguments.probe_memory:

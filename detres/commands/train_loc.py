@@ -12,6 +12,7 @@ from detres.commands.several import require_one_process, settle_resume
 from detres.detection.localisation.config import LocalisationConfig
 from detres.detection.localisation.training import LocalisationTraining
 from detres.detection.localisation.weights_file import WING
+from detres.engine.allocator import keep_pages
 from detres.engine.determinism import compute_alike
 from detres.engine.distributed import Group
 from detres.network import require_downloaded
@@ -21,6 +22,7 @@ from detres.runs.run import TrainingRun
 
 def train(arguments: argparse.Namespace) -> None:
     """Train to the configured end, in a new run folder or a resumed one."""
+    keep_pages()
     require_one_process("train-loc")
     if arguments.deterministic:
         compute_alike()
