@@ -34,6 +34,7 @@ from detres.detection.inference.video import (
 )
 from detres.engine.allocator import keep_pages
 from detres.files import replacing, write_text
+from detres.images.ahead import read_ahead
 from detres.images.decode import ImageReadError, read_image
 from detres.images.given import find_images, left_out
 from detres.predictors import load
@@ -43,8 +44,9 @@ from detres.waiting import counted
 LISTED = 5
 """Of files that are left out, so many are named in a line."""
 
-Images = Iterator[tuple[Path, np.ndarray, float]]
-"""Files with their pixels (H, W, 3) uint8 RGB, and the seconds that decoding took."""
+Images = Iterator[tuple[Path, np.ndarray | None, float]]
+"""Files with their pixels (H, W, 3) uint8 RGB, and the seconds that decoding took; videos without.
+"""
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -138,15 +140,16 @@ class Work:
         self.seconds: list[tuple[float, float, float]] = []
 
     def readable(self, files: list[Path]) -> Images:
-        """Yield images; one that cannot be read is passed over and noted."""
-        for file in files:
-            start = time.perf_counter()
+        """Yield images, the next of which is decoded meanwhile, and videos; an image that cannot be
+        read is passed over and noted.
+        """
+        for file, reading in read_ahead(files, _read):
             try:
-                image = read_image(file)
+                image, seconds = reading.result()
             except ImageReadError as error:
                 self.pass_over(file, error)
             else:
-                yield file, image, time.perf_counter() - start
+                yield file, image, seconds
 
     def pass_over(self, file: Path, error: Exception) -> None:
         """Note that a file cannot be read; raises ImageReadError when that is so of all."""
@@ -168,6 +171,13 @@ class Work:
             )
         if self.cut:
             raise VideoError(self.cut[0])
+
+
+def _read(file: Path) -> tuple[np.ndarray | None, float]:
+    """An image and the seconds that decoding takes; of a video nothing."""
+    start = time.perf_counter()
+    image = None if is_video(file) else read_image(file)
+    return image, time.perf_counter() - start
 
 
 def in_ms(seconds: tuple[float, float, float]) -> str:
@@ -197,7 +207,7 @@ class Drawing:
         given, of a video with the number of the frame behind it. A picture that cannot be written
         is passed over, its detections are kept.
         """
-        found = itertools.chain.from_iterable(map(self._records, files))
+        found = self._records(files)
         first = next(found)  # raises where nothing can be read, before anything is written
         number = 0
         with (
@@ -213,12 +223,12 @@ class Drawing:
         found = plural(number, "detection")
         say(f"{made or 'no pictures'} and {PREDICTIONS} ({found}) in {self.out}")
 
-    def _records(self, file: Path) -> Iterator[list[dict]]:
-        """Detect in an image or a video; yields the records of each image or frame."""
-        if is_video(file):
-            yield from self._of_video(file)
-            return
-        for _, image, decode in self.work.readable([file]):
+    def _records(self, files: list[Path]) -> Iterator[list[dict]]:
+        """Detect in images and videos; yields the records of each image or frame."""
+        for file, image, decode in self.work.readable(files):
+            if image is None:
+                yield from self._of_video(file)
+                continue
             start = time.perf_counter()
             results = self._detect(image)
             detected = time.perf_counter()
