@@ -139,6 +139,10 @@ RULES = {  # part -> (parts of the project it may import, packages beyond the st
         BASE | {"torchvision", "cv2", "fsspec", "pydantic"},
     ),
     "detres.benchmarks": (SHARED | {D, C}, BASE | {"torchvision", "cv2", "PIL"}),
+    "detres.benchmarks.detectron2_peer": (
+        {"detres.benchmarks", D},
+        {"torch", "detectron2"},
+    ),
     "detres.report": ({"detres.console", "detres.images", f"{D}.data"}, BASE | {"cv2"}),
     "detres.predictors": ({D, C, "detres.config", "detres.runs"}, set()),
     "detres.reproduction": (

@@ -15,7 +15,7 @@ from detres.engine.allocator import keep_pages
 import resource
 print(keep_pages())
 def fill():
-    torch.ones(64, 2**20)  # 256 MiB
+    torch.ones(16, 2**20)  # 64 MiB
 fill()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
