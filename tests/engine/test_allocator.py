@@ -15,8 +15,9 @@ from detres.engine.allocator import keep_pages
 import resource
 print(keep_pages())
 def fill():
-    torch.ones(16, 2**20)  # 64 MiB
-fill()
+    torch.ones(8, 2**20)  # 32 MiB
+for _ in range(20):
+    fill()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
     fill()
