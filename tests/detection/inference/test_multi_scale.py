@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detres.boxes import scale_boxes
 from detres.detection.inference.multi_scale import (
@@ -12,6 +12,7 @@ from detres.detection.inference.multi_scale import (
     pyramid_features,
 )
 from detres.detection.models.box_coder import BoxCoder
+from detres.detection.models.box_head import BoxHead
 from detres.detection.models.matcher import Matcher
 from detres.detection.models.roi_head import BoxPredictor, RoIHead, RoIHeadSettings
 from detres.detection.models.roi_pool import RoIPooler
@@ -28,21 +29,21 @@ def settings(merge: str = "features") -> PyramidSettings:
     return PyramidSettings(scales=(), region_side=224.0, merge=merge)
 
 
-class Mean(nn.Module):
+class Mean(BoxHead):
     """A box head that is easily computed by hand."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         return pooled.mean(dim=(2, 3))
 
 
-class LargestOfNegated(nn.Module):
+class LargestOfNegated(BoxHead):
     """A box head that does not commute with the maximum."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         return (-pooled).amax(dim=(2, 3))
 
 
-def make_head(box_head: nn.Module) -> RoIHead:
+def make_head(box_head: BoxHead) -> RoIHead:
     return RoIHead(
         pooler=RoIPooler(strides={"s": 16}, kind="roi_pool", output_size=3, sampling_ratio=0),
         box_head=box_head,
