@@ -98,10 +98,11 @@ class FusedConv2d(nn.Module):
     def _arguments(self, x: Tensor) -> tuple[object, ...]:
         # these operators want the padding before the stride
         how = self.padding, self.stride, self.dilation, self.groups
-        if not self.weight.is_mkldnn and x.numel():
+        weight = self.weight  # once: another thread may lay it out meanwhile
+        if not weight.is_mkldnn and x.numel():
             # laid out for the first input: told of none, oneDNN may choose one 4 times as slow
-            self.weight = _ONEDNN._reorder_convolution_weight(self.weight, *how, [*x.shape])
-        return self.weight, self.bias, *how
+            weight = self.weight = _ONEDNN._reorder_convolution_weight(weight, *how, [*x.shape])
+        return weight, self.bias, *how
 
 
 class FusedLinear(nn.Module):
@@ -126,9 +127,10 @@ class FusedLinear(nn.Module):
         x = x.to(self.dtype)
         if self.fused:
             after = "relu" if self.relu else "none"
-            if not self.weight.is_mkldnn and len(x):
-                self.weight = _ONEDNN._reorder_linear_weight(self.weight, len(x))
-            return _ONEDNN._linear_pointwise(x, self.weight, self.bias, after, [], "")
+            weight = self.weight  # once: another thread may lay it out meanwhile
+            if not weight.is_mkldnn and len(x):
+                weight = self.weight = _ONEDNN._reorder_linear_weight(weight, len(x))
+            return _ONEDNN._linear_pointwise(x, weight, self.bias, after, [], "")
         y = F.linear(x, self.weight, self.bias)
         return F.relu_(y) if self.relu else y
 
@@ -241,6 +243,11 @@ def fuse_blocks_(blocks: nn.Sequential, dtype: torch.dtype) -> nn.Sequential:
     return blocks
 
 
+def _require_relu(layer: nn.Module) -> None:
+    if type(layer) is not nn.ReLU:
+        raise FoldError(f"{type(layer).__name__} stands where a ReLU is folded")
+
+
 def fuse_network_(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return `net`, a ResNet or a VGG in eval mode, changed in place for inference: its maps are
     those it gave, up to float rounding, in `dtype`, in less time.
@@ -249,6 +256,7 @@ def fuse_network_(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     and for other networks, which are then changed in part.
     """
     if type(net) is ResNet:
+        _require_relu(net.relu)
         net.conv1, net.bn1, net.relu = (
             FusedConv2d(net.conv1, net.bn1, dtype, relu=True),
             nn.Identity(),
@@ -261,10 +269,12 @@ def fuse_network_(net: nn.Module, dtype: torch.dtype) -> nn.Module:
         for number, layer in enumerate(layers):
             if isinstance(layer, nn.Conv2d):
                 norm = None if isinstance(layers[number + 1], nn.ReLU) else layers[number + 1]
+                activation = number + (1 if norm is None else 2)
+                _require_relu(layers[activation])
                 net.features[number] = FusedConv2d(layer, norm, dtype, relu=True)
                 if norm is not None:
                     net.features[number + 1] = nn.Identity()
-                net.features[number + (1 if norm is None else 2)] = _DoneReLU()
+                net.features[activation] = _DoneReLU()
     else:
         raise FoldError(f"{type(net).__name__} is neither a ResNet nor a VGG of this package")
     return net

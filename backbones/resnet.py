@@ -144,12 +144,14 @@ class Bottleneck(nn.Module):
     def entry(self) -> BlockEntry | None:
         """Return what the block does to its input first; None where its shortcut is no projection.
 
-        Layers that were replaced, wrapped or given hooks: None too.
+        Layers that were replaced, wrapped or given hooks or a bias: None too.
         """
         if not isinstance(self.downsample, ProjectionShortcut):
             return None
         pairs = ((self.conv1, self.bn1), (self.downsample[0], self.downsample[1]))
-        if not all(is_own_layer(conv) and is_own_layer(norm) for conv, norm in pairs):
+        if not all(
+            conv.bias is None and is_own_layer(conv) and is_own_layer(norm) for conv, norm in pairs
+        ):
             return None
         return BlockEntry(
             main=pointwise_norm(*pairs[0]),

@@ -45,7 +45,8 @@ class Detector:
     images.resize. nms_thresh: IoU, of NMS over what was found in the tiles of a picture.
     score_thresholds: for each class the score from which it is best taken, found on held-out
     images; None: it was not measured. precision: of the networks, see inference.fast; the model is
-    rewritten for inference when it is first used. config: of the run that trained it, which only
+    rewritten for inference when it is first used, and again once it has changed, which what is
+    written through a tensor's `.data` does not show. config: of the run that trained it, which only
     `evaluate` needs; learnt: which images it learned from, where val was drawn from them.
     """
 
@@ -115,6 +116,10 @@ class Detector:
             score_thresholds=score_thresholds_of(path, class_map),
             learnt=learnt_images_of(path),
         )
+
+    def __getstate__(self) -> dict[str, object]:
+        # what is laid out for this processor cannot be copied, and is made anew where it is used
+        return {**self.__dict__, "_fast": None}
 
     def __repr__(self) -> str:
         num = sum(parameter.numel() for parameter in self.model.parameters())

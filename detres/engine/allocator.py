@@ -17,9 +17,13 @@ def keep_pages() -> bool:
     A tensor of some megabytes is otherwise mapped anew each time, and each of its pages cleared
     when it is first written: on a CPU that is a tenth to a third of a detector's time. The memory
     in use at most grows by a few per cent. Of glibc alone; where the environment chooses an
-    allocator (LD_PRELOAD) or its settings (MALLOC_...), these stay.
+    allocator (LD_PRELOAD) or its settings (MALLOC_..., GLIBC_TUNABLES), these stay.
     """
-    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "LD_PRELOAD" in os.environ
+    chosen = (
+        "LD_PRELOAD" in os.environ
+        or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
+        or any(name.startswith("MALLOC_") for name in os.environ)
+    )
     if chosen or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt

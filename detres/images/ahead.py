@@ -23,5 +23,6 @@ def read_ahead(
         for number, item in enumerate(items):
             future = futures.pop()
             future.exception()  # the thread is free for the next
-            futures += [thread.submit(read, following) for following in items[number + 1 :][:1]]
+            if number + 1 < len(items):
+                futures.append(thread.submit(read, items[number + 1]))
             yield item, future

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 
 import pytest
 
+from detres.benchmarks.process_cost import cost_of
 from detres.cli import benchmark
 
 
@@ -64,6 +66,15 @@ def test_benchmark_of_reading_annotations(capsys):
     assert benchmark.main(["annotations", "--repeats", "1"]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
     assert "860,000 boxes" in row
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells it")
+def test_the_memory_of_a_job_is_its_own():
+    held = bytearray(b"a") * (200 << 20)  # of this process, which starts the job
+    _, small = cost_of("", "1")
+    _, large = cost_of("", "bytearray(b'a') * (100 << 20)")
+    assert len(held) > 2 * small
+    assert large - small == pytest.approx(100 << 20, rel=0.2)
 
 
 @pytest.mark.slow

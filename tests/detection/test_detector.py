@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import tracemalloc
 from pathlib import Path
@@ -340,6 +342,15 @@ def test_a_huge_picture_takes_no_more_memory_than_its_tiles():
 
 
 # ---- what it is called by ----
+
+
+@pytest.mark.parametrize("carried", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_copy_of_one_that_has_been_used_finds_the_same(detector, carried):
+    image = noise(60, 90)
+    before = detector.predict([image])
+    twin = carried(detector)
+    assert_same(before, twin.predict([image]))
+    assert_same(before, detector.predict([image]))
 
 
 def test_its_repr_is_short(detector, whole):

@@ -48,3 +48,4 @@ def test_pages_are_kept_unless_the_environment_chooses():
     chosen, faults_as_chosen = answers(MALLOC_TRIM_THRESHOLD_="131072")
     assert chosen == "False"
     assert faults < faults_as_chosen / 10
+    assert answers(GLIBC_TUNABLES="glibc.malloc.trim_threshold=131072")[0] == "False"

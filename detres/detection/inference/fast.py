@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from backbones.fused import FusedConv2d, FusedLinear, fuse_blocks_, fuse_network_
-from backbones.norm import FoldError, has_hooks
+from backbones.norm import FoldError, has_hooks, hook_ids, is_own_layer
 from backbones.padding import Padding, zero_padding_
 from detres.detection.models.box_head import BoxHead, Conv5BoxHead, ConvFcBoxHead, FcBoxHead
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.models.fpn import FPN
+from detres.detection.models.roi_head import BoxPredictor
 from detres.detection.models.rpn import RPNHead
 from detres.engine.probes import native_precision
 
@@ -29,38 +30,47 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def fast_copy(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
-    """Return a copy of `model`, called as it is, with each detector in it rewritten for inference
-    on its device; its weights are those of now, and it learns no more.
+    """Return a copy of `model`, called as it is in eval mode, with each detector in it rewritten
+    for inference on its device; its weights are those of now, and it learns no more.
 
     precision: of the networks; boxes and scores are float32. Equal to the model in eval mode up to
-    rounding. A detector that cannot be rewritten (group norm, layers of one's own or with hooks)
-    comes as it is, in bf16 under autocast; a model without detectors of this package, itself.
+    rounding. A model with a detector that cannot be rewritten (group norm, layers of one's own or
+    with hooks), or that cannot be copied, comes itself, in bf16 under autocast; so does a model
+    without detectors of this package, always as it is.
     """
     if not any(isinstance(module, FasterRCNN) for module in model.modules()):
         return model
     if precision == "auto":
         precision, _ = native_precision(next(model.parameters()).device)
-    twin = copy.deepcopy(model).eval()
     try:
-        for module in list(twin.modules()):
-            if isinstance(module, FasterRCNN):
-                _rewrite_(module, _DTYPES[precision])
+        return _rewritten(model, _DTYPES[precision])
     except FoldError:
-        plain = copy.deepcopy(model).eval()
-        return plain if precision == "fp32" else _Autocast(plain)
-    return twin
+        # itself, not a copy: what its hooks write to is not to be copied with them
+        return model if precision == "fp32" else _Autocast(model)
 
 
 def weights_stamp(model: nn.Module) -> tuple[object, ...]:
-    """Return what differs once weights of `model`, or the settings of a detector in it, have
-    changed.
+    """Return what differs once weights or hooks of `model`, or the settings of a detector in it,
+    have changed; what is written past torch's count of changes (`weight.data`) it does not tell.
     """
     tensors = (*model.parameters(), *model.buffers())
     detectors = [module for module in model.modules() if isinstance(module, FasterRCNN)]
     return (
         *((each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors),
         *((each.rpn.settings, each.roi_head.settings) for each in detectors),
+        *(hook_ids(module) for module in model.modules()),
     )
+
+
+def _rewritten(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    try:
+        twin = copy.deepcopy(model).eval()
+    except (TypeError, RuntimeError) as error:  # locks, files; tensors that a hook has computed
+        raise FoldError(f"the model cannot be copied: {error}") from error
+    for module in list(twin.modules()):
+        if isinstance(module, FasterRCNN):
+            _rewrite_(module, dtype)
+    return twin
 
 
 def _rewrite_(detector: FasterRCNN, dtype: torch.dtype) -> None:
@@ -74,10 +84,18 @@ def _rewrite_(detector: FasterRCNN, dtype: torch.dtype) -> None:
     head.box_head = _fused_box_head(head.box_head, head.pooler.output_size, dtype)
     # scores and boxes are made in float32, of few numbers
     predictor = head.predictor
+    _require(predictor, BoxPredictor)
     for name in ("cls_score", "bbox_pred"):
         layer = getattr(predictor, name)
+        _require(layer, nn.Linear)
         fused = FusedLinear(layer.weight, layer.bias, _wide(dtype), relu=False)
         setattr(predictor, name, fused)
+
+
+def _require(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Raise FoldError for a module that may compute something else than a `kind` does."""
+    if type(module) is not kind:
+        raise FoldError(f"{type(module).__name__} is no {kind.__name__} of this package or torch's")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -108,10 +126,13 @@ class _FusedRPNHead(nn.Module):
 
     def __init__(self, head: RPNHead, dtype: torch.dtype) -> None:
         super().__init__()
+        _require(head, RPNHead)
+        siblings = (head.objectness, head.deltas)
+        if not all(map(is_own_layer, siblings)):
+            raise FoldError("a sibling layer of the RPN was replaced")
         self.num_anchors, self.two_way = head.num_anchors, head.two_way
         convs = (head.conv, *head.more_convs)
         self.convs = nn.ModuleList(FusedConv2d(conv, None, dtype, relu=True) for conv in convs)
-        siblings = (head.objectness, head.deltas)
         both = nn.Conv2d(head.conv.out_channels, sum(each.out_channels for each in siblings), 1)
         both = both.to(head.conv.weight)
         with torch.no_grad():
@@ -145,6 +166,8 @@ class _FusedFcBoxHead(BoxHead):
             raise FoldError("a box head has layers of another kind")
         if sum(isinstance(layer, nn.ReLU) for layer in others) != len(linear):
             raise FoldError("a fully connected layer without its ReLU")
+        for layer in linear:
+            _require(layer, nn.Linear)
         self.layers = nn.Sequential()
         for number, layer in enumerate(linear):
             weight = layer.weight

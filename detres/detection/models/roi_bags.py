@@ -110,7 +110,8 @@ class _Maxima(torch.autograd.Function):
         bags = index.reshape(-1, index.shape[-1])  # (bins, T)
         found = table.new_empty((len(bags), table.shape[1]))
         learns = ctx.needs_input_grad[0]
-        best = torch.zeros(found.shape if learns else (0,), dtype=torch.uint8)
+        counted = torch.uint8 if bags.shape[1] <= 256 else torch.int32  # smaller, or enough
+        best = torch.zeros(found.shape if learns else (0,), dtype=counted)
         for start in range(0, len(bags), _CHUNK):
             chunk, into = bags[start : start + _CHUNK], found[start : start + _CHUNK]
             torch.index_select(table, 0, chunk[:, 0], out=into)
@@ -175,7 +176,8 @@ def align_bags(
         samples = torch.full_like(sides, sampling_ratio, dtype=torch.int64)
     else:
         samples = (sides / output_size).ceil().long()  # (R, 2); 0 for a box without extent
-    dense = sides <= output_size * samples
+    # of a region inside out the samples go backwards
+    dense = (sides >= 0) & (sides <= output_size * samples)
     kinds = torch.cat((samples, dense.long()), dim=1).clamp(min=0)  # (R, 4)
 
     def of_rows(rows: Tensor | slice, kind: list[int]) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -189,13 +191,104 @@ def test_what_cannot_be_rewritten_is_called_as_it_is(precision):
             torch.testing.assert_close(one.scores[:5], other.scores[:5], rtol=0.1, atol=0.1)
 
 
+def negated(layer: nn.Module) -> None:
+    """Make a layer one of another class, which gives what it gave with the sign turned."""
+
+    class Negated(type(layer)):
+        def forward(self, *given):
+            found = super().forward(*given)
+            return (-found[0], *found[1:]) if isinstance(found, tuple) else -found
+
+    layer.__class__ = Negated
+
+
+def with_lock(detector: nn.Module) -> None:
+    detector.lock = threading.Lock()
+
+
+def with_silu(detector: nn.Module) -> None:
+    detector.backbone.relu = nn.SiLU()
+
+
+def with_leaky_relu(detector: nn.Module) -> None:
+    detector.backbone.features[5] = nn.LeakyReLU(0.5)
+
+
+def with_layer_inside(detector: nn.Module) -> None:
+    predictor = detector.roi_head.predictor
+    predictor.cls_score = nn.Sequential(predictor.cls_score)
+
+
+def with_bias(detector: nn.Module) -> None:
+    conv = detector.roi_head.box_head.conv5[0].conv1
+    conv.bias = nn.Parameter(torch.linspace(-1, 1, conv.out_channels))
+
+
+C4 = "resnet50, stride in the 1x1"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (C4, lambda detector: negated(detector.rpn.head)),
+        (C4, lambda detector: negated(detector.rpn.head.objectness)),
+        (C4, lambda detector: negated(detector.roi_head.predictor)),
+        (C4, lambda detector: negated(detector.roi_head.predictor.bbox_pred)),
+        ("vgg16", lambda detector: negated(detector.roi_head.box_head.layers[0])),
+        (C4, with_lock),
+        (C4, with_silu),
+        ("vgg16_bn", with_leaky_relu),
+        (C4, with_layer_inside),
+        (C4, with_bias),
+    ],
+)
+def test_layers_of_ones_own_keep_their_numbers(name, change):
+    detector, images = detector_of(DETECTORS[name]), make_batch(IMAGES)
+    before = outputs(detector, images)
+    change(detector)
+    plain, rewritten = outputs(detector, images), outputs(fast_copy(detector), images)
+    for what, expected in plain.items():
+        atol = 2e-5 * float(expected.abs().max())
+        torch.testing.assert_close(rewritten[what], expected, rtol=0, atol=atol)
+    changed = any(not torch.equal(plain[what], before[what]) for what in plain)
+    assert changed == (change is not with_lock and change is not with_layer_inside)
+
+
+class Collector:
+    def __init__(self) -> None:
+        self.shapes = []
+
+    def note(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        self.shapes.append(output.shape[1])
+
+
 def test_hooks_are_called():
+    """Those of an object too, which a copy of the model would have a copy of."""
     detector, images = detector_of(DETECTORS["resnet18"]).eval(), make_batch(IMAGES)
-    called = []
-    detector.backbone.layer3[0].conv2.register_forward_hook(lambda *_: called.append(1))
+    collector, called = Collector(), []
+    conv = detector.backbone.layer3[0].conv2
+    conv.register_forward_hook(lambda *_: called.append(1))
+    conv.register_forward_hook(collector.note)
     with torch.inference_mode():
         fast_copy(detector)(images)
     assert called == [1]
+    assert collector.shapes == [256]
+
+
+def test_threads_that_use_it_first_at_once_get_the_same():
+    detector, images = detector_of(DETECTORS[C4]).eval(), make_batch([(64, 64)])
+    barrier = threading.Barrier(4, timeout=60)
+
+    def first(twin: nn.Module) -> torch.Tensor:
+        barrier.wait()
+        with torch.inference_mode():
+            return twin(images)[0].scores
+
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            twin = fast_copy(detector)
+            one, *others = threads.map(first, [twin] * 4)
+            assert all(torch.allclose(one, other, atol=1e-5) for other in others)
 
 
 def test_a_model_of_another_kind_comes_back():
@@ -225,4 +318,8 @@ def test_a_stamp_tells_of_every_change():
     stamps.append(weights_stamp(detector))
     detector.roi_head.predictor.cls_score.weight = nn.Parameter(torch.zeros((4, 512)))
     stamps.append(weights_stamp(detector))
-    assert len(set(stamps)) == 5
+    detector.backbone.layer1.register_forward_hook(lambda *_: None)
+    stamps.append(weights_stamp(detector))
+    detector.backbone.layer1.register_forward_pre_hook(lambda *_: None)
+    stamps.append(weights_stamp(detector))
+    assert len(set(stamps)) == 7

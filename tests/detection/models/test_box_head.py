@@ -149,6 +149,15 @@ def test_who_waits_for_a_layer_is_called(which):
     assert called == [which]
 
 
+def test_who_waits_for_the_gradient_of_a_block_is_called():
+    head = conv5_head("original", "frozen")
+    maps = {"conv4": whole_map(torch.randn((1, 32, 20, 30)).double().requires_grad_())}
+    called = []
+    head.conv5[0].register_full_backward_hook(lambda *_: called.append(1))
+    head.of_regions(pooler_of("roi_align"), maps, some_regions((30,))).sum().backward()
+    assert called == [1]
+
+
 def test_a_layer_that_was_replaced_is_used():
     class Doubled(nn.Conv2d):
         def forward(self, x):

@@ -51,6 +51,31 @@ def test_maxima_are_torchvisions_with_their_gradient(size, seed):
     torch.testing.assert_close(mine, reference)
 
 
+def test_maxima_of_more_cells_than_a_byte_counts_have_their_gradient():
+    feature = torch.randn((1, 3, 40, 50), requires_grad=True)
+    rois = torch.tensor([[0.0, 0, 0, 800, 640], [0, 16, 16, 300, 200]])  # bins of 20 x 25 cells
+    ours = max_bags(rois, (1, 40, 50), output_size=2, spatial_scale=1 / 16).pool(feature)
+    theirs = ops.roi_pool(feature, rois, 2, 1 / 16)
+    assert torch.equal(ours, theirs)
+    upstream = torch.randn(ours.shape)
+    (mine,) = torch.autograd.grad(ours, feature, upstream)
+    (reference,) = torch.autograd.grad(theirs, feature, upstream)
+    torch.testing.assert_close(mine, reference)
+
+
+@pytest.mark.parametrize(
+    ("sampling_ratio", "aligned"),
+    [(0, False), (1, False), (2, False), (1, True), (2, True), (4, True)],
+)
+def test_regions_inside_out_are_torchvisions(sampling_ratio, aligned):
+    feature = torch.randn((1, 3, 30, 30), dtype=torch.float64)
+    rois = torch.tensor([[0.0, 300, 200, 100, 90], [0, 90, 300, 200, 100], [0, 50, 50, 99, 150]])
+    given = {"spatial_scale": 1 / 16, "sampling_ratio": sampling_ratio, "aligned": aligned}
+    ours = align_bags(rois.double(), (1, 30, 30), output_size=7, **given).pool(feature)
+    theirs = ops.roi_align(feature, rois.double(), output_size=7, **given)
+    torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("kind", ["max", "align"])
 def test_a_maximum_or_a_sum_in_bf16_is_near_that_in_float32(kind):
     feature = torch.randn((2, 8, 10, 10))
