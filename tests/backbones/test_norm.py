@@ -16,7 +16,7 @@ from backbones import (
     resnet50,
     resnet_cifar,
 )
-from backbones.norm import conv_norm, make_norm, scale_and_shift
+from backbones.norm import SyncBatchNorm2d, conv_norm, make_norm, scale_and_shift
 from tests.backbones.nets import batch_norm, randomise_norms, torchvision_net
 
 NORMS = {"frozen": FrozenBatchNorm2d, "batch in eval mode": nn.BatchNorm2d}
@@ -386,3 +386,23 @@ def test_recompute_without_batches_or_norms():
     keeps_none = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))
     with pytest.raises(ValueError, match="no batch norm"):
         recompute_batch_norm(keeps_none, [torch.randn(2, 3, 4, 4)])
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 7), (2, 3, 9, 4)])
+def test_a_synchronised_norm_alone_is_a_batch_norm(shape):
+    """Of one process: result, averages and gradients."""
+    torch.manual_seed(0)
+    own, reference = SyncBatchNorm2d(3).double(), nn.BatchNorm2d(3).double()
+    for parameter in own.parameters():
+        nn.init.normal_(parameter)
+    reference.load_state_dict(own.state_dict())
+    x = torch.randn(shape, dtype=torch.float64)
+    upstream = torch.randn_like(x)
+    found = []
+    for norm in (own, reference):
+        leaf = x.clone().requires_grad_()
+        y = norm(leaf)
+        gradients = torch.autograd.grad(y, (leaf, *norm.parameters()), upstream)
+        found.append((y, *gradients, *norm.buffers()))
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected)

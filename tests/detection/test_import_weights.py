@@ -264,10 +264,16 @@ def test_every_blob_of_detectron_has_its_place(pyramid: bool, tmp_path: Path) ->
     assert (model.input.short_side, model.input.max_side) == (800, 1333)
     assert (model.layout, model.anchors.style) == ("fpn" if pyramid else "c4", "py-faster-rcnn")
     assert (model.roi.pool_size, model.roi.sampling_ratio) == ((7, 2) if pyramid else (14, 0))
-    assert model.rpn.test_pre_nms_top_n == (1000 if pyramid else 6000)
     assert one.class_map == COCO_CLASSES
     assert "boxes may lie up to a pixel beside" in one.notes[-1]
     assert len(one.notes) == 2
+    assert model.anchors.aspect_ratios == (0.5, 1.0, 2.0)
+    sizes = (64.0, 128.0, 256.0, 512.0)
+    assert model.anchors.sizes[-4:] == sizes
+    counts = (model.rpn.train_pre_nms_top_n, model.rpn.train_post_nms_top_n)
+    assert counts == ((2000, 2000) if pyramid else (12000, 2000))
+    counts = (model.rpn.test_pre_nms_top_n, model.rpn.test_post_nms_top_n)
+    assert counts == ((1000, 1000) if pyramid else (6000, 1000))
 
 
 def test_half_a_file_of_detectron_and_foreign_blobs_are_refused(tmp_path: Path) -> None:
