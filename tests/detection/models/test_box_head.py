@@ -119,8 +119,15 @@ def test_regions_go_through_in_groups_without_a_gradient(placement, monkeypatch)
     for regions_together in (1, 7, 40, 100):
         of_one = 49 * head.out_channels * 8
         monkeypatch.setattr(box_head, "_CACHE", regions_together * of_one)
+        sizes, bags = [], pooler.bags
+        monkeypatch.setattr(
+            pooler, "bags", lambda f, some: (sizes.append(sum(map(len, some))), bags(f, some))[1]
+        )
         with torch.inference_mode():
             found = head.of_regions(pooler, maps, rois)
+        monkeypatch.undo()
+        assert sizes[:-1] == [regions_together] * ((73 - 1) // regions_together)
+        assert sum(sizes) == 73
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
