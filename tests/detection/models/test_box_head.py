@@ -109,6 +109,16 @@ def test_features_of_regions_are_those_of_their_pooled_grids(counts, placement, 
             torch.testing.assert_close(mine, plain, rtol=1e-7, atol=1e-7)
 
 
+def counting(bags, sizes: list[int]):
+    """`bags`, which notes how many regions it is asked for."""
+
+    def counted(feature, rois):
+        sizes.append(sum(map(len, rois)))
+        return bags(feature, rois)
+
+    return counted
+
+
 @pytest.mark.parametrize("placement", ["original", "torchvision"])
 def test_regions_go_through_in_groups_without_a_gradient(placement, monkeypatch):
     head = conv5_head(placement, "frozen").eval()
@@ -119,10 +129,8 @@ def test_regions_go_through_in_groups_without_a_gradient(placement, monkeypatch)
     for regions_together in (1, 7, 40, 100):
         of_one = 49 * head.out_channels * 8
         monkeypatch.setattr(box_head, "_CACHE", regions_together * of_one)
-        sizes, bags = [], pooler.bags
-        monkeypatch.setattr(
-            pooler, "bags", lambda f, some: (sizes.append(sum(map(len, some))), bags(f, some))[1]
-        )
+        sizes: list[int] = []
+        monkeypatch.setattr(pooler, "bags", counting(pooler.bags, sizes))
         with torch.inference_mode():
             found = head.of_regions(pooler, maps, rois)
         monkeypatch.undo()
