@@ -16,6 +16,7 @@ from torchvision import ops
 
 from detres.boxes import clip_boxes, large_enough
 from detres.detection.models.box_coder import BoxCoder
+from detres.detection.models.box_head import BoxHead
 from detres.detection.models.context import beside_whole_images, with_whole_images
 from detres.detection.models.matcher import Matcher
 from detres.detection.models.roi_pool import RoIPooler
@@ -75,7 +76,7 @@ class RoIHeadSettings:
 class RoIHead(nn.Module):
     """Classifies and refines RoIs: pool, box head, predict.
 
-    box_head: (R, C, S, S) -> (R, D). context: the feature of the whole image goes beside that of
+    box_head: (R, C, S, S) -> (R, D), any module. context: the feature of the whole image goes beside that of
     each of its regions (models.context), so predictor takes 2D. In training the ground-truth boxes
     join the proposals (py-faster-rcnn). Scoring (`forward`) and postprocessing are two steps, so
     that refinement, several scales and ensembles can stand between them.
@@ -118,7 +119,9 @@ class RoIHead(nn.Module):
 
     def region_features(self, features: dict[str, FeatureMap], rois: list[Tensor]) -> Tensor:
         """Return (R, D) of RoIs, N tensors (R_n, 4) xyxy px, by the layers after pooling; R > 0."""
-        return self.box_head.of_regions(self.pooler, features, rois)
+        if isinstance(self.box_head, BoxHead):
+            return self.box_head.of_regions(self.pooler, features, rois)
+        return self.box_head(self.pooler(features, rois))
 
     def score(
         self,

@@ -36,14 +36,14 @@ class Mean(BoxHead):
         return pooled.mean(dim=(2, 3))
 
 
-class LargestOfNegated(BoxHead):
+class LargestOfNegated(nn.Module):
     """A box head that does not commute with the maximum."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         return (-pooled).amax(dim=(2, 3))
 
 
-def make_head(box_head: BoxHead) -> RoIHead:
+def make_head(box_head: nn.Module) -> RoIHead:
     return RoIHead(
         pooler=RoIPooler(strides={"s": 16}, kind="roi_pool", output_size=3, sampling_ratio=0),
         box_head=box_head,
