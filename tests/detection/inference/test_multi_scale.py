@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from detres.boxes import scale_boxes
 from detres.detection.inference.multi_scale import (
