@@ -76,10 +76,10 @@ class RoIHeadSettings:
 class RoIHead(nn.Module):
     """Classifies and refines RoIs: pool, box head, predict.
 
-    box_head: (R, C, S, S) -> (R, D), any module. context: the feature of the whole image goes beside that of
-    each of its regions (models.context), so predictor takes 2D. In training the ground-truth boxes
-    join the proposals (py-faster-rcnn). Scoring (`forward`) and postprocessing are two steps, so
-    that refinement, several scales and ensembles can stand between them.
+    box_head: (R, C, S, S) -> (R, D), any module. context: the feature of the whole image goes
+    beside that of each of its regions (models.context), so predictor takes 2D. In training the
+    ground-truth boxes join the proposals (py-faster-rcnn). Scoring (`forward`) and postprocessing
+    are two steps, so that refinement, several scales and ensembles can stand between them.
     """
 
     def __init__(
