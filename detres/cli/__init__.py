@@ -24,7 +24,7 @@ COMMANDS = {
     "reproduce": "list the paper's tables, what was measured of them here, and how it is",
     "replay": "say which image, box or layer is at fault where a training failed",
     "plot": "draw error curves and layer responses",
-    "benchmark": "time parts of the toolkit against torchvision's",
+    "benchmark": "time parts of the toolkit against other libraries",
     "compare-torchvision": "train the detector and one made of torchvision's parts by the same "
     "loop",
 }

@@ -53,18 +53,21 @@ def main(argv: list[str] | None = None) -> int:
         "--short-side",
         "--shorter",
         "--short",
-        type=int,
+        type=at_least_one,
         default=600,
         help="infer, train, data, padding: px of the image's short side (default: %(default)s)",
     )
     parser.add_argument(
         "--rois",
-        type=int,
+        type=at_least_one,
         default=300,
         help="infer, padding: proposals an image (default: %(default)s)",
     )
     parser.add_argument(
-        "--batch", type=int, default=8, help="cls: images of 224 px (default: %(default)s)"
+        "--batch",
+        type=at_least_one,
+        default=8,
+        help="cls: images of 224 px (default: %(default)s)",
     )
     parser.add_argument(
         "--images",
@@ -86,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def at_least_one(text: str) -> int:
-    """Return a number of repeats; raises argparse.ArgumentTypeError below 1."""
+    """Return a whole number; raises argparse.ArgumentTypeError below 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of repeats, expected 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of 1 or more")
     return int(text)

@@ -32,6 +32,7 @@ from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.own_data import data_to_evaluate, says_where
 from detres.detection.structures import Predictions
 from detres.detection.weights_file import learnt_images_of, load_members
+from detres.engine.probes import native_precision
 from detres.files import CheckpointError, write_text
 from detres.reproduction.evaluated import evaluated
 
@@ -177,6 +178,9 @@ def detect(
         num_workers=config.data.workers,
     )
     device, precision = arguments.device, arguments.precision or config.eval.precision
+    if precision == "auto":
+        precision, reason = native_precision(device)
+        say(f"precision {precision}: {reason}")
     if precision != "fp32":
         say(f"precision {precision}: AP differs from float32's by some thousandths")
     return detect_dataset(detecting.to(device), batches, truth.class_map, device, precision)

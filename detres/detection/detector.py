@@ -18,7 +18,12 @@ from detres.detection.data.read import read_to_detect
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.detect import batch_of, detect_batch
-from detres.detection.inference.fast import Precision, fast_copy, weights_stamp
+from detres.detection.inference.fast import (
+    Precision,
+    fast_copy,
+    require_precision,
+    weights_stamp,
+)
 from detres.detection.inference.results import Results
 from detres.detection.inference.tiles import Tiling, View, Window, merge_views
 from detres.detection.named_weights import weights_called
@@ -65,6 +70,7 @@ class Detector:
         config: DetectionConfig | None = None,
         learnt: LearntImages | None = None,
     ) -> None:
+        require_precision(precision)
         self.model = model
         self.class_map = class_map
         self.short_side = short_side
@@ -97,7 +103,8 @@ class Detector:
         file, of an earlier version, carries no checksum, and when it is a state. offline: nothing
         is downloaded. precision: of the networks, by default that of the `eval` settings.
         Raises CheckpointError naming the file when it is missing, damaged, or no detector's, and
-        saying what it is; OtherWingError for the state of another wing.
+        saying what it is; OtherWingError for the state of another wing; ValueError for another
+        precision.
         """
         path = weights_called(file_or_name, offline=offline, notice=notice)
         model, config, class_map = load_detector(path, notice)

@@ -13,7 +13,7 @@ import torch
 
 from detres.detection.choices import TILE_OVERLAP
 from detres.detection.detector import Detector
-from detres.detection.inference.fast import Precision
+from detres.detection.inference.fast import Precision, require_precision
 from detres.detection.inference.results import Results
 from detres.detection.inference.tiles import Tiling
 from detres.detection.named_weights import weights_called
@@ -35,7 +35,8 @@ class Predictor:
     score: the lowest that is returned. device: by default the GPU, where it is called, if there is
     one. precision: of the networks, by default that of the `eval` settings. batch_size: so many
     images go through the model at once. tile, overlap, whole: see Detector.predict. Raises
-    CheckpointError naming weights that are not there, ValueError as Tiling and Detector.predict do.
+    CheckpointError naming weights that are not there, ValueError for another precision, and as
+    Tiling and Detector.predict do.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class Predictor:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
+        if precision is not None:
+            require_precision(precision)
         if tile is not None:
             Tiling(tile, overlap, whole)
         self.weights = str(weights)

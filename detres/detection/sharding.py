@@ -161,7 +161,11 @@ def predict_shard(
 
 
 def _settings_of(predictor: Predictor) -> dict[str, Any]:
-    settings = {"score": predictor.score, "tile": predictor.tile}
+    settings = {
+        "score": predictor.score,
+        "precision": predictor.precision or "of the weights",
+        "tile": predictor.tile,
+    }
     if predictor.tile is not None:
         settings |= {"overlap": predictor.overlap, "whole": predictor.whole}
     return settings

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from detres.cli import eval as evaluate
 from detres.cli import predict, train_det
 from detres.detection.data.shapes import SHAPES_CLASSES
+from detres.engine.probes import native_precision
 from tests.cli.conftest import (
     COCO_FLAGS,
     FinishedRun,
@@ -49,6 +51,16 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Score:
 
 def in_run_numbers(run: FinishedRun) -> dict:
     return {key: value for key, value in run.numbers().items() if key not in ("step", "images")}
+
+
+def test_it_says_what_precision_auto_is(
+    finished: FinishedRun, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precision, reason = native_precision(torch.device("cpu"))
+    score("--weights", finished.weights, "--precision", "auto")
+    said = capsys.readouterr().out
+    assert f"precision {precision}: {reason}\n" in said
+    assert ("AP differs from float32's" in said) == (precision == "bf16")
 
 
 def test_the_weights_alone_give_exactly_the_runs_number(

@@ -177,6 +177,12 @@ def test_a_damaged_shard_is_made_anew_and_this_said(
         ("1/2", ["--score", "0.5"], None, "was made with score 0.0, not 0.5"),
         ("2/2", ["--score", "0.5"], None, "was made with score 0.0, not 0.5"),
         ("1/2", ["--tile", "64"], None, "was made with tile None, not 64"),
+        (
+            "2/2",
+            ["--precision", "bf16"],
+            None,
+            "was made with precision of the weights, not bf16",
+        ),
         ("1/2", [], "more", f"is of {NUM} images in all, which are {NUM + 1} now"),
         ("2/2", [], "more", f"is of {NUM} images in all, which are {NUM + 1} now"),
         ("1/2", [], "renamed", f"is of {NUM} images in all, which have other names now"),

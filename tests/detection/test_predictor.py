@@ -155,6 +155,9 @@ def test_what_cannot_work_is_said_where_it_is_made(weights: Path) -> None:
         Predictor("detectron2/faster_rcnn_R_9")
     with pytest.raises(ValueError, match="batch_size is 0"):
         Predictor(weights, batch_size=0)
+    for load in (Predictor, detres.Detector.load):
+        with pytest.raises(ValueError, match="precision is 'fp16', expected one of fp32, bf16, a"):
+            load(weights, precision="fp16")
     with pytest.raises(ValueError, match="a tile of 3 px"):
         Predictor(weights, tile=3)
     with pytest.raises(KeyError, match="bytes"):

@@ -8,7 +8,7 @@ code, the padding of a batch, proposals, pooling, suppression, is that of the de
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,13 @@ Precision = Literal["fp32", "bf16", "auto"]
 """auto: bf16 where the processor or GPU has instructions for it."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def require_precision(precision: str) -> None:
+    """Raise ValueError for what is no Precision."""
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise ValueError(f"precision is {precision!r}, expected one of {known}")
 
 
 def fast_copy(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
