@@ -20,7 +20,6 @@ from detres.detection.import_weights import import_detector
 
 def detectron2_c4(short_side: int, rois: int, device: torch.device, batch: int) -> Peer:
     """detectron2's Faster R-CNN R50-C4 as its zoo configures it, but for the number of RoIs."""
-
     config = model_zoo.get_config("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml")
     config.MODEL.WEIGHTS = ""
     config.MODEL.DEVICE = str(device)
