@@ -77,8 +77,7 @@ class RoIPooler(nn.Module):
 
     def _of_map(self, feature: FeatureMap, stride: int, rois: list[Tensor]) -> Tensor:
         """Return (R, C, S, S) of regions, N tensors (R_n, 4), all from one map."""
-        of_image = [F.pad(boxes, (1, 0), value=n) for n, boxes in enumerate(rois)]
-        indexed = torch.cat(of_image)  # N x (R_n, 4) -> (R, 5): image, x1, y1, x2, y2
+        indexed = _indexed(rois)
         if not feature.values.is_cuda:
             return self._bags(feature, stride, indexed).pool(feature.values)
         if not feature.padded:
@@ -116,8 +115,7 @@ class RoIPooler(nn.Module):
         they are all pooled from, in their order.
         """
         (stride,) = self.strides.values()
-        of_image = [F.pad(boxes, (1, 0), value=n) for n, boxes in enumerate(rois)]
-        return self._bags(feature, stride, torch.cat(of_image))
+        return self._bags(feature, stride, _indexed(rois))
 
     def _bags(self, feature: FeatureMap, stride: int, rois: Tensor) -> RegionBags:
         images, _, height, width = feature.values.shape
@@ -136,6 +134,11 @@ class RoIPooler(nn.Module):
             aligned=self.kind == "roi_align_aligned",
             sizes=sizes,
         )
+
+
+def _indexed(rois: list[Tensor]) -> Tensor:
+    """N tensors (R_n, 4) -> (R, 5): image, x1, y1, x2, y2."""
+    return torch.cat([F.pad(boxes, (1, 0), value=n) for n, boxes in enumerate(rois)])
 
 
 def roi_align(
