@@ -561,7 +561,17 @@ def _explain(section: type[Section], error: dict, source: str) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("value_error", "missing"):
         return f"{where}: {message}"
-    return f"{where}: {message}, got {shown(error['input'])}"
+    null = ", or null" if _may_be_null(section, location) else ""
+    return f"{where}: {message}{null}, got {shown(error['input'])}"
+
+
+def _may_be_null(section: type[Section], location: list[str]) -> bool:
+    """Whether the setting at `location` may be None."""
+    *parents, last = location or [""]
+    for part in parents:
+        section = _subsections(section).get(part, Section)
+    field = section.model_fields.get(last)
+    return field is not None and type(None) in get_args(field.annotation)
 
 
 def _all_keys(section: type[Section]) -> list[str]:

@@ -128,10 +128,17 @@ def test_an_unknown_key_is_named_at_every_depth(tmp_path, override, key, near):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.steps='100'", "train.steps: Input should be a valid integer, got '100'"),
-        ("train.steps=true", "train.steps: Input should be a valid integer, got True"),
+        ("train.steps='100'", "train.steps: Input should be a valid integer, or null, got '100'"),
+        ("train.steps=true", "train.steps: Input should be a valid integer, or null, got True"),
         ("train.steps=1.5", "train.steps"),
-        ("train.steps=0", "train.steps: Input should be greater than or equal to 1, got 0"),
+        (
+            "train.steps=0",
+            "train.steps: Input should be greater than or equal to 1, or null, got 0",
+        ),
+        (
+            "train.clip_grad_norm=0",
+            "train.clip_grad_norm: Input should be greater than 0, or null, got 0",
+        ),
         ("train.lr=fast", "train.lr: Input should be a valid number, got 'fast'"),
         ("train.lr=[0.1]", "train.lr"),
         ("train.lr=.nan", "train.lr"),

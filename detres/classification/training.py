@@ -31,10 +31,10 @@ from detres.images.source import ImageArrays, ImageShards, LabelledImages
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import CLASSIFIER_WEIGHTS, METRICS
 from detres.runs.judgement import Judgement
-from detres.runs.run import TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import compile_where_asked, share_of, with_batch_that_fits
 from detres.runs.state import reading_field
+from detres.runs.training import RunSoFar
 
 Show = Callable[[str], None]
 Batches = Iterable[tuple[CropBatch, ClassTargets]]
@@ -150,7 +150,7 @@ class ClassificationTraining:
         labels = torch.zeros(number, dtype=torch.int64)
         return CropBatch(pixels, tuple(range(number))), ClassTargets(labels)
 
-    def batches(self, run: TrainingRun) -> Batches:
+    def batches(self, run: RunSoFar) -> Batches:
         """Return the batches of the run's steps that are not done; images that cannot be read are
         listed in the run folder.
         """
@@ -169,7 +169,7 @@ class ClassificationTraining:
 
     def keep(
         self,
-        run: TrainingRun,
+        run: RunSoFar,
         judgement: Judgement,
         *,
         improved: bool,  # noqa: ARG002
@@ -180,7 +180,7 @@ class ClassificationTraining:
         """
         self._write(run, judgement.evaluation)
 
-    def _write(self, run: TrainingRun, evaluation: ClassResult) -> None:
+    def _write(self, run: RunSoFar, evaluation: ClassResult) -> None:
         if not self.group.is_first:
             return
         path, step = run.folder / CLASSIFIER_WEIGHTS, run.progress.step
@@ -188,7 +188,7 @@ class ClassificationTraining:
         metrics = json.dumps({"step": step, **evaluation.to_dict()}, indent=2)
         write_text(run.folder / METRICS, metrics)
 
-    def average_batch_norm(self, run: TrainingRun) -> None:
+    def average_batch_norm(self, run: RunSoFar) -> None:
         """Where train.recompute_batches asks for it, replace the statistics of batch norm by
         averages over the batches that training would have seen next, evaluate, and keep that
         (paper, appendix A).
@@ -206,7 +206,7 @@ class ClassificationTraining:
         run.log.averaged(run.progress.step, evaluation.metrics)
         self._write(run, evaluation)
 
-    def _batches(self, run: TrainingRun, start: int, end: int, share: Share) -> Iterator:
+    def _batches(self, run: RunSoFar, start: int, end: int, share: Share) -> Iterator:
         batches = build_train_batches(
             self.config, self.train, steps=end, start_step=start, device=self.device, share=share
         )

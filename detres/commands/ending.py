@@ -131,6 +131,13 @@ def usable_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError:
+        there_are = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        there_are += ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(
+            f"{name} cannot be used: no device of that name; here are {', '.join(there_are)}"
+        ) from None
+    try:
         torch.zeros(1, device=device).item()  # "meta" makes tensors, without values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"{name} cannot be used: {str(error).splitlines()[0]}") from None

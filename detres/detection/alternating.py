@@ -36,7 +36,7 @@ from detres.detection.training import (
     keep_detector,
 )
 from detres.detection.weights_file import Origin, learnt_images_of, load_detector, save_detector
-from detres.engine.writers import Writer
+from detres.engine.writers import Writer, kinds_of, lacking, told_no_more
 from detres.files import CheckpointError, first_line, write_text
 from detres.runs import folder as names
 from detres.runs.environment import write_environment
@@ -137,7 +137,7 @@ class SavedAlternating:
     phase: the step it is in, 0..3. config: to go on with; earlier: as it was. init_from: weights
     that the first two steps start from. data: split -> a digest of what is learned from, {} before
     the first step. seconds: that the steps before took. computes_alike: whether it was
-    deterministic.
+    deterministic. writers: that were told its numbers, by the names of their classes.
     """
 
     folder: Path
@@ -148,6 +148,7 @@ class SavedAlternating:
     data: dict[str, str]
     seconds: float = 0.0
     computes_alike: bool = False
+    writers: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -174,6 +175,7 @@ class SavedAlternating:
             computes_alike = found.get("deterministic", False)  # nor this
             if type(computes_alike) is not bool:
                 raise ValueError(f"deterministic {computes_alike!r:.40} is neither true nor false")
+            writers = tuple(lacking(found.get("writers", []), ()))  # nor these
             tree = dict(found["config"])
         except (JsonError, TextError) as error:
             raise CheckpointError(str(error)) from None
@@ -191,7 +193,9 @@ class SavedAlternating:
                 )
         if root:
             config = config.model_copy(update={"data": with_data_root(config.data, root)})
-        return cls(folder, phase, config, earlier, init_from, data, seconds, computes_alike)
+        return cls(
+            folder, phase, config, earlier, init_from, data, seconds, computes_alike, writers
+        )
 
 
 def read_saved(
@@ -237,6 +241,7 @@ class AlternatingRun:
         self.phase, self.init_from, self.data = saved.phase, saved.init_from, dict(saved.data)
         self.device, self.accept_data_change = device, accept_data_change
         self.resume_line, self.first, self.writers = resume_line, first, writers
+        self.told = list(dict.fromkeys([*saved.writers, *kinds_of(writers)]))
         self.in_a_step, self.started = False, time.monotonic()
         self.earlier_s = saved.seconds  # that the run has taken before
         self.configs = configs_of_phases(self.config, self.folder)
@@ -318,6 +323,9 @@ class AlternatingRun:
             raise
         if lock.taken_over:
             write_line(f"note: {lock.taken_over}")
+        lacks = lacking(run.told, kinds_of(writers))
+        if lacks and not run.is_in_a_step:  # a step says it by itself
+            write_line(f"note: {told_no_more(lacks)}")
         return run
 
     def __enter__(self) -> AlternatingRun:
@@ -347,6 +355,7 @@ class AlternatingRun:
             "data": self.data,
             "seconds": self._seconds(),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "writers": self.told,
             "config": json.loads(self.config.model_dump_json()),
         }
         write_text(self.folder / names.PHASE, json.dumps(state, indent=2) + "\n")
@@ -388,6 +397,11 @@ class AlternatingRun:
     def _step_folder(self) -> Path:
         return self.folder / FOLDERS[self.phase]
 
+    @property
+    def is_in_a_step(self) -> bool:
+        """Whether the step has begun before."""
+        return any((self._step_folder / name).exists() for name in (names.STATE, names.PREVIOUS))
+
     def _step_run(self, config: DetectionConfig) -> TrainingRun:
         """The run of the step, where it was left or new."""
         kind, folder = TRAININGS[config.train.scheme], self._step_folder
@@ -395,7 +409,7 @@ class AlternatingRun:
         def resume_line(_: Path, settings: dict[str, float]) -> str:
             return self.resume_line(self.folder, settings)
 
-        if any((folder / name).exists() for name in (names.STATE, names.PREVIOUS)):
+        if self.is_in_a_step:
             saved = SavedRun.read(folder, DetectionConfig, wing=WING)
             saved = replace(saved, config=config)
             return TrainingRun.resume(

@@ -18,6 +18,7 @@ from detres.detection.data.read import read_to_detect
 from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.inference.dataset import detect_dataset
 from detres.detection.inference.detect import batch_of, detect_batch
+from detres.detection.inference.ensemble import Ensemble
 from detres.detection.inference.fast import (
     Precision,
     fast_copy,
@@ -130,8 +131,10 @@ class Detector:
 
     def __repr__(self) -> str:
         num = sum(parameter.numel() for parameter in self.model.parameters())
+        members = self.model.models if isinstance(self.model, Ensemble) else [self.model]
+        networks = " + ".join(type(member).__name__ for member in members)
         return (
-            f"Detector({type(self.model).__name__} of {num / 1e6:.1f} M parameters, "
+            f"Detector({networks} of {num / 1e6:.1f} M parameters, "
             f"{self.class_map!r}, {self.short_side} px, {self.device})"
         )
 

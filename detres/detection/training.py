@@ -61,7 +61,6 @@ from detres.files import (
 from detres.runs.fingerprint import Fingerprint, file_hashes, hashes_of
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PREDICTIONS, SPLIT
 from detres.runs.judgement import Judgement
-from detres.runs.run import TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import (
     build_optimizer,
@@ -71,6 +70,7 @@ from detres.runs.settings import (
     with_batch_that_fits,
 )
 from detres.runs.state import reading_field
+from detres.runs.training import RunSoFar
 from detres.waiting import counted
 
 
@@ -326,7 +326,7 @@ class DetectionTraining:
             num_proposals=num_proposals,
         )
 
-    def batches(self, run: TrainingRun) -> DataLoader:
+    def batches(self, run: RunSoFar) -> DataLoader:
         """Return the batches of the run's steps that are not done."""
         return train_loader(
             self.data.train_set,
@@ -409,7 +409,7 @@ class DetectionTraining:
         """
         keep_detector(folder, self.detector, self.config, truth, evaluation, step, self.origin)
 
-    def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
+    def keep(self, run: RunSoFar, judgement: Judgement, *, improved: bool, whole: bool) -> None:
         """In the first process write the curves of the run; of the best evaluation so far also
         weights, detections, numbers and pictures, which cost a second and are of those weights.
 
@@ -427,7 +427,7 @@ class DetectionTraining:
             truth = self.held_out.val if whole else self.held_out.part
             self.write(run.folder, judgement.evaluation, run.progress.step, truth)
 
-    def _earlier_is_best(self, run: TrainingRun, judgement: Judgement) -> bool:
+    def _earlier_is_best(self, run: RunSoFar, judgement: Judgement) -> bool:
         """Whether the weights in the run folder are ahead of those after the last step on all
         held-out images; what is kept is then of all, too.
         """
@@ -460,7 +460,7 @@ class DetectionTraining:
         )
         return self.group.broadcast(ahead)
 
-    def _kept_earlier(self, run: TrainingRun) -> tuple[dict[str, Tensor], int] | None:
+    def _kept_earlier(self, run: RunSoFar) -> tuple[dict[str, Tensor], int] | None:
         """The weights in the run folder and their step; None, which is said, where they cannot be
         read.
         """

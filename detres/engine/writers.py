@@ -66,6 +66,14 @@ def lacking(before: object, now: Sequence[str]) -> list[str]:
     return [kind for kind in dict.fromkeys(before) if kind not in now]
 
 
+def told_no_more(kinds: Sequence[str]) -> str:
+    """Return in words that a run goes on without writers that it had before."""
+    return (
+        f"its numbers went to {', '.join(kinds)} too, and no more from here on: in Python, resume "
+        "takes writers"
+    )
+
+
 class Writers:
     """Several writers that are told the same, as a Writer is; say: called with a line about one
     that fails.

@@ -61,12 +61,12 @@ class _Outcome:
 
     def described(self) -> str:
         if self.error is not None:
-            return f"alone it ends with: {shortened(self.error, 200)}"
+            return f"ends with: {shortened(self.error, 200)}"
         said = ", ".join(self.terms[:_NAMED])
         if not self.terms:
             said = f"a finite loss, but a gradient of {_listed(self.parameters)} that is not"
         layer = f"; the first output that is not finite: {self.layer}" if self.layer else ""
-        return f"alone it gives {said}{layer}"
+        return f"gives {said}{layer}"
 
 
 def what_is_at_fault(bundle: Bundle, step: Replayed | None, device: torch.device) -> list[str]:
@@ -139,11 +139,11 @@ def _of_step(bundle: Bundle, step: Replayed, device: torch.device) -> list[str]:
             for number in wrong[:_NAMED]
             for line in (
                 f"at fault: {named[number]}: {_listed(inputs[number], '; ')}",
-                *([outcomes[number].described()] if outcomes[number].is_bad else []),
+                *([f"alone it {outcomes[number].described()}"] if outcomes[number].is_bad else []),
             )
         ]
     if bad and not _is_of_weights(bundle, step, gradients, seed, bad, places):
-        return [f"at fault: {named[n]}: {outcomes[n].described()}" for n in bad[:_NAMED]]
+        return [f"at fault: {named[n]}: alone it {outcomes[n].described()}" for n in bad[:_NAMED]]
     if not bad and bundle.size > 1 and (others := _others(bundle)):
         return [f"at fault: none of this process's images; see {_listed(others)}"]
     if not bad and not _has_grown(bundle):
@@ -151,8 +151,13 @@ def _of_step(bundle: Bundle, step: Replayed, device: torch.device) -> list[str]:
             "at fault: no image by itself: each gives a finite loss and gradient on this device "
             f"({device}); all together, or another device, do not"
         ]
-    layer = outcomes[bad[0]].described() if bad else "each image alone stays finite"
-    return [f"no single image is at fault: the step diverged: {_growth(bundle)}", f"{layer}"]
+    alone = "each image alone stays finite"
+    if bad:
+        alone = f"each image alone fails, and a grey one; the first {outcomes[bad[0]].described()}"
+    return [
+        f"no single image is at fault: the step diverged: {_growth(bundle)}",
+        alone,
+    ]
 
 
 def _computed(gradients: GradientStep, part: Part, seed: int) -> _Outcome:
@@ -219,18 +224,16 @@ def _growth(bundle: Bundle) -> str:
     values = [each["values"] for each in bundle.records]
     norm, loss = (_course([each.get(name) for each in values]) for name in ("grad_norm", "loss"))
     return (
-        f"gradient norm grew {norm}, the loss {loss} over the last {plural(len(values), 'step')}, "
+        f"gradient norm {norm}, loss {loss} over the last {plural(len(values), 'step')}, "
         f"lr {bundle.records[-1]['lr']:g}"
     )
 
 
 def _course(values: list[float | None]) -> str:
-    """From where to where values went."""
-    finite = [value for value in values if value is not None]
-    if not finite:
-        return "beyond all numbers"
-    ended = " (then beyond all numbers)" if values[-1] is None else ""
-    return f"from {finite[0]:.3g} to {finite[-1]:.3g}{ended}"
+    """The first and the last of values, where they are two, and whether they ended beyond all."""
+    finite = [f"{value:.3g}" for value in values if value is not None]
+    ended = ["not finite"] if values[-1] is None else []
+    return " -> ".join([*finite[:1], *finite[1:][-1:], *ended])
 
 
 def _others(bundle: Bundle) -> list[str]:

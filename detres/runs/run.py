@@ -12,15 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import nn
 
 from detres.config import to_yaml, what_differs
 from detres.console import plural
 from detres.engine.determinism import OrderDigest, explained, shown, weights_digest
-from detres.engine.distributed import ElsewhereError, Group
+from detres.engine.distributed import ElsewhereError
 from detres.engine.ema import WeightAverage, having
 from detres.engine.flight_recorder import FlightRecorder, NonFiniteLossError
 from detres.engine.log import QuietLog, RunLog
@@ -31,10 +29,9 @@ from detres.engine.optimizers import restore, saved_state
 from detres.engine.probes import native_precision
 from detres.engine.progress import Progress
 from detres.engine.scaling import restore_scaler, scaler_of
-from detres.engine.schedule import Schedule
 from detres.engine.step import Batch, GradientStep
 from detres.engine.stop import Interrupted
-from detres.engine.writers import Writer, kinds_of, lacking
+from detres.engine.writers import Writer, kinds_of, lacking, told_no_more
 from detres.files import first_line, write_text
 from detres.runs import folder as names
 from detres.runs.advice import advice_on, batch_in_words
@@ -42,79 +39,16 @@ from detres.runs.agreement import require_same_everywhere
 from detres.runs.bundle import write_bundle
 from detres.runs.changes import changed_data, changed_length
 from detres.runs.environment import facts_of, other_facts, write_environment
-from detres.runs.fingerprint import DataChangedError, Fingerprint
+from detres.runs.fingerprint import DataChangedError
 from detres.runs.judgement import Evaluation, Judgement
 from detres.runs.lock import FolderLock, FollowedFolder
 from detres.runs.saved import SavedRun
-from detres.runs.settings import TrainConfig
 from detres.runs.skipped import SkippedImages
-from detres.runs.state import (
-    FORMAT,
-    reading_field,
-    save_state,
-)
+from detres.runs.state import FORMAT, reading_field, save_state
+from detres.runs.training import RunConfig, Training
 
 ResumeLine = Callable[[Path, dict[str, float]], str]
 """Run folder and settings, key -> value, -> the command line that goes on with them."""
-
-
-class RunConfig(Protocol):
-    """What the configurations of both wings have in common."""
-
-    name: str
-    seed: int
-    train: TrainConfig
-
-
-class Training(Protocol):
-    """What a wing gives a run: what learns, from what, how it is judged, and what is kept of it.
-
-    wing: "detection" or "classification". group: of the processes that train it, all of which call
-    `batches`, `judge` and `keep`. loaded: what was loaded into the network before the first step,
-    in words; None: nothing.
-    """
-
-    wing: str
-    group: Group
-    config: RunConfig
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    num_images: int
-    loaded: str | None
-
-    def describe_data(self) -> str:
-        """Return what is trained and judged on, in words."""
-
-    def fingerprints(self) -> dict[str, Fingerprint]:
-        """Return those of the data, by split."""
-
-    def begin(self, folder: Path) -> None:
-        """Write into a new run folder what it has from the start beside its settings."""
-
-    def file_of(self, image_id: int | str) -> str:
-        """Return the file that an image of a batch is from, or where else it is."""
-
-    def state(self) -> dict:
-        """Return what last.pt holds beside the STATE_KEYS that a run knows; "classes" at least."""
-
-    def batches(self, run: TrainingRun) -> Iterable:
-        """Return the batches of the run's steps that are not done yet."""
-
-    def worst_batch(self, number: int) -> Batch:
-        """Return a batch of `number` images that takes more memory than any of the data."""
-
-    def judge(self, *, whole: bool) -> Judgement:
-        """Judge the model as it is, on the `whole` of the held-out images or on the way; writes
-        nothing.
-        """
-
-    def keep(self, run: TrainingRun, judgement: Judgement, *, improved: bool, whole: bool) -> None:
-        """Write into the run folder what is kept of this evaluation; the first process does.
-
-        improved: whether it compares better than all before. whole: whether it ends the run, and so
-        is of all held-out images.
-        """
 
 
 class TrainingRun:
@@ -457,10 +391,7 @@ class TrainingRun:
             lacks = lacking(state.get("writers", []), self.writers)
         if lacks:
             self.writers += lacks
-            self.notes.append(
-                f"its numbers went to {', '.join(lacks)} too, and no more from here on: in Python, "
-                "resume takes writers"
-            )
+            self.notes.append(told_no_more(lacks))
         if self.average is not None:
             with reading_field(path, "average"):
                 self.average.restore(state["average"])

@@ -444,7 +444,10 @@ def test_a_device_that_there_is_not_is_a_usage_error(capsys):
     assert ended.value.code == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert ": error: argument --device: gpu cannot be used: " in message
+    assert (
+        ": error: argument --device: gpu cannot be used: no device of that name; here are cpu"
+        in message
+    )
 
 
 @pytest.mark.parametrize(("status", "ended"), [(None, 0), (0, 0), (1, 1)])

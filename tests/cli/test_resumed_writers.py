@@ -161,6 +161,20 @@ def test_four_alternating_steps_go_on_with_their_writers(coco_folder: Path) -> N
         assert numbers_alone(told) == recorded(folder) == in_tensorboard(folder)
 
 
+@pytest.mark.parametrize("between", [True, False])
+def test_four_alternating_steps_say_once_which_writers_they_go_on_without(
+    coco_folder: Path, capsys: pytest.CaptureFixture[str], between: bool
+) -> None:
+    stopped_in_python(coco_folder, Noted(at=1, of="2-"), **FOUR_STEPS)
+    if between:  # as if it had been stopped before the second step began
+        shutil.rmtree(Path("runs/it") / FOLDERS[1])
+    capsys.readouterr()
+    assert train_det.main(["--resume", "runs/it", "--device", "cpu"]) == 0
+    before, after = capsys.readouterr().out.split(f"runs/it/{FOLDERS[1]}\n", maxsplit=1)
+    assert ("its numbers went to Noted too" in before) is between
+    assert ("its numbers went to Noted too" in after) is not between
+
+
 def test_what_a_resumed_run_cannot_be_given(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="has no started"):
         detres.resume("it", writers=["wandb"])

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import nn
 
 from detres.config import check
-from detres.detection.build import build_detector
-from detres.detection.config import ModelConfig
+from detres.detection.build import build_detector, build_ensemble
+from detres.detection.config import EvalConfig, ModelConfig
 from detres.detection.detector import Detector
 from detres.detection.inference.results import Results
 from detres.detection.structures import Detections, ImageBatch
@@ -361,3 +361,8 @@ def test_its_repr_is_short(detector, whole):
     )
     assert "\n" not in repr(whole)
     assert len(repr(whole)) < 120
+    config = check(ModelConfig, TINY, "test")
+    for number, networks in ((1, "FasterRCNN"), (2, "FasterRCNN + FasterRCNN")):
+        ensemble = build_ensemble([(detector.model, config)] * number, EvalConfig())
+        combined = Detector(ensemble, CLASSES, short_side=64, max_side=128)
+        assert repr(combined).startswith(f"Detector({networks} of ")

@@ -119,7 +119,13 @@ def test_the_image_that_fails_alone_is_named_with_its_layer_and_term():
 def test_a_gradient_that_is_not_finite_is_named_by_its_parameter():
     found = said(Brightness(0.0, rooted=True), pictures(3, 0, 5), bundle_of(3))
     assert found[0].startswith("no single image is at fault")  # all of them, by the weight of 0
-    assert found[1] == "alone it gives a finite loss, but a gradient of layer.weight that is not"
+    assert found[0].endswith(
+        "gradient norm not finite, loss not finite over the last 1 step, lr 0.5"
+    )
+    assert found[1] == (
+        "each image alone fails, and a grey one; the first gives a finite loss, but a gradient of "
+        "layer.weight that is not"
+    )
     (line,) = said(Brightness(1.0, rooted=True), pictures(3, 0), bundle_of(2))
     assert line.startswith(
         "at fault: image b (b.jpg): alone it gives a finite loss, but a gradient"
@@ -132,10 +138,10 @@ def test_weights_that_fail_on_all_images_and_on_a_grey_one_have_diverged(levels:
         Brightness(math.inf), pictures(*levels), bundle_of(len(levels), norms=(1.5, 20.0, 4e9))
     )
     assert lines == [
-        "no single image is at fault: the step diverged: gradient norm grew from 1.5 to 4e+09 "
-        "(then beyond all numbers), the loss from 2 to 4 (then beyond all numbers) over the last 4 "
-        "steps, lr 0.5",
-        "alone it gives loss_log = inf; the first output that is not finite: layer",
+        "no single image is at fault: the step diverged: gradient norm 1.5 -> 4e+09 -> not "
+        "finite, loss 2 -> 4 -> not finite over the last 4 steps, lr 0.5",
+        "each image alone fails, and a grey one; the first gives loss_log = inf; the first output "
+        "that is not finite: layer",
     ]
 
 
@@ -172,7 +178,9 @@ def test_where_each_image_is_well_alone_that_is_said():
     (line,) = said(Brightness(1.0), pictures(3, 4), bundle_of(2, norms=(1.0, 1.1)))
     assert line.startswith("at fault: no image by itself: each gives a finite loss and gradient")
     grown = said(Brightness(1.0), pictures(3, 4), bundle_of(2, norms=(1.0, 11.0)))
-    assert grown[0].startswith("no single image is at fault: the step diverged: ")
+    assert grown[0].startswith(
+        "no single image is at fault: the step diverged: gradient norm 1 -> 11 -> not finite, "
+    )
     assert grown[1] == "each image alone stays finite"
 
 

@@ -54,7 +54,7 @@ def assembled(
     rows = labelled.rows[wanted]
     sizes = labelled.sizes[rows]
     doubtful = doubts(labelled.written[wanted], sizes, written_as_sides=False)
-    boxes, keep, dropped = apply_box_policy(
+    boxes, keep, dropped, said = apply_box_policy(
         labelled.boxes[wanted],
         sizes,
         box_policy,
@@ -77,6 +77,6 @@ def assembled(
         difficult=labelled.difficult[wanted][keep],
         ids=np.arange(1, len(boxes) + 1),
         dropped=({OTHER_CLASS: others} if others else {}) | dropped,
-        notes=(*labelled.notes, *(f"{labelled.source}: {doubt}" for doubt in doubtful)),
+        notes=(*labelled.notes, *(f"{labelled.source}: {doubt}" for doubt in doubtful), *said),
         told_apart=labelled.told_apart,
     )

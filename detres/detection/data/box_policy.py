@@ -44,9 +44,9 @@ class FaultyFilesError(AnnotationError):
 
 def apply_box_policy(
     boxes: np.ndarray, sizes: np.ndarray, policy: BoxPolicy, describe_row: Callable[[int], str]
-) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Return (boxes (M, 4) float64, keep (M,) bool, reason -> count) for xyxy boxes (M, 4) px in
-    images of `sizes` (M, 2) (h, w) px.
+) -> tuple[np.ndarray, np.ndarray, dict[str, int], list[str]]:
+    """Return (boxes (M, 4) float64, keep (M,) bool, reason -> count, what is to be said) for xyxy
+    boxes (M, 4) px in images of `sizes` (M, 2) (h, w) px.
 
     "drop" clips boxes to their image (a size of 0 means unknown: not clipped) and leaves out those
     that are not finite, have no area (x2 <= x1 or y2 <= y1, in float32) or lie wholly outside.
@@ -54,12 +54,13 @@ def apply_box_policy(
     is. "keep" touches nothing: ground truth for evaluation is taken as it stands; a box that is not
     finite, which no protocol can score, raises likewise. "as_written" touches nothing and raises
     nothing, for who looks for such boxes. Clipping is counted where it moved a side by more than
-    CLIP_TOLERANCE. No boxes: (0, 4) and no counts.
+    CLIP_TOLERANCE. Said is the first box that is not finite: no file has one without a fault
+    elsewhere. No boxes: (0, 4) and no counts.
     """
     if len(boxes) == 0:
-        return boxes.astype(np.float64), np.ones(0, bool), {}
+        return boxes.astype(np.float64), np.ones(0, bool), {}, []
     if policy == "as_written":
-        return boxes.astype(np.float64), np.ones(len(boxes), bool), {}
+        return boxes.astype(np.float64), np.ones(len(boxes), bool), {}, []
     with np.errstate(over="ignore"):  # too large for the model's float32 is infinite there
         finite = np.isfinite(boxes.astype(np.float32)).all(axis=1)
     if policy == "keep":
@@ -69,7 +70,7 @@ def apply_box_policy(
                 f"{describe_row(first)}: {NOT_FINITE} ({(~finite).sum()} such). Correct it: "
                 "ground truth is scored as it stands"
             )
-        return boxes.astype(np.float64), finite, {}
+        return boxes.astype(np.float64), finite, {}, []
     boxes = np.where(finite[:, None], boxes, 0.0)
     no_area = finite & without_area(boxes)
     limit = np.where(sizes > 0, sizes, np.inf)[:, [1, 0, 1, 0]]
@@ -89,11 +90,10 @@ def apply_box_policy(
             )
     keep = finite & ~no_area & ~outside
     reasons[CLIPPED] = keep & (np.abs(clipped - boxes).max(axis=1) > CLIP_TOLERANCE)
-    return (
-        clipped,
-        keep,
-        {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()},
-    )
+    counts = {reason: int(rows.sum()) for reason, rows in reasons.items() if rows.any()}
+    first = int(np.argmin(finite))
+    notes = [] if finite.all() else [f"{describe_row(first)}: left out, a {NOT_FINITE}"]
+    return clipped, keep, counts, notes
 
 
 def without_area(boxes: np.ndarray) -> np.ndarray:

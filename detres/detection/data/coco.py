@@ -89,7 +89,7 @@ def read_coco(
         f"{path}: {doubt}"
         for doubt in doubts(corners, sizes[image_rows[rows]], written_as_sides=True)
     ]
-    xyxy, usable, reasons = apply_box_policy(
+    xyxy, usable, reasons, said = apply_box_policy(
         corners,
         sizes[image_rows[rows]],
         box_policy,
@@ -122,7 +122,7 @@ def read_coco(
         ids=ids[rows],
         dropped={reason: count for reason, count in (dropped | reasons).items() if count},
         sides=sides,
-        notes=tuple(notes),
+        notes=(*notes, *said),
         without_truth=None if len(ids) or not may_lack_truth else f"{path.name} has no annotations",
     )
 

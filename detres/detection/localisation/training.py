@@ -49,10 +49,10 @@ from detres.files import load_model_state, write_text
 from detres.runs.fingerprint import Fingerprint
 from detres.runs.folder import DETECTOR_WEIGHTS, METRICS, PICTURE
 from detres.runs.judgement import Judgement
-from detres.runs.run import TrainingRun
 from detres.runs.saved import SavedRun
 from detres.runs.settings import build_optimizer, build_schedule, share_of
 from detres.runs.state import reading_field
+from detres.runs.training import RunSoFar
 
 
 class LocalisationData:
@@ -154,7 +154,7 @@ class LocalisationTraining:
         proposer = None if self.proposer is None else self.proposer.model_dump_json()
         return {"classes": self.data.train.class_map.to_dict(), "proposer": proposer}
 
-    def batches(self, run: TrainingRun) -> DataLoader:
+    def batches(self, run: RunSoFar) -> DataLoader:
         """Return the batches of the run's steps that are not done."""
         return train_loader(
             self.train_set,
@@ -187,7 +187,7 @@ class LocalisationTraining:
 
     def keep(
         self,
-        run: TrainingRun,
+        run: RunSoFar,
         judgement: Judgement,
         *,
         improved: bool,

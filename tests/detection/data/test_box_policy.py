@@ -8,6 +8,7 @@ import pytest
 from detres.class_map import ClassMap
 from detres.detection.annotations import Annotations
 from detres.detection.data.box_policy import (
+    NOT_FINITE,
     AnnotationError,
     apply_box_policy,
     known_classes,
@@ -27,9 +28,9 @@ CASES = [
     ((10, 20, 20, 10), None, "box without area"),
     ((100, 0, 120, 20), None, "box outside its image"),
     ((0, -20, 20, 0), None, "box outside its image"),
-    ((np.nan, 0, 10, 10), None, "box with a number that is not finite"),
-    ((0, 0, np.inf, 10), None, "box with a number that is not finite"),
-    ((0, 0, 1e300, 10), None, "box with a number that is not finite"),
+    ((np.nan, 0, 10, 10), None, NOT_FINITE),
+    ((0, 0, np.inf, 10), None, NOT_FINITE),
+    ((0, 0, 1e300, 10), None, NOT_FINITE),
     ((90, 10, 90 + 1e-9, 20), None, "box without area"),  # its width is lost in float32
     ((100 - 1e-9, 10, 110, 20), None, "box outside its image"),  # likewise after clipping
 ]
@@ -44,7 +45,10 @@ def no_row(_: int) -> str:
 def test_one_box_by_hand(
     box: tuple[float, ...], kept: tuple[float, ...] | None, reason: str | None
 ) -> None:
-    boxes, keep, counts = apply_box_policy(np.array([box], np.float64), SIZE, "drop", no_row)
+    boxes, keep, counts, said = apply_box_policy(
+        np.array([box], np.float64), SIZE, "drop", lambda row: f"f.json: row {row}"
+    )
+    assert said == ([f"f.json: row 0: left out, a {NOT_FINITE}"] if reason == NOT_FINITE else [])
     assert counts == ({reason: 1} if reason else {})
     assert keep.tolist() == [kept is not None]
     assert boxes.dtype == np.float64
@@ -54,16 +58,18 @@ def test_one_box_by_hand(
 
 def test_all_boxes_together_are_treated_as_each_alone() -> None:
     boxes = np.array([box for box, _, _ in CASES], np.float64)
-    result, keep, counts = apply_box_policy(
-        boxes, np.repeat(SIZE, len(CASES), axis=0), "drop", no_row
+    result, keep, counts, said = apply_box_policy(
+        boxes, np.repeat(SIZE, len(CASES), axis=0), "drop", lambda row: f"f.json: row {row}"
     )
+    first = next(row for row, (_, _, reason) in enumerate(CASES) if reason == NOT_FINITE)
+    assert said == [f"f.json: row {first}: left out, a {NOT_FINITE}"]
     np.testing.assert_array_equal(result[keep], [kept for _, kept, _ in CASES if kept is not None])
     reasons = [reason for _, _, reason in CASES if reason]
     assert counts == {reason: reasons.count(reason) for reason in reasons}
 
 
 def test_boxes_of_images_of_unknown_size_are_not_clipped_on_the_right() -> None:
-    boxes, keep, counts = apply_box_policy(
+    boxes, keep, counts, _ = apply_box_policy(
         np.array([[-9.0, 5, 5000, 6000]]), np.array([[0, 0]]), "drop", no_row
     )
     np.testing.assert_array_equal(boxes, [[0, 5, 5000, 6000]])
@@ -83,7 +89,7 @@ def test_error_names_the_first_unusable_box() -> None:
 
 def test_error_lets_good_boxes_pass_as_drop_does() -> None:
     boxes = np.array([[0, 0, 5, 5], [90, 70, 300, 300]], np.float64)
-    result, keep, counts = apply_box_policy(boxes, np.repeat(SIZE, 2, axis=0), "error", no_row)
+    result, keep, counts, _ = apply_box_policy(boxes, np.repeat(SIZE, 2, axis=0), "error", no_row)
     np.testing.assert_array_equal(result, [[0, 0, 5, 5], [90, 70, 100, 80]])
     assert keep.all()
     assert counts == {"clipped to the image": 1}
@@ -93,7 +99,7 @@ def test_keep_touches_nothing() -> None:
     boxes = np.array([box for box, _, _ in CASES], np.float64)
     with np.errstate(over="ignore"):
         boxes = boxes[np.isfinite(boxes.astype(np.float32)).all(axis=1)]
-    result, keep, counts = apply_box_policy(
+    result, keep, counts, _ = apply_box_policy(
         boxes, np.repeat(SIZE, len(boxes), axis=0), "keep", no_row
     )
     np.testing.assert_array_equal(result, boxes)
@@ -117,13 +123,13 @@ def test_keep_refuses_what_no_protocol_can_score(number: float) -> None:
 def test_boxes_keep_their_decimals() -> None:
     box = np.array([[0.1, 0.2, 50.123456, 100.3]])
     for policy, expected in (("keep", box), ("drop", [[0.1, 0.2, 50.123456, 80]])):
-        result, _, _ = apply_box_policy(box, SIZE, policy, no_row)
+        result, _, _, _ = apply_box_policy(box, SIZE, policy, no_row)
         np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("policy", ["drop", "error", "keep"])
 def test_no_boxes(policy: str) -> None:
-    boxes, keep, counts = apply_box_policy(np.zeros((0, 4)), np.zeros((0, 2)), policy, no_row)
+    boxes, keep, counts, _ = apply_box_policy(np.zeros((0, 4)), np.zeros((0, 2)), policy, no_row)
     assert boxes.shape == (0, 4)
     assert boxes.dtype == np.float64
     assert keep.shape == (0,)
@@ -134,7 +140,7 @@ def test_what_is_kept_has_area_inside_its_image_and_the_rest_has_none() -> None:
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 200, (5000, 2))
     boxes = rng.integers(-100, 300, (5000, 4)).astype(np.float64)
-    result, keep, counts = apply_box_policy(boxes, sizes, "drop", no_row)
+    result, keep, counts, _ = apply_box_policy(boxes, sizes, "drop", no_row)
     height, width = sizes[:, 0], sizes[:, 1]
     for row in range(5000):  # naive witness: does any whole pixel of the image lie in the box?
         x1, y1, x2, y2 = boxes[row]
@@ -222,7 +228,7 @@ def test_require_objects_says_that_nothing_was_left_out() -> None:
 
 def test_as_written_nothing_is_touched_or_refused() -> None:
     boxes = np.array([box for box, _, _ in CASES], np.float64)
-    result, keep, counts = apply_box_policy(
+    result, keep, counts, _ = apply_box_policy(
         boxes, np.repeat(SIZE, len(boxes), 0), "as_written", no_row
     )
     np.testing.assert_array_equal(result, boxes)
