@@ -34,6 +34,7 @@ from detres.detection.data.anchor_fit import (
     reachable,
 )
 from detres.detection.pretrained import Pretrained
+from detres.images.processes import usable_cores
 
 GIB = 2**30
 
@@ -77,14 +78,14 @@ class Machine:
     @classmethod
     def of(cls, device: torch.device) -> Machine:
         """Return what `device` is."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = usable_cores()
         if device.type == "cuda":
             return cls("cuda", torch.cuda.get_device_properties(device).total_memory / GIB, cores)
         try:
             memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
         except (AttributeError, ValueError, OSError):  # Windows has none
             memory = 8.0
-        return cls("cpu", memory, cores or 1)
+        return cls("cpu", memory, cores)
 
 
 @dataclass(frozen=True)

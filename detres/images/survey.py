@@ -4,25 +4,19 @@ the others to compare them by.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from detres.images.decode import ImageReadError, decode_stored, read_bytes
 from detres.images.look_alikes import Print, print_of
+from detres.images.processes import made_by_processes
 
 _BAR_AFTER = 3.0
 """Seconds after which a progress bar is shown, on a terminal."""
-
-_AT_ONCE = 8
-"""Files that a process is given at a time."""
 
 _NOTHING = Print(b"", np.zeros(16, np.uint8), np.zeros((16, 16), np.uint8))
 
@@ -74,7 +68,7 @@ def survey(files: Sequence[str], workers: int) -> Survey:
     longer than 3 s. Raises MemoryError when a process is ended from outside. No files: N is 0.
     """
     bar = tqdm(
-        _looks(files, workers),
+        made_by_processes(_look, files, workers),
         total=len(files),
         desc="reading images",
         unit="image",
@@ -90,25 +84,6 @@ def survey(files: Sequence[str], workers: int) -> Survey:
         orientations=np.array([look.orientation for look in looks], np.int64),
         prints=tuple(look.print for look in looks),
     )
-
-
-def _looks(files: Sequence[str], workers: int) -> Iterator[_Look]:
-    if workers == 0 or len(files) <= _AT_ONCE:
-        yield from map(_look, files)
-        return
-    pool = ProcessPoolExecutor(workers, initializer=_begin)
-    try:
-        yield from pool.map(_look, files, chunksize=_AT_ONCE)
-    except BrokenProcessPool:
-        raise MemoryError("a process that read images was ended from outside") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin() -> None:
-    """One thread each, and Ctrl-C is for the process that started them."""
-    cv2.setNumThreads(0)  # 1 would wait for OpenCV's threads, which a forked process has none of
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _look(file: str) -> _Look:
