@@ -16,6 +16,7 @@ from backbones.norm import FoldError, PointwiseNorm, folded_weight, has_hooks
 from backbones.padding import Padding, zero_padding_
 from backbones.resnet import BasicBlock, BlockEntry, Bottleneck, ResNet
 from backbones.shortcuts import ProjectionShortcut
+from backbones.small_grid import SmallGrid, grid_of, rows_of, small_grid_of
 from backbones.vgg import VGG
 
 _ONEDNN = torch.ops.mkldnn
@@ -68,12 +69,15 @@ class FusedConv2d(nn.Module):
         self.out_channels, self.dtype, self.relu = conv.out_channels, dtype, relu
         self.stride = list(conv.stride) if stride is None else [stride, stride]
         self.padding, self.dilation = list(conv.padding), list(conv.dilation)
-        self.groups = conv.groups
+        self.groups, self.kernel_size = conv.groups, conv.kernel_size
         self.fused, self.weight = _is_fusable(weight), weight
+        self._products: dict[tuple[SmallGrid, bool], FusedLinear] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, K, H', W') of the layer's dtype, channels last, for `x`, (N, C, H, W)."""
         x = x.to(self.dtype)
+        if (grid := self._small_grid(x)) is not None:
+            return self._of_grid(x, grid, relu=self.relu)
         if self.fused:
             after = "relu" if self.relu else "none"
             return _ONEDNN._convolution_pointwise(x, *self._arguments(x), after, [], "")
@@ -81,15 +85,33 @@ class FusedConv2d(nn.Module):
         return F.relu_(y) if self.relu else y
 
     def add_(self, x: Tensor, into: Tensor) -> Tensor:
-        """Return `into`, (N, K, H', W') of the layer's dtype, changed in place: the layer's result
-        for `x`, (N, C, H, W), is added, and then there is a ReLU, whatever `relu` is.
+        """Return `into`, (N, K, H', W') of the layer's dtype, channels last, changed in place: the
+        layer's result for `x`, (N, C, H, W), is added, then there is a ReLU, whatever `relu` is.
         """
         x = x.to(self.dtype)
+        if (grid := self._small_grid(x)) is not None:
+            return F.relu_(into.add_(self._of_grid(x, grid, relu=False)))
         if self.fused:
             return _ONEDNN._convolution_pointwise_.binary(
                 into, x, *self._arguments(x), "add", 1.0, "relu", [], ""
             )
         return F.relu_(into.add_(self._plain(x)))
+
+    def _small_grid(self, x: Tensor) -> SmallGrid | None:
+        if self.weight.is_mkldnn or not len(x) or x.device.type != "cpu":
+            return None
+        how = self.stride, self.padding, self.dilation, self.groups
+        return small_grid_of(x.shape, self.kernel_size, *how)
+
+    def _of_grid(self, x: Tensor, grid: SmallGrid, *, relu: bool) -> Tensor:
+        """(N, K, H', W'), channels last, of a small grid, with a ReLU where it is asked for."""
+        product = self._products.get((grid, relu))
+        if product is None:
+            cells = grid.out_cells[0] * grid.out_cells[1]
+            bias = None if self.bias is None else self.bias.repeat(cells)
+            matrix = grid.matrix(self.weight, self.dtype)
+            product = self._products[grid, relu] = FusedLinear(matrix, bias, self.dtype, relu=relu)
+        return grid_of(product(rows_of(x)), grid.out_cells)
 
     def _plain(self, x: Tensor) -> Tensor:
         how = self.stride, self.padding, self.dilation, self.groups

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones.padding import Padding, zero_padding_
+from backbones.small_grid import conv2d
 
 NormKind = Literal["batch", "frozen", "sync", "group"]
 
@@ -108,10 +109,9 @@ def conv_norm(
     ):
         scale, shift = scale_and_shift(norm)
         weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(conv.weight.dtype)
-        return F.conv2d(
-            x, weight, shift.to(weight.dtype), conv.stride, conv.padding, conv.dilation, conv.groups
-        )
-    y = conv(x)
+        return conv2d(conv, x, weight, shift.to(weight.dtype))
+    plain = _is_plain(conv) and not has_hooks(conv)
+    y = conv2d(conv, x, conv.weight, conv.bias) if plain else conv(x)
     return norm(y) if padding is None else _norm_of_images(norm, y, padding)
 
 

@@ -1,0 +1,165 @@
+"""Convolutions of grids so small that every cell is read for almost every other: as one matrix
+product.
+
+Shapes: N images, C channels in, K out, (H, W) cells in, (H', W') out, (kh, kw) of the kernel.
+
+Libraries make the cells of a row one after the other, and multiply the zeros beside the grid: a 3x3
+convolution of a 2x2 grid (a last stage on small images, or on small pooled regions) takes four
+times as long as the product of the (N, H x W x C) cells with the matrix of all pairs of cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ALL = slice(None)
+
+_FEWEST = 32
+"""Images for which a matrix is made at each call; for fewer it takes as long as it saves."""
+
+
+@dataclass(frozen=True)
+class SmallGrid:
+    """How a kernel reads a small grid; all are (vertical, horizontal).
+
+    cells: (H, W). kernel: (kh, kw). stride, padding: of the convolution.
+    """
+
+    cells: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    @property
+    def out_cells(self) -> tuple[int, int]:
+        """(H', W')."""
+        sizes = zip(self.cells, self.kernel, self.stride, self.padding, strict=True)
+        height, width = ((n + 2 * pad - k) // step + 1 for n, k, step, pad in sizes)
+        return height, width
+
+    def windows(self) -> Iterator[tuple[tuple[int, int], tuple[slice, ...], tuple[slice, ...]]]:
+        """Give for each cell (y, x) of the result the cells of the grid that it reads, and the taps
+        of the kernel that read them, each as two slices.
+        """
+        height, width = self.out_cells
+        for y in range(height):
+            for x in range(width):
+                rows, columns = self._span(0, y), self._span(1, x)
+                yield (y, x), (rows[0], columns[0]), (rows[1], columns[1])
+
+    def _span(self, axis: int, n: int) -> tuple[slice, slice]:
+        first = n * self.stride[axis] - self.padding[axis]  # that the kernel would read
+        low, high = max(0, first), min(self.cells[axis], first + self.kernel[axis])
+        high = max(low, high)
+        return slice(low, high), slice(low - first, high - first)
+
+    def matrix(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return (H' x W' x K, H x W x C) of `dtype` from a kernel (K, C, kh, kw)."""
+        num_out, num_in = weight.shape[:2]
+        made = weight.new_zeros((*self.out_cells, num_out, *self.cells, num_in), dtype=dtype)
+        taps_first = weight.permute(0, 2, 3, 1)  # (K, C, kh, kw) -> (K, kh, kw, C)
+        for (y, x), inside, taps in self.windows():
+            made[(y, x, ALL, *inside)] = taps_first[(ALL, *taps)]
+        return made.view(-1, self.cells[0] * self.cells[1] * num_in)
+
+    def kernel_of(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return the sums (K, C, kh, kw) of what stands for each tap in a gradient of the matrix,
+        in float32 at least; shape: (K, C, kh, kw).
+        """
+        num_out, num_in, *kernel = shape
+        blocks = matrix.view(*self.out_cells, num_out, *self.cells, num_in)
+        dtype = torch.promote_types(matrix.dtype, torch.float32)
+        made = matrix.new_zeros((num_out, *kernel, num_in), dtype=dtype)
+        for (y, x), inside, taps in self.windows():
+            made[(ALL, *taps)] += blocks[(y, x, ALL, *inside)]
+        return made.permute(0, 3, 1, 2)  # (K, kh, kw, C) -> (K, C, kh, kw), channels last
+
+
+def small_grid_of(
+    shape: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] | str,
+    dilation: Sequence[int],
+    groups: int,
+) -> SmallGrid | None:
+    """Return how a convolution, set as nn.Conv2d is, reads maps of `shape` (N, C, H, W); None where
+    it has not at least two taps for every cell of them, so that the matrix is no less work, and
+    where it has gaps or groups.
+    """
+    if isinstance(padding, str) or tuple(dilation) != (1, 1) or groups != 1:
+        return None
+    height, width = shape[2:]
+    if not 0 < 2 * height * width <= kernel[0] * kernel[1]:
+        return None
+    grid = SmallGrid((height, width), tuple(kernel), tuple(stride), tuple(padding))
+    return grid if min(grid.out_cells) > 0 else None
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return (N, H x W x C) for (N, C, H, W); a view of one that is channels last."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
+
+
+def grid_of(rows: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Return (N, C, H, W), channels last, for (N, H x W x C); cells: (H, W)."""
+    return rows.view(len(rows), *cells, -1).permute(0, 3, 1, 2)
+
+
+def conv2d(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return F.conv2d of `x`, (N, C, H, W), as `conv` is set, with another weight (K, C, kh, kw)
+    and bias (K,); in less time where the grid is small, up to rounding.
+    """
+    how = conv.stride, conv.padding, conv.dilation, conv.groups
+    grid = small_grid_of(x.shape, conv.kernel_size, *how) if _may_be_multiplied(x) else None
+    dtype = weight.dtype
+    if grid is not None and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    elif grid is not None and x.dtype != dtype:
+        grid = None  # torch says what is wrong
+    if grid is None:
+        return F.conv2d(x, weight, bias, *how)
+    y = _SmallGridConv2d.apply(x.to(dtype), weight, grid)
+    return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
+
+
+def _may_be_multiplied(x: Tensor) -> bool:
+    """Whether `x` holds numbers, not a tracer's stand-in for them, on the CPU, and many of them."""
+    is_real = type(x) in (Tensor, nn.Parameter) and not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
+    return is_real and x.device.type == "cpu" and len(x) >= _FEWEST
+
+
+class _SmallGridConv2d(torch.autograd.Function):
+    """(N, K, H', W'), of the dtype of `x`, (N, C, H, W), for a weight (K, C, kh, kw)."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, grid: SmallGrid
+    ) -> Tensor:
+        rows, matrix = rows_of(x), grid.matrix(weight, x.dtype)
+        ctx.save_for_backward(rows, matrix)
+        ctx.grid, ctx.shape = grid, weight.shape
+        return grid_of(F.linear(rows, matrix), grid.out_cells)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, of_result: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, matrix = ctx.saved_tensors
+        of_rows = rows_of(of_result)
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_x = grid_of(of_rows @ matrix, ctx.grid.cells)
+        if ctx.needs_input_grad[1]:
+            of_weight = ctx.grid.kernel_of(of_rows.T @ rows, ctx.shape)
+        return of_x, of_weight, None
