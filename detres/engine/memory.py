@@ -94,8 +94,13 @@ def _resident_at_most() -> int:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    return _most_so_far() or 0
+
+
+def _most_so_far() -> int | None:
+    """The most bytes this process has had since it began; None where the system does not tell."""
     if resource is None:
-        return 0
+        return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024  # Linux counts kibibytes
 
@@ -114,7 +119,4 @@ def most_bytes() -> int | None:
     """
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved()
-    if resource is None:
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024  # Linux counts kibibytes
+    return _most_so_far()

@@ -17,7 +17,7 @@ from detres.detection.build import build_detector
 from detres.detection.config import ModelConfig
 from detres.detection.structures import ImageBatch, Target
 from detres.engine.distributed import Group
-from detres.engine.memory import CPU_ALLOCATOR, StepMemoryError, is_out_of_memory
+from detres.engine.memory import CPU_ALLOCATOR, StepMemoryError, described, is_out_of_memory
 from detres.engine.optimizers import sgd
 from detres.engine.step import Batch, GradientStep
 from detres.losses import Losses
@@ -106,6 +106,23 @@ def test_a_second_time_is_an_error_with_sizes_and_boxes() -> None:
         str(caught.value),
     )
     assert limited.asked == [4, 2]
+
+
+def test_of_parts_of_one_and_of_several_images_those_of_several_are_divided() -> None:
+    limited = Limited(detector(), 2, torch.OutOfMemoryError)
+    images, targets = make_images(MANY)
+    parts = [batch_of(images, targets, rows) for rows in ([0], [1, 2, 3])]
+    taken(limited, parts)
+    assert limited.asked == [1, 3, *[1, 2, 1] * 2]  # once more, with what was counted
+
+
+@pytest.mark.parametrize(("number", "said"), [(8, "1, 1"), (9, "1, 1 and 1 more"), (0, "")])
+def test_the_boxes_of_up_to_eight_images_are_named(number: int, said: str) -> None:
+    images, targets = make_images([1] * max(1, number))
+    whole, its_targets = batch_of(images, targets, [*range(max(1, number))])
+    words = described([(whole, its_targets[:number])])
+    listed = ", ".join(["1"] * max(0, min(number, 8) - 2) + [said])
+    assert words.endswith(f" px with {listed} boxes")
 
 
 class OneOfTwo(Group):
