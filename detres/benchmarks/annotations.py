@@ -10,7 +10,6 @@ import numpy as np
 
 from detres.benchmarks.process_cost import cost_of, require_memory_told
 from detres.benchmarks.timing import Timing
-from detres.console import write_line
 from detres.detection.data.coco_classes import COCO_CLASSES
 
 IMAGES, BOXES = 118_287, 860_000
@@ -39,13 +38,16 @@ def benchmark_annotations(timing: Timing) -> None:
         for _ in range(timing.repeats):
             for name, (imports, call) in _READERS.items():
                 found[name].append(cost_of(imports, call.format(path=str(path))))
-    rows = {name: np.median(each, axis=0) for name, each in found.items()}
+    rows = {name: np.median(each, axis=0).tolist() for name, each in found.items()}
     shown = "  ".join(
         f"{name} {seconds:.2f} s, {most / 2**30:.2f} GiB" for name, (seconds, most) in rows.items()
     )
     faster = rows["pycocotools"][0] / rows["ours"][0]
     job = f"reading annotations, {size / 1e6:.0f} MB of JSON, {BOXES:,} boxes"
-    write_line(f"{job:<58}  {shown}  {faster:.2f} times as fast")
+    (mine, my_most), (theirs, their_most) = rows["ours"], rows["pycocotools"]
+    row = {"job": job, "way": "ours", "cpu_s": mine, "bytes": my_most, "peer": "pycocotools"}
+    row |= {"peer_cpu_s": theirs, "peer_bytes": their_most, "ratio": faster}
+    timing.add(row, f"{job:<58}  {shown}  {faster:.2f} times as fast")
 
 
 def write_annotations(

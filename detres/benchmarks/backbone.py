@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from backbones import create_backbone, fold_batch_norm
 from detres.benchmarks.timing import Timing
-from detres.console import write_line
 
 SIDE = 224
 """Px of the images."""
@@ -51,7 +50,8 @@ def benchmark_backbone(timing: Timing, name: str, batch_size: int) -> None:
         timing.row("  its convolutions alone, the floor", lambda: run_calls(calls), reference)
         half, half_images = folded.bfloat16(), last.bfloat16()
         timing.row("  folded, channels last, bfloat16", lambda: half(half_images), reference)
-    write_line(f"largest difference of the folded logits: {error:.1e} of the largest logit")
+    said = f"largest difference of the folded logits: {error:.1e} of the largest logit"
+    timing.add({"job": "folded logits", "largest_difference": error}, said)
 
 
 def convolutions_of(net: nn.Module, images: Tensor) -> list[tuple[nn.Module, Tensor]]:

@@ -12,7 +12,6 @@ import numpy as np
 from detres.benchmarks.annotations import write_annotations
 from detres.benchmarks.process_cost import cost_of, require_memory_told
 from detres.benchmarks.timing import Timing
-from detres.console import write_line
 
 IMAGES, OBJECTS, DETECTIONS = 5000, 36_000, 100
 """Of COCO 2017 val; detections an image."""
@@ -59,14 +58,17 @@ def benchmark_evaluation(timing: Timing) -> None:
         for _ in range(timing.repeats):
             for name, job in jobs.items():
                 costs[name].append(cost_of(*job))
-    medians = {name: np.median(each, axis=0) for name, each in costs.items()}
+    medians = {name: np.median(each, axis=0).tolist() for name, each in costs.items()}
     theirs, their_most = medians.pop("pycocotools")
     what = f"{IMAGES} images x {DETECTIONS} detections to COCO's numbers"
     for name, (seconds, most) in medians.items():
-        write_line(
+        row = {"job": what, "way": name, "cpu_s": seconds, "bytes": most, "peer": "pycocotools"}
+        row |= {"peer_cpu_s": theirs, "peer_bytes": their_most, "ratio": theirs / seconds}
+        timing.add(
+            row,
             f"{what:<58}  {name} {seconds:.2f} s, {most / 2**30:.2f} GiB  pycocotools "
             f"{theirs:.2f} s, {their_most / 2**30:.2f} GiB  "
-            f"{theirs / seconds:.2f} times as fast"
+            f"{theirs / seconds:.2f} times as fast",
         )
 
 

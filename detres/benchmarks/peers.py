@@ -44,13 +44,16 @@ class Peer:
 
 
 def peers_of(
-    network: str, short_side: int, rois: int, device: torch.device, batch: int
+    network: str, short_side: int, rois: int | None, device: torch.device, batch: int
 ) -> list[Peer]:
     """Return ours beside each library's that has `network`: one of NETWORKS.
 
-    short_side: px. rois: proposals an image in inference. batch: images. Layers are frozen as
+    short_side: px. rois: proposals an image in inference; None: 300, of a pyramid 1,000. batch:
+    images. Layers are frozen as
     published detectors have them; what learns has no statistics of the batch.
     """
+    if rois is None:
+        rois = 1000 if network == "r50-fpn" else 300
     return [
         make(short_side, rois, device, batch) for make in NETWORKS[network]() if make is not None
     ]
@@ -119,7 +122,7 @@ def _torchvision(config: ModelConfig, what: str, device: torch.device, batch: in
 
 
 def _torchvision_pyramid(short_side: int, rois: int, device: torch.device, batch: int) -> Peer:
-    theirs = torchvisions_model(short_side)
+    theirs = torchvisions_model(short_side, rois)
     ours = same_as(theirs).to(device)
     theirs = theirs.to(device)
     images, targets = images_of(model_config("resnet50", short_side, rois), batch, device)
@@ -128,7 +131,7 @@ def _torchvision_pyramid(short_side: int, rois: int, device: torch.device, batch
     height, width = images.sizes[0]
     return Peer(
         "torchvision",
-        f"resnet50-FPN, 1000 RoIs, {height}x{width} px",
+        f"resnet50-FPN, {rois} RoIs, {height}x{width} px",
         ours,
         theirs,
         images,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,22 +16,34 @@ from detres.benchmarks.detector import NUM_CLASSES
 from detres.detection.import_weights import import_detector
 
 
-def same_as(theirs: nn.Module) -> nn.Module:
-    """Return our detector with the weights and settings of torchvision's model, by its file."""
+def same_as(theirs: FasterRCNN) -> nn.Module:
+    """Return our detector with the weights of torchvision's model, by its file, and its settings,
+    the number of proposals among them.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "theirs.pth"
         torch.save(theirs.state_dict(), file)
-        return import_detector(file).detector
+        ours = import_detector(file).detector
+    own = ours.rpn.settings
+    counts = replace(own.test_counts, post_nms=theirs.rpn._post_nms_top_n["testing"])
+    ours.rpn.settings = replace(own, test_counts=counts)
+    return ours
 
 
-def torchvisions_model(short_side: int) -> FasterRCNN:
+def torchvisions_model(short_side: int, rois: int = 1000) -> FasterRCNN:
     """Return torchvision's model with random weights whose activations and scores are of a trained
-    network's size; it resizes images to `short_side` px.
+    network's size; it resizes images to `short_side` px, and takes `rois` proposals of each.
     """
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
     )
-    model = FasterRCNN(backbone, NUM_CLASSES + 1, min_size=short_side, max_size=short_side * 5 // 3)
+    model = FasterRCNN(
+        backbone,
+        NUM_CLASSES + 1,
+        min_size=short_side,
+        max_size=short_side * 5 // 3,
+        rpn_post_nms_top_n_test=rois,
+    )
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.fill_(0.5)

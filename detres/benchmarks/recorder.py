@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from detres.benchmarks.timing import Timing
-from detres.console import write_line
 from detres.detection.config import DetectionConfig
 from detres.detection.training import DetectionTraining
 from detres.engine.distributed import Group
@@ -154,16 +153,19 @@ def benchmark_recorder(timing: Timing, config: DetectionConfig) -> None:
         without += _step_times(fresh, training, batches)
     mine, other = (statistics.median(times[STEPS:]) for times in (kept, without))
     job = f"a training step of {config.name}, {train.precision}"
-    write_line(
-        f"{job:<58}  recorded {mine:8.4f} s  bare {other:8.4f} s  {other / mine:6.2f} times as fast"
+    timing.add(
+        {"job": job, "way": "recorded", "s": mine, "peer": "bare", "peer_s": other},
+        f"{job:<58}  recorded {mine:8.4f} s  bare {other:8.4f} s  "
+        f"{other / mine:6.2f} times as fast",
     )
     steps = {STATE: timing.repeats * train.save_every}
     each = {name: s / steps.get(name, timing.repeats * STEPS) for name, s in clock.spent.items()}
     parts = ", ".join(f"{name} {1e3 * s:.3f} ms" for name, s in each.items())
     share = sum(each.values()) / other
-    write_line(
+    timing.add(
+        {"job": f"what is kept of {job}", "share": share, **each},
         f"of a step: {parts} (one every {train.save_every} steps, "
-        f"{clock.spent[STATE] / timing.repeats:.3f} s), together {share:.2%}"
+        f"{clock.spent[STATE] / timing.repeats:.3f} s), together {share:.2%}",
     )
 
 

@@ -72,6 +72,10 @@ class Timing:
                 share = rate / rates[name]
                 line += f"  {rate / 1e9:.0f} GFLOP/s, {share:.0%} of the best"
                 row |= {"gflop": flop / 1e9, "gflop_s": rate / 1e9, "share_of_best": share}
-            self.rows.append(row)
-            write_line(line)
+            self.add(row, line)
         return found
+
+    def add(self, row: Row, line: str) -> None:
+        """Keep a row, and print it as `line`."""
+        self.rows.append(row)
+        write_line(line)

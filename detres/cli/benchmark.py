@@ -10,7 +10,28 @@ from detres.cli.command import carry_out
 from detres.cli.flags import CommandParser, add_device_flag
 from detres.user_files import expanded
 
-JOBS = ("infer", "train", "data", "eval", "cls", "start", "annotations", "padding", "recorder")
+JOBS = (
+    "infer",
+    "train",
+    "stages",
+    "data",
+    "eval",
+    "cls",
+    "start",
+    "annotations",
+    "padding",
+    "recorder",
+)
+
+_GOES_WITH = {
+    "network": (["r50-c4", "r50-c4-3x3"], "infer", "train", "stages"),
+    "backbone": ("resnet50", "cls", "padding"),
+    "short_side": (600, "infer", "train", "stages", "data", "padding"),
+    "rois": (None, "infer", "stages", "padding"),
+    "batch": (8, "cls"),
+    "images": (None, "data"),
+}
+"""Argument -> its default, and the jobs that take it."""
 
 NETWORKS = (
     "r50-c4",
@@ -31,43 +52,38 @@ def main(argv: list[str] | None = None) -> int:
         nargs="?",
         default="infer",
         choices=JOBS,
-        help="infer, train: detectors; data, annotations: reading; eval: COCO's numbers; cls: "
-        "classifiers; start: commands; padding: what it costs that it changes nothing; recorder: "
+        help="infer, train: detectors; stages: where their time goes; data, annotations: reading; "
+        "eval: COCO's numbers; cls: classifiers; start: commands; padding: what it costs that it changes nothing; recorder: "
         "what a run writes (default: %(default)s)",
     )
     parser.add_argument(
         "--network",
         nargs="+",
-        default=["r50-c4", "r50-c4-3x3"],
         choices=NETWORKS,
-        help="infer, train: which detectors; stride in the 1x1 (the paper) but for -3x3 "
+        help="infer, train, stages: which detectors; stride in the 1x1 (the paper) but for -3x3 "
         "(default: r50-c4 r50-c4-3x3)",
     )
     parser.add_argument(
         "--backbone",
-        default="resnet50",
         choices=("resnet18", "resnet34", "resnet50", "resnet101"),
-        help="cls, padding (default: %(default)s)",
+        help="cls, padding (default: resnet50)",
     )
     parser.add_argument(
         "--short-side",
         "--shorter",
         "--short",
         type=at_least_one,
-        default=600,
-        help="infer, train, data, padding: px of the image's short side (default: %(default)s)",
+        help="infer, train, stages, data, padding: px of the image's short side (default: 600)",
     )
     parser.add_argument(
         "--rois",
         type=at_least_one,
-        default=300,
-        help="infer, padding: proposals an image (default: %(default)s)",
+        help="infer, stages, padding: proposals an image (default: 300, r50-fpn 1000)",
     )
     parser.add_argument(
         "--batch",
         type=at_least_one,
-        default=8,
-        help="cls: images of 224 px (default: %(default)s)",
+        help="cls: images of 224 px (default: 8)",
     )
     parser.add_argument(
         "--images",
@@ -85,6 +101,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_device_flag(parser)
     arguments = parser.parse_args(argv)
+    for name, (default, *jobs) in _GOES_WITH.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+        elif arguments.what not in jobs:
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag} goes with {', '.join(jobs)}, not with {arguments.what}")
     return carry_out("benchmark:benchmark", parser, arguments)
 
 

@@ -1,5 +1,5 @@
 """Time detectors, their input and evaluation, classifiers and commands against those of other
-libraries, what padding costs, and what a run writes: `benchmark WHAT`.
+libraries, a detector's stages, what padding costs, and what a run writes: `benchmark WHAT`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from detres.benchmarks.inference import benchmark_inference, benchmark_training
 from detres.benchmarks.loading import benchmark_loading
 from detres.benchmarks.machine import machine
 from detres.benchmarks.recorder import benchmark_recorder
+from detres.benchmarks.stages import benchmark_stages
 from detres.benchmarks.start import benchmark_start
 from detres.benchmarks.timing import Timing
 from detres.cli.flags import DETECTION_CONFIG, say
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace, timing: Timing) -> None:
     side, backbone = arguments.short_side, arguments.backbone
     if arguments.what == "infer":
         benchmark_inference(timing, arguments.network, side, arguments.rois)
+    elif arguments.what == "stages":
+        benchmark_stages(timing, arguments.network, side, arguments.rois)
     elif arguments.what == "train":
         benchmark_training(timing, arguments.network, side)
     elif arguments.what == "data":
@@ -62,6 +65,6 @@ def run(arguments: argparse.Namespace, timing: Timing) -> None:
     elif arguments.what == "annotations":
         benchmark_annotations(timing)
     elif arguments.what == "padding":
-        benchmark_padding(timing, backbone, side, arguments.rois)
+        benchmark_padding(timing, backbone, side, arguments.rois or 300)
     else:
         benchmark_recorder(timing, load_config(DETECTION_CONFIG, DetectionConfig))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 
@@ -20,6 +21,39 @@ def test_a_number_below_one_is_refused_before_anything_is_timed(flag, value, cap
     assert not written.out
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["eval", "--network", "vgg16"], "--network goes with infer, train, stages, not with eval"),
+        (["train", "--rois", "20"], "--rois goes with infer, stages, padding, not with train"),
+        (["cls", "--short-side", "99"], "not with cls"),
+        (["--images", "x"], "--images goes with data, not with infer"),
+    ],
+)
+def test_a_flag_that_a_job_does_not_take_is_refused(given, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main(given)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(f"{said}\n")
+
+
+@pytest.mark.slow
+def test_benchmark_of_the_stages_and_its_rows_as_json(capsys, tmp_path):
+    small = ["--network", "r18-c4", "r50-fpn", "--short-side", "128", "--repeats", "1"]
+    file = tmp_path / "rows.json"
+    assert benchmark.main(["stages", *small, "--rois", "20", "--json", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    best, *rows = json.loads(file.read_text())["rows"]
+    assert best["bf16_flop_s"] > 0
+    stages = [row["stage"] for row in rows]
+    assert stages[: len(stages) // 2] == stages[len(stages) // 2 :]
+    assert len(lines) == 2 + len(rows)
+    for row in rows:
+        assert row["fp32_s"] > 0
+        assert row["bf16_s"] > 0
+    assert "20 RoIs" in rows[-1]["job"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("side", ["--short-side", "--shorter"])
 def test_benchmark_prints_a_row_a_job(side, capsys):
@@ -27,7 +61,8 @@ def test_benchmark_prints_a_row_a_job(side, capsys):
     assert benchmark.main(["infer", *small]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "times as fast" in line]
     assert [row.split()[0] for row in rows] == [
-        "inference,",  # float32, then bf16
+        "inference,",  # float32, bf16, and theirs in bf16
+        "inference,",
         "inference,",
         "RoIAlign",
         "proposals,",

@@ -15,7 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from detres.engine.log import RunLog, without_nan
+from detres.engine.log import QuietLog, RunLog, without_nan
 from detres.engine.meter import Meter
 from detres.engine.progress import Progress
 from detres.engine.writers import Writer
@@ -360,7 +360,7 @@ WITHOUT_TENSORBOARD = """
 import sys
 sys.modules["tensorboard"] = None  # as where it is not installed
 from pathlib import Path
-from detres.engine.log import RunLog
+from detres.engine.log import QuietLog, RunLog
 from detres.engine.progress import Progress
 folder = Path(sys.argv[1])
 log = RunLog(folder / "metrics.jsonl", folder / "tensorboard", console=sys.stdout, steps=1,
@@ -381,3 +381,17 @@ def test_without_tensorboard_a_run_says_where_its_curves_are(tmp_path):
     assert done.stdout == f"the curves are in {file}; for TensorBoard: pip install tensorboard\n"
     assert records(tmp_path) == [{"step": 1, "kind": "eval", "AP": 0.5}]
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_the_log_of_a_following_process_forgets_where_the_first_one_records():
+    class Counted:
+        flushed = 0
+
+        def flush(self):
+            self.flushed += 1
+
+    meter, log, counts = Counted(), QuietLog(), []
+    for step in range(1, 10):
+        log.step_done(step, meter, lr=0.1, every=4)
+        counts.append(meter.flushed)
+    assert counts == [0, 0, 0, 1, 1, 1, 1, 2, 2]
