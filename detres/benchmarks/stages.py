@@ -28,7 +28,8 @@ def benchmark_stages(
         peer = peers_of(network, short_side, rois, timing.device, batch=1)[-1]
         plain = peer.ours.eval()
         ways = {way: _stages(fast_copy(plain, way), peer.images) for way in rates}
-        operations = {name: flop_of(call) for name, call in _stages(plain, peer.images).items()}
+        with torch.inference_mode():
+            operations = {name: flop_of(call) for name, call in _stages(plain, peer.images).items()}
         for name, flop in operations.items():
             said, row = f"{peer.job}: {name}", {"job": f"stage, {peer.job}", "stage": name}
             line = f"{said:<72}"

@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         default="infer",
         choices=JOBS,
         help="infer, train: detectors; stages: where their time goes; data, annotations: reading; "
-        "eval: COCO's numbers; cls: classifiers; start: commands; padding: what it costs that it changes nothing; recorder: "
-        "what a run writes (default: %(default)s)",
+        "eval: COCO's numbers; cls: classifiers; start: commands; padding: what it costs that it "
+        "changes nothing; recorder: what a run writes (default: %(default)s)",
     )
     parser.add_argument(
         "--network",
