@@ -67,17 +67,32 @@ class SmallGrid:
             made[(y, x, ALL, *inside)] = taps_first[(ALL, *taps)]
         return made.view(-1, self.cells[0] * self.cells[1] * num_in)
 
-    def kernel_of(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return the sums (K, C, kh, kw) of what stands for each tap in a gradient of the matrix,
-        in float32 at least; shape: (K, C, kh, kw).
+    def kernel_gradient(self, of_result: Tensor, rows: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return the gradient (K, C, kh, kw) of the kernel, channels last, in float32 at least.
+
+        of_result: (N, H' x W' x K), of the result. rows: (N, H x W x C). shape: (K, C, kh, kw). A
+        product for each tap, over all cells that it reads.
         """
         num_out, num_in, *kernel = shape
-        blocks = matrix.view(*self.out_cells, num_out, *self.cells, num_in)
-        dtype = torch.promote_types(matrix.dtype, torch.float32)
-        made = matrix.new_zeros((num_out, *kernel, num_in), dtype=dtype)
-        for (y, x), inside, taps in self.windows():
-            made[(ALL, *taps)] += blocks[(y, x, ALL, *inside)]
-        return made.permute(0, 3, 1, 2)  # (K, kh, kw, C) -> (K, C, kh, kw), channels last
+        above = of_result.view(-1, *self.out_cells, num_out)
+        below = rows.view(-1, *self.cells, num_in)
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        made = rows.new_empty((num_out, *kernel, num_in), dtype=dtype)
+        for y in range(kernel[0]):
+            for x in range(kernel[1]):
+                down, across = self._read_by(0, y), self._read_by(1, x)
+                of_cells = above[:, down[0], across[0]].reshape(-1, num_out)
+                cells = below[:, down[1], across[1]].reshape(-1, num_in)
+                made[:, y, x] = of_cells.T @ cells if len(cells) else 0.0
+        return made.permute(0, 3, 1, 2)  # (K, kh, kw, C) -> (K, C, kh, kw)
+
+    def _read_by(self, axis: int, tap: int) -> tuple[slice, slice]:
+        """The cells of the result for which a tap reads a cell of the grid, and these cells."""
+        step, first = self.stride[axis], tap - self.padding[axis]  # that it reads for the first
+        low = max(0, -(first // step))
+        high = min(self.out_cells[axis], -((first - self.cells[axis]) // step))
+        high = max(low, high)
+        return slice(low, high), slice(low * step + first, high * step + first, step)
 
 
 def small_grid_of(
@@ -161,5 +176,5 @@ class _SmallGridConv2d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = grid_of(of_rows @ matrix, ctx.grid.cells)
         if ctx.needs_input_grad[1]:
-            of_weight = ctx.grid.kernel_of(of_rows.T @ rows, ctx.shape)
+            of_weight = ctx.grid.kernel_gradient(of_rows, rows, ctx.shape)
         return of_x, of_weight, None

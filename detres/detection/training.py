@@ -35,6 +35,7 @@ from detres.detection.evaluation.protocol import DetectionEvaluation, evaluate
 from detres.detection.evaluation.result_files import to_coco_results
 from detres.detection.evaluation_files import write_evaluation, write_training_curves
 from detres.detection.inference.dataset import detect_dataset, joined_predictions
+from detres.detection.inference.fast import fast_copy
 from detres.detection.judging import Batches, HeldOut, WithLosses
 from detres.detection.models.faster_rcnn import FasterRCNN
 from detres.detection.structures import ImageBatch, Predictions, Proposals, Scale, Target
@@ -346,7 +347,7 @@ class DetectionTraining:
         truth = held_out.val if whole else held_out.part
         batches = WithLosses(
             held_out.all_batches if whole else held_out.part_batches,
-            self.model,
+            fast_copy(self.model),
             held_out.part.image_ids,
             seed=self.config.seed,
             device=self.device,

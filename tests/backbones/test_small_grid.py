@@ -33,12 +33,13 @@ def test_a_grid_of_four_cells_by_hand() -> None:
     assert torch.equal(matrix, torch.tensor(by_hand, dtype=torch.float32))
 
 
-def test_the_kernel_of_a_matrix_adds_what_stands_for_a_tap() -> None:
+def test_the_gradient_of_the_kernel_by_hand() -> None:
     grid = SmallGrid((2, 2), (3, 3), (1, 1), (1, 1))
-    kernel = grid.kernel_of(torch.arange(16.0).view(4, 4), (1, 1, 3, 3))
-    # rows: of the results (0, 0), (0, 1), (1, 0), (1, 1); the middle tap is on the diagonal
-    expected = torch.tensor([[12.0, 8 + 13, 9], [4 + 14, 0 + 5 + 10 + 15, 1 + 11], [6, 2 + 7, 3]])
-    assert torch.equal(kernel, expected[None, None])
+    above, rows = torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[5.0, 6, 7, 8]])
+    # the middle tap reads each cell for itself; the first one the first cell, for the last result
+    expected = [[4 * 5, 3 * 5 + 4 * 6, 3 * 6], [2 * 5 + 4 * 7, 70, 1 * 6 + 3 * 8], [14, 23, 8]]
+    gradient = grid.kernel_gradient(above, rows, (1, 1, 3, 3))
+    assert torch.equal(gradient, torch.tensor(expected, dtype=torch.float32)[None, None])
 
 
 CASES = [
