@@ -16,7 +16,7 @@ from backbones.norm import FoldError, PointwiseNorm, folded_weight, has_hooks
 from backbones.padding import Padding, zero_padding_
 from backbones.resnet import BasicBlock, BlockEntry, Bottleneck, ResNet
 from backbones.shortcuts import ProjectionShortcut
-from backbones.small_grid import SmallGrid, grid_of, rows_of, small_grid_of
+from backbones.small_grid import SmallGrid, small_grid_of
 from backbones.vgg import VGG
 
 _ONEDNN = torch.ops.mkldnn
@@ -107,11 +107,11 @@ class FusedConv2d(nn.Module):
         """(N, K, H', W'), channels last, of a small grid, with a ReLU where it is asked for."""
         product = self._products.get((grid, relu))
         if product is None:
-            cells = grid.out_cells[0] * grid.out_cells[1]
-            bias = None if self.bias is None else self.bias.repeat(cells)
             matrix = grid.matrix(self.weight, self.dtype)
+            times = len(matrix) // self.out_channels
+            bias = None if self.bias is None else self.bias.repeat(times)
             product = self._products[grid, relu] = FusedLinear(matrix, bias, self.dtype, relu=relu)
-        return grid_of(product(rows_of(x)), grid.out_cells)
+        return grid.result(product(grid.rows(x)), self.out_channels)
 
     def _plain(self, x: Tensor) -> Tensor:
         how = self.stride, self.padding, self.dilation, self.groups

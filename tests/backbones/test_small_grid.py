@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from backbones import create_backbone
 from backbones.fused import FusedConv2d
 from backbones.norm import conv_norm
-from backbones.small_grid import SmallGrid, conv2d, grid_of, rows_of, small_grid_of
+from backbones.small_grid import AllPairs, SmallGrid, Windows, conv2d, small_grid_of
 
 
 def grid_for(conv: nn.Conv2d, *cells: int) -> SmallGrid | None:
@@ -34,7 +34,7 @@ def test_a_grid_of_four_cells_by_hand() -> None:
 
 
 def test_the_gradient_of_the_kernel_by_hand() -> None:
-    grid = SmallGrid((2, 2), (3, 3), (1, 1), (1, 1))
+    grid = AllPairs((2, 2), (3, 3), (1, 1), (1, 1))
     above, rows = torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[5.0, 6, 7, 8]])
     # the middle tap reads each cell for itself; the first one the first cell, for the last result
     expected = [[4 * 5, 3 * 5 + 4 * 6, 3 * 6], [2 * 5 + 4 * 7, 70, 1 * 6 + 3 * 8], [14, 23, 8]]
@@ -42,11 +42,26 @@ def test_the_gradient_of_the_kernel_by_hand() -> None:
     assert torch.equal(gradient, torch.tensor(expected, dtype=torch.float32)[None, None])
 
 
+def test_windows_by_hand() -> None:
+    grid = Windows((3, 3), (2, 2), (2, 2), (1, 1))
+    assert grid.out_cells == (2, 2)
+    x = torch.arange(1.0, 10).view(1, 1, 3, 3)
+    rows = torch.tensor([[0.0, 0, 0, 1], [0, 0, 2, 3], [0, 4, 0, 7], [5, 6, 8, 9]])
+    assert torch.equal(grid.rows(x), rows)
+    assert torch.equal(
+        grid.matrix(torch.arange(4.0).view(1, 1, 2, 2), torch.float32)[0],
+        rows[0] * 0 + torch.arange(4.0),
+    )
+    back = torch.tensor([[1.0, 3, 4], [7, 13, 14], [10, 15, 16]])  # each where it was read
+    taken = torch.tensor([[9.0, 9, 9, 1], [9, 9, 3, 4], [9, 7, 9, 10], [13, 14, 15, 16]])
+    assert torch.equal(grid.input_gradient(taken), back[None, None])
+
+
 CASES = [
     (cells, kernel, stride, padding)
     for cells, kernel, stride, padding in itertools.product(
-        [(1, 1), (2, 2), (1, 2), (2, 1), (1, 4), (3, 1), (3, 4)],
-        [(3, 3), (5, 5), (3, 1), (1, 7), (4, 2)],
+        [(1, 1), (2, 2), (1, 2), (2, 1), (1, 4), (3, 1), (3, 4), (4, 4), (5, 3)],
+        [(1, 1), (3, 3), (5, 5), (3, 1), (1, 7), (4, 2)],
         [(1, 1), (2, 1), (2, 2), (3, 3)],
         [(0, 0), (1, 1), (2, 0), (2, 3)],
     )
@@ -55,9 +70,11 @@ CASES = [
 
 
 def test_there_are_cases_of_every_kind() -> None:
-    assert len(CASES) > 150
-    assert any(cells == (3, 4) for cells, *_ in CASES)
-    assert any(kernel == (1, 7) for _, kernel, *_ in CASES)
+    kinds = [type(grid_for(nn.Conv2d(2, 2, *case), *cells)) for cells, *case in CASES]
+    assert min(kinds.count(AllPairs), kinds.count(Windows)) > 100
+    assert ((3, 4), (5, 5), (1, 1), (1, 1)) in CASES
+    assert ((4, 4), (3, 3), (2, 2), (1, 1)) in CASES
+    assert ((4, 4), (1, 1), (2, 2), (0, 0)) in CASES
 
 
 @pytest.mark.parametrize(("cells", "kernel", "stride", "padding"), CASES)
@@ -95,8 +112,9 @@ def test_gradients_that_nobody_asks_for_are_not_made() -> None:
 @pytest.mark.parametrize(
     ("conv", "cells"),
     [
-        (nn.Conv2d(1, 1, 3, padding=1), (2, 3)),  # 12 of 9 taps
-        (nn.Conv2d(1, 1, 1), (1, 1)),  # one tap for a cell is no gain
+        (nn.Conv2d(1, 1, 3, padding=1), (2, 3)),  # 12 of 9 taps, and 6 results
+        (nn.Conv2d(1, 1, 1), (2, 2)),  # which is a product already
+        (nn.Conv2d(1, 1, 1, stride=2), (4, 6)),
         (nn.Conv2d(1, 1, 3, padding=2, dilation=2), (2, 2)),
         (nn.Conv2d(2, 2, 3, padding=1, groups=2), (2, 2)),
         (nn.Conv2d(1, 1, 3, padding="same"), (2, 2)),
@@ -147,13 +165,14 @@ def test_under_autocast_it_is_as_exact_as_torch_s_and_keeps_the_weight_s_gradien
         assert error <= 1.5 * peer
 
 
-def test_rows_are_a_view_of_what_is_channels_last() -> None:
+def test_rows_of_all_pairs_are_a_view_of_what_is_channels_last() -> None:
     x = torch.randn(3, 5, 2, 2).to(memory_format=torch.channels_last)
-    rows = rows_of(x)
+    grid = AllPairs((2, 2), (3, 3), (1, 1), (1, 1))
+    rows = grid.rows(x)
     assert rows.data_ptr() == x.data_ptr()
     assert torch.equal(rows[1].view(2, 2, 5)[0, 1], x[1, :, 0, 1])
-    assert torch.equal(grid_of(rows, (2, 2)), x)
-    assert torch.equal(rows_of(x.contiguous()), rows)
+    assert torch.equal(grid.input_gradient(rows), x)
+    assert torch.equal(grid.rows(x.contiguous()), rows)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -201,7 +220,7 @@ def test_the_fused_layer_is_the_same_on_small_grids(dtype: torch.dtype, larger_f
     norm.running_mean.normal_()
     layer = FusedConv2d(conv, norm, dtype, relu=True)
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float64: 1e-6}[dtype]
-    sizes = [(5, 6), (2, 2), (1, 2), (2, 2)]
+    sizes = [(5, 6), (2, 2), (1, 2), (4, 1), (2, 2)]
     with torch.inference_mode():
         for cells in sizes if larger_first else sizes[1:] + sizes[:1] + sizes[1:]:
             x = torch.randn(3, 32, *cells)
