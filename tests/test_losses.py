@@ -26,6 +26,11 @@ def test_nothing_counted_divides_by_one() -> None:
     assert Losses({}, {}).terms() == {}
 
 
+def test_one_thing_counted_is_its_own_mean() -> None:
+    assert Losses({"loss": torch.tensor(3.0)}, {"loss": 1}).total().item() == 3.0
+    assert Losses({"loss": torch.tensor(3.0)}, {"loss": 9}).total({"loss": 1}).item() == 3.0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_shares_of_the_parts_are_the_mean_of_the_whole(seed: int) -> None:
     """However unevenly a batch is divided; the mean of the parts' means is another number."""
