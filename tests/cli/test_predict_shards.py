@@ -104,12 +104,13 @@ def test_every_image_is_in_one_shard_with_the_numbers_of_the_detector(
     assert sum(len(row["boxes"]) for row in rows) > 0
 
 
+@pytest.mark.usefixtures("photos")
 @pytest.mark.parametrize(
     ("of", "missing"),
     [(9, "2, 3, 4, 5, 6, 7, 8, 9"), (10, "2, 3, 4, 5, 6, 7, 8, 9, ...")],
 )
 def test_up_to_eight_missing_shards_are_named(
-    photos: Path, shard: Shard, capsys: pytest.CaptureFixture[str], of: int, missing: str
+    shard: Shard, capsys: pytest.CaptureFixture[str], of: int, missing: str
 ) -> None:
     assert shard(f"1/{of}") == 0
     assert said_of(capsys)[-1] == f"1 of {of} shards in out; still missing: {missing}"
