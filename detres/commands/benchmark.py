@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     """Print one row a job: seconds of ours and of others, and how many times as fast it is; with
     --json write them too.
     """
+    warnings.simplefilter("ignore")  # of the libraries, between the rows
     torch.manual_seed(0)
     timing = Timing(arguments.device, arguments.repeats)
     facts = f"torch {torch.__version__}, {machine(timing.device)}; medians of {timing.repeats}"

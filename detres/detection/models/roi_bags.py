@@ -163,15 +163,11 @@ def align_bags(
     them. Every bin is a fixed combination of a few cells. Samples at most a cell apart read one
     cell more than they are, in a row, instead of two each.
     """
-    images, height, width = shape
     boxes = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
     sides = boxes[:, 2:] - boxes[:, :2]
     if not aligned:
         sides = sides.clamp(min=1.0)  # as the operator: a RoI is at least one cell
-    of_image = rois[:, 0].long()
-    filled = [(height, width)] * images if sizes is None else sizes
-    limits = torch.tensor(filled, device=boxes.device).view(-1, 2)[of_image]  # (N, 2) -> (R, 2)
-    first_row = of_image * height  # of the RoI's own image
+    first_row, limits = _places(rois, shape, sizes)
     if sampling_ratio > 0:
         samples = torch.full_like(sides, sampling_ratio, dtype=torch.int64)
     else:
@@ -195,10 +191,9 @@ def align_bags(
         ]
         # (R', S, Tx), (R', S, Ty), the cells that a bin reads along one axis
         (columns, column_weights), (lines, line_weights) = axes
-        lines = (lines + first_row[rows, None, None]) * width  # now of the line's first cell
-        index = lines[:, :, None, :, None] + columns[:, None, :, None, :]  # (R', S, S, Ty, Tx)
+        index = _cells(lines + first_row[rows, None, None], columns, shape)
         weight = line_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-        return index.flatten(3), weight.flatten(3)
+        return index, weight.flatten(3)
 
     return _by_kind(kinds, of_rows, output_size, linear=True)
 
@@ -217,13 +212,10 @@ def max_bags(
     Corners are rounded to cells, both of which belong to the region, and a bin is all cells that it
     touches (Fast R-CNN's layer).
     """
-    images, height, width = shape
+    _, height, width = shape
     corners = (rois[:, 1:] * spatial_scale).double()
     corners = (corners.sign() * (corners.abs() + 0.5).floor()).long()  # halves away from 0, as C
-    of_image = rois[:, 0].long()
-    filled = [(height, width)] * images if sizes is None else sizes
-    limits = torch.tensor(filled, device=rois.device).view(-1, 2)[of_image]
-    first_row = of_image * height
+    first_row, limits = _places(rois, shape, sizes)
     spans = [
         _bins(corners[:, axis], corners[:, 2 + axis], output_size, limits[:, 1 - axis], rois.dtype)
         for axis in (0, 1)
@@ -242,12 +234,33 @@ def max_bags(
             filled_bins.append(end > start)
         columns, lines = axes
         columns = columns.clamp(max=width - 1)
-        lines = (lines.clamp(max=height - 1) + first_row[rows, None, None]) * width
-        index = lines[:, :, None, :, None] + columns[:, None, :, None, :]
+        lines = lines.clamp(max=height - 1) + first_row[rows, None, None]
+        index = _cells(lines, columns, shape)
         has_cells = filled_bins[1] & filled_bins[0].transpose(1, 2)  # (R', S, S)
-        return index.flatten(3), has_cells[..., None].to(rois.dtype)
+        return index, has_cells[..., None].to(rois.dtype)
 
     return _by_kind(kinds, of_rows, output_size, linear=False)
+
+
+def _places(
+    rois: Tensor, shape: tuple[int, int, int], sizes: Sequence[tuple[int, int]] | None
+) -> tuple[Tensor, Tensor]:
+    """Where the images of RoIs begin, (R,), among the lines of all maps, and how many cells (h, w)
+    of theirs they fill, (R, 2).
+    """
+    images, height, width = shape
+    of_image = rois[:, 0].long()
+    filled = [(height, width)] * images if sizes is None else sizes
+    limits = torch.tensor(filled, device=rois.device).view(-1, 2)  # (N, 2)
+    return of_image * height, limits[of_image]
+
+
+def _cells(lines: Tensor, columns: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Which cells of all maps every bin reads, (R', S, S, Ty * Tx): those of `lines` (R', S, Ty),
+    counted over all maps, in `columns` (R', S, Tx).
+    """
+    first = lines * shape[2]  # of a line
+    return (first[:, :, None, :, None] + columns[:, None, :, None, :]).flatten(3)
 
 
 def _by_kind(kinds, of_rows, output_size: int, *, linear: bool) -> RegionBags:
