@@ -394,6 +394,15 @@ class DetectionTraining:
         backend = given.backend if whole else backend_on_the_way(given.backend)
         return evaluate(given.protocol, truth, found, backend=backend)
 
+    def as_final(self, evaluation: DetectionEvaluation) -> DetectionEvaluation:
+        """Return an evaluation on the way with the numbers of who counts at the end, which are
+        those that are kept.
+        """
+        given = self.config.eval.backend
+        if backend_on_the_way(given) == given:
+            return evaluation
+        return self.measure(evaluation.truth, evaluation.predictions, whole=True)
+
     def of_part(self, found: Predictions) -> Predictions:
         """Return what was found in the images that all evaluations look at."""
         return self.held_out.predictions_of_part(found)
@@ -426,7 +435,8 @@ class DetectionTraining:
             improved = not self._earlier_is_best(run, judgement)
         if improved and self.group.is_first:
             truth = self.held_out.val if whole else self.held_out.part
-            self.write(run.folder, judgement.evaluation, run.progress.step, truth)
+            evaluation = judgement.evaluation if whole else self.as_final(judgement.evaluation)
+            self.write(run.folder, evaluation, run.progress.step, truth)
 
     def _earlier_is_best(self, run: RunSoFar, judgement: Judgement) -> bool:
         """Whether the weights in the run folder are ahead of those after the last step on all

@@ -4,6 +4,7 @@ weights, on every kind of data.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -688,3 +689,14 @@ def test_a_running_run_is_evaluated_and_neither_resumed_nor_trained_into(
             error = capsys.readouterr().err
             assert error.startswith(f"error: {folder} is in use by process {os.getpid()} on ")
             assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hotcoco") is None, reason="counts on the way")
+def test_numbers_that_are_kept_on_the_way_are_counted_by_the_referee(train: Callable[..., Path]):
+    """At this rate nothing is learned, so that the first evaluation is the one that is kept."""
+    folder = train(
+        "train.steps=2", "train.eval_every=1", "train.lr=1e-30", "model.backbone.norm=group"
+    )
+    kept = json.loads((folder / "metrics.json").read_text())
+    assert kept["step"] == 1
+    assert "pycocotools" in kept["protocol"]
