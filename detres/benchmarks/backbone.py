@@ -51,7 +51,7 @@ def benchmark_backbone(timing: Timing, name: str, batch_size: int) -> None:
         half, half_images = folded.bfloat16(), last.bfloat16()
         timing.row("  folded, channels last, bfloat16", lambda: half(half_images), reference)
     said = f"largest difference of the folded logits: {error:.1e} of the largest logit"
-    timing.add({"job": "folded logits", "largest_difference": error}, said)
+    timing.add({"job": "folded logits", "largest_difference": float(error)}, said)
 
 
 def convolutions_of(net: nn.Module, images: Tensor) -> list[tuple[nn.Module, Tensor]]:

@@ -78,6 +78,17 @@ def test_benchmark_of_the_padding(capsys):
 
 
 @pytest.mark.slow
+def test_benchmark_of_classifiers_and_its_rows_as_json(capsys, tmp_path):
+    file = tmp_path / "rows.json"
+    small = ["--backbone", "resnet18", "--batch", "2", "--repeats", "1", "--json", str(file)]
+    assert benchmark.main(["cls", *small]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert len(rows) == len(capsys.readouterr().out.splitlines()) - 1
+    (folded,) = [row for row in rows if row["job"] == "folded logits"]
+    assert 0 < folded["largest_difference"] < 1e-3
+
+
+@pytest.mark.slow
 def test_benchmark_of_what_a_run_keeps(capsys):
     assert benchmark.main(["recorder", "--repeats", "1", "--device", "cpu"]) == 0
     *_, row, parts = capsys.readouterr().out.splitlines()
