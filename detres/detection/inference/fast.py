@@ -26,8 +26,6 @@ from detres.engine.probes import native_precision
 Precision = Literal["fp32", "bf16", "auto"]
 """auto: bf16 where the processor or GPU has instructions for it."""
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 def require_precision(precision: str) -> None:
     """Raise ValueError for what is no Precision."""
@@ -40,17 +38,20 @@ def fast_copy(model: nn.Module, precision: Precision = "fp32") -> nn.Module:
     """Return a copy of `model`, called as it is in eval mode, with each detector in it rewritten
     for inference on its device; its weights are those of now, and it learns no more.
 
-    precision: of the networks; boxes and scores are float32. Equal to the model in eval mode up to
-    rounding. A model with a detector that cannot be rewritten (group norm, layers of one's own or
-    with hooks), or that cannot be copied, comes itself, in bf16 under autocast; so does a model
-    without detectors of this package, always as it is.
+    precision: of the networks; "fp32" leaves a float64 one as it is. Boxes and scores are at least
+    float32. Equal to the model in eval mode up to rounding. A model with a detector that cannot be
+    rewritten (group norm, layers of one's own or with hooks), or that cannot be copied, comes
+    itself, in bf16 under autocast; so does a model without detectors of this package, always as it
+    is.
     """
     if not any(isinstance(module, FasterRCNN) for module in model.modules()):
         return model
+    learned = next(model.parameters())
     if precision == "auto":
-        precision, _ = native_precision(next(model.parameters()).device)
+        precision, _ = native_precision(learned.device)
+    dtype = _wide(learned.dtype) if precision == "fp32" else torch.bfloat16
     try:
-        return _rewritten(model, _DTYPES[precision])
+        return _rewritten(model, dtype)
     except FoldError:
         # itself, not a copy: what its hooks write to is not to be copied with them
         return model if precision == "fp32" else _Autocast(model)

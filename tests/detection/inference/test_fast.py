@@ -13,7 +13,6 @@ from torch import nn
 from detres.config import check
 from detres.detection.build import build_detector
 from detres.detection.config import ModelConfig
-from detres.detection.inference import fast
 from detres.detection.inference.fast import fast_copy, weights_stamp
 from detres.eval_mode import evaluating
 from tests.helpers import make_batch
@@ -136,7 +135,6 @@ def test_the_plain_operators_do_the_same_to_rounding(name, monkeypatch):
     """Where torch lacks oneDNN's operators; in float64, in which no number is lost."""
     detector = detector_of(DETECTORS[name]).double()
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setitem(fast._DTYPES, "fp32", torch.float64)
     detector.normalizer = InFloat64(detector.normalizer)
     images = make_batch(IMAGES)
     plain, rewritten = outputs(detector, images), outputs(fast_copy(detector), images)
