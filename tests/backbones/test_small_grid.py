@@ -132,6 +132,8 @@ def test_few_images_are_left_to_torch_to_the_last_bit() -> None:
     for number in (0, 1, 31):
         x = torch.randn(number, 64, 2, 2)
         assert torch.equal(conv2d(conv, x, conv.weight, conv.bias), conv(x))
+    product = conv2d(conv, torch.randn(32, 64, 2, 2), conv.weight, None)
+    assert product.grad_fn.name() == "_SmallGridConv2dBackward"
 
 
 def test_other_types_are_refused_as_torch_refuses_them() -> None:
