@@ -174,6 +174,8 @@ class Windows(SmallGrid):
         num_out, num_in, *kernel = shape
         made = of_result.reshape(-1, num_out).T @ rows
         made = made.to(torch.promote_types(rows.dtype, torch.float32))
+        if kernel == [1, 1]:
+            return made.view(tuple(shape))
         return made.view(num_out, *kernel, num_in).permute(0, 3, 1, 2)
 
 
@@ -199,60 +201,97 @@ def small_grid_of(
     if height * width == 0 or min(grid.out_cells) < 1:
         return None
     is_plain_product = taps == 1 and grid.stride == (1, 1)
-    if kind is Windows and (results > _FEW_CELLS or is_plain_product):
+    if results > (_FEW_CELLS if kind is Windows else taps) or is_plain_product:
         return None
     return grid
 
 
-def conv2d(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return F.conv2d of `x`, (N, C, H, W), as `conv` is set, with another weight (K, C, kh, kw)
-    and bias (K,); in less time where the grid is small, up to rounding.
+def small_grid_for(conv: nn.Conv2d, x: Tensor) -> SmallGrid | None:
+    """Return how `conv` is to read `x`, (N, C, H, W), as one product; None where torch's own
+    convolution is to be called: on other devices, for few images, in a tracer, and for what it
+    would refuse.
     """
+    if not _is_multiplied(conv, x):
+        return None
     how = conv.stride, conv.padding, conv.dilation, conv.groups
-    grid = small_grid_of(x.shape, conv.kernel_size, *how) if _may_be_multiplied(x) else None
-    dtype = weight.dtype
-    if grid is not None and torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-    elif grid is not None and x.dtype != dtype:
-        grid = None  # torch says what is wrong
-    if grid is None:
-        return F.conv2d(x, weight, bias, *how)
-    y = _SmallGridConv2d.apply(x.to(dtype), weight, grid)
+    return small_grid_of(x.shape, conv.kernel_size, *how)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, grid: SmallGrid) -> Tensor:
+    """Return the convolution of `x`, (N, C, H, W), with a weight (K, C, kh, kw) and bias (K,), as
+    `small_grid_for` has it read; under autocast in its precision.
+    """
+    if torch.is_autocast_enabled("cpu") and weight.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    y = grid.result(_SmallGridConv2d.apply(x, weight, grid), len(weight))
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
 
 
-def _may_be_multiplied(x: Tensor) -> bool:
-    """Whether `x` holds numbers, not a tracer's stand-in for them, on the CPU, and many of them."""
-    is_real = type(x) in (Tensor, nn.Parameter) and not (
-        torch.compiler.is_compiling()
+def _is_multiplied(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether `x` holds numbers, not a tracer's stand-in for them, on the CPU, many of them, and of
+    a kind and number that `conv` takes.
+    """
+    is_traced = (
+        type(x) not in (Tensor, nn.Parameter)
+        or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
     )
-    return is_real and x.device.type == "cpu" and len(x) >= _FEWEST
+    if is_traced or x.device.type != "cpu" or x.layout != torch.strided or x.dim() != 4:
+        return False
+    kinds = {x.dtype, conv.weight.dtype}
+    if torch.is_autocast_enabled("cpu"):
+        kinds -= {torch.float32, torch.get_autocast_dtype("cpu")}
+        is_known = not kinds or kinds == {torch.float64}
+        is_known &= (x.dtype == torch.float64) == (conv.weight.dtype == torch.float64)
+    else:
+        is_known = len(kinds) == 1 and x.is_floating_point()
+    return is_known and len(x) >= _FEWEST and x.shape[1] == conv.in_channels
 
 
 class _SmallGridConv2d(torch.autograd.Function):
-    """(N, K, H', W'), of the dtype of `x`, (N, C, H, W), for a weight (K, C, kh, kw)."""
+    """F.linear of the rows and the matrix of a grid, of the dtype of `x`, (N, C, H, W), for a
+    weight (K, C, kh, kw).
+    """
 
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, grid: SmallGrid
     ) -> Tensor:
         rows, matrix = grid.rows(x), grid.matrix(weight, x.dtype)
-        ctx.save_for_backward(rows, matrix)
-        ctx.grid, ctx.shape = grid, weight.shape
-        return grid.result(F.linear(rows, matrix), len(weight))
+        ctx.save_for_backward(x, weight, rows, matrix)
+        ctx.grid = grid
+        return F.linear(rows, matrix)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(
-        ctx: torch.autograd.function.FunctionCtx, of_result: Tensor
+        ctx: torch.autograd.function.FunctionCtx, of_product: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
-        rows, matrix = ctx.saved_tensors
-        of_product = of_result.permute(0, 2, 3, 1).reshape(-1, len(matrix))
+        x, weight, rows, matrix = ctx.saved_tensors
         of_x = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_x = ctx.grid.input_gradient(of_product @ matrix)
-        if ctx.needs_input_grad[1]:
-            of_weight = ctx.grid.kernel_gradient(of_product, rows, ctx.shape)
+        with torch.autocast("cpu", enabled=False):  # in the precision of the forward
+            if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+                # what it makes is to have gradients itself
+                return *_torchs_gradients(
+                    ctx.grid, of_product, x, weight, ctx.needs_input_grad
+                ), None
+            of_product = of_product.contiguous()
+            if ctx.needs_input_grad[0]:
+                of_x = ctx.grid.input_gradient(of_product @ matrix)
+            if ctx.needs_input_grad[1]:
+                of_weight = ctx.grid.kernel_gradient(of_product, rows, weight.shape)
+                of_weight = of_weight.to(weight.dtype)
         return of_x, of_weight, None
+
+
+def _torchs_gradients(
+    grid: SmallGrid, of_product: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of `x` and `weight` by torch's convolution."""
+    how = grid.stride, grid.padding, (1, 1), False, (0, 0), 1
+    of_result = grid.result(of_product, len(weight))
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+        of_result, x, weight.to(x.dtype), None, *how, (*wanted[:2], False)
+    )
+    return of_x, None if of_weight is None else of_weight.to(weight.dtype)

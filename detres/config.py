@@ -561,7 +561,8 @@ def _explain(section: type[Section], error: dict, source: str) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("value_error", "missing"):
         return f"{where}: {message}"
-    null = ", or null" if _may_be_null(section, location) else ""
+    is_whole = location == [part for part in error["loc"] if part not in _UNION_TAGS]
+    null = ", or null" if is_whole and _may_be_null(section, location) else ""
     return f"{where}: {message}{null}, got {shown(error['input'])}"
 
 

@@ -139,7 +139,7 @@ def usable_device(name: str) -> torch.device:
         ) from None
     try:
         torch.zeros(1, device=device).item()  # "meta" makes tensors, without values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise ValueError(f"{name} cannot be used: {str(error).splitlines()[0]}") from None
     return device
 

@@ -76,8 +76,9 @@ def require_sides(boxes: np.ndarray, sides: np.ndarray | None, what: str) -> Non
 
 
 def _as_array(value: object) -> object:
-    """A tensor in the processor's memory as an array, anything else as it is."""
-    return value.numpy() if isinstance(value, Tensor) and value.device.type == "cpu" else value
+    """A plain tensor in the processor's memory as an array, anything else as it is."""
+    is_plain = type(value) is Tensor and value.device.type == "cpu" and not value.requires_grad
+    return value.numpy() if is_plain else value
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def clip_gradients(model: nn.Module, limit: float | None, norm: Tensor) -> None:
     if limit is None:
         return
     # torch would multiply by 1; of a GPU the number would have to be waited for
-    is_short = norm.device.type == "cpu" and norm.item() + 1e-6 <= limit
+    is_short = norm.device.type == "cpu" and bool(limit / (norm + 1e-6) >= 1.0)
     if not is_short:
         nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +18,10 @@ Item, Made = TypeVar("Item"), TypeVar("Made")
 
 _AT_ONCE = 8
 """Items that a process is given at a time; fewer in all are not worth a process."""
+
+
+_MOST = 61
+"""Processes that Windows can wait for."""
 
 
 def usable_cores() -> int:
@@ -38,7 +44,8 @@ def made_by_processes(
     if workers == 0 or len(items) <= _AT_ONCE or multiprocessing.current_process().daemon:
         yield from map(make, items)
         return
-    pool = ProcessPoolExecutor(workers, initializer=_begin)
+    workers = min(workers, _MOST, -(-len(items) // _AT_ONCE))
+    pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(os.getpid(),))
     try:
         yield from pool.map(make, items, chunksize=_AT_ONCE)
     except BrokenProcessPool:
@@ -47,7 +54,20 @@ def made_by_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    """One thread each, and Ctrl-C is for the process that started them."""
+def starts_by_fork() -> bool:
+    """Return whether a new process begins where this one is, and does not run its script anew."""
+    method = multiprocessing.get_start_method(allow_none=True)
+    return (method or multiprocessing.get_all_start_methods()[0]) == "fork"
+
+
+def _begin(parent: int) -> None:
+    """One thread each; Ctrl-C is for the process that started them, and they end with it."""
     cv2.setNumThreads(0)  # 1 would wait for OpenCV's threads, which a forked process has none of
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

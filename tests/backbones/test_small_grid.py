@@ -12,12 +12,27 @@ from torch.nn import functional as F
 from backbones import create_backbone
 from backbones.fused import FusedConv2d
 from backbones.norm import conv_norm
-from backbones.small_grid import AllPairs, SmallGrid, Windows, conv2d, small_grid_of
+from backbones.small_grid import (
+    AllPairs,
+    SmallGrid,
+    Windows,
+    small_grid_for,
+    small_grid_of,
+)
+from backbones.small_grid import conv2d as product
 
 
 def grid_for(conv: nn.Conv2d, *cells: int) -> SmallGrid | None:
     how = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
     return small_grid_of((40, conv.in_channels, *cells), *how)
+
+
+def conv2d(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As conv_norm calls it."""
+    grid = small_grid_for(conv, x)
+    if grid is not None:
+        return product(x, weight, bias, grid)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def test_a_grid_of_four_cells_by_hand() -> None:
@@ -132,8 +147,7 @@ def test_few_images_are_left_to_torch_to_the_last_bit() -> None:
     for number in (0, 1, 31):
         x = torch.randn(number, 64, 2, 2)
         assert torch.equal(conv2d(conv, x, conv.weight, conv.bias), conv(x))
-    product = conv2d(conv, torch.randn(32, 64, 2, 2), conv.weight, None)
-    assert product.grad_fn.name() == "_SmallGridConv2dBackward"
+    assert small_grid_for(conv, torch.randn(32, 64, 2, 2)) is not None
 
 
 def test_other_types_are_refused_as_torch_refuses_them() -> None:
@@ -203,11 +217,10 @@ def test_the_last_stage_of_a_network_learns_the_same_on_small_images(
     ours = gradients()
     calls = []
 
-    def torchs(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def torchs(_: nn.Conv2d, x: Tensor) -> None:
         calls.append(x.shape[-2:])
-        return F.conv2d(x, weight, bias, conv.stride, conv.padding)
 
-    monkeypatch.setattr("backbones.norm.conv2d", torchs)
+    monkeypatch.setattr("backbones.norm.small_grid_for", torchs)
     expected = gradients()
     assert (2, 2) in calls
     for name, gradient in expected.items():
@@ -254,3 +267,72 @@ def test_torch_func_goes_through_it() -> None:
 
     found = torch.func.grad(total)(conv.weight.detach())
     torch.testing.assert_close(found, torch.autograd.grad(total(conv.weight), conv.weight)[0])
+
+
+def test_its_result_may_be_changed_in_place_as_padding_is() -> None:
+    """A batch of images of several sizes, whose padding is kept out of a batch norm that learns."""
+    torch.manual_seed(0)
+    net = create_backbone("resnet18", norm="batch", num_classes=0).double().train()
+    x = torch.zeros(32, 3, 64, 64, dtype=torch.double)
+    x[:, :, :33] = torch.randn(32, 3, 33, 64)
+    maps = net.feature_maps(x, ("conv5",), sizes=[(33, 64)] * 32)
+    maps["conv5"].square().sum().backward()
+    assert net.layer4[1].conv2.weight.grad.isfinite().all()
+
+
+def test_who_waits_for_a_convolution_sees_it_called() -> None:
+    net = create_backbone("resnet18", norm="batch", num_classes=0).train()
+    x = torch.randn(32, 3, 64, 64)
+    seen = []
+    last = net.layer4[1].conv2
+    own = last.forward
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append("own")
+        return own(x)
+
+    last.forward = forward
+    net(x)
+    assert seen == ["own"]
+    del last.forward
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, *_: seen.append("hook") if module is last else None
+    )
+    net(x)
+    hook.remove()
+    assert seen == ["own", "hook"]
+
+
+def test_gradients_of_gradients_are_torch_s() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, padding=1, bias=False).double()
+    x = torch.randn(32, 3, 2, 2, dtype=torch.double, requires_grad=True)
+
+    def second(y: Tensor) -> tuple[Tensor, ...]:
+        (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), (x, conv.weight))
+
+    for mine, its in zip(second(conv2d(conv, x, conv.weight, None)), second(conv(x)), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-9, atol=1e-9)
+
+
+def test_autocast_leaves_float64_and_is_not_taken_up_in_the_backward() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    x = torch.randn(40, 8, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv2d(conv.double(), x.double(), conv.weight, None).dtype == torch.float64
+        conv.float()
+        with pytest.raises(RuntimeError, match=r"(?i)type"):
+            conv2d(conv, x.double(), conv.weight, None)
+    y, expected = conv2d(conv, x, conv.weight, None), conv(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        (mine,) = torch.autograd.grad(y.sum(), conv.weight)
+    (its,) = torch.autograd.grad(expected.sum(), conv.weight)
+    torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-4)
+
+
+def test_wrong_channels_are_refused_in_torch_s_words() -> None:
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    with pytest.raises(RuntimeError, match="expected input"):
+        conv2d(conv, torch.randn(40, 6, 2, 2), conv.weight, None)

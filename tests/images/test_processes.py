@@ -5,6 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +72,25 @@ def test_the_cores_are_those_that_this_process_may_use() -> None:
             assert usable_cores() == 1
         finally:
             os.sched_setaffinity(0, before)
+
+
+def test_more_workers_than_there_is_work_for_are_not_begun() -> None:
+    assert len(set(made_by_processes(own_process, range(9), 1000))) <= 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells it")
+def test_workers_end_with_the_process_that_began_them() -> None:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        made = made_by_processes(own_process, range(400), 1)
+        os.write(write, f"{next(made)}\n".encode())
+        os._exit(0)  # as one that is killed: nobody is told
+    os.waitpid(child, 0)
+    worker = int(os.read(read, 20))
+    for _ in range(50):
+        stat = Path(f"/proc/{worker}/stat")
+        if not stat.exists() or stat.read_text().split()[2] == "Z":  # nobody asks for its status
+            return
+        time.sleep(0.2)
+    pytest.fail("it is still there")

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import uuid
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 
 from detres.detection.structures import index_of, label_of
 from detres.files import cache_folder
-from detres.images.processes import made_by_processes, usable_cores
+from detres.images.processes import made_by_processes, starts_by_fork, usable_cores
 from detres.waiting import counted
 
 SHAPES_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -153,11 +154,13 @@ def _write_split(root: Path, split: str, num_images: int, seed: int) -> None:
     images, annotations = [], []
     draw = partial(_write_image, root / split, split, seed)
     numbers = counted(range(num_images), f"drawing the shapes, {split}", "images")
-    drawn = made_by_processes(draw, range(num_images), usable_cores())
-    for _, (image, objects) in zip(numbers, drawn, strict=True):
-        images.append(image)
-        for item in objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **item})
+    # others would run the user's script anew
+    workers = usable_cores() if starts_by_fork() else 0
+    with closing(made_by_processes(draw, range(num_images), workers)) as drawn:
+        for _, (image, objects) in zip(numbers, drawn, strict=True):
+            images.append(image)
+            for item in objects:
+                annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **item})
     content = {
         "info": {"description": f"detres shapes v{_VERSION}, {split}, seed {seed}"},
         "images": images,
