@@ -19,7 +19,6 @@ Item, Made = TypeVar("Item"), TypeVar("Made")
 _AT_ONCE = 8
 """Items that a process is given at a time; fewer in all are not worth a process."""
 
-
 _MOST = 61
 """Processes that Windows can wait for."""
 
@@ -38,8 +37,8 @@ def made_by_processes(
 
     make: of a module's own level, as what it takes and returns goes from process to process.
     workers: processes; 0: this one, as it is for few items, and in a daemon, such as a loader's
-    worker, which may have none. Raises MemoryError when a process is
-    ended from outside, and what `make` raises. No items: nothing.
+    worker, which may have none. Raises MemoryError when a process is ended from outside, and what
+    `make` raises. No items: nothing.
     """
     if workers == 0 or len(items) <= _AT_ONCE or multiprocessing.current_process().daemon:
         yield from map(make, items)
