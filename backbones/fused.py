@@ -12,33 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.norm import FoldError, PointwiseNorm, folded_weight, has_hooks
+from backbones.hooks import has_hooks
+from backbones.norm import FoldError, PointwiseNorm, folded_weight
+from backbones.onednn import ONEDNN, has_onednn
 from backbones.padding import Padding, zero_padding_
 from backbones.resnet import BasicBlock, BlockEntry, Bottleneck, ResNet
 from backbones.shortcuts import ProjectionShortcut
 from backbones.small_grid import SmallGrid, small_grid_of
 from backbones.vgg import VGG
-
-_ONEDNN = torch.ops.mkldnn
-"""torch's own operators of oneDNN, which torch.compile lowers to on CPUs. They are not part of
-torch's documented interface: where one is missing, plain operators do the same."""
-
-
-def _is_fusable(weight: Tensor) -> bool:
-    """Whether oneDNN's operators there are, and take a weight (...) of this kind."""
-    names = (
-        "_convolution_pointwise",
-        "_convolution_pointwise_",
-        "_reorder_convolution_weight",
-        "_linear_pointwise",
-        "_reorder_linear_weight",
-    )
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    known = weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return known and all(hasattr(_ONEDNN, name) for name in names)
+from backbones.winograd import Tiles, prepared_conv2d, spread_kernel, tiles_of
 
 
 class FusedConv2d(nn.Module):
@@ -63,24 +45,28 @@ class FusedConv2d(nn.Module):
         stride: int | None = None,
     ) -> None:
         super().__init__()
-        weight, bias = folded_weight(conv, norm)
-        weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        kernel, bias = folded_weight(conv, norm)
+        weight = kernel.to(dtype).contiguous(memory_format=torch.channels_last)
         self.bias = bias.to(dtype) if with_bias and bias is not None else None
         self.out_channels, self.dtype, self.relu = conv.out_channels, dtype, relu
         self.stride = list(conv.stride) if stride is None else [stride, stride]
         self.padding, self.dilation = list(conv.padding), list(conv.dilation)
         self.groups, self.kernel_size = conv.groups, conv.kernel_size
-        self.fused, self.weight = _is_fusable(weight), weight
+        self.fused, self.weight = has_onednn(weight), weight
         self._products: dict[tuple[SmallGrid, bool], FusedLinear] = {}
+        self._kernel, self._matrices = kernel, None  # until its first map in tiles
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, K, H', W') of the layer's dtype, channels last, for `x`, (N, C, H, W)."""
         x = x.to(self.dtype)
         if (grid := self._small_grid(x)) is not None:
             return self._of_grid(x, grid, relu=self.relu)
+        if (tiles := self._tiles(x)) is not None:
+            y = self._of_tiles(x, tiles)
+            return F.relu_(y) if self.relu else y
         if self.fused:
             after = "relu" if self.relu else "none"
-            return _ONEDNN._convolution_pointwise(x, *self._arguments(x), after, [], "")
+            return ONEDNN._convolution_pointwise(x, *self._arguments(x), after, [], "")
         y = self._plain(x)
         return F.relu_(y) if self.relu else y
 
@@ -91,8 +77,10 @@ class FusedConv2d(nn.Module):
         x = x.to(self.dtype)
         if (grid := self._small_grid(x)) is not None:
             return F.relu_(into.add_(self._of_grid(x, grid, relu=False)))
+        if (tiles := self._tiles(x)) is not None:
+            return F.relu_(into.add_(self._of_tiles(x, tiles)))
         if self.fused:
-            return _ONEDNN._convolution_pointwise_.binary(
+            return ONEDNN._convolution_pointwise_.binary(
                 into, x, *self._arguments(x), "add", 1.0, "relu", [], ""
             )
         return F.relu_(into.add_(self._plain(x)))
@@ -113,6 +101,17 @@ class FusedConv2d(nn.Module):
             product = self._products[grid, relu] = FusedLinear(matrix, bias, self.dtype, relu=relu)
         return grid.result(product(grid.rows(x)), self.out_channels)
 
+    def _tiles(self, x: Tensor) -> Tiles | None:
+        how = self.stride, self.padding, self.dilation, self.groups
+        weight = self.out_channels, x.shape[1], *self.kernel_size
+        return tiles_of(x, weight, *how, prepared=True)
+
+    def _of_tiles(self, x: Tensor, tiles: Tiles) -> Tensor:
+        matrices = self._matrices
+        if matrices is None:
+            matrices = self._matrices = list(spread_kernel(self._kernel, self.dtype))
+        return prepared_conv2d(x, matrices, self.bias, tiles)
+
     def _plain(self, x: Tensor) -> Tensor:
         how = self.stride, self.padding, self.dilation, self.groups
         return F.conv2d(x, self.weight, self.bias, *how)
@@ -123,7 +122,7 @@ class FusedConv2d(nn.Module):
         weight = self.weight  # once: another thread may lay it out meanwhile
         if not weight.is_mkldnn and x.numel():
             # laid out for the first input: told of none, oneDNN may choose one 4 times as slow
-            weight = self.weight = _ONEDNN._reorder_convolution_weight(weight, *how, [*x.shape])
+            weight = self.weight = ONEDNN._reorder_convolution_weight(weight, *how, [*x.shape])
         return weight, self.bias, *how
 
 
@@ -142,7 +141,7 @@ class FusedLinear(nn.Module):
         self.dtype, self.relu = dtype, relu
         weight = weight.detach().to(dtype, copy=True).contiguous()
         self.bias = None if bias is None else bias.detach().to(dtype, copy=True)
-        self.fused, self.weight = _is_fusable(weight), weight
+        self.fused, self.weight = has_onednn(weight), weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (R, D) of the layer's dtype for `x`, (R, C)."""
@@ -151,8 +150,8 @@ class FusedLinear(nn.Module):
             after = "relu" if self.relu else "none"
             weight = self.weight  # once: another thread may lay it out meanwhile
             if not weight.is_mkldnn and len(x):
-                weight = self.weight = _ONEDNN._reorder_linear_weight(weight, len(x))
-            return _ONEDNN._linear_pointwise(x, weight, self.bias, after, [], "")
+                weight = self.weight = ONEDNN._reorder_linear_weight(weight, len(x))
+            return ONEDNN._linear_pointwise(x, weight, self.bias, after, [], "")
         y = F.linear(x, self.weight, self.bias)
         return F.relu_(y) if self.relu else y
 

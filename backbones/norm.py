@@ -17,8 +17,9 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from backbones.convolve import call, convolve, is_plain
+from backbones.hooks import has_hooks
 from backbones.padding import Padding, zero_padding_
-from backbones.small_grid import conv2d, small_grid_for
 
 NormKind = Literal["batch", "frozen", "sync", "group"]
 
@@ -102,19 +103,15 @@ def conv_norm(
     as they are.
     """
     if (
-        _is_plain(conv)
+        is_plain(conv)
         and conv.bias is None
         and _has_fixed_statistics(norm)
         and not (has_hooks(conv) or has_hooks(norm))
     ):
         scale, shift = scale_and_shift(norm)
         weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(conv.weight.dtype)
-        bias, grid = shift.to(weight.dtype), small_grid_for(conv, x)
-        if grid is not None:
-            return conv2d(x, weight, bias, grid)
-        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    grid = small_grid_for(conv, x) if _is_called_for_nothing_else(conv) else None
-    y = conv(x) if grid is None else conv2d(x, conv.weight, conv.bias, grid)
+        return convolve(conv, x, weight, shift.to(weight.dtype))
+    y = call(conv, x)
     return norm(y) if padding is None else _norm_of_images(norm, y, padding)
 
 
@@ -273,41 +270,14 @@ def is_own_layer(layer: nn.Module) -> bool:
     """Return whether `layer`, a convolution or a norm of a network of this package, is the one it
     was made with, without hooks, so that its arithmetic may be done in another way.
     """
-    plain = _is_plain(layer) if isinstance(layer, nn.Conv2d) else type(layer) in _OWN_NORMS
+    plain = is_plain(layer) if isinstance(layer, nn.Conv2d) else type(layer) in _OWN_NORMS
     return plain and not has_hooks(layer)
-
-
-def _is_plain(conv: nn.Module) -> bool:
-    return type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
-
-
-def _is_called_for_nothing_else(conv: nn.Module) -> bool:
-    """Whether nobody notices that a convolution is not called: no hooks, no forward of its own."""
-    has_own = "forward" in vars(conv) or nn.modules.module._has_any_global_hook()
-    return _is_plain(conv) and not has_own and not has_hooks(conv)
 
 
 def _has_fixed_statistics(norm: nn.Module) -> bool:
     if type(norm) is FrozenBatchNorm2d:
         return True
     return type(norm) in _BATCH_NORMS and not norm.training and norm.running_var is not None
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Return whether something waits for `module` to be called."""
-    return bool(hook_ids(module))
-
-
-def hook_ids(module: nn.Module) -> tuple[int, ...]:
-    """Return what torch numbers the hooks by that are called with `module`, forward or backward;
-    no two are alike.
-    """
-    return (
-        *module._forward_hooks,
-        *module._forward_pre_hooks,
-        *module._backward_hooks,
-        *module._backward_pre_hooks,
-    )
 
 
 def make_norm(kind: NormKind, channels: int) -> nn.Module:
@@ -403,7 +373,7 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
             own = places[conv] == places[norm] == 1
             if (
                 own
-                and _is_plain(conv)
+                and is_plain(conv)
                 and _has_fixed_statistics(norm)
                 and conv.out_channels == norm.num_features
             ):

@@ -18,12 +18,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from backbones.convolution_gradients import torchs_are_wanted, torchs_gradients
 
 ALL = slice(None)
 
-_FEWEST = 32
+FEWEST = 32
 """Images for which a matrix is made at each call; for fewer it takes as long as it saves."""
 
 _FEW_CELLS = 4
@@ -206,48 +208,12 @@ def small_grid_of(
     return grid
 
 
-def small_grid_for(conv: nn.Conv2d, x: Tensor) -> SmallGrid | None:
-    """Return how `conv` is to read `x`, (N, C, H, W), as one product; None where torch's own
-    convolution is to be called: on other devices, for few images, in a tracer, and for what it
-    would refuse.
+def small_grid_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, grid: SmallGrid) -> Tensor:
+    """Return the convolution of `x`, (N, C, H, W), with a weight (K, C, kh, kw) and bias (K,), in
+    the dtype of `x`, as `small_grid_of` has it read.
     """
-    if not _is_multiplied(conv, x):
-        return None
-    how = conv.stride, conv.padding, conv.dilation, conv.groups
-    return small_grid_of(x.shape, conv.kernel_size, *how)
-
-
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, grid: SmallGrid) -> Tensor:
-    """Return the convolution of `x`, (N, C, H, W), with a weight (K, C, kh, kw) and bias (K,), as
-    `small_grid_for` has it read; under autocast in its precision.
-    """
-    if torch.is_autocast_enabled("cpu") and weight.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype("cpu"))
     y = grid.result(_SmallGridConv2d.apply(x, weight, grid), len(weight))
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
-
-
-def _is_multiplied(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether `x` holds numbers, not a tracer's stand-in for them, on the CPU, many of them, and of
-    a kind and number that `conv` takes.
-    """
-    is_traced = (
-        type(x) not in (Tensor, nn.Parameter)
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-    if is_traced or x.device.type != "cpu" or x.layout != torch.strided or x.dim() != 4:
-        return False
-    kinds = {x.dtype, conv.weight.dtype}
-    if torch.is_autocast_enabled("cpu"):
-        kinds -= {torch.float32, torch.get_autocast_dtype("cpu")}
-        is_known = not kinds or kinds == {torch.float64}
-        is_known &= (x.dtype == torch.float64) == (conv.weight.dtype == torch.float64)
-    else:
-        is_known = len(kinds) == 1 and x.is_floating_point()
-    return is_known and len(x) >= _FEWEST and x.shape[1] == conv.in_channels
 
 
 class _SmallGridConv2d(torch.autograd.Function):
@@ -271,11 +237,10 @@ class _SmallGridConv2d(torch.autograd.Function):
         x, weight, rows, matrix = ctx.saved_tensors
         of_x = of_weight = None
         with torch.autocast("cpu", enabled=False):  # in the precision of the forward
-            if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-                # what it makes is to have gradients itself
-                return *_torchs_gradients(
-                    ctx.grid, of_product, x, weight, ctx.needs_input_grad
-                ), None
+            if torchs_are_wanted(of_product):
+                of_result = ctx.grid.result(of_product, len(weight))
+                how = ctx.grid.stride, ctx.grid.padding, ctx.needs_input_grad[:2]
+                return *torchs_gradients(of_result, x, weight, *how), None
             of_product = of_product.contiguous()
             if ctx.needs_input_grad[0]:
                 of_x = ctx.grid.input_gradient(of_product @ matrix)
@@ -283,15 +248,3 @@ class _SmallGridConv2d(torch.autograd.Function):
                 of_weight = ctx.grid.kernel_gradient(of_product, rows, weight.shape)
                 of_weight = of_weight.to(weight.dtype)
         return of_x, of_weight, None
-
-
-def _torchs_gradients(
-    grid: SmallGrid, of_product: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Those of `x` and `weight` by torch's convolution."""
-    how = grid.stride, grid.padding, (1, 1), False, (0, 0), 1
-    of_result = grid.result(of_product, len(weight))
-    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-        of_result, x, weight.to(x.dtype), None, *how, (*wanted[:2], False)
-    )
-    return of_x, None if of_weight is None else of_weight.to(weight.dtype)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from backbones.backbone import Backbone, new_linear
 from backbones.catalogue import IMAGENET
+from backbones.convolve import call
 from backbones.norm import NormKind, conv_norm, make_norm
 from backbones.padding import Padding, zero_padding_
 from backbones.resnet import initialize_convolutions
@@ -191,7 +192,7 @@ def _initialize_linear(layer: nn.Linear) -> None:
 def _convolve(
     conv: nn.Conv2d, norm: nn.Module | None, relu: nn.ReLU, padding: Padding | None, x: Tensor
 ) -> Tensor:
-    y = conv(x) if norm is None else conv_norm(conv, norm, x, padding)
+    y = call(conv, x) if norm is None else conv_norm(conv, norm, x, padding)
     return relu(zero_padding_(y, padding))
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from backbones.fused import FusedConv2d, FusedLinear, fuse_blocks_, fuse_network_
-from backbones.norm import FoldError, has_hooks, hook_ids, is_own_layer
+from backbones.hooks import has_hooks, hook_ids
+from backbones.norm import FoldError, is_own_layer
 from backbones.padding import Padding, zero_padding_
 from detres.detection.models.box_head import BoxHead, Conv5BoxHead, ConvFcBoxHead, FcBoxHead
 from detres.detection.models.faster_rcnn import FasterRCNN

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from backbones.backbone import run_checkpointed
 from backbones.fused import FusedBottleneck
-from backbones.norm import conv_norm, has_batch_statistics, has_hooks
+from backbones.hooks import has_hooks
+from backbones.norm import conv_norm, has_batch_statistics
 from backbones.resnet import BlockEntry, Bottleneck
 from detres.detection.models.roi_bags import RegionBags
 from detres.detection.models.roi_pool import RoIPooler
@@ -59,7 +60,7 @@ class Conv5BoxHead(BoxHead):
             grid = run_checkpointed(self.conv5, pooled, [self.conv5])
         else:
             grid = self.conv5(pooled)
-        return grid.mean(dim=(2, 3))  # (R, D, S', S') -> (R, D)
+        return _mean_of_cells(grid)
 
     def of_regions(
         self, pooler: RoIPooler, features: dict[str, FeatureMap], rois: list[Tensor]
@@ -126,7 +127,7 @@ class Conv5BoxHead(BoxHead):
         x = first.forward_rest(entry.main.finish(y), entry.shortcut.finish(shortcut))
         for block in others:
             x = block(x)
-        return x.mean(dim=(2, 3))
+        return _mean_of_cells(x)
 
 
 _TAPS = 9
@@ -154,7 +155,12 @@ def _mixing_first_pays(
     return first < after
 
 
-_CACHE = 20 * 2**20
+def _mean_of_cells(grid: Tensor) -> Tensor:
+    """(R, D) of (R, D, S', S'); the gradient lies channels last, as the grid does."""
+    return grid.permute(0, 2, 3, 1).mean(dim=(1, 2))
+
+
+_CACHE = 40 * 2**20
 """Bytes of the widest activations of the regions that go through conv5 together."""
 
 

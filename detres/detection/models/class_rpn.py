@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.convolve import call
 from detres.detection.models.faster_rcnn import FeatureExtractor, shared_maps
 from detres.detection.models.rpn import RPN, MapOutput
 from detres.detection.structures import Detections, FeatureMap, ImageBatch, Target, index_of
@@ -41,7 +42,7 @@ class ClassRPNHead(nn.Module):
         """Return (N, width, H, W), what the outputs of all classes are made of, from (N, C, H,
         W).
         """
-        return F.relu(self.conv(feature), inplace=True)
+        return F.relu(call(self.conv, feature), inplace=True)
 
     def of_classes(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N, L) and deltas (N, L, 4), float32, for a class of each image.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.convolve import call
 from backbones.norm import conv_norm
 from backbones.padding import Padding, zero_padding_
 from detres.detection.models.padding import padding_of
@@ -87,7 +88,7 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, padding: Padding | None) -> Tensor:
         if self.norm is None:
-            return self.conv(x)
+            return call(self.conv, x)
         return conv_norm(self.conv, self.norm, x, padding)
 
 

@@ -58,17 +58,13 @@ class RegionBags:
         """
         table = _table(feature)
         make = _sums if self.linear else _Maxima.apply
-        whole, *rest = self.parts
-        pooled = make(table, whole.index, whole.weight)  # (R', S, S, C)
-        if whole.rows is not None:
-            shape = (self.num_regions, *pooled.shape[1:])
-            flat = pooled.new_empty((self.num_regions, pooled[0].numel()))
-            flat.index_copy_(0, whole.rows, pooled.flatten(1))
-            for part in rest:
-                found = make(table, part.index, part.weight)
-                flat.index_copy_(0, part.rows, found.flatten(1))
-            pooled = flat.view(shape)
-        return pooled.permute(0, 3, 1, 2).to(feature.dtype)
+        found = (make(table, part.index, part.weight) for part in self.parts)  # (R', S, S, C)
+        if self.parts[0].rows is None:
+            pooled = next(found).to(feature.dtype)
+        else:
+            rows = [part.rows for part in self.parts]
+            pooled = _Placed.apply(rows, self.num_regions, feature.dtype, *found)
+        return pooled.permute(0, 3, 1, 2)
 
 
 def _table(feature: Tensor) -> Tensor:
@@ -91,6 +87,35 @@ def _sums(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         mode="sum",
     )
     return pooled.view(*index.shape[:-1], table.shape[1])
+
+
+class _Placed(torch.autograd.Function):
+    """Parts (R', S, S, C) as one (R, S, S, C) of a dtype, each in its rows, (R',); together these
+    are all rows, each once, so that neither way any number is written twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        rows: list[Tensor],
+        num_rows: int,
+        dtype: torch.dtype,
+        *parts: Tensor,
+    ) -> Tensor:
+        """Return it."""
+        ctx.rows, ctx.dtype = rows, parts[0].dtype
+        placed = parts[0].new_empty((num_rows, *parts[0].shape[1:]), dtype=dtype)
+        flat = placed.flatten(1)
+        for part, where in zip(parts, rows, strict=True):
+            flat.index_copy_(0, where, part.flatten(1).to(dtype))
+        return placed
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the parts."""
+        return None, None, None, *(grad.index_select(0, where).to(ctx.dtype) for where in ctx.rows)
 
 
 _CHUNK = 1024

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.convolve import call
 from backbones.padding import Padding, zero_padding_
 from detres.boxes import clip_boxes, large_enough, nms
 from detres.detection.models.anchors import AnchorGenerator
@@ -73,9 +74,9 @@ class RPNHead(nn.Module):
         """Return objectness logits (N, L) and deltas (N, L, 4), float32, for a feature map (N, C,
         H, W); padding: of the map, None where every image fills all of it.
         """
-        hidden = self.conv(feature)
+        hidden = call(self.conv, feature)
         for conv in self.more_convs:
-            hidden = conv(F.relu(zero_padding_(hidden, padding), inplace=True))
+            hidden = call(conv, F.relu(zero_padding_(hidden, padding), inplace=True))
         hidden = F.relu(hidden, inplace=True)
         logits = self.objectness(hidden).float()
         if self.two_way:

@@ -1,0 +1,314 @@
+"""3x3 convolutions with fewer multiplications: minimal filtering of tiles (Winograd 1980; Lavin and
+Gray 2016, arXiv:1509.09308, section 4).
+
+Shapes: N images, C channels in, K out, (H, W) cells, (t_h, t_w) tiles of 4x4 results.
+
+A row of four results reads six cells through three taps: twelve products. As the coefficients of a
+product of polynomials, which six of its values determine, they are sums of six products: of sums of
+the cells with sums of the taps. In two dimensions 36 products stand for 144, each the same for all
+tiles, so that all of them are 36 products of matrices.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backbones.convolution_gradients import torchs_are_wanted, torchs_gradients
+from backbones.onednn import ONEDNN, has_onednn
+
+TILE = 4
+"""Results in a row of a tile."""
+
+PRODUCTS = 6
+"""For a row of a tile: the values at 0, 1, -1, 1/2, -2 and infinity, of which float32 loses less
+than of the usual 0, 1, -1, 2, -2 and infinity (Barabasz et al. 2020, arXiv:1803.10986).
+"""
+
+_CELLS = (
+    (1 / 4, -3 / 8, -1 / 2, 3 / 8, 1 / 4, 0),
+    (0, -1 / 4, 1 / 8, 5 / 8, 1 / 4, 0),
+    (0, -1 / 4, 5 / 8, -1 / 8, -1 / 4, 0),
+    (0, 1 / 2, 1 / 4, -1 / 2, -1 / 4, 0),
+    (0, 1 / 4, -1 / 2, -1 / 4, 1 / 2, 0),
+    (0, 1 / 4, -3 / 8, -1 / 2, 3 / 8, 1 / 4),
+)
+"""How a product sums the six cells that a row of a tile reads; exact in bf16."""
+
+_TAPS = (
+    (4, 0, 0),
+    (4 / 3, 4 / 3, 4 / 3),
+    (4 / 3, -4 / 3, 4 / 3),
+    (64 / 15, 32 / 15, 16 / 15),
+    (2 / 15, -4 / 15, 8 / 15),
+    (0, 0, 4),
+)
+"""How it sums the taps."""
+
+_RESULTS = (
+    (1, 1, 1, 1, 1, 0),
+    (0, 1, -1, 1 / 2, -2, 0),
+    (0, 1, 1, 1 / 4, 4, 0),
+    (0, 1, -1, 1 / 8, -8, 1),
+)
+"""How a result sums the products."""
+
+_ITSELF = 1
+"""The product that each result of a row has once: there a bias is added."""
+
+_FEWEST_ROWS = 64
+"""Of a product."""
+
+_PRODUCT, _MOVED, _SUM = 1.4, 200, 3
+"""What an operation of the products, a number of the spread maps and an operation of the sums take,
+as operations of oneDNN's 3x3 convolutions."""
+
+_KERNEL = {torch.float32: 200, torch.bfloat16: 600}
+"""The same for a number of a spread kernel."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Sums of a map's cells, six by six for every tile, and back: the adjoint.
+
+    R = N x t_h x t_w. down: (6, t_h, H), for each product of a column how it sums the cells of one.
+    across: (6 x t_w, W), the same of rows.
+    """
+
+    down: Tensor
+    across: Tensor
+
+    def of_map(self, x: Tensor) -> Iterator[Tensor]:
+        """Give six (6, R, C) for a map (N, C, H, W), one for each product of a column."""
+        n, c, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(n, height, width * c)
+        summed = (self.down.flatten(0, 1) @ rows).view(n, PRODUCTS, -1, width, c)
+        for some in summed.unbind(1):  # (N, t_h, W, C)
+            tiles = (self.across @ some).view(-1, PRODUCTS, self.across.shape[0] // PRODUCTS, c)
+            yield tiles.transpose(0, 1).reshape(PRODUCTS, -1, c)
+
+    def columns(self, tiles: Tensor, images: int) -> Tensor:
+        """Return (N, t_h, W x C) of one of those six; images: N."""
+        _, t_h, _ = self.down.shape
+        c = tiles.shape[-1]
+        rows = tiles.view(PRODUCTS, images * t_h, -1, c).transpose(0, 1)
+        return (self.across.T @ rows.reshape(images * t_h, -1, c)).view(images, t_h, -1)
+
+    def rows(self, columns: list[Tensor]) -> Tensor:
+        """Return (N, H, W x C) of those of all six."""
+        return self.down.flatten(0, 1).T @ torch.stack(columns, dim=1).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a 3x3 convolution of stride 1 and padding 1 reads a map of `cells` (H, W)."""
+
+    cells: tuple[int, int]
+
+    @property
+    def number(self) -> int:
+        """t_h x t_w; what the last ones hold beyond the map is left out."""
+        return -(-self.cells[0] // TILE) * -(-self.cells[1] // TILE)
+
+    def reading(self, dtype: torch.dtype) -> Spread:
+        """Return what is multiplied of a map."""
+        down, across = (_reading(size).to(dtype) for size in self.cells)
+        return Spread(down, across.flatten(0, 1))
+
+    def writing(self, dtype: torch.dtype) -> Spread:
+        """Return that of which the adjoint makes a result of the products."""
+        down, across = (_writing(size).to(dtype) for size in self.cells)
+        return Spread(down, across.flatten(0, 1))
+
+    def as_map(self, rows: Tensor) -> Tensor:
+        """Return (N, K, H, W), channels last, for (N, H, W x K); a view."""
+        return rows.view(len(rows), *self.cells, -1).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=256)
+@torch.inference_mode(mode=False)
+def _reading(size: int) -> Tensor:
+    """(6, tiles, size) float32: how products sum the cells of a row."""
+    made = torch.zeros(PRODUCTS, -(-size // TILE), size)
+    for tile in range(made.shape[1]):
+        first = TILE * tile - 1
+        for cell in range(max(0, first), min(size, first + len(_CELLS))):
+            made[:, tile, cell] = torch.tensor(_CELLS)[:, cell - first]
+    return made
+
+
+@functools.lru_cache(maxsize=256)
+@torch.inference_mode(mode=False)
+def _writing(size: int) -> Tensor:
+    """(6, tiles, size) float32: the products that the cells of a result sum."""
+    made = torch.zeros(PRODUCTS, -(-size // TILE), size)
+    for cell in range(size):
+        made[:, cell // TILE, cell] = torch.tensor(_RESULTS[cell % TILE])
+    return made
+
+
+def spread_kernel(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Give by what those six are multiplied, six (6, K, C) of `dtype`, of a kernel (K, C, 3, 3)."""
+    taps = torch.tensor(_TAPS, dtype=weight.dtype)
+    first, second, third = weight.permute(2, 3, 0, 1).reshape(3, 3, -1)  # each (3, K x C)
+    for down in _TAPS:
+        # sums, not a product: nothing as large as the kernel is made
+        column = (first * down[0]).add_(second, alpha=down[1]).add_(third, alpha=down[2])
+        yield (taps @ column).view(-1, *weight.shape[:2]).to(dtype)
+
+
+def tiles_of(
+    x: Tensor,
+    weight: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] | str,
+    dilation: Sequence[int],
+    groups: int,
+    *,
+    prepared: bool = False,
+) -> Tiles | None:
+    """Return how a convolution, set as nn.Conv2d is, with a weight of shape (K, C, kh, kw) reads
+    `x`, (N, C, H, W), in tiles; None for others than 3x3 ones that keep the size, and where the
+    tiles would take as long, by the time of what they do on a CPU with AVX-512.
+
+    prepared: its kernel has been spread.
+    """
+    how = *weight[2:], *stride, *padding, *dilation, groups
+    if how != (3, 3, 1, 1, 1, 1, 1, 1, 1) or not has_onednn(x):
+        return None
+    (n, _, height, width), (num_out, num_in) = x.shape, weight[:2]
+    tiles = Tiles((height, width))
+    rows, t_h = n * tiles.number, -(-height // TILE)
+    if rows < _FEWEST_ROWS:
+        return None
+    products = 2 * PRODUCTS**2 * rows * num_in * num_out
+    moved = PRODUCTS**2 * rows * (num_in + num_out)
+    each = PRODUCTS * n * t_h * width * height + PRODUCTS**2 * rows * width  # down, across
+    sums = 2 * each * (num_in + num_out)
+    took = _PRODUCT * products + _MOVED * moved + _SUM * sums
+    if not prepared:
+        took += _KERNEL[x.dtype] * PRODUCTS**2 * num_in * num_out
+    return tiles if took < 2 * 9 * n * height * width * num_in * num_out else None
+
+
+def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles) -> Tensor:
+    """Return the convolution, (N, K, H, W), channels last, of `x`, (N, C, H, W), with a kernel (K,
+    C, 3, 3) and bias (K,), in the dtype of `x`, as `tiles_of` has it read.
+    """
+    return tiles.as_map(_WinogradConv2d.apply(x, weight, bias, tiles))
+
+
+def prepared_conv2d(x: Tensor, matrices: list[Tensor], bias: Tensor | None, tiles: Tiles) -> Tensor:
+    """Return the same, for inference, of what `spread_kernel` gave for the kernel."""
+    return tiles.as_map(_rows_of(x, matrices, bias, tiles))
+
+
+def _rows_of(x: Tensor, matrices: Iterable[Tensor], bias: Tensor | None, tiles: Tiles) -> Tensor:
+    """The convolution, (N, H, W x K)."""
+    writing, columns = tiles.writing(x.dtype), []
+    for read, matrix in zip(tiles.reading(x.dtype).of_map(x), matrices, strict=True):
+        added = bias if len(columns) == _ITSELF else None
+        columns.append(writing.columns(_multiply(read, matrix, added), len(x)))
+    return writing.rows(columns)
+
+
+def _multiply(read: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+    """The products (6, R, K) of (6, R, C) and (6, K, C); bias (K,): of the convolution."""
+    if read.dtype == torch.float32:  # several times as fast as torch's product where MKL makes it
+        made = read.new_empty((*read.shape[:2], matrices.shape[1]))
+        for number, (some, matrix) in enumerate(zip(read, matrices, strict=True)):
+            added = bias if number == _ITSELF else None
+            made[number] = ONEDNN._linear_pointwise(some, matrix, added, "none", [], "")
+        return made
+    made = torch.bmm(read, matrices.transpose(1, 2))
+    if bias is not None:
+        made[_ITSELF] += bias
+    return made
+
+
+class _WinogradConv2d(torch.autograd.Function):
+    """The result as (N, H, W x K), for (N, C, H, W), (K, C, 3, 3) and (K,).
+
+    What the maps are spread to, three times as much, is made again in the backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tiles: Tiles,
+    ) -> Tensor:
+        """Return it in the dtype of `x`."""
+        ctx.save_for_backward(x, weight)
+        ctx.tiles, ctx.bias_dtype = tiles, None if bias is None else bias.dtype
+        bias = None if bias is None else bias.to(x.dtype)
+        return _rows_of(x, spread_kernel(weight, x.dtype), bias, tiles)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, of_rows: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        """Return the gradients of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        of_result = ctx.tiles.as_map(of_rows.contiguous())
+        with torch.autocast("cpu", enabled=False):  # in the precision of the forward
+            of_bias = of_result.sum((0, 2, 3)).to(ctx.bias_dtype) if wants_bias else None
+            if torchs_are_wanted(of_result):
+                how = (1, 1), (1, 1), (wants_x, wants_weight)
+                both = torchs_gradients(of_result, x, weight, *how)
+            else:
+                both = _gradients(of_result, x, weight, ctx.tiles, wants_x, wants_weight)
+        return *both, of_bias, None
+
+
+def _gradients(
+    of_result: Tensor, x: Tensor, weight: Tensor, tiles: Tiles, wants_x: bool, wants_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of `x`, (N, C, H, W), and of `weight`, (K, C, 3, 3), channels last, each None where it
+    is not wanted, from that of the result, (N, K, H, W).
+    """
+    reading, writing = tiles.reading(x.dtype), tiles.writing(x.dtype)
+    taps = torch.tensor(_TAPS, dtype=weight.dtype)
+    read = reading.of_map(x) if wants_weight else itertools.repeat(None)
+    matrices = spread_kernel(weight, x.dtype) if wants_x else itertools.repeat(None)
+    of_columns = []
+    of_weight = weight.new_zeros((3, 3, weight.shape[0] * weight.shape[1])) if wants_weight else ()
+    steps = zip(writing.of_map(of_result), read, matrices, _TAPS)  # noqa: B905
+    for of_products, cells, matrix, down in steps:
+        if wants_x:
+            of_read = _multiply(of_products, matrix.transpose(1, 2), None)
+            of_columns.append(reading.columns(of_read, len(x)))
+        if wants_weight:
+            of_matrix = _matrix_gradients(of_products, cells).to(weight.dtype)
+            of_column = taps.T @ of_matrix.flatten(1)  # (3, K x C)
+            for row, factor in zip(of_weight, down, strict=True):
+                row.add_(of_column, alpha=factor)
+    of_x = tiles.as_map(reading.rows(of_columns)) if wants_x else None
+    if not wants_weight:
+        return of_x, None
+    return of_x, of_weight.view(3, 3, *weight.shape[:2]).permute(2, 3, 0, 1)
+
+
+def _matrix_gradients(of_products: Tensor, read: Tensor) -> Tensor:
+    """The gradient (6, K, C) of the matrices from that of the products, (6, R, K), and what was
+    multiplied, (6, R, C).
+    """
+    if read.dtype != torch.float32:
+        return torch.bmm(of_products.transpose(1, 2), read)
+    made = read.new_empty((len(read), of_products.shape[2], read.shape[2]))
+    how = [1, 1], [0, 0], [1, 1], False, [0, 0], 1, (False, True, False)
+    for into, above, below in zip(made, of_products, read, strict=True):
+        # as 1x1 convolutions, (R, C) -> (1, C, 1, R), which are faster than torch's product
+        maps = (each[None, None].permute(0, 3, 1, 2) for each in (above, below))
+        shape = into[:, :, None, None]
+        _, of_matrix, _ = torch.ops.aten.convolution_backward(*maps, shape, None, *how)
+        into.copy_(of_matrix[:, :, 0, 0])
+    return made
