@@ -20,7 +20,7 @@ from backbones.resnet import BasicBlock, BlockEntry, Bottleneck, ResNet
 from backbones.shortcuts import ProjectionShortcut
 from backbones.small_grid import SmallGrid, small_grid_of
 from backbones.vgg import VGG
-from backbones.winograd import Tiles, prepared_conv2d, spread_kernel, tiles_of
+from backbones.winograd import Tiles, keeps_its_size, prepared_conv2d, spread_kernel, tiles_of
 
 
 class FusedConv2d(nn.Module):
@@ -54,7 +54,9 @@ class FusedConv2d(nn.Module):
         self.groups, self.kernel_size = conv.groups, conv.kernel_size
         self.fused, self.weight = has_onednn(weight), weight
         self._products: dict[tuple[SmallGrid, bool], FusedLinear] = {}
-        self._kernel, self._matrices = kernel, None  # until its first map in tiles
+        how = self.stride, self.padding, self.dilation, self.groups
+        self._kernel = kernel if keeps_its_size(self.kernel_size, *how) else None
+        self._matrices: list[Tensor] | None = None  # of it, from its first map in tiles on
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, K, H', W') of the layer's dtype, channels last, for `x`, (N, C, H, W)."""
@@ -64,6 +66,12 @@ class FusedConv2d(nn.Module):
         if (tiles := self._tiles(x)) is not None:
             y = self._of_tiles(x, tiles)
             return F.relu_(y) if self.relu else y
+        return self.by_library(x)
+
+    def by_library(self, x: Tensor) -> Tensor:
+        """Return the same for `x`, (N, C, H, W) of the layer's dtype, by oneDNN's convolution, or
+        torch's, as it is written.
+        """
         if self.fused:
             after = "relu" if self.relu else "none"
             return ONEDNN._convolution_pointwise(x, *self._arguments(x), after, [], "")

@@ -122,12 +122,12 @@ def pointwise_norm(conv: nn.Conv2d, norm: nn.Module) -> PointwiseNorm:
         scale, shift = scale_and_shift(norm)
         weight = (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
         shift = shift.view(1, -1, 1, 1)
-        finish = functools.partial(_shifted, shift)
+        finish = functools.partial(_add_, shift)
     return PointwiseNorm(conv.out_channels, functools.partial(F.conv2d, weight=weight), finish)
 
 
-def _shifted(shift: Tensor, x: Tensor) -> Tensor:
-    return x + shift.to(x.dtype)
+def _add_(shift: Tensor, x: Tensor) -> Tensor:
+    return x.add_(shift.to(x.dtype))
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,9 @@ _RESULTS = (
 _ITSELF = 1
 """The product that each result of a row has once: there a bias is added."""
 
+_TOGETHER = 3
+"""Products of a column whose sums are made at once: of six they would be larger than the map."""
+
 _FEWEST_ROWS = 64
 """Of a product."""
 
@@ -87,10 +90,11 @@ class Spread:
         """Give six (6, R, C) for a map (N, C, H, W), one for each product of a column."""
         n, c, height, width = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(n, height, width * c)
-        summed = (self.down.flatten(0, 1) @ rows).view(n, PRODUCTS, -1, width, c)
-        for some in summed.unbind(1):  # (N, t_h, W, C)
-            tiles = (self.across @ some).view(-1, PRODUCTS, self.across.shape[0] // PRODUCTS, c)
-            yield tiles.transpose(0, 1).reshape(PRODUCTS, -1, c)
+        for down in self.down.split(_TOGETHER):
+            summed = (down.flatten(0, 1) @ rows).view(n, _TOGETHER, -1, width, c)
+            for some in summed.unbind(1):  # (N, t_h, W, C)
+                tiles = (self.across @ some).view(-1, PRODUCTS, self.across.shape[0] // PRODUCTS, c)
+                yield tiles.transpose(0, 1).reshape(PRODUCTS, -1, c)
 
     def columns(self, tiles: Tensor, images: int) -> Tensor:
         """Return (N, t_h, W x C) of one of those six; images: N."""
@@ -101,7 +105,16 @@ class Spread:
 
     def rows(self, columns: list[Tensor]) -> Tensor:
         """Return (N, H, W x C) of those of all six."""
-        return self.down.flatten(0, 1).T @ torch.stack(columns, dim=1).flatten(1, 2)
+        made = None
+        for some, down in zip(_threes(columns), self.down.split(_TOGETHER), strict=True):
+            stacked = torch.stack(some, dim=1).flatten(1, 2)  # (N, 3 x t_h, W x C)
+            back = down.flatten(0, 1).T.expand(len(stacked), -1, -1)
+            made = back @ stacked if made is None else made.baddbmm_(back, stacked)
+        return made
+
+
+def _threes(columns: list[Tensor]) -> list[list[Tensor]]:
+    return [columns[first : first + _TOGETHER] for first in range(0, PRODUCTS, _TOGETHER)]
 
 
 @dataclass(frozen=True)
@@ -153,13 +166,28 @@ def _writing(size: int) -> Tensor:
 
 
 def spread_kernel(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Give by what those six are multiplied, six (6, K, C) of `dtype`, of a kernel (K, C, 3, 3)."""
-    taps = torch.tensor(_TAPS, dtype=weight.dtype)
-    first, second, third = weight.permute(2, 3, 0, 1).reshape(3, 3, -1)  # each (3, K x C)
+    """Give by what those six are multiplied, six (6, K, C) of `dtype`, of a kernel (K, C, 3, 3);
+    they are summed in float32 at least.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    taps = torch.tensor(_TAPS, dtype=wide)
+    # each (3, K x C)
+    first, second, third = weight.to(wide).permute(2, 3, 0, 1).reshape(3, 3, -1)
     for down in _TAPS:
-        # sums, not a product: nothing as large as the kernel is made
+        # sums, not a product, for which all six would be made at once
         column = (first * down[0]).add_(second, alpha=down[1]).add_(third, alpha=down[2])
         yield (taps @ column).view(-1, *weight.shape[:2]).to(dtype)
+
+
+def keeps_its_size(
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] | str,
+    dilation: Sequence[int],
+    groups: int,
+) -> bool:
+    """Return whether a convolution, set as nn.Conv2d is, is one that can read a map in tiles."""
+    return (*kernel, *stride, *padding, *dilation, groups) == (3, 3, 1, 1, 1, 1, 1, 1, 1)
 
 
 def tiles_of(
@@ -178,8 +206,7 @@ def tiles_of(
 
     prepared: its kernel has been spread.
     """
-    how = *weight[2:], *stride, *padding, *dilation, groups
-    if how != (3, 3, 1, 1, 1, 1, 1, 1, 1) or not has_onednn(x):
+    if not keeps_its_size(weight[2:], stride, padding, dilation, groups) or not has_onednn(x):
         return None
     (n, _, height, width), (num_out, num_in) = x.shape, weight[:2]
     tiles = Tiles((height, width))
@@ -276,25 +303,27 @@ def _gradients(
     is not wanted, from that of the result, (N, K, H, W).
     """
     reading, writing = tiles.reading(x.dtype), tiles.writing(x.dtype)
-    taps = torch.tensor(_TAPS, dtype=weight.dtype)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    taps = torch.tensor(_TAPS, dtype=wide)
     read = reading.of_map(x) if wants_weight else itertools.repeat(None)
     matrices = spread_kernel(weight, x.dtype) if wants_x else itertools.repeat(None)
     of_columns = []
-    of_weight = weight.new_zeros((3, 3, weight.shape[0] * weight.shape[1])) if wants_weight else ()
+    of_weight = weight.new_zeros((3, 3, weight[:, :, 0, 0].numel()), dtype=wide)
     steps = zip(writing.of_map(of_result), read, matrices, _TAPS)  # noqa: B905
     for of_products, cells, matrix, down in steps:
         if wants_x:
             of_read = _multiply(of_products, matrix.transpose(1, 2), None)
             of_columns.append(reading.columns(of_read, len(x)))
         if wants_weight:
-            of_matrix = _matrix_gradients(of_products, cells).to(weight.dtype)
+            of_matrix = _matrix_gradients(of_products, cells).to(wide)
             of_column = taps.T @ of_matrix.flatten(1)  # (3, K x C)
             for row, factor in zip(of_weight, down, strict=True):
                 row.add_(of_column, alpha=factor)
     of_x = tiles.as_map(reading.rows(of_columns)) if wants_x else None
     if not wants_weight:
         return of_x, None
-    return of_x, of_weight.view(3, 3, *weight.shape[:2]).permute(2, 3, 0, 1)
+    of_weight = of_weight.view(3, 3, *weight.shape[:2]).permute(2, 3, 0, 1)
+    return of_x, of_weight.to(weight.dtype)
 
 
 def _matrix_gradients(of_products: Tensor, read: Tensor) -> Tensor:

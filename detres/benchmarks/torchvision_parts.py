@@ -255,7 +255,8 @@ class _RoIPool(nn.Module):
         self.size = size
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], _: object) -> Tensor:
-        return roi_pool(x["0"].contiguous(), boxes, self.size, 1 / 16)
+        # which takes float32 alone, and the boxes in the dtype of the map
+        return roi_pool(x["0"].to(torch.float32).contiguous(), boxes, self.size, 1 / 16)
 
 
 class _NoResize(GeneralizedRCNNTransform):

@@ -9,17 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones import create_backbone
+from backbones import convolve, create_backbone
 from backbones.fused import FusedConv2d
 from backbones.norm import conv_norm
-from backbones.small_grid import (
-    AllPairs,
-    SmallGrid,
-    Windows,
-    small_grid_for,
-    small_grid_of,
-)
-from backbones.small_grid import conv2d as product
+from backbones.small_grid import FEWEST, AllPairs, SmallGrid, Windows, small_grid_of
 
 
 def grid_for(conv: nn.Conv2d, *cells: int) -> SmallGrid | None:
@@ -29,10 +22,7 @@ def grid_for(conv: nn.Conv2d, *cells: int) -> SmallGrid | None:
 
 def conv2d(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As conv_norm calls it."""
-    grid = small_grid_for(conv, x)
-    if grid is not None:
-        return product(x, weight, bias, grid)
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return convolve.convolve(conv, x, weight, bias)
 
 
 def test_a_grid_of_four_cells_by_hand() -> None:
@@ -147,7 +137,11 @@ def test_few_images_are_left_to_torch_to_the_last_bit() -> None:
     for number in (0, 1, 31):
         x = torch.randn(number, 64, 2, 2)
         assert torch.equal(conv2d(conv, x, conv.weight, conv.bias), conv(x))
-    assert small_grid_for(conv, torch.randn(32, 64, 2, 2)) is not None
+    assert FEWEST == 32
+    x = torch.randn(32, 64, 2, 2)
+    made_by = conv2d(conv, x, conv.weight, None).grad_fn  # which lays out the rows of a product
+    ((viewed, _),) = made_by.next_functions
+    assert viewed.next_functions[0][0].name() == "_SmallGridConv2dBackward"
 
 
 def test_other_types_are_refused_as_torch_refuses_them() -> None:
@@ -217,10 +211,10 @@ def test_the_last_stage_of_a_network_learns_the_same_on_small_images(
     ours = gradients()
     calls = []
 
-    def torchs(_: nn.Conv2d, x: Tensor) -> None:
-        calls.append(x.shape[-2:])
+    def torchs(shape: tuple[int, ...], *_: object) -> None:
+        calls.append(shape[-2:])
 
-    monkeypatch.setattr("backbones.norm.small_grid_for", torchs)
+    monkeypatch.setattr("backbones.convolve.small_grid_of", torchs)
     expected = gradients()
     assert (2, 2) in calls
     for name, gradient in expected.items():

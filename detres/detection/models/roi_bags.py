@@ -57,14 +57,37 @@ class RegionBags:
         cell. No gradient to the regions.
         """
         table = _table(feature)
-        make = _sums if self.linear else _Maxima.apply
-        found = (make(table, part.index, part.weight) for part in self.parts)  # (R', S, S, C)
-        if self.parts[0].rows is None:
-            pooled = next(found).to(feature.dtype)
+        if self.linear:
+            pooled = self._sums(table)
         else:
+            found = [_Maxima.apply(table, part.index, part.weight) for part in self.parts]
             rows = [part.rows for part in self.parts]
-            pooled = _Placed.apply(rows, self.num_regions, feature.dtype, *found)
-        return pooled.permute(0, 3, 1, 2)
+            pooled = found[0] if rows[0] is None else _Placed.apply(rows, *found)
+        return pooled.permute(0, 3, 1, 2).to(feature.dtype)
+
+    def _sums(self, table: Tensor) -> Tensor:
+        """Weighted sums of rows, (R, S, S, C)."""
+        whole = self.parts[0]
+        _, size, _, taps = whole.index.shape
+        bins = size * size
+        if whole.rows is None:
+            index, weight = (each.reshape(-1, taps) for each in (whole.index, whole.weight))
+            first = None
+        else:  # all bins one after the other, however much they read
+            counts = whole.index.new_empty((self.num_regions, 1))
+            for part in self.parts:
+                counts[part.rows] = part.index.shape[3]
+            first = bins * (counts.cumsum(0) - counts)
+            index = whole.index.new_empty(bins * int(counts.sum()))
+            weight = whole.weight.new_empty(len(index))
+            for part in self.parts:
+                each = torch.arange(part.index[0].numel(), device=index.device)
+                places = first[part.rows] + each  # (R', S * S * T)
+                index[places], weight[places] = part.index.flatten(1), part.weight.flatten(1)
+            first = (first + counts * torch.arange(bins, device=index.device)).flatten()
+        weight = weight.to(table.dtype)
+        pooled = F.embedding_bag(index, table, first, per_sample_weights=weight, mode="sum")
+        return pooled.view(self.num_regions, size, size, table.shape[1])
 
 
 def _table(feature: Tensor) -> Tensor:
@@ -77,37 +100,21 @@ def _table(feature: Tensor) -> Tensor:
     return table.contiguous()
 
 
-def _sums(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Return (R', S, S, C), weighted sums of rows."""
-    bag = index.shape[-1]
-    pooled = F.embedding_bag(
-        index.reshape(-1, bag),
-        table,
-        per_sample_weights=weight.reshape(-1, bag).to(table.dtype),
-        mode="sum",
-    )
-    return pooled.view(*index.shape[:-1], table.shape[1])
-
-
 class _Placed(torch.autograd.Function):
-    """Parts (R', S, S, C) as one (R, S, S, C) of a dtype, each in its rows, (R',); together these
-    are all rows, each once, so that neither way any number is written twice.
+    """Parts (R', S, S, C) as one (R, S, S, C), each in its rows, (R',); together these are all
+    rows, each once, so that neither way any number is written twice.
     """
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        rows: list[Tensor],
-        num_rows: int,
-        dtype: torch.dtype,
-        *parts: Tensor,
+        ctx: torch.autograd.function.FunctionCtx, rows: list[Tensor], *parts: Tensor
     ) -> Tensor:
         """Return it."""
-        ctx.rows, ctx.dtype = rows, parts[0].dtype
-        placed = parts[0].new_empty((num_rows, *parts[0].shape[1:]), dtype=dtype)
+        ctx.rows = rows
+        placed = parts[0].new_empty((sum(map(len, rows)), *parts[0].shape[1:]))
         flat = placed.flatten(1)
         for part, where in zip(parts, rows, strict=True):
-            flat.index_copy_(0, where, part.flatten(1).to(dtype))
+            flat.index_copy_(0, where, part.flatten(1))
         return placed
 
     @staticmethod
@@ -115,7 +122,7 @@ class _Placed(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, grad: Tensor
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of the parts."""
-        return None, None, None, *(grad.index_select(0, where).to(ctx.dtype) for where in ctx.rows)
+        return None, *(grad.index_select(0, where) for where in ctx.rows)
 
 
 _CHUNK = 1024
