@@ -15,6 +15,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,12 +68,30 @@ _TOGETHER = 3
 _FEWEST_ROWS = 64
 """Of a product."""
 
-_PRODUCT, _MOVED, _SUM = 1.4, 200, 3
-"""What an operation of the products, a number of the spread maps and an operation of the sums take,
-as operations of oneDNN's 3x3 convolutions."""
 
-_KERNEL = {torch.float32: 200, torch.bfloat16: 600}
-"""The same for a number of a spread kernel."""
+class _Cost(NamedTuple):
+    """How long parts of the work take, as operations of oneDNN's 3x3 convolutions: an operation of
+    the products, a number that is spread or gathered, an operation of the sums, and a number of a
+    kernel that is spread.
+    """
+
+    product: float
+    moved: float
+    summed: float
+    kernel: float
+
+
+_COSTS = {
+    (torch.float32, True): _Cost(1.6, 280, 2.4, 0),
+    (torch.float32, False): _Cost(0.9, 460, 1.5, 420),
+    (torch.bfloat16, True): _Cost(1.4, 340, 0.9, 0),
+    (torch.bfloat16, False): _Cost(1.65, 150, 0.85, 500),
+}
+"""By dtype, and by whether the kernel was spread before; else of forward and backward together, as
+of one of three convolutions. Fitted to the times of 19 sizes, two threads with AVX-512."""
+
+_WORTH_IT = 7 / 8
+"""Of a convolution's time, what the tiles may take at most: they cost some bits."""
 
 
 @dataclass(frozen=True)
@@ -217,10 +236,11 @@ def tiles_of(
     moved = PRODUCTS**2 * rows * (num_in + num_out)
     each = PRODUCTS * n * t_h * width * height + PRODUCTS**2 * rows * width  # down, across
     sums = 2 * each * (num_in + num_out)
-    took = _PRODUCT * products + _MOVED * moved + _SUM * sums
-    if not prepared:
-        took += _KERNEL[x.dtype] * PRODUCTS**2 * num_in * num_out
-    return tiles if took < 2 * 9 * n * height * width * num_in * num_out else None
+    kernel = PRODUCTS**2 * num_in * num_out
+    cost = _COSTS[x.dtype, prepared]
+    parts = zip(cost, (products, moved, sums, kernel), strict=True)
+    took = sum(times * number for times, number in parts)
+    return tiles if took < _WORTH_IT * 2 * 9 * n * height * width * num_in * num_out else None
 
 
 def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles) -> Tensor:
