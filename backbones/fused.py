@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbones.convolve import is_traced
 from backbones.hooks import has_hooks
 from backbones.norm import FoldError, PointwiseNorm, folded_weight
 from backbones.onednn import ONEDNN, has_onednn
@@ -20,7 +21,7 @@ from backbones.resnet import BasicBlock, BlockEntry, Bottleneck, ResNet
 from backbones.shortcuts import ProjectionShortcut
 from backbones.small_grid import SmallGrid, small_grid_of
 from backbones.vgg import VGG
-from backbones.winograd import Tiles, keeps_its_size, prepared_conv2d, spread_kernel, tiles_of
+from backbones.winograd import Tiles, keeps_its_size, prepared_conv2d, prepared_kernel, tiles_of
 
 
 class FusedConv2d(nn.Module):
@@ -110,14 +111,17 @@ class FusedConv2d(nn.Module):
         return grid.result(product(grid.rows(x)), self.out_channels)
 
     def _tiles(self, x: Tensor) -> Tiles | None:
+        if is_traced(x):
+            return None
         how = self.stride, self.padding, self.dilation, self.groups
         weight = self.out_channels, x.shape[1], *self.kernel_size
         return tiles_of(x, weight, *how, prepared=True)
 
     def _of_tiles(self, x: Tensor, tiles: Tiles) -> Tensor:
-        matrices = self._matrices
+        kernel, matrices = self._kernel, self._matrices  # another thread may make them meanwhile
         if matrices is None:
-            matrices = self._matrices = list(spread_kernel(self._kernel, self.dtype))
+            matrices = self._matrices = prepared_kernel(kernel, self.dtype)
+            self._kernel = None
         return prepared_conv2d(x, matrices, self.bias, tiles)
 
     def _plain(self, x: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ tiles, so that all of them are 36 products of matrices.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -123,12 +122,24 @@ class Spread:
         return (self.across.T @ rows.reshape(images * t_h, -1, c)).view(images, t_h, -1)
 
     def rows(self, columns: list[Tensor]) -> Tensor:
-        """Return (N, H, W x C) of those of all six."""
-        made = None
-        for some, down in zip(_threes(columns), self.down.split(_TOGETHER), strict=True):
+        """Return a map (N, C, H, W), channels last, of those of all six."""
+        (n, _, row), height, width = columns[0].shape, self.down.shape[2], self.across.shape[1]
+        made = torch.empty(
+            (n, row // width, height, width),
+            dtype=columns[0].dtype,
+            device=columns[0].device,
+            memory_format=torch.channels_last,
+        )
+        rows = made.permute(0, 2, 3, 1).view(n, height, row)
+        for number, (some, down) in enumerate(
+            zip(_threes(columns), self.down.split(_TOGETHER), strict=True)
+        ):
             stacked = torch.stack(some, dim=1).flatten(1, 2)  # (N, 3 x t_h, W x C)
-            back = down.flatten(0, 1).T.expand(len(stacked), -1, -1)
-            made = back @ stacked if made is None else made.baddbmm_(back, stacked)
+            back = down.flatten(0, 1).T.expand(n, -1, -1)
+            if number:
+                rows.baddbmm_(back, stacked)
+            else:
+                torch.bmm(back, stacked, out=rows)
         return made
 
 
@@ -157,31 +168,25 @@ class Tiles:
         down, across = (_writing(size).to(dtype) for size in self.cells)
         return Spread(down, across.flatten(0, 1))
 
-    def as_map(self, rows: Tensor) -> Tensor:
-        """Return (N, K, H, W), channels last, for (N, H, W x K); a view."""
-        return rows.view(len(rows), *self.cells, -1).permute(0, 3, 1, 2)
 
-
-@functools.lru_cache(maxsize=256)
-@torch.inference_mode(mode=False)
 def _reading(size: int) -> Tensor:
     """(6, tiles, size) float32: how products sum the cells of a row."""
-    made = torch.zeros(PRODUCTS, -(-size // TILE), size)
-    for tile in range(made.shape[1]):
-        first = TILE * tile - 1
-        for cell in range(max(0, first), min(size, first + len(_CELLS))):
-            made[:, tile, cell] = torch.tensor(_CELLS)[:, cell - first]
-    return made
+    tiles = -(-size // TILE)
+    made = torch.zeros((PRODUCTS, tiles, TILE * tiles + 2), device="cpu")
+    sums = torch.tensor(_CELLS, device="cpu")
+    for tile in range(tiles):
+        made[:, tile, TILE * tile : TILE * tile + len(_CELLS)] = sums
+    return made[:, :, 1 : 1 + size]  # without the zeros around the map
 
 
-@functools.lru_cache(maxsize=256)
-@torch.inference_mode(mode=False)
 def _writing(size: int) -> Tensor:
     """(6, tiles, size) float32: the products that the cells of a result sum."""
-    made = torch.zeros(PRODUCTS, -(-size // TILE), size)
-    for cell in range(size):
-        made[:, cell // TILE, cell] = torch.tensor(_RESULTS[cell % TILE])
-    return made
+    tiles = -(-size // TILE)
+    made = torch.zeros((PRODUCTS, tiles, TILE * tiles), device="cpu")
+    sums = torch.tensor(_RESULTS, device="cpu").T
+    for tile in range(tiles):
+        made[:, tile, TILE * tile : TILE * (tile + 1)] = sums
+    return made[:, :, :size]
 
 
 def spread_kernel(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -189,7 +194,7 @@ def spread_kernel(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     they are summed in float32 at least.
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
-    taps = torch.tensor(_TAPS, dtype=wide)
+    taps = torch.tensor(_TAPS, dtype=wide, device="cpu")
     # each (3, K x C)
     first, second, third = weight.to(wide).permute(2, 3, 0, 1).reshape(3, 3, -1)
     for down in _TAPS:
@@ -246,17 +251,27 @@ def tiles_of(
 def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles) -> Tensor:
     """Return the convolution, (N, K, H, W), channels last, of `x`, (N, C, H, W), with a kernel (K,
     C, 3, 3) and bias (K,), in the dtype of `x`, as `tiles_of` has it read.
+
+    What a number loses by rounding is a part of the largest beside it, up to three cells further
+    than the kernel reaches; what is not finite reaches all of its image.
     """
-    return tiles.as_map(_WinogradConv2d.apply(x, weight, bias, tiles))
+    return _WinogradConv2d.apply(x, weight, bias, tiles)
+
+
+def prepared_kernel(weight: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Return all of what `spread_kernel` gives, for inference."""
+    with torch.autocast("cpu", enabled=False):
+        return list(spread_kernel(weight, dtype))
 
 
 def prepared_conv2d(x: Tensor, matrices: list[Tensor], bias: Tensor | None, tiles: Tiles) -> Tensor:
-    """Return the same, for inference, of what `spread_kernel` gave for the kernel."""
-    return tiles.as_map(_rows_of(x, matrices, bias, tiles))
+    """Return what `winograd_conv2d` does, without a gradient, of a prepared kernel."""
+    with torch.autocast("cpu", enabled=False):
+        return _convolved(x, matrices, bias, tiles)
 
 
-def _rows_of(x: Tensor, matrices: Iterable[Tensor], bias: Tensor | None, tiles: Tiles) -> Tensor:
-    """The convolution, (N, H, W x K)."""
+def _convolved(x: Tensor, matrices: Iterable[Tensor], bias: Tensor | None, tiles: Tiles) -> Tensor:
+    """The convolution, (N, K, H, W)."""
     writing, columns = tiles.writing(x.dtype), []
     for read, matrix in zip(tiles.reading(x.dtype).of_map(x), matrices, strict=True):
         added = bias if len(columns) == _ITSELF else None
@@ -279,7 +294,7 @@ def _multiply(read: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _WinogradConv2d(torch.autograd.Function):
-    """The result as (N, H, W x K), for (N, C, H, W), (K, C, 3, 3) and (K,).
+    """The result (N, K, H, W) for (N, C, H, W), (K, C, 3, 3) and (K,).
 
     What the maps are spread to, three times as much, is made again in the backward.
     """
@@ -295,17 +310,17 @@ class _WinogradConv2d(torch.autograd.Function):
         """Return it in the dtype of `x`."""
         ctx.save_for_backward(x, weight)
         ctx.tiles, ctx.bias_dtype = tiles, None if bias is None else bias.dtype
-        bias = None if bias is None else bias.to(x.dtype)
-        return _rows_of(x, spread_kernel(weight, x.dtype), bias, tiles)
+        with torch.autocast("cpu", enabled=False):
+            added = None if bias is None else bias.to(x.dtype)
+            return _convolved(x, spread_kernel(weight, x.dtype), added, tiles)
 
     @staticmethod
     def backward(
-        ctx: torch.autograd.function.FunctionCtx, of_rows: Tensor
+        ctx: torch.autograd.function.FunctionCtx, of_result: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         """Return the gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        of_result = ctx.tiles.as_map(of_rows.contiguous())
         with torch.autocast("cpu", enabled=False):  # in the precision of the forward
             of_bias = of_result.sum((0, 2, 3)).to(ctx.bias_dtype) if wants_bias else None
             if torchs_are_wanted(of_result):
@@ -324,7 +339,7 @@ def _gradients(
     """
     reading, writing = tiles.reading(x.dtype), tiles.writing(x.dtype)
     wide = torch.promote_types(weight.dtype, torch.float32)
-    taps = torch.tensor(_TAPS, dtype=wide)
+    taps = torch.tensor(_TAPS, dtype=wide, device="cpu")
     read = reading.of_map(x) if wants_weight else itertools.repeat(None)
     matrices = spread_kernel(weight, x.dtype) if wants_x else itertools.repeat(None)
     of_columns = []
@@ -339,7 +354,7 @@ def _gradients(
             of_column = taps.T @ of_matrix.flatten(1)  # (3, K x C)
             for row, factor in zip(of_weight, down, strict=True):
                 row.add_(of_column, alpha=factor)
-    of_x = tiles.as_map(reading.rows(of_columns)) if wants_x else None
+    of_x = reading.rows(of_columns) if wants_x else None
     if not wants_weight:
         return of_x, None
     of_weight = of_weight.view(3, 3, *weight.shape[:2]).permute(2, 3, 0, 1)

@@ -91,7 +91,7 @@ def test_values_and_gradients_are_those_of_torch_s_convolution(
     x = torch.randn(33, 5, *cells, dtype=torch.double, requires_grad=True)
     found, expected = conv2d(conv, x, conv.weight, conv.bias), conv(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert found.is_contiguous() == expected.is_contiguous()
     wanted = x, conv.weight, conv.bias
     down = torch.randn_like(expected)
     for mine, its in zip(
@@ -138,7 +138,7 @@ def test_few_images_are_left_to_torch_to_the_last_bit() -> None:
         x = torch.randn(number, 64, 2, 2)
         assert torch.equal(conv2d(conv, x, conv.weight, conv.bias), conv(x))
     assert FEWEST == 32
-    x = torch.randn(32, 64, 2, 2)
+    x = torch.randn(32, 64, 2, 2).to(memory_format=torch.channels_last)
     made_by = conv2d(conv, x, conv.weight, None).grad_fn  # which lays out the rows of a product
     ((viewed, _),) = made_by.next_functions
     assert viewed.next_functions[0][0].name() == "_SmallGridConv2dBackward"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
@@ -338,3 +339,162 @@ def test_a_network_learns_the_same_in_tiles(monkeypatch: pytest.MonkeyPatch) -> 
     assert {(20, 28), (3, 4)} < set(sizes)
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-8, atol=1e-11, msg=name)
+
+
+@needs_onednn
+def test_the_rpn_of_one_image_is_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = _Count(monkeypatch, "convolve")
+    conv = nn.Conv2d(1024, 1024, 3, padding=1)
+    x = torch.randn(1, 1024, 40, 80)
+    with torch.no_grad():
+        assert lost(call(conv, x), torchs(conv, x)) < LOST[torch.float32]
+    assert count.found == 1
+
+
+@needs_onednn
+def test_settings_may_be_single_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = _Count(monkeypatch, "convolve")
+    conv = nn.Conv2d(512, 512, 3, padding=1)
+    conv.stride, conv.padding, conv.dilation = 1, 1, 1
+    with torch.no_grad():
+        for images in (1, 100):
+            x = torch.randn(images, 512, 7, 7)
+            assert lost(call(conv, x), torchs(conv, x)) < LOST[torch.float32]
+        x = torch.randn(40, 512, 2, 2)  # one product
+        assert lost(call(conv, x), torchs(conv, x)) < LOST[torch.float32]
+    assert count.found == 1
+
+
+@needs_onednn
+@pytest.mark.parametrize("of_map", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("of_kernel", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(100, 512, 7, 7), (40, 512, 2, 2)])
+def test_results_lie_as_torch_s_and_are_no_views(
+    of_map: torch.memory_format, of_kernel: torch.memory_format, shape: tuple[int, ...]
+) -> None:
+    conv = nn.Conv2d(512, 512, 3, padding=1).to(memory_format=of_kernel)
+    x = torch.randn(shape).to(memory_format=of_map)
+    with torch.no_grad():
+        y = call(conv, x)
+        assert y.stride() == conv(x).stride()
+    y.add_(torch.zeros(1, requires_grad=True))  # which views made without a gradient refuse
+    assert y.requires_grad
+
+
+@needs_onednn
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_default_device_has_no_part_in_it(device: str) -> None:
+    """Neither then nor later."""
+    conv = nn.Conv2d(512, 512, 3, padding=1)
+    layer = FusedConv2d(conv, None, torch.float32, relu=False)
+    x = torch.randn(REGIONS)
+    with torch.no_grad():
+        expected = torchs(conv, x)
+        with torch.device(device):
+            inside = call(conv, x), layer(x)
+        for found in (*inside, call(conv, x), layer(x)):
+            assert lost(found, expected) < LOST[torch.float32]
+    conv.weight.grad = None
+    with torch.device(device):
+        call(conv, x).sum().backward()
+    theirs = torch.autograd.grad(torchs(conv, x).sum(), conv.weight)[0]
+    assert lost(conv.weight.grad, theirs) < LOST[torch.float32]
+
+
+class _Fused(nn.Module):
+    """A network of one fused layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        conv = nn.Conv2d(512, 512, 3, padding=1)
+        self.layer = FusedConv2d(conv, None, torch.float32, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+@needs_onednn
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_fused_layer_goes_on_after_it_was_captured(warm: bool) -> None:
+    """Whether it can be: oneDNN's layout of a weight cannot."""
+    net, x = _Fused().eval(), torch.randn(REGIONS)
+    with torch.no_grad():
+        if warm:
+            net(x), net.layer.by_library(x)
+        with contextlib.suppress(Exception):
+            torch.export.export(net, (x,), strict=False)
+        found = net(x)
+        assert type(found) is Tensor
+        assert lost(found, net.layer.by_library(x)) < LOST[torch.float32]
+        compiled = torch.compile(net, backend="eager", fullgraph=True)(x)
+        assert torch.equal(compiled, net.layer.by_library(x))
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", list(LOST))
+def test_a_fused_layer_keeps_its_precision_under_autocast(dtype: torch.dtype) -> None:
+    conv, x = nn.Conv2d(512, 512, 3, padding=1), torch.randn(REGIONS)
+    layer = FusedConv2d(conv, None, dtype, relu=False)
+    if not layer.fused:
+        pytest.skip("oneDNN has no operators for this precision here")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        inside = layer(x)
+    assert inside.dtype == dtype
+    with torch.inference_mode():
+        assert torch.equal(inside, layer(x))
+        assert lost(inside, torchs(conv, x)) < LOST[dtype]
+
+
+def test_the_precision_of_a_backward_is_that_of_its_forward() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 8, 9, 9, requires_grad=True), torch.randn(4, 8, 3, 3)
+    weight.requires_grad_()
+    down = torch.randn(3, 4, 9, 9)
+    y = winograd_conv2d(x, weight, None, Tiles((9, 9)))
+    wanted = torch.autograd.grad(y, (x, weight), down, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y, (x, weight), down)
+        again = winograd_conv2d(x, weight, None, Tiles((9, 9)))
+    assert torch.equal(again, y)
+    for mine, its in zip(found, wanted, strict=True):
+        assert torch.equal(mine, its)
+
+
+@needs_onednn
+def test_what_torch_refuses_is_refused_in_its_words() -> None:
+    conv, x = nn.Conv2d(512, 512, 3, padding=1), torch.randn(REGIONS)
+    conv.bias = nn.Parameter(torch.zeros(1))
+    with pytest.raises(RuntimeError, match=r"bias of size 512|bias.*512"):
+        call(conv, x)
+    conv.bias = nn.Parameter(torch.zeros(512, dtype=torch.double))
+    with pytest.raises(RuntimeError, match="type"):
+        call(conv, x)
+
+
+@needs_onednn
+def test_forward_mode_and_fx_see_a_convolution() -> None:
+    conv, x = nn.Conv2d(512, 512, 3, padding=1), torch.randn(REGIONS)
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = torch.autograd.forward_ad.unpack_dual(call(conv, dual)).tangent
+        expected = F.conv2d(torch.ones_like(x), conv.weight, padding=1)
+    assert lost(tangent, expected) < LOST[torch.float32]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x: Tensor) -> Tensor:
+            return call(self.conv, x)
+
+    operations = [node.op for node in torch.fx.symbolic_trace(Net()).graph.nodes]
+    assert operations == ["placeholder", "call_module", "output"]
+
+
+def test_images_do_not_reach_each_other() -> None:
+    x = torch.randn(3, 4, 9, 9)
+    x[1, 2, 4, 4] = torch.nan
+    y = winograd_conv2d(x, torch.randn(2, 4, 3, 3), None, Tiles((9, 9)))
+    assert [image.isfinite().all().item() for image in y] == [True, False, True]
+    assert y[1].isnan().any()

@@ -78,7 +78,7 @@ class RegionBags:
             for part in self.parts:
                 counts[part.rows] = part.index.shape[3]
             first = bins * (counts.cumsum(0) - counts)
-            index = whole.index.new_empty(bins * int(counts.sum()))
+            index = whole.index.new_empty(sum(part.index.numel() for part in self.parts))
             weight = whole.weight.new_empty(len(index))
             for part in self.parts:
                 each = torch.arange(part.index[0].numel(), device=index.device)
