@@ -255,8 +255,9 @@ class _RoIPool(nn.Module):
         self.size = size
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], _: object) -> Tensor:
-        # which takes float32 alone, and the boxes in the dtype of the map
-        return roi_pool(x["0"].to(torch.float32).contiguous(), boxes, self.size, 1 / 16)
+        # which takes a map and boxes of float32 alone, also under autocast
+        boxes = [each.float() for each in boxes]
+        return roi_pool(x["0"].float().contiguous(), boxes, self.size, 1 / 16)
 
 
 class _NoResize(GeneralizedRCNNTransform):

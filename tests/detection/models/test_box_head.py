@@ -29,6 +29,18 @@ def test_the_mean_over_the_grid_by_hand():
     assert head(pooled).tolist() == [[3.0, 4.0], [1.0, 8.0]]
 
 
+@pytest.mark.parametrize("cells", [(1, 1), (5, 6), (7, 7), (14, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mean_is_of_all_cells_of_any_grid_in_its_dtype(cells, dtype):
+    pooled = torch.arange(2.0 * 3 * cells[0] * cells[1]).view(2, 3, *cells).to(dtype)
+    head = Conv5BoxHead(conv5=nn.Identity(), out_channels=3)
+    expected = pooled.float().flatten(2).mean(2)
+    found = head(pooled.to(memory_format=torch.channels_last).requires_grad_())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=1e-5)
+    torch.testing.assert_close(head(pooled).float(), expected, rtol=0.01, atol=1e-5)
+
+
 def test_regions_of_other_channels_are_refused():
     head = Conv5BoxHead(conv5=nn.Conv2d(8, 16, 3), out_channels=16)
     with pytest.raises(RuntimeError, match="channels"):

@@ -122,3 +122,38 @@ def test_cells_of_the_padding_are_never_read(kind):
     rois = regions(40, images=2, size=150)
     pooled = bags_of(kind, rois, (2, 9, 8), size=5, sizes=sizes).pool(feature)
     assert not pooled.isnan().any()
+
+
+@pytest.mark.parametrize("kind", ["max", "align"])
+def test_the_gradient_of_a_bf16_map_is_a_sum_over_all_regions(kind):
+    """Of 400 regions on the same cells; bf16 would stop adding at 256."""
+    feature = torch.randn((1, 4, 6, 6)).bfloat16().requires_grad_()
+    rois = torch.tensor([[0.0, 0, 0, 96, 96]]).expand(400, 5)
+    pooled = bags_of(kind, rois, (1, 6, 6), size=2).pool(feature)
+    pooled.sum().backward()
+    one = feature.detach().double().requires_grad_()
+    bags_of(kind, rois[:1].double(), (1, 6, 6), size=2).pool(one).sum().backward()
+    torch.testing.assert_close(feature.grad.double(), 400 * one.grad, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["max", "align"])
+def test_regions_of_many_kinds_are_each_by_itself(kind):
+    """Whose bins read from one cell to hundreds; in any order, with their gradient."""
+    torch.manual_seed(0)
+    feature = torch.randn((2, 3, 30, 40), dtype=torch.double, requires_grad=True)
+    sides = torch.tensor([4.0, 600, 30, 250, 90, 4, 430, 30])
+    rois = torch.stack(
+        (torch.arange(8) % 2, torch.full((8,), 9.0), torch.full((8,), 7.0), sides, sides * 0.7), 1
+    ).double()
+    bags = bags_of(kind, rois, (2, 30, 40), size=3, sampling_ratio=0)
+    assert len(bags.parts) > 3
+    together = bags.pool(feature)
+    each = [
+        bags_of(kind, roi[None], (2, 30, 40), size=3, sampling_ratio=0).pool(feature)
+        for roi in rois
+    ]
+    torch.testing.assert_close(together, torch.cat(each), rtol=0, atol=1e-12)
+    down = torch.randn_like(together)
+    (mine,) = torch.autograd.grad(together, feature, down)
+    (its,) = torch.autograd.grad(torch.cat(each), feature, down)
+    torch.testing.assert_close(mine, its, rtol=0, atol=1e-12)
