@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import create_backbone, winograd
@@ -490,6 +491,20 @@ def test_forward_mode_and_fx_see_a_convolution() -> None:
 
     operations = [node.op for node in torch.fx.symbolic_trace(Net()).graph.nodes]
     assert operations == ["placeholder", "call_module", "output"]
+
+
+@needs_onednn
+def test_who_watches_the_operators_sees_a_convolution() -> None:
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204, ARG002
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    conv, x = nn.Conv2d(512, 512, 3, padding=1), torch.randn(REGIONS)
+    with torch.no_grad(), Watch():
+        call(conv, x)
+    assert seen == ["aten.convolution.default"]
 
 
 def test_images_do_not_reach_each_other() -> None:
