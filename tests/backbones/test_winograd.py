@@ -496,7 +496,7 @@ def test_forward_mode_and_fx_see_a_convolution() -> None:
 @needs_onednn
 def test_who_watches_the_operators_sees_a_convolution() -> None:
     class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204, ARG002
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             seen.append(str(function))
             return function(*args, **(kwargs or {}))
 
