@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from backbones.convolve import is_traced
 from backbones.hooks import has_hooks
-from backbones.norm import FoldError, PointwiseNorm, folded_weight
+from backbones.norm import FoldError, PointwiseNorm, add_bias_, folded_weight
 from backbones.onednn import ONEDNN, has_onednn
 from backbones.padding import Padding, zero_padding_
 from backbones.resnet import BasicBlock, BlockEntry, Bottleneck, ResNet
@@ -55,8 +55,7 @@ class FusedConv2d(nn.Module):
         self.groups, self.kernel_size = conv.groups, conv.kernel_size
         self.fused, self.weight = has_onednn(weight), weight
         self._products: dict[tuple[SmallGrid, bool], FusedLinear] = {}
-        how = self.stride, self.padding, self.dilation, self.groups
-        self._kernel = kernel if keeps_its_size(self.kernel_size, *how) else None
+        self._kernel = kernel if keeps_its_size(self.kernel_size, *self._how) else None
         self._matrices: list[Tensor] | None = None  # of it, from its first map in tiles on
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,11 +93,14 @@ class FusedConv2d(nn.Module):
             )
         return F.relu_(into.add_(self._plain(x)))
 
+    @property
+    def _how(self) -> tuple[list[int], list[int], list[int], int]:
+        return self.stride, self.padding, self.dilation, self.groups
+
     def _small_grid(self, x: Tensor) -> SmallGrid | None:
         if self.weight.is_mkldnn or not len(x) or x.device.type != "cpu":
             return None
-        how = self.stride, self.padding, self.dilation, self.groups
-        return small_grid_of(x.shape, self.kernel_size, *how)
+        return small_grid_of(x.shape, self.kernel_size, *self._how)
 
     def _of_grid(self, x: Tensor, grid: SmallGrid, *, relu: bool) -> Tensor:
         """(N, K, H', W'), channels last, of a small grid, with a ReLU where it is asked for."""
@@ -113,9 +115,8 @@ class FusedConv2d(nn.Module):
     def _tiles(self, x: Tensor) -> Tiles | None:
         if is_traced(x):
             return None
-        how = self.stride, self.padding, self.dilation, self.groups
         weight = self.out_channels, x.shape[1], *self.kernel_size
-        return tiles_of(x, weight, *how, prepared=True)
+        return tiles_of(x, weight, *self._how, prepared=True)
 
     def _of_tiles(self, x: Tensor, tiles: Tiles) -> Tensor:
         kernel, matrices = self._kernel, self._matrices  # another thread may make them meanwhile
@@ -125,8 +126,7 @@ class FusedConv2d(nn.Module):
         return prepared_conv2d(x, matrices, self.bias, tiles)
 
     def _plain(self, x: Tensor) -> Tensor:
-        how = self.stride, self.padding, self.dilation, self.groups
-        return F.conv2d(x, self.weight, self.bias, *how)
+        return F.conv2d(x, self.weight, self.bias, *self._how)
 
     def _arguments(self, x: Tensor) -> tuple[object, ...]:
         # these operators want the padding before the stride
@@ -185,7 +185,7 @@ class FusedBottleneck(nn.Module):
             )
             self._entry = BlockEntry(
                 main=PointwiseNorm(
-                    main.out_channels, main, functools.partial(_add_bias_, self.conv1.bias)
+                    main.out_channels, main, functools.partial(add_bias_, self.conv1.bias)
                 ),
                 main_stride=block.conv1.stride[0],
                 # whose bias is in that of conv3
@@ -251,10 +251,6 @@ def _fused_shortcut(
     _, bias = folded_weight(conv, norm)
     last.bias = (last.bias.to(bias.dtype) + bias).to(dtype)
     return FusedConv2d(conv, norm, dtype, relu=False, with_bias=False)
-
-
-def _add_bias_(bias: Tensor, x: Tensor) -> Tensor:
-    return x.add_(bias.view(1, -1, 1, 1))
 
 
 class _DoneReLU(nn.ReLU):

@@ -121,13 +121,13 @@ def pointwise_norm(conv: nn.Conv2d, norm: nn.Module) -> PointwiseNorm:
     if _has_fixed_statistics(norm):
         scale, shift = scale_and_shift(norm)
         weight = (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
-        shift = shift.view(1, -1, 1, 1)
-        finish = functools.partial(_add_, shift)
+        finish = functools.partial(add_bias_, shift)
     return PointwiseNorm(conv.out_channels, functools.partial(F.conv2d, weight=weight), finish)
 
 
-def _add_(shift: Tensor, x: Tensor) -> Tensor:
-    return x.add_(shift.to(x.dtype))
+def add_bias_(bias: Tensor, x: Tensor) -> Tensor:
+    """Return `x`, (N, C, H, W), changed in place: `bias`, (C,), is added to its channels."""
+    return x.add_(bias.view(1, -1, 1, 1).to(x.dtype))
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Spread:
     """Sums of a map's cells, six by six for every tile, and back: the adjoint.
 
     R = N x t_h x t_w. down: (6, t_h, H), for each product of a column how it sums the cells of one.
-    across: (6 x t_w, W), the same of rows.
+    across: (6, t_w, W), the same of rows.
     """
 
     down: Tensor
@@ -111,7 +111,7 @@ class Spread:
         for down in self.down.split(_TOGETHER):
             summed = (down.flatten(0, 1) @ rows).view(n, _TOGETHER, -1, width, c)
             for some in summed.unbind(1):  # (N, t_h, W, C)
-                tiles = (self.across @ some).view(-1, PRODUCTS, self.across.shape[0] // PRODUCTS, c)
+                tiles = (self.across.flatten(0, 1) @ some).view(-1, *self.across.shape[:2], c)
                 yield tiles.transpose(0, 1).reshape(PRODUCTS, -1, c)
 
     def columns(self, tiles: Tensor, images: int) -> Tensor:
@@ -119,11 +119,12 @@ class Spread:
         _, t_h, _ = self.down.shape
         c = tiles.shape[-1]
         rows = tiles.view(PRODUCTS, images * t_h, -1, c).transpose(0, 1)
-        return (self.across.T @ rows.reshape(images * t_h, -1, c)).view(images, t_h, -1)
+        across = self.across.flatten(0, 1).T
+        return (across @ rows.reshape(images * t_h, -1, c)).view(images, t_h, -1)
 
     def rows(self, columns: list[Tensor]) -> Tensor:
         """Return a map (N, C, H, W), channels last, of those of all six."""
-        (n, _, row), height, width = columns[0].shape, self.down.shape[2], self.across.shape[1]
+        (n, _, row), height, width = columns[0].shape, self.down.shape[2], self.across.shape[2]
         made = torch.empty(
             (n, row // width, height, width),
             dtype=columns[0].dtype,
@@ -131,20 +132,12 @@ class Spread:
             memory_format=torch.channels_last,
         )
         rows = made.permute(0, 2, 3, 1).view(n, height, row)
-        for number, (some, down) in enumerate(
-            zip(_threes(columns), self.down.split(_TOGETHER), strict=True)
-        ):
-            stacked = torch.stack(some, dim=1).flatten(1, 2)  # (N, 3 x t_h, W x C)
-            back = down.flatten(0, 1).T.expand(n, -1, -1)
-            if number:
-                rows.baddbmm_(back, stacked)
-            else:
-                torch.bmm(back, stacked, out=rows)
+        for first in range(0, PRODUCTS, _TOGETHER):
+            some = slice(first, first + _TOGETHER)
+            stacked = torch.stack(columns[some], dim=1).flatten(1, 2)  # (N, 3 x t_h, W x C)
+            back = self.down[some].flatten(0, 1).T.expand(n, -1, -1)
+            rows.baddbmm_(back, stacked, beta=min(first, 1))  # 0: what was there does not count
         return made
-
-
-def _threes(columns: list[Tensor]) -> list[list[Tensor]]:
-    return [columns[first : first + _TOGETHER] for first in range(0, PRODUCTS, _TOGETHER)]
 
 
 @dataclass(frozen=True)
@@ -160,13 +153,11 @@ class Tiles:
 
     def reading(self, dtype: torch.dtype) -> Spread:
         """Return what is multiplied of a map."""
-        down, across = (_reading(size).to(dtype) for size in self.cells)
-        return Spread(down, across.flatten(0, 1))
+        return Spread(*(_reading(size).to(dtype) for size in self.cells))
 
     def writing(self, dtype: torch.dtype) -> Spread:
         """Return that of which the adjoint makes a result of the products."""
-        down, across = (_writing(size).to(dtype) for size in self.cells)
-        return Spread(down, across.flatten(0, 1))
+        return Spread(*(_writing(size).to(dtype) for size in self.cells))
 
 
 def _reading(size: int) -> Tensor:

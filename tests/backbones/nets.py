@@ -1,17 +1,20 @@
 """What the backbone tests share: random batch norm state, torchvision's networks, convolution and
-norm written out.
+norm written out, and what convolutions in tiles are held to.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones import FrozenBatchNorm2d
+from backbones.onednn import has_onednn
 
 
 def randomise_norms(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -106,3 +109,38 @@ def naive_maps(
         x = (y if shortcut == "none" else y + x).relu()
         found[f"conv{number + 1}"] = x
     return found
+
+
+def check_gradients(
+    found: Tensor, expected: Tensor, wanted: Sequence[Tensor], *, atol: float
+) -> None:
+    """Assert that two results give `wanted` the same gradients, from a random one of theirs."""
+    down = torch.randn_like(expected)
+    for mine, its in zip(
+        torch.autograd.grad(found, wanted, down),
+        torch.autograd.grad(expected, wanted, down),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, its, rtol=0, atol=atol)
+
+
+REGIONS = (100, 512, 7, 7)
+"""Of which torch's convolution is slower."""
+
+needs_onednn = pytest.mark.skipif(
+    not has_onednn(torch.zeros(1)), reason="without oneDNN convolutions are torch's"
+)
+
+
+def torchs(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(x, conv.weight, conv.bias, padding=1)
+
+
+LOST = {torch.float32: 4e-6, torch.bfloat16: 0.03}
+"""Of a number, by rounding; four to ten times what torch's convolutions lose, 1e-6 and 0.003."""
+
+
+def lost(found: Tensor, exact: Tensor) -> float:
+    """The error of numbers by their size, both as the root of their mean square."""
+    exact = exact.double()
+    return ((found.double() - exact).norm() / exact.norm()).item()

@@ -13,6 +13,7 @@ from backbones import convolve, create_backbone
 from backbones.fused import FusedConv2d
 from backbones.norm import conv_norm
 from backbones.small_grid import FEWEST, AllPairs, SmallGrid, Windows, small_grid_of
+from tests.backbones.nets import check_gradients
 
 
 def grid_for(conv: nn.Conv2d, *cells: int) -> SmallGrid | None:
@@ -93,13 +94,7 @@ def test_values_and_gradients_are_those_of_torch_s_convolution(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert found.is_contiguous() == expected.is_contiguous()
     wanted = x, conv.weight, conv.bias
-    down = torch.randn_like(expected)
-    for mine, its in zip(
-        torch.autograd.grad(found, wanted, down),
-        torch.autograd.grad(expected, wanted, down),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, its, rtol=0, atol=1e-11)
+    check_gradients(found, expected, wanted, atol=1e-11)
 
 
 def test_gradients_that_nobody_asks_for_are_not_made() -> None:
